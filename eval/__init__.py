@@ -1,0 +1,1 @@
+"""What is left after forgetting: accuracy, k-NN transfer, representation similarity."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: each has a plain PyTorch form that is its specification. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""From disk to `Batch`: image sets, forget requests, streams and the loader backends."""

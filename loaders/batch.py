@@ -1,0 +1,68 @@
+"""What every loader delivers, whatever its backend, and what it must do.
+
+The order of the samples, the augmentation and the composition of each global batch are functions of
+(seed, epoch, sample index). They do not depend on the number of ranks, the workers or the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Reads = Literal["forget", "retain", "mixed", "paired"]
+"""Which samples a phase reads.
+
+- ``forget``, ``retain``: that part of the training set, each sample once an epoch.
+- ``mixed``: both parts shuffled together, each sample once an epoch.
+- ``paired``: a retain batch, each sample once an epoch, with a forget batch of the same size
+  appended; the forget set is cycled, reshuffled at each turn.
+"""
+
+
+class Batch(NamedTuple):
+    """This rank's part of one global batch.
+
+    Letters: B samples on this rank, C channels (3), H x W pixels.
+    """
+
+    images: Tensor  # (B, C, H, W) floating point, normalised by the model's preset, channels-last
+    labels: Tensor  # (B,) int64, in [0, classes)
+    forget: Tensor  # (B,) bool, true where the sample is to be forgotten
+    index: Tensor  # (B,) int64, the sample's number in its image set
+    total: int  # samples of the global batch, the same on every rank
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; copies from pinned memory do not wait for the device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.forget.to(device, non_blocking=True),
+            self.index.to(device, non_blocking=True),
+            self.total,
+        )
+
+
+class Loader(Protocol):
+    """One image set, split into forget and retain, read by one rank."""
+
+    def train(self, reads: Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """This rank's batches of one epoch: shuffled, augmented, on the host or the device.
+
+        `skip` leaves out the first batches, as a resumed run needs; what follows is what would
+        have come without the interruption.
+        """
+        ...
+
+    def steps(self, reads: Reads) -> int:
+        """Global batches in one epoch of `train(reads, ...)`; equal on every rank."""
+        ...
+
+    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+        """This rank's share of `indices` (default: all), test transform, in order, none twice.
+
+        Over all ranks every index comes exactly once. A rank may receive nothing.
+        """
+        ...

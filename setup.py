@@ -1,0 +1,34 @@
+"""The folders of this checkout, installed under one name: ./engine is imported as letheon.engine."""
+
+from setuptools import setup
+
+FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
+
+setup(
+    name="letheon",
+    version="0.1.0",
+    description="Make trained image classifiers forget classes, fast, and measure what is left.",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[f"letheon.{folder}" for folder in FOLDERS],
+    package_dir={f"letheon.{folder}": folder for folder in FOLDERS},
+    package_data={"": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy>=2.0",
+        "scikit-learn>=1.5",
+        "pillow>=11",
+        "safetensors>=0.5",
+        "tyro>=1.0",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "ffcv": ["ffcv>=1.0.2; python_version < '3.12'"],
+        "dali": ["nvidia-dali-cuda130>=2.4"],
+        "faiss": ["faiss-cpu>=1.9"],
+        "faiss-gpu": ["faiss-gpu>=1.15"],
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "build>=1.2"],
+    },
+)
