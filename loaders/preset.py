@@ -1,0 +1,38 @@
+"""How a model wants its images: one preset per model, used for training and every evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Resize = Literal["short", "square", "crop-square", "none"]
+"""Evaluation geometry, before normalisation.
+
+- ``short``: the shorter side to `resize` pixels, then the central `size` x `size` (the usual rule).
+- ``square``: both sides to `resize`, aspect ratio lost, then the centre (the seed's rule).
+- ``crop-square``: the central square of share size/resize of the shorter side, then resized to
+  `size` (the rule of the EfficientNet family).
+- ``none``: the image is `size` x `size` already; any other is resized to it.
+"""
+
+Augment = Literal["none", "flip", "pad-crop-flip", "resized-crop-flip", "shift"]
+"""Training augmentation.
+
+- ``pad-crop-flip``: reflect-free zero padding by size/8, a random crop, a random mirror (CIFAR).
+- ``resized-crop-flip``: a crop of area 0.08..1 and ratio 3/4..4/3 resized to `size`, a random
+  mirror (ImageNet).
+- ``shift``: zero padding and a random crop, no mirror: for writing, which a mirror would change.
+"""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Geometry and normalisation of a model's input; mean and std are on the 0..1 scale."""
+
+    size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: Resize = "short"
+    resize_to: int = 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    augment: Augment = "resized-crop-flip"
