@@ -1,0 +1,138 @@
+"""Which samples come when: the composition of each global batch, and a rank's part of it.
+
+The global order is a function of (seed, epoch) and the sample numbers. Every backend reads this
+file, so all of them deliver the same batches; only the cut by rank knows about ranks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from letheon.kernels import keyed
+from letheon.loaders.batch import Reads
+from letheon.loaders.errors import InputError
+
+
+class Part(NamedTuple):
+    """One rank's part of one global batch."""
+
+    samples: NDArray[np.int64]  # (b,) numbers in the image set
+    turn: NDArray[np.int64]  # (b,) how often the sample has come before in this epoch
+    total: int  # samples of the global batch
+
+
+def sizes(n: int, batch_size: int) -> list[int]:
+    """Global batch sizes for n samples: full batches, then a rest of at least half a batch.
+
+    Where the rest is smaller than half a batch, the last two batches share what is left evenly,
+    so no step is taken on a handful of samples.
+    """
+    full, rest = divmod(n, batch_size)
+    if rest == 0:
+        return [batch_size] * full
+    if full == 0 or 2 * rest >= batch_size:
+        return [batch_size] * full + [rest]
+    left = batch_size + rest
+    return [batch_size] * (full - 1) + [left - left // 2, left // 2]
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """The rows of a global batch of `count` that belong to `rank`: contiguous, none twice."""
+    return slice(rank * count // world, (rank + 1) * count // world)
+
+
+def stream_sizes(
+    reads: Reads, forget: NDArray[np.bool_], batch_size: int, world: int = 1
+) -> list[int]:
+    """Global batch sizes of one epoch; for ``paired`` those of the retain half.
+
+    Raises:
+        InputError: The stream is empty, or one of its batches has fewer samples than ranks.
+    """
+    chosen = int(forget.sum())
+    kept = len(forget) - chosen
+    n = {"forget": chosen, "retain": kept, "mixed": len(forget), "paired": kept}[reads]
+    if n == 0 or (reads == "paired" and chosen == 0):
+        raise InputError(
+            f"got {chosen} forget and {kept} retain samples, expected at least one of each kind "
+            f"that a '{reads}' phase reads; change the forget request"
+        )
+    parts = sizes(n, batch_size)
+    if min(parts) < world:
+        raise InputError(
+            f"got a '{reads}' batch of {min(parts)} samples for {world} processes, expected at "
+            "least one sample each; start fewer processes or change the batch size"
+        )
+    return parts
+
+
+def _shuffled(indices: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """`indices` by the keyed number of each sample: leaving samples out keeps the others' order."""
+    keys = keyed.hashed(seed, "order", epoch, torch.from_numpy(indices), 1)[:, 0]
+    return indices[torch.argsort(keys, stable=True).numpy()]
+
+
+def turn_epoch(epoch: int, turn: int) -> int:
+    """The number that stands for the epoch in keyed draws at the given turn; turn 0 is `epoch`."""
+    return epoch + (turn << 32)
+
+
+def epoch_parts(
+    reads: Reads,
+    forget: NDArray[np.bool_],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+) -> list[Part]:
+    """This rank's parts of all the global batches of one epoch.
+
+    For ``paired`` a part is the rank's share of the retain half followed by its share of the
+    forget half. The forget half runs through the forget set turn after turn, each turn in a new
+    order, and starts anew with the epoch.
+
+    Raises:
+        InputError: As `stream_sizes`.
+    """
+    counts = stream_sizes(reads, forget, batch_size, world)
+    everyone = np.arange(len(forget))
+    chosen = {"forget": forget, "mixed": np.ones_like(forget)}.get(reads, ~forget)
+    main = _shuffled(everyone[chosen], seed, epoch)
+    cycle = turns = main[:0]
+    if reads == "paired":
+        members = everyone[forget]
+        rounds = range(-(-len(main) // len(members)))
+        cycle = np.concatenate([_shuffled(members, seed, turn_epoch(epoch, t)) for t in rounds])
+        turns = np.repeat(np.arange(len(rounds)), len(members))
+    parts: list[Part] = []
+    start = 0
+    for count in counts:
+        mine = share(count, rank, world)
+        rows = slice(start + mine.start, start + mine.stop)
+        samples = np.concatenate([main[rows], cycle[rows]])
+        turn = np.concatenate([np.zeros_like(main[rows]), turns[rows]])
+        parts.append(Part(samples, turn, 2 * count if reads == "paired" else count))
+        start += count
+    return parts
+
+
+def audit(reads: Reads, flags: NDArray[np.bool_]) -> None:
+    """Check one part's forget flags, looked up by index, against the phase that reads it.
+
+    Raises:
+        RuntimeError: A forget sample in a retain-only place or the reverse: a fault of ours.
+    """
+    half = len(flags) // 2
+    right = {
+        "mixed": True,
+        "retain": not flags.any(),
+        "forget": flags.all(),
+        "paired": not flags[:half].any() and flags[half:].all(),
+    }[reads]
+    if not right:
+        raise RuntimeError(f"the '{reads}' stream mixed up forget and retain samples")
