@@ -1,0 +1,213 @@
+"""Timing that survives a busy machine: variants interleaved, medians with their spread, CSV rows.
+
+    rows = compare("similarity", {"plain": plain, "compiled": compiled}, repeats=30, x=256)
+    write(rows, "results/kernels_cpu.csv")
+
+Every repeat runs each variant once, in turn, so that a neighbour's load falls on all of them.
+Compile and warm-up lie outside the clock. A results file is never edited by hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results file; `median`, `p20` and `p80` are in `unit`, over `n` repeats."""
+
+    name: str
+    variant: str
+    mode: str
+    metric: str
+    unit: str
+    x: str
+    median: float
+    p20: float
+    p80: float
+    n: int
+    device: str
+    versions: str
+    revision: str
+    power_limit: str
+
+
+def row(
+    name: str, variant: str, values: Sequence[float], *,
+    metric: str = "time", unit: str = "ms", mode: str = "forward", x: object = "",
+    device: str | None = None,
+) -> Row:  # fmt: skip
+    """A row from repeated measurements; `device` is "cpu" or "cuda", by default where CUDA is."""
+    on_cuda = (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda")
+    low, high = spread(values)
+    return Row(
+        name, variant, mode, metric, unit, str(x),
+        _digits(statistics.median(values)), _digits(low), _digits(high), len(values),
+        describe_gpu() if on_cuda else describe_cpu(),
+        describe_versions(), revision(), power_limit() if on_cuda else "",
+    )  # fmt: skip
+
+
+def compare(
+    name: str,
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int = 30,
+    warmup: int = 3,
+    *,
+    mode: str = "forward",
+    x: object = "",
+    device: str = "cpu",
+    setup: Callable[[], object] | None = None,
+) -> list[Row]:
+    """Milliseconds of each variant, interleaved; `setup` runs before each, outside the clock."""
+    times = interleave(variants, repeats, warmup, device=device, setup=setup)
+    return [row(name, v, t, mode=mode, x=x, device=device) for v, t in times.items()]
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 3,
+    *,
+    device: str = "cpu",
+    setup: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
+    """Milliseconds per call: CUDA events on a GPU, the host's clock elsewhere."""
+    for _ in range(warmup):
+        for run in variants.values():
+            if setup is not None:
+                setup()
+            run()
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for _ in range(repeats):
+        for variant, run in variants.items():
+            if setup is not None:
+                setup()
+            times[variant].append(_cuda_ms(run) if device.startswith("cuda") else _host_ms(run))
+    return times
+
+
+def _host_ms(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _cuda_ms(run: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """The 20th and 80th percentile."""
+    if len(values) < 2:
+        return values[0], values[0]
+    cuts = statistics.quantiles(values, n=5, method="inclusive")
+    return cuts[0], cuts[3]
+
+
+def ratio(rows: Sequence[Row], variant: str, baseline: str) -> float:
+    """How many times faster `variant` is than `baseline`, by medians of rows with time."""
+    medians = {r.variant: r.median for r in rows}
+    return medians[baseline] / medians[variant]
+
+
+def write(rows: Sequence[Row], path: str | Path, append: bool = False) -> None:
+    """Write the rows as CSV, with a header where the file is new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not append or not path.exists()
+    with path.open("w" if fresh else "a", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(asdict(r) for r in rows)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows as an aligned table, without the columns that are the same in all."""
+    for r in rows:
+        span = f"[{r.p20:g}, {r.p80:g}]"
+        print(f"{r.name:24} {r.x!s:>16} {r.variant:28} {r.mode:9} "
+              f"{r.median:>10g} {r.unit:10} {span:24} n={r.n}", flush=True)  # fmt: skip
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+@cache
+def describe_cpu() -> str:
+    """The processor's name, and the threads that torch uses."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+@cache
+def describe_gpu() -> str:
+    """The first GPU's name."""
+    return torch.cuda.get_device_name(0)
+
+
+@cache
+def describe_versions() -> str:
+    """Versions of Python, torch, CUDA and Triton."""
+    parts = [f"python {platform.python_version()}", f"torch {torch.__version__}"]
+    if torch.cuda.is_available():
+        parts.append(f"cuda {torch.version.cuda}")
+        parts.append(f"cudnn {torch.backends.cudnn.version()}")
+    try:
+        import triton
+
+        parts.append(f"triton {triton.__version__}")
+    except ImportError:
+        pass
+    return "; ".join(parts)
+
+
+@cache
+def revision() -> str:
+    """The short commit of this checkout, with + where files differ from it; "" outside git."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+@cache
+def power_limit() -> str:
+    """The first GPU's power limit as nvidia-smi prints it, or ""."""
+    try:
+        query = ["nvidia-smi", "-i", "0", "--query-gpu=power.limit", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,104 @@
+"""Crop, mirror, resize and normalise a batch of uint8 images that already lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from letheon.kernels.backend import takes_triton
+
+Filter = Literal["box", "bilinear"]
+_CHUNK = 1 << 24  # source values in float32 at once in the plain form: 64 MiB
+
+
+def crop_resize_normalise(
+    images: Tensor,
+    boxes: Tensor,
+    source: Tensor,
+    flip: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    filter: Filter = "box",
+) -> Tensor:
+    """One image per box: (pixel / 255 - mean) / std of the resized crop. No host sync.
+
+    `box` is the exact area average: an output pixel is the mean of the source over its rectangle,
+    source pixels being constant squares; edges may be fractional. `bilinear` is the antialiased
+    triangle filter of Pillow and of `interpolate(antialias=True)`, before their rounding to
+    integers; only pixels whose centre is in the box count.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        boxes: (B, 4) float: top, left, height, width in source pixels, inside the image (not
+            checked) and at least one pixel high and wide.
+        source: (B,) int64, which image each box is of.
+        flip: (B,) bool, mirror left to right.
+        size: output height and width.
+        mean: of the three channels on the 0..1 scale.
+        std: likewise.
+        dtype: of the result; all arithmetic before is float32.
+        filter: see above.
+
+    Returns:
+        (B, 3, size, size), channels-last in memory.
+    """
+    if takes_triton(images):
+        from letheon.kernels.augment_triton import crop_resize_normalise_triton as form
+    else:
+        form = crop_resize_normalise_reference
+    return form(images, boxes, source, flip, size, mean, std, dtype, filter)
+
+
+def crop_resize_normalise_reference(
+    images: Tensor,
+    boxes: Tensor,
+    source: Tensor,
+    flip: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    filter: Filter = "box",
+) -> Tensor:
+    """`crop_resize_normalise` in plain PyTorch: two matrix products per image."""
+    b, (height, width) = len(boxes), images.shape[1:3]
+    boxes = boxes.float()
+    rows = _weights(boxes[:, 0], boxes[:, 2], size, height, filter)  # (B, size, H)
+    columns = _weights(boxes[:, 1], boxes[:, 3], size, width, filter)  # (B, size, W)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    # (pixel / 255 - mean) / std as one product and one sum.
+    scale = 1 / (255 * torch.tensor(std, device=images.device))
+    offset = -torch.tensor(mean, device=images.device) * 255 * scale
+    out = torch.empty(b, size, size, 3, dtype=dtype, device=images.device)
+    step = max(1, _CHUNK // max(height * width * 3, 1))
+    for start in range(0, b, step):
+        part = slice(start, start + step)
+        pixels = images[source[part]].float()  # (b, H, W, 3)
+        tall = torch.bmm(rows[part], pixels.flatten(2)).view(-1, size, width, 3)
+        wide = torch.matmul(columns[part, None], tall)  # (b, size, size, 3)
+        out[part] = (wide * scale + offset).to(dtype)
+    return out.permute(0, 3, 1, 2)
+
+
+def _weights(start: Tensor, extent: Tensor, size: int, length: int, filter: Filter) -> Tensor:
+    """(B, size, length) float32: the share of each source pixel in each output pixel."""
+    scale = (extent / size)[:, None, None]  # source pixels per output pixel
+    cell = torch.arange(size, device=start.device)[None, :, None]
+    pixel = torch.arange(length, device=start.device)[None, None, :]
+    first = start[:, None, None]
+    if filter == "box":
+        left, right = first + cell * scale, first + (cell + 1) * scale
+        shares = (torch.minimum(right, pixel + 1) - torch.maximum(left, pixel)).clamp_min(0)
+    elif filter == "bilinear":
+        centre = first + (cell + 0.5) * scale
+        shares = (1 - (pixel + 0.5 - centre).abs() / scale.clamp_min(1)).clamp_min(0)
+        inside = (pixel + 0.5 >= first) & (pixel + 0.5 < first + extent[:, None, None])
+        shares = shares * inside
+    else:
+        raise ValueError(f"got filter {filter!r}, expected 'box' or 'bilinear'")
+    return shares / shares.sum(2, keepdim=True)

@@ -1,0 +1,129 @@
+"""Losses between two networks' views of a batch: which samples look alike, how far, at which angle.
+
+Student and teacher may differ in width; only relations between samples are compared. The batch
+the relations are taken over is the batch that is passed in: gather the features over ranks first
+for relations across ranks. No Triton form: the products are plain matrix products, and what is
+left is (b, b).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from letheon.kernels.gram import as_rows, gram
+
+_CHUNK = 1 << 24  # cosines in memory at once in angle_loss: 64 MiB in float32
+
+
+def similarity_loss(student: Tensor, teacher: Tensor, squared: bool = True) -> Tensor:
+    """The similarity-preserving loss (Tung and Mori 2019, equations 1 to 4), a scalar.
+
+    The Gram matrices of both feature sets, each row scaled to length one, are compared by the
+    squared Frobenius norm of their difference, divided by b^2. `squared=False` is the norm itself
+    over b^2, as the published unlearning code has it; its gradient where the matrices agree
+    exactly is defined as zero.
+
+    Args:
+        student: (b, ...) any float type; read without a copy when contiguous or channels-last.
+        teacher: (b, ...), its width free; usually without gradient.
+        squared: the paper's form.
+
+    Returns:
+        0-dim float32 (float64 for float64 features); zero for an empty batch. No host sync.
+    """
+    b = student.shape[0]
+    difference = F.normalize(gram(student)) - F.normalize(gram(teacher))  # (b, b)
+    total = difference.square().sum()
+    if not squared:
+        positive = total > 0
+        total = torch.where(positive, torch.where(positive, total, 1).sqrt(), 0)
+    return total / max(b * b, 1)
+
+
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distance-wise relational distillation (Park et al. 2019, equations 6 and 7), a scalar.
+
+    Pairwise Euclidean distances, each divided by the mean of its matrix's nonzero distances, then
+    the Huber loss between the two, averaged over the b(b-1) ordered pairs of two samples. The
+    authors' code averages over all b^2 entries, the zero diagonal included: theirs is this times
+    (b-1)/b. Features as in `similarity_loss`; zero for fewer than two samples.
+    """
+    b = student.shape[0]
+    ours, theirs = _scaled_distances(student), _scaled_distances(teacher)
+    return F.smooth_l1_loss(ours, theirs, reduction="sum") / max(b * (b - 1), 1)
+
+
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Angle-wise relational distillation (Park et al. 2019, equations 8 and 9), a scalar.
+
+    The Huber loss between the cosines of the angle that samples i and k make at sample j, averaged
+    over the b(b-1)(b-2) ordered triplets of three different samples. The authors' code averages
+    over all b^3, whose other entries are zero: theirs is this times (b-1)(b-2)/b^2. Where two
+    samples coincide the angle is undefined: its cosine counts as zero and has no gradient.
+
+    Cosines come from the (b, b) Gram matrix, so nothing of size b^2 d exists, and in blocks of
+    anchors j that are computed again in the backward pass, so nothing of size b^3 does. Features
+    as in `similarity_loss`; zero for fewer than three samples.
+    """
+    b = student.shape[0]
+    ours, theirs = _centred_gram(student), _centred_gram(teacher)
+    total = ours.new_zeros(()) + 0 * ours.sum()
+    anchors = max(1, _CHUNK // max(b * b, 1))
+    for first in range(0, b, anchors):
+        last = min(first + anchors, b)
+        if first == 0 and last == b:
+            total = total + _angle_sum(ours, theirs, first, last)
+        else:
+            total = total + checkpoint(
+                _angle_sum, ours, theirs, first, last,
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
+    return total / max(b * (b - 1) * (b - 2), 1)
+
+
+def _centred_gram(features: Tensor) -> Tensor:
+    """(b, b); centring moves no distance or angle and keeps their differences from cancelling."""
+    rows = as_rows(features)
+    if rows.dtype != torch.float64:
+        rows = rows.float()
+    return gram(rows - rows.mean(0))
+
+
+def _squared_distances(products: Tensor) -> Tensor:
+    """(b, b), never negative, from the Gram matrix."""
+    norms = products.diagonal()
+    squares = (norms[:, None] + norms[None, :] - 2 * products).clamp_min(0)
+    # Rounding leaves about eps * norm where two samples coincide; below that it is zero.
+    noise = 8 * torch.finfo(products.dtype).eps * (norms[:, None] + norms[None, :])
+    return torch.where(squares > noise, squares, 0)
+
+
+def _scaled_distances(features: Tensor) -> Tensor:
+    """(b, b) distances over the mean of the nonzero ones; zero gradient at zero distance."""
+    squares = _squared_distances(_centred_gram(features))
+    apart = squares > 0
+    distances = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+    return distances / (distances.sum() / apart.sum().clamp_min(1)).clamp_min(1e-12)
+
+
+def _angle_sum(ours: Tensor, theirs: Tensor, first: int, last: int) -> Tensor:
+    """Sum of the Huber losses over the triplets whose middle sample is in [first, last)."""
+    return F.smooth_l1_loss(
+        _cosines(ours, first, last), _cosines(theirs, first, last), reduction="sum"
+    )
+
+
+def _cosines(products: Tensor, first: int, last: int) -> Tensor:
+    """(last-first, b, b): entry (j, i, k) is the cosine at j between i and k, 0 where undefined."""
+    squares = _squared_distances(products)[first:last]  # (anchors, b)
+    apart = squares > 0
+    inverse = torch.where(apart, torch.where(apart, squares, 1).rsqrt(), 0)
+    at = products[first:last]  # (anchors, b): <j, i>
+    own = products.diagonal()[first:last, None, None]  # <j, j>
+    inner = products[None] - at[:, :, None] - at[:, None, :] + own  # <i - j, k - j>
+    # i = k is no angle: its cosine is one in both networks up to rounding, left out exactly.
+    other = ~torch.eye(products.shape[0], dtype=torch.bool, device=products.device)
+    return inner * inverse[:, :, None] * inverse[:, None, :] * other
