@@ -1,0 +1,139 @@
+"""The processes of one job: joining them, summing over them, and agreeing before anything is done.
+
+torchrun says who is who through the environment; plain `python` is one rank and needs no process
+group. gloo carries CPU tensors, nccl CUDA tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from letheon.loaders.errors import InputError
+from letheon.loaders.order import share
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place in the job; `world` is the same on every rank."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise InputError(f"got --device {wanted}; expected auto, cpu or cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("got --device cuda; no CUDA device is visible; use --device cpu or auto")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"got local rank {local_rank}; this machine shows {torch.cuda.device_count()} GPUs; "
+            "lower --nproc_per_node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Join the job that torchrun described (or be the only rank), and leave it at the end."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = _device(device, local_rank)
+    ranks = Ranks(int(os.environ.get("RANK", "0")), world, local_rank, place)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if world > 1:
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend)
+    try:
+        yield ranks
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def sum_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
+    """Replace each tensor by its sum over the ranks, in place: one collective per dtype.
+
+    All ranks pass the same shapes and dtypes, on the same kind of device. The result is bitwise
+    equal on every rank.
+    """
+    if ranks.world == 1:
+        return
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        group = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = _flatten_dense_tensors([tensor.contiguous() for tensor in group])
+        dist.all_reduce(flat)
+        contiguous = [torch.empty(tensor.shape, device="meta") for tensor in group]
+        for tensor, part in zip(group, _unflatten_dense_tensors(flat, contiguous), strict=True):
+            tensor.copy_(part)
+
+
+def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tensor:
+    """The rows of all ranks, in rank order, on every rank; ranks may hold different row counts.
+
+    Args:
+        tensor: (n_rank, ...) any dtype; trailing sizes equal on all ranks. No gradient flows.
+        ranks: the job.
+        total: rows over all ranks where they are shared out as a training batch's; without it the ranks
+            tell each other their counts first, which waits for the device.
+
+    Returns:
+        (sum of n_rank, ...), bitwise equal on every rank.
+    """
+    if ranks.world == 1:
+        return tensor
+    if total is None:
+        counts = torch.tensor([len(tensor)], device=tensor.device)
+        all_counts = [torch.zeros_like(counts) for _ in range(ranks.world)]
+        dist.all_gather(all_counts, counts)
+        sizes = [int(count) for count in all_counts]
+    else:
+        parts_of = (share(total, rank, ranks.world) for rank in range(ranks.world))
+        sizes = [part.stop - part.start for part in parts_of]
+    plain = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+    padded = plain.new_zeros((max(sizes), *tensor.shape[1:]))
+    padded[: len(tensor)] = plain
+    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
+    dist.all_gather(parts, padded)
+    rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return rows.to(tensor.dtype)
+
+
+def agree(ranks: Ranks, problem: str | None = None) -> None:
+    """Meet the other ranks; if any has a problem, raise the first one as InputError on all."""
+    problems: list[str | None] = [problem]
+    if ranks.world > 1:
+        problems = [None] * ranks.world
+        dist.all_gather_object(problems, problem)
+    first = next((text for text in problems if text is not None), None)
+    if first is not None:
+        raise InputError(first)
+
+
+def require_equal(ranks: Ranks, what: str, value: str) -> None:
+    """Raise on all ranks, naming the odd ones, unless `value` is the same everywhere."""
+    if ranks.world == 1:
+        return
+    values = [""] * ranks.world
+    dist.all_gather_object(values, value)
+    odd = [rank for rank, other in enumerate(values) if other != values[0]]
+    if odd:
+        raise RuntimeError(f"{what} differ between rank 0 and ranks {odd}: the job is inconsistent")

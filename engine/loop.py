@@ -1,0 +1,228 @@
+"""The one training loop. The events of a method, each called by name at its place:
+
+    method.prepare(run)
+    for number in range(epochs):
+        for phase in method.epoch(run, number):
+            for batch in loader.train(phase.reads):
+                loss = phase.loss(net, batch);  backward;  gradients averaged over ranks
+                method.edit_grads(run)
+                optimizer.step()
+                method.edit_weights(run)
+    method.finish(run)
+
+The step never waits for the host: losses and counts stay on the device and are read once a phase.
+Each rank's loss is weighted by its share of the global batch, so an uneven last batch counts each
+sample once whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from letheon.engine.checkpoint import weights_digest
+from letheon.engine.distributed import require_equal, sum_over_ranks
+from letheon.engine.method import Loss, Method, Phase, Run
+
+Log = Callable[..., None]
+"""Called as log(kind, **numbers); a no-op on all ranks but the first."""
+
+
+@dataclass
+class Seconds:
+    """Wall clock of one run, in seconds; evaluation and saving are nobody's training time."""
+
+    prepare: float = 0.0  # teachers, masks, one-shot edits
+    compile: float = 0.0  # the first call of each compiled graph
+    train: float = 0.0  # everything else between the first batch and the last step
+
+
+@dataclass
+class _Step:
+    """What one step needs, built once after `prepare`."""
+
+    net: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]  # by the phase's slot
+    scaler: torch.amp.GradScaler
+    losses: dict[str, Loss] = field(default_factory=dict)
+
+
+def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Seconds:
+    """Train `run.model` in place as `method` says.
+
+    Returns:
+        The seconds spent; equal weights on every rank are checked by digest after `prepare` and
+        at the end.
+
+    Raises:
+        FloatingPointError: a phase's mean loss is not finite (on every rank).
+        RuntimeError: a retain phase met a forget sample, or the ranks' weights differ.
+    """
+    seconds = Seconds()
+    run.epoch = run.epoch.to(run.ranks.device)
+    run.precision.apply(run.model, run.ranks.device)
+    started = time.perf_counter()
+    method.prepare(run)
+    require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
+    seconds.prepare = time.perf_counter() - started
+    step = _assemble(run)
+    started = time.perf_counter()
+    for number in range(run.recipe.epochs):
+        run.epoch.fill_(number)
+        for phase in method.epoch(run, number):
+            _pass(method, run, step, phase, number, seconds, log)
+    seconds.train = time.perf_counter() - started - seconds.compile
+    method.finish(run)
+    run.model.eval()
+    require_equal(run.ranks, "weights at the end", weights_digest(run.model))
+    return seconds
+
+
+def _assemble(run: Run) -> _Step:
+    """Wrap the model for the ranks and build the optimiser."""
+    net: nn.Module = run.model
+    cuda = run.ranks.device.type == "cuda"
+    if run.ranks.world > 1 and run.parameters:
+        if run.recipe.batch_norm == "sync":
+            run.model.net = nn.SyncBatchNorm.convert_sync_batchnorm(run.model.net)
+        net = DistributedDataParallel(
+            run.model,
+            device_ids=[run.ranks.device] if cuda else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    scaler = torch.amp.GradScaler(run.ranks.device.type, enabled=run.precision.scales_loss)
+    return _Step(net, {}, scaler)
+
+
+def _pass(
+    method: Method, run: Run, step: _Step, phase: Phase, number: int, seconds: Seconds, log: Log
+) -> None:
+    """One phase of one epoch: all its batches, then one look at what they added up to."""
+    _set_mode(run, phase)
+    steps = run.loader.steps(phase.reads)
+    device = run.ranks.device
+    if phase.slot not in step.optimizers:
+        step.optimizers[phase.slot] = run.recipe.optimiser(run.parameters)
+    optimizer = step.optimizers[phase.slot]
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, samples, forget, retain
+    started = time.perf_counter()
+    for position, batch in enumerate(_bar(run, phase, number, steps)):
+        batch = batch.to(device)
+        rate = run.recipe.rate(number + position / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        first = phase.name not in step.losses
+        begun = time.perf_counter()
+        loss_of = step.losses.setdefault(phase.name, _compiled(run, phase))
+        with run.precision.autocast(device):
+            loss = loss_of(step.net, batch)
+        share = len(batch.labels) * run.ranks.world / batch.total
+        step.scaler.scale(loss * share).backward()
+        if first and run.precision.compile != "off":
+            seconds.compile += time.perf_counter() - begun
+        if step.scaler.is_enabled():
+            step.scaler.unscale_(optimizer)
+        method.edit_grads(run)
+        step.scaler.step(optimizer)
+        step.scaler.update()
+        method.edit_weights(run)
+        optimizer.zero_grad(set_to_none=True)
+        told = run.forget[batch.index].sum()
+        sums += torch.stack(
+            [loss.detach().double() * len(batch.labels), *_counts(batch.labels, told)]
+        )
+    sum_over_ranks([sums], run.ranks)
+    _average_batch_norm(run, phase)
+    total, samples, forget, retain = sums.tolist()
+    elapsed = time.perf_counter() - started
+    mean = total / samples
+    log(
+        "phase",
+        epoch=number,
+        phase=phase.name,
+        reads=phase.reads,
+        loss=mean if math.isfinite(mean) else str(mean),
+        forget_read=int(forget),
+        retain_read=int(retain),
+        lr=rate,
+        seconds=elapsed,
+        images_per_second=samples / elapsed,
+    )
+    _audit(phase, int(forget), int(retain))
+    if not math.isfinite(mean):
+        raise FloatingPointError(
+            f"mean loss of phase {phase.name} in epoch {number} is {mean}; lower --lr or --epochs"
+        )
+
+
+def _counts(labels: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples, forget samples and retain samples of this rank's batch, as float64 scalars."""
+    samples = torch.full((), len(labels), dtype=torch.float64, device=told.device)
+    return samples, told.double(), samples - told
+
+
+def _audit(phase: Phase, forget: int, retain: int) -> None:
+    """By index, not by the loader's flag: a phase read only what it says it reads."""
+    if phase.reads == "retain" and forget:
+        raise RuntimeError(f"phase {phase.name} reads retain but met {forget} forget samples")
+    if phase.reads == "forget" and retain:
+        raise RuntimeError(f"phase {phase.name} reads forget but met {retain} retain samples")
+
+
+def _compiled(run: Run, phase: Phase) -> Loss:
+    """The phase's loss, compiled whole where the run asks for it."""
+    if run.precision.compile == "off":
+        return phase.loss
+    mode = "max-autotune" if run.precision.compile == "max" else "default"
+    return torch.compile(phase.loss, fullgraph=True, dynamic=False, mode=mode)
+
+
+def _bar(run: Run, phase: Phase, number: int, steps: int) -> Iterator:  # type: ignore[type-arg]
+    """The phase's batches, with a progress bar on rank 0 of a terminal."""
+    yield from tqdm(
+        run.loader.train(phase.reads, number),
+        total=steps,
+        desc=f"epoch {number + 1}/{run.recipe.epochs} {phase.name}",
+        disable=None if run.ranks.main else True,
+        leave=False,
+    )
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch-norm layers of a model, in its own order."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _frozen(run: Run, phase: Phase) -> bool:
+    return phase.batch_norm == "frozen" or run.recipe.batch_norm == "frozen"
+
+
+def _set_mode(run: Run, phase: Phase) -> None:
+    run.model.train()
+    if _frozen(run, phase):
+        for layer in batch_norms(run.model):
+            layer.eval()
+
+
+def _average_batch_norm(run: Run, phase: Phase) -> None:
+    """Make the running statistics equal on all ranks: their mean."""
+    if run.ranks.world == 1 or _frozen(run, phase):
+        return
+    buffers = [
+        buffer
+        for layer in batch_norms(run.model)
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    ]
+    sum_over_ranks(buffers, run.ranks)
+    for buffer in buffers:
+        buffer /= dist.get_world_size()

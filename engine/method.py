@@ -1,0 +1,98 @@
+"""The contract of a method: what the loop asks of it, and what it may touch.
+
+A method is a frozen dataclass whose fields are its hyperparameters, in one file of `methods/`.
+It holds no state: what it needs between events lives in the `Run`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.loaders.batch import Batch, Loader, Reads
+
+if TYPE_CHECKING:
+    from letheon.engine.model import Classifier
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One pass over one stream with one loss."""
+
+    name: str  # in records, and the key of the compiled graph: one loss per name in a run
+    reads: Reads
+    loss: Loss
+    batch_norm: Literal["recipe", "frozen"] = "recipe"
+    """frozen: running statistics are used and kept, whatever the recipe says. The right choice
+    where only forget samples are read, which would otherwise become the statistics."""
+    slot: str = "main"
+    """Which optimiser steps; each slot has its own momentum."""
+
+
+@dataclass
+class Run:
+    """What a method may touch. Everything but `loader` and `ranks` is equal on every rank."""
+
+    model: Classifier  # the network being edited, unwrapped, on the device
+    loader: Loader  # the training set, split into forget and retain
+    recipe: Recipe
+    ranks: Ranks
+    seed: int
+    forget: Tensor  # (N,) bool on the device: which training samples are to be forgotten
+    forget_classes: tuple[int, ...]  # sorted ids; empty when single samples are forgotten
+    precision: Precision = field(default_factory=Precision)
+    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What a method keeps between its events: masks, class means. Never saved."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the order of the model's own listing."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def teacher(self) -> Classifier:
+        """A frozen copy of the model as it is at the first call (so call it in `prepare`)."""
+        if "teacher" not in self.state:
+            copied = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self.state["teacher"] = copied
+        teacher: Classifier = self.state["teacher"]
+        return teacher
+
+
+class Method:
+    """One way to forget. Override only what differs; every default does nothing.
+
+    A one-shot method returns no phases and does its work in `prepare`.
+    """
+
+    recipe: Recipe
+    fresh: ClassVar[bool] = False
+    """True for a method that starts from new weights instead of the trained ones."""
+
+    def prepare(self, run: Run) -> None:
+        """Once, before compile and DDP: teachers, masks, surgery, one-shot edits of the weights."""
+
+    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+        """The passes of one epoch, in order."""
+        return []
+
+    def edit_grads(self, run: Run) -> None:
+        """Gradients are unscaled and equal on all ranks; the optimiser has not stepped."""
+
+    def edit_weights(self, run: Run) -> None:
+        """The optimiser has stepped."""
+
+    def finish(self, run: Run) -> None:
+        """Remove what was added; leave a model of the architecture it had."""

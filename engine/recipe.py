@@ -1,0 +1,70 @@
+"""How a run is optimised: epochs, batch, rate, optimiser, batch-norm policy. Fields of every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from letheon.loaders.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisation of one run. `batch_size` is global: it does not change with the ranks."""
+
+    epochs: int = 10
+    """Passes of the method's phases."""
+    lr: float = 0.01
+    """Peak learning rate."""
+    batch_size: int = 256
+    """Samples of one global batch, over all ranks."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    """SGD's momentum; AdamW uses its own defaults."""
+    weight_decay: float = 5e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Rate after warm-up, by step; cosine and linear end at 0."""
+    warmup: float = 0.0
+    """Epochs of linear warm-up from 0 to lr."""
+    batch_norm: Literal["local", "sync", "frozen"] = "local"
+    """local: each rank's own batch statistics, running ones averaged over ranks each epoch;
+    sync: statistics of the global batch (CUDA); frozen: running statistics, unchanged."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name, lowest in (("epochs", 0), ("batch_size", 1)):
+            if getattr(self, name) < lowest:
+                raise InputError(f"got {name} {getattr(self, name)}; expected {lowest} or more")
+        for name in ("lr", "weight_decay", "warmup"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"got {name} {value}; expected a finite number of 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"got momentum {self.momentum}; expected 0 <= momentum < 1")
+        if self.epochs and self.warmup > self.epochs:
+            raise InputError(
+                f"got warmup {self.warmup} for {self.epochs} epochs; expected at most the epochs"
+            )
+
+    def rate(self, epoch: float) -> float:
+        """Learning rate at a moment, counted in epochs (2.5 is half way through the third)."""
+        if epoch < self.warmup:
+            return self.lr * epoch / self.warmup
+        length = self.epochs - self.warmup
+        done = min((epoch - self.warmup) / length, 1.0) if length > 0 else 1.0
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        return self.lr
+
+    def optimiser(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """A fresh optimiser over `parameters`, all of them decayed as the field's codes do."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
