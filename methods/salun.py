@@ -1,0 +1,96 @@
+"""SalUn: any method, allowed to move only the weights most salient for the forget set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from letheon.engine.checkpoint import weights_digest
+from letheon.engine.gradients import summed_gradients
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.recipe import Recipe
+from letheon.kernels.threshold import top_masks
+from letheon.loaders.errors import InputError
+from letheon.methods.grad_ascent import ascent
+from letheon.methods.mask_file import load_masks
+
+
+def saliency_masks(run: Run, densities: Sequence[float]) -> list[list[Tensor]]:
+    """For each density one bool mask per trainable parameter, equal on every rank.
+
+    Saliency is the size of the summed, signed gradient of the forget set's loss at the trained
+    weights (Fan et al. 2024, eq. 3): the gradient of each sample is added with its sign and the
+    absolute value is taken once, at the end. All parameters are ranked together, and exactly
+    round(density * N) of them may move.
+    """
+    return top_masks(summed_gradients(run, "forget", ascent), densities)
+
+
+@dataclass(frozen=True)
+class SalUn(Method):
+    """SalUn (Fan et al. 2024): an inner method under a saliency mask.
+
+    A weight outside the mask is bitwise what it was: its gradient is zeroed, and what weight
+    decay or momentum still move is put back after each step. (The published code before 2026 let
+    both leak.) Batch-norm's running statistics are no weights and follow the inner method.
+    """
+
+    inner: Method
+    density: float = 0.5
+    """Share of all weights that may move."""
+    mask: Path | None = None
+    """A file of launch/mask.py; without it the mask is made here, the same way."""
+    leak: bool = False
+    """Compatibility: only gradients are masked, so weight decay and momentum move every weight."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if not 0 < self.density <= 1:
+            raise InputError(f"got density {self.density}; expected 0 < density <= 1")
+
+    @property
+    def recipe(self) -> Recipe:  # type: ignore[override]
+        """The inner method's."""
+        return self.inner.recipe
+
+    def prepare(self, run: Run) -> None:
+        """Make or load the mask, at the weights the run starts from."""
+        if self.mask is None:
+            masks = saliency_masks(run, [self.density])[0]
+        else:
+            names = [n for n, p in run.model.net.named_parameters() if p.requires_grad]
+            digest = weights_digest(run.model)
+            loaded = load_masks(self.mask, self.density, digest, names)
+            masks = [mask.to(run.ranks.device) for mask in loaded]
+        run.state["mask"] = masks
+        run.state["start"] = [parameter.detach().clone() for parameter in run.parameters]
+        self.inner.prepare(run)
+
+    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+        """The inner method's passes."""
+        return self.inner.epoch(run, number)
+
+    def edit_grads(self, run: Run) -> None:
+        """Zero the gradients outside the mask."""
+        self.inner.edit_grads(run)
+        for parameter, mask in zip(run.parameters, run.state["mask"], strict=True):
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+
+    @torch.no_grad()
+    def edit_weights(self, run: Run) -> None:
+        """Put back every weight outside the mask."""
+        self.inner.edit_weights(run)
+        if self.leak:
+            return
+        groups = zip(run.parameters, run.state["mask"], run.state["start"], strict=True)
+        for parameter, mask, start in groups:
+            parameter.copy_(torch.where(mask, parameter, start))
+
+    def finish(self, run: Run) -> None:
+        """The inner method's."""
+        self.inner.finish(run)

@@ -1,0 +1,98 @@
+"""SPKD, the seed's own method: ascend on the forget set, then restore similarities on the retain set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.recipe import Recipe
+from letheon.kernels.similarity import similarity_loss
+from letheon.loaders.batch import Batch
+from letheon.loaders.errors import InputError
+from letheon.loaders.order import share
+from letheon.methods.grad_ascent import ascent
+
+
+def gathered_similarity(
+    student: Tensor, teacher: Tensor, total: int, squared: bool, ranks: Ranks
+) -> Tensor:
+    """Similarity loss over the rows of all ranks, scaled so that averaging over ranks is exact.
+
+    The other ranks' rows enter as constants: the sum over ranks of each rank's own partial
+    gradient is the whole gradient, without a collective in the backward pass. The loop weighs a
+    rank's loss by its share n_rank * world / total and the ranks are averaged, so the value is
+    divided by that share and multiplied by the ranks; its own gradient passes unchanged.
+    """
+    if ranks.world == 1:
+        return similarity_loss(student, teacher, squared)
+    rows = gather_rows(student.detach(), ranks, total)  # (total, D)
+    mine = share(total, ranks.rank, ranks.world)
+    whole = torch.cat([rows[: mine.start], student, rows[mine.stop :]])
+    value = similarity_loss(whole, gather_rows(teacher, ranks, total), squared)
+    unweighted = total / len(student)  # = world / share
+    # The value counts once over the ranks, the gradient of each rank's own rows fully.
+    return value.detach() + (value - value.detach()) * unweighted
+
+
+@dataclass(frozen=True)
+class Spkd(Method):
+    """SPKD: each epoch ascends on the forget set, then descends on the retain set
+    ce_weight * CE + sp_weight * SP, SP the similarity-preserving loss to the original model.
+
+    SP (Tung and Mori 2019, eq. 4): Gram matrices of the pooled features of a batch, rows
+    l2-normalised, squared Frobenius norm of the difference over b^2; their weight beside a
+    cross-entropy of weight 1 is 3000. The seed's code has 10 * CE + 10 * SP with the norm not
+    squared (`--norm unsquared --sp-weight 10`).
+    """  # noqa: D205
+
+    recipe: Recipe = Recipe(epochs=15, lr=7e-6, batch_size=128)
+    ce_weight: float = 10.0
+    sp_weight: float = 30_000.0
+    norm: Literal["squared", "unsquared"] = "squared"
+    gram: Literal["gathered", "local"] = "gathered"
+    """gathered: one Gram over the global batch, so the ranks do not matter; local: one per rank."""
+    optimizers: Literal["shared", "separate"] = "shared"
+    """shared: the ascent's momentum runs on into the restoring pass, as published."""
+    forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
+    """Batch-norm while ascending; the published code has `recipe`."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name in ("ce_weight", "sp_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"got {name} {value}; expected a finite number of 0 or more")
+
+    def prepare(self, run: Run) -> None:
+        """Keep the original model as the teacher."""
+        run.teacher()
+
+    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+        """The forget set, then the retain set."""
+        teacher, ranks = run.teacher(), run.ranks
+        squared = self.norm == "squared"
+
+        def restore(net: nn.Module, batch: Batch) -> Tensor:
+            with torch.no_grad():
+                goal = teacher(batch.images).features
+            output = net(batch.images)
+            ce = F.cross_entropy(output.logits, batch.labels)
+            if self.gram == "gathered":
+                sp = gathered_similarity(output.features, goal, batch.total, squared, ranks)
+            else:
+                sp = similarity_loss(output.features, goal, squared)
+            return self.ce_weight * ce + self.sp_weight * sp
+
+        slot = "main" if self.optimizers == "shared" else "forget"
+        return [
+            Phase("ascend", "forget", ascent, self.forget_batch_norm, slot),
+            Phase("restore", "retain", restore),
+        ]

@@ -1,0 +1,69 @@
+"""Reusable gloo ranks on this machine, for tests: a function run on each, its results by rank."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from letheon.engine.distributed import Ranks, joined
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    with joined("cpu") as ranks:
+        while (job := pipe.recv()) is not None:
+            work, args = job
+            try:
+                pipe.send((work(ranks, *args), None))
+            except BaseException:
+                pipe.send((None, traceback.format_exc()))
+
+
+@cache
+def _pool(world: int) -> list[Connection]:
+    context = mp.get_context("spawn")
+    port = _free_port()
+    ends = []
+    for rank in range(world):
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(rank, world, port, there), daemon=True)
+        process.start()
+        ends.append(here)
+    atexit.register(lambda: [end.send(None) for end in ends])
+    return ends
+
+
+def on_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """`work(ranks, *args)` on each of `world` processes; results in rank order.
+
+    `work` is a function at the top of a test module; arguments and results are picklable. The
+    processes stay for the next call. With one rank it runs here.
+    """
+    if world == 1:
+        return [work(Ranks(), *args)]
+    ends = _pool(world)
+    for end in ends:
+        end.send((work, args))
+    answers = [end.recv() for end in ends]
+    failed = [(rank, text) for rank, (_, text) in enumerate(answers) if text is not None]
+    assert not failed, "\n".join(f"rank {rank}:\n{text}" for rank, text in failed)
+    return [result for result, _ in answers]
