@@ -1,0 +1,187 @@
+"""One pass over a set: every sample once, in its own place, the same for 1, 2 and 3 ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.model import Classifier, build
+from letheon.eval.features import Outputs, extract, pooled
+from letheon.loaders.errors import InputError
+from letheon.loaders.images import ArrayImages
+from letheon.loaders.torch_loader import TorchLoader
+from tests.pool import on_ranks
+
+CLASSES = 5
+
+
+def images(n: int = 47) -> ArrayImages:
+    draw = np.random.default_rng(7)
+    pixels = draw.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+    labels = draw.integers(0, CLASSES, n)
+    return ArrayImages("noise", pixels, labels, [f"class {c}" for c in range(CLASSES)])
+
+
+def loader(ranks: Ranks, n: int = 47, batch: int = 10) -> TorchLoader:
+    data = images(n)
+    forget = data.labels == 2
+    preset = build("small", CLASSES).preset
+    return TorchLoader(data, forget, preset, batch, 0, ranks.rank, ranks.world)
+
+
+def work(ranks: Ranks) -> dict[str, np.ndarray]:
+    model = build("small", CLASSES, seed=3)
+    whole = extract(model, loader(ranks), ranks)
+    part = extract(model, loader(ranks), ranks, indices=[40, 3, 17])
+    return {
+        "features": whole.features.numpy(),
+        "logits": whole.logits.numpy(),
+        "labels": whole.labels.numpy(),
+        "forget": whole.forget.numpy(),
+        "index": whole.index.numpy(),
+        "part": part.logits.numpy(),
+    }
+
+
+def test_rows_are_those_of_a_plain_forward_pass() -> None:
+    model = build("small", CLASSES, seed=3)
+    read = loader(Ranks())
+    got = extract(model, read, Ranks())
+    batches = list(read.sweep())
+    with torch.no_grad():
+        logits, features = model.eval()(torch.cat([batch.images for batch in batches]))
+    torch.testing.assert_close(got.logits, logits)
+    torch.testing.assert_close(got.features, features)
+    assert got.labels.tolist() == read.images.labels.tolist()
+    assert got.forget.tolist() == read.forget.tolist()
+    assert got.index.tolist() == list(range(47))
+
+
+def test_one_two_and_three_ranks_agree() -> None:
+    one = work(Ranks())
+    for world in (2, 3):
+        for other in on_ranks(world, work):
+            for name in ("labels", "forget", "index"):
+                assert np.array_equal(other[name], one[name])
+            for name in ("features", "logits", "part"):
+                # Batches are cut elsewhere, so products may be summed in another order.
+                np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-6)
+            assert other["part"].shape == (3, CLASSES)
+
+
+def few(ranks: Ranks) -> list[int]:
+    model = build("small", CLASSES, seed=3)
+    return extract(model, loader(ranks), ranks, indices=[5]).index.tolist()
+
+
+def test_a_rank_may_receive_nothing() -> None:
+    assert on_ranks(3, few) == [[5], [5], [5]]
+
+
+def unreadable(ranks: Ranks) -> str:
+    read = loader(ranks)
+    inner = read.images.read_many
+
+    def refuse(indices: np.ndarray) -> np.ndarray:
+        if 46 in indices:
+            raise InputError("got image 46, which cannot be read")
+        return inner(indices)
+
+    read.images.read_many = refuse  # type: ignore[method-assign]
+    try:
+        extract(build("small", CLASSES), read, ranks)
+    except InputError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_an_unreadable_image_stops_every_rank_with_its_message() -> None:
+    assert on_ranks(2, unreadable) == ["got image 46, which cannot be read"] * 2
+
+
+def test_repeated_indices_are_read_once_and_sorted() -> None:
+    model = build("small", CLASSES)
+    got = extract(model, loader(Ranks()), Ranks(), indices=[9, 2, 9])
+    assert got.index.tolist() == [2, 9]
+
+
+def test_modes_come_back_as_they_were() -> None:
+    model = build("small", CLASSES)
+    model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    frozen.eval()
+    before = [module.training for module in model.modules()]
+    extract(model, loader(Ranks()), Ranks(), indices=[1])
+    assert [module.training for module in model.modules()] == before
+
+
+def test_running_statistics_do_not_move() -> None:
+    model = build("small", CLASSES).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    extract(model, loader(Ranks()), Ranks())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_results_can_be_trained_on() -> None:
+    got = extract(build("small", CLASSES), loader(Ranks()), Ranks())
+    probe = nn.Linear(got.features.shape[1], CLASSES)
+    nn.functional.cross_entropy(probe(got.features), got.labels).backward()
+    assert probe.weight.grad is not None
+
+
+def taps_of(model: Classifier) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_taps_are_the_means_over_space_of_the_named_outputs() -> None:
+    model = build("small", CLASSES, seed=3)
+    read = loader(Ranks())
+    names = taps_of(model)
+    got = extract(model, read, Ranks(), taps=names)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for name in names:
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out, name=name: seen[name].append(out.mean(dim=(2, 3)))
+        )
+    with torch.no_grad():
+        for batch in read.sweep():
+            model.eval()(batch.images)
+    assert list(got.taps) == names
+    for name in names:
+        torch.testing.assert_close(got.taps[name], torch.cat(seen[name]))
+
+
+def test_an_unknown_tap_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="got tap 'layer9'"):
+        extract(build("small", CLASSES), loader(Ranks()), Ranks(), taps=["layer9"])
+
+
+def test_pooling_finds_the_channels() -> None:
+    maps = torch.randn(2, 5, 7, 7)
+    torch.testing.assert_close(pooled(maps), maps.mean(dim=(2, 3)))
+    ends = maps.permute(0, 2, 3, 1)
+    torch.testing.assert_close(pooled(ends), maps.mean(dim=(2, 3)))
+    tokens = torch.randn(2, 50, 8)
+    torch.testing.assert_close(pooled(tokens), tokens.mean(dim=1))
+    assert pooled(torch.randn(2, 9)).shape == (2, 9)
+    assert pooled(maps.half()).dtype == torch.float32
+
+
+def test_where_keeps_rows_together() -> None:
+    n = 6
+    outputs = Outputs(
+        torch.arange(n)[:, None].float(),
+        torch.arange(n)[:, None].float() * 10,
+        torch.arange(n),
+        torch.arange(n) % 2 == 0,
+        torch.arange(n) + 100,
+        {"tap": torch.arange(n)[:, None].float() * 100},
+    )
+    kept = outputs.where(outputs.forget)
+    assert kept.index.tolist() == [100, 102, 104]
+    assert kept.labels.tolist() == [0, 2, 4]
+    assert kept.taps["tap"][:, 0].tolist() == [0, 200, 400]
+    assert len(kept) == 3

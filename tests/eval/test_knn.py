@@ -1,0 +1,184 @@
+"""k-NN against scikit-learn and against the definition in float64, with ties of both kinds."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from letheon.eval import search
+from letheon.eval.features import Outputs
+from letheon.eval.knn import domain_matrix, knn
+from letheon.eval.search import Metric, Proposer, nearest
+from letheon.eval.splits import split
+from letheon.loaders.errors import InputError
+
+PROPOSERS: list[Proposer] = ["torch", "torch-bf16", "torch-fp64"]
+if importlib.util.find_spec("faiss"):
+    PROPOSERS.append("faiss")
+METRICS: list[Metric] = ["cosine", "l2"]
+
+
+def clusters(n: int, d: int = 24, classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, d))
+    labels = draw.integers(0, classes, n)
+    rows = centres[labels] + 1.5 * draw.normal(size=(n, d)) + 0.5
+    return torch.from_numpy(rows).float(), torch.from_numpy(labels)
+
+
+def by_definition(database: Tensor, queries: Tensor, k: int, metric: Metric) -> np.ndarray:
+    """Positions sorted by (distance, position), every distance in float64."""
+    x, q = database.double().numpy(), queries.double().numpy()
+    if metric == "cosine":
+        x, q = (rows / np.maximum(np.linalg.norm(rows, axis=1)[:, None], 1e-300) for rows in (x, q))
+        distance = -(q @ x.T)
+    else:
+        distance = ((q[:, None] - x[None]) ** 2).sum(axis=2)
+    return np.argsort(distance.round(9), axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", PROPOSERS)
+def test_predictions_are_sklearns_for_every_k(backend: Proposer, metric: Metric) -> None:
+    x, labels = clusters(700)
+    q, truth = clusters(150, seed=1)
+    ks = (1, 2, 5, 10, 20, 200)
+    found = knn(x, labels, q, truth, ks, metric, backend=backend)
+    for k in ks:
+        oracle = KNeighborsClassifier(
+            k, metric="cosine" if metric == "cosine" else "euclidean", algorithm="brute"
+        ).fit(x.double().numpy(), labels.numpy())
+        assert found.predictions[k].tolist() == oracle.predict(q.double().numpy()).tolist()
+        assert found.accuracy[k] == oracle.score(q.double().numpy(), truth.numpy())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", PROPOSERS)
+def test_equal_distances_go_to_the_lower_position(backend: Proposer, metric: Metric) -> None:
+    base, _ = clusters(60, d=8)
+    base = base.round()  # small whole numbers: many exactly equal distances
+    x = base.repeat(5, 1)[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    q = torch.cat([base[:20], clusters(20, d=8, seed=3)[0].round()])
+    got = nearest(x, q, 12, metric, backend)
+    assert np.array_equal(got.places.numpy(), by_definition(x, q, 12, metric))
+
+
+@pytest.mark.parametrize("backend", PROPOSERS)
+def test_a_collapsed_representation_has_an_answer(backend: Proposer) -> None:
+    x, labels = torch.ones(500, 16), torch.arange(500) % 3
+    found = knn(x, labels, x[:4], labels[:4], (3, 7), backend=backend)
+    assert found.index[0].tolist() == list(range(7))
+    zero = knn(torch.zeros(500, 16), labels, torch.zeros(4, 16), labels[:4], (7,), backend=backend)
+    assert zero.index[0].tolist() == list(range(7))
+
+
+def test_equal_votes_go_to_the_lower_class() -> None:
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [1.0, 0.3]])
+    labels = torch.tensor([3, 1, 1, 3])
+    found = knn(x, labels, x[:1], torch.tensor([1]), (1, 2, 4))
+    assert {k: int(said) for k, said in found.predictions.items()} == {1: 3, 2: 1, 4: 1}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_tiles_do_not_matter(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = clusters(333)
+    q, _ = clusters(50, seed=1)
+    whole = nearest(x, q, 9, metric)
+    for tile in ((7, 20), (50, 300)):
+        monkeypatch.setattr(search, "_TILE", {"cpu": tile})
+        for backend in PROPOSERS:
+            tiled = nearest(x, q, 9, metric, backend)
+            assert torch.equal(tiled.places, whole.places)
+            torch.testing.assert_close(tiled.similarity, whole.similarity, rtol=0, atol=1e-7)
+
+
+def test_unproven_candidates_are_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances that float32 cannot tell apart, far more of them than there are candidates."""
+    draw = np.random.default_rng(5)
+    base = draw.normal(size=64)
+    x = torch.from_numpy(base + 1e-7 * draw.normal(size=(2000, 64)))
+    q = x[:10] + 1e-8
+    want = by_definition_fine(x, q, 5)
+    assert np.array_equal(nearest(x, q, 5, "l2").places.numpy(), want)
+
+
+def by_definition_fine(x: Tensor, q: Tensor, k: int) -> np.ndarray:
+    distance = ((q.numpy()[:, None] - x.numpy()[None]) ** 2).sum(axis=2)
+    return np.argsort(distance, axis=1, kind="stable")[:, :k]
+
+
+def test_temperature_votes_by_definition() -> None:
+    x, labels = clusters(200)
+    q, truth = clusters(40, seed=1)
+    found = knn(x, labels, q, truth, (5, 50), weights="temperature", temperature=0.1)
+    unit = [rows.double() / rows.double().norm(dim=1, keepdim=True) for rows in (x, q)]
+    cosine = unit[1] @ unit[0].T
+    for k in (5, 50):
+        for row in range(40):
+            near = by_definition(x, q[row : row + 1], k, "cosine")[0]
+            sums = np.zeros(7)
+            for place in near:
+                sums[labels[place]] += np.exp(float(cosine[row, place]) / 0.1)
+            assert int(found.predictions[k][row]) == sums.argmax()
+
+
+def test_l2_temperature_equals_cosine_on_unit_vectors() -> None:
+    x, labels = clusters(200)
+    q, truth = clusters(40, seed=1)
+    x, q = (torch.nn.functional.normalize(rows.double()) for rows in (x, q))
+    one = knn(x, labels, q, truth, (30,), "cosine", "temperature")
+    two = knn(x, labels, q, truth, (30,), "l2", "temperature")
+    assert torch.equal(one.predictions[30], two.predictions[30])
+
+
+def test_values_that_are_not_numbers_name_their_set() -> None:
+    x, labels = clusters(50)
+    q, truth = clusters(5, seed=1)
+    q[2, 3] = float("nan")
+    with pytest.raises(InputError, match="1 of 5 rows of the query part of art"):
+        knn(x, labels, q, truth, names=("a", "the query part of art"))
+    with pytest.raises(InputError, match="k = 51 for the database of 50"):
+        knn(x, labels, q[:2], truth[:2], ks=(51,))
+    with pytest.raises(InputError, match="temperature 0"):
+        knn(x, labels, q[:2], truth[:2], weights="temperature", temperature=0)
+
+
+def domain(n: int, seed: int) -> Outputs:
+    x, labels = clusters(n, seed=seed)
+    return Outputs(x, -x[:, :7], labels, torch.zeros(n, dtype=torch.bool), torch.arange(n))
+
+
+def test_domain_matrix_uses_each_domains_own_parts() -> None:
+    domains = {"art": domain(90, 1), "photo": domain(60, 2)}
+    splits = {name: split(len(outputs)) for name, outputs in domains.items()}
+    got = domain_matrix(domains, splits, ks=(5,))
+    assert set(got) == {(a, b) for a in domains for b in domains}
+    for (a, b), result in got.items():
+        source, target = domains[a], domains[b]
+        kept, asking = splits[a].database, splits[b].queries
+        oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
+        oracle.fit(source.features[kept].double().numpy(), source.labels[kept].numpy())
+        want = oracle.score(target.features[asking].double(), target.labels[asking].numpy())
+        assert result.accuracy[5] == want
+
+
+def test_only_the_logits_space_reads_the_head() -> None:
+    domains = {"art": domain(90, 1)}
+    edited = {"art": Outputs(domains["art"].features, torch.randn(90, 7), *_rest(domains["art"]))}
+    splits = {"art": split(90)}
+    key = ("art", "art")
+
+    def both(given: dict[str, Outputs], space: str) -> Tensor:
+        return domain_matrix(given, splits, space=space)[key].predictions[5]  # type: ignore[arg-type]
+
+    assert torch.equal(both(domains, "pooled"), both(edited, "pooled"))
+    assert not torch.equal(both(domains, "logits"), both(edited, "logits"))
+
+
+def _rest(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    return outputs.labels, outputs.forget, outputs.index

@@ -1,0 +1,82 @@
+"""The split is a fixed function of the number of images, and survives a file."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from letheon.eval.splits import load, save, split
+from letheon.loaders.errors import InputError
+
+
+@pytest.mark.parametrize("rule", ["keyed", "legacy"])
+@pytest.mark.parametrize("n", [2, 7, 2427])
+def test_each_image_is_on_one_side(rule: str, n: int) -> None:
+    chosen = split(n, rule)  # type: ignore[arg-type]
+    assert len(chosen.database) == int(0.8 * n)
+    both = torch.cat([chosen.database, chosen.queries])
+    assert both.sort().values.tolist() == list(range(n))
+    assert torch.equal(chosen.queries, chosen.queries.sort().values)
+
+
+def splitmix(x: int) -> int:
+    """The finaliser of splitmix64 on unbounded integers."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def test_keyed_split_can_be_redrawn_in_plain_integers() -> None:
+    golden, n = 0x9E3779B97F4A7C15, 57
+    key = splitmix((2 * golden + zlib.crc32(b"knn-split")) % 2**64)
+    key = splitmix(key)
+    drawn = [splitmix((splitmix((key + i * golden) % 2**64) + golden) % 2**64) for i in range(n)]
+    signed = [value - 2**64 if value >= 2**63 else value for value in drawn]
+    order = sorted(range(n), key=signed.__getitem__)
+    assert split(n).queries.tolist() == sorted(order[int(0.8 * n) :])
+    assert split(20).queries.tolist() == [2, 6, 8, 18]  # a change must not pass unseen
+
+
+def test_legacy_split_is_torchs_random_split() -> None:
+    data = list(range(101))
+    drawn = torch.utils.data.random_split(
+        data, [int(0.8 * 101), 101 - int(0.8 * 101)], torch.Generator().manual_seed(2)
+    )
+    chosen = split(101, "legacy")
+    assert chosen.queries.tolist() == sorted(drawn[1].indices)
+
+
+def test_a_file_gives_the_split_back(tmp_path: Path) -> None:
+    chosen = split(55)
+    save(chosen, tmp_path / "art.json")
+    again = load(tmp_path / "art.json", 55)
+    assert torch.equal(again.database, chosen.database)
+    assert torch.equal(again.queries, chosen.queries)
+    assert [path.name for path in tmp_path.iterdir()] == ["art.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        '{"n": 55}',
+        '{"n": 55, "rule": "keyed", "seed": 2, "queries": [55]}',
+        '{"n": 55, "rule": "keyed", "seed": 2, "queries": [1, 1]}',
+        '{"n": 55, "rule": "keyed", "seed": 2, "queries": []}',
+        '{"n": 54, "rule": "keyed", "seed": 2, "queries": [1]}',
+    ],
+)
+def test_a_broken_or_foreign_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=r"got split file .*a\.json"):
+        load(tmp_path / "a.json", 55)
+    with pytest.raises(InputError, match="absent"):
+        load(tmp_path / "absent.json", 55)
+
+
+def test_a_set_of_one_cannot_be_split() -> None:
+    with pytest.raises(InputError, match="got a set of 1 images"):
+        split(1)
