@@ -1,10 +1,11 @@
-"""An image set: numbered RGB images with labels, wherever they are kept."""
+"""An image set: numbered RGB images with labels, wherever they are kept; and train with test."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,21 @@ class ImageSet(ABC):
     def path(self, i: int) -> str:
         """What image i is called in messages."""
         return f"{self.name}[{i}]"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images a classifier is trained on, and those held out; both of the same classes."""
+
+    train: ImageSet
+    test: ImageSet
+    names: tuple[tuple[str, ...], ...]  # for each class all it is called; its name in the set first
+    notes: tuple[str, ...] = ()  # what a user should know about how the data was read
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Unique names in label order."""
+        return self.train.classes
 
 
 class ArrayImages(ImageSet):

@@ -1,0 +1,66 @@
+"""Opening data by path: "digits", a folder, an archive or a prepared set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from letheon.loaders import digits, folders, prepared
+from letheon.loaders.archives import open_tree
+from letheon.loaders.cifar import read_cifar
+from letheon.loaders.errors import InputError
+from letheon.loaders.images import Data, ImageSet
+
+
+def open_source(path: str) -> Data | dict[str, ImageSet]:
+    """Whatever is at `path`: train and test, or domains by name.
+
+    Raises:
+        InputError: Nothing is there, or it has no layout that `folders` knows.
+    """
+    if path == "digits":
+        train, test = digits.upstream()
+        return Data(train, test, tuple((name,) for name in train.classes))
+    if prepared.is_prepared(Path(path)):
+        return prepared.opened(Path(path))
+    tree = open_tree(Path(path))
+    cifar = read_cifar(tree)
+    if cifar is not None:
+        return cifar
+    layout = folders.recognised(tree)
+    if layout.kind == "splits":
+        return folders.splits(tree, layout)
+    if layout.kind == "flat":
+        return folders.flat(tree, layout)
+    return folders.domains(tree, layout)
+
+
+def open_data(path: str) -> Data:
+    """Train and test images at `path`: "digits", a folder, an archive or a prepared set.
+
+    Raises:
+        InputError: As `open_source`, or the set has domains instead.
+    """
+    data = open_source(path)
+    if isinstance(data, Data):
+        return data
+    raise InputError(
+        f"{path}: got {len(data)} domain(s) ({', '.join(list(data)[:4])}), expected train/ and "
+        "test/ or val/ with class folders; a downstream set cannot be trained on"
+    )
+
+
+def open_domains(path: str) -> dict[str, ImageSet]:
+    """Domains by name: "digits" (four redrawings), Office-Home's layout, or one class folder set.
+
+    Raises:
+        InputError: As `open_source`, or the set has train and test instead.
+    """
+    if path == "digits":
+        return dict(digits.downstream())
+    found = open_source(path)
+    if isinstance(found, Data):
+        raise InputError(
+            f"{path}: got train and test images, expected <domain>/<class>/ or <class>/ folders; "
+            "name one of its splits to read that as a domain"
+        )
+    return found
