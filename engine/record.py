@@ -45,11 +45,25 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise InputError(
             f"got --out {folder}; it holds {state} run; name another folder or pass --overwrite"
         )
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK) or not parent.is_dir():
-        raise InputError(f"got --out {folder}; {parent} cannot be written; name another folder")
+    _check_writable(folder)
+
+
+def check_free_file(file: Path, overwrite: bool) -> None:
+    """The same for an output file."""
+    if file.is_dir():
+        raise InputError(f"got --out {file}; it is a folder; name a file")
+    if file.exists() and not overwrite:
+        raise InputError(f"got --out {file}; it exists; name another file or pass --overwrite")
+    _check_writable(file)
+
+
+def _check_writable(path: Path) -> None:
+    """The nearest folder that exists must be one we may write in."""
+    nearest = path if path.is_dir() else path.parent
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise InputError(f"got --out {path}; {nearest} cannot be written; name another place")
 
 
 class Record:
@@ -113,6 +127,10 @@ def revision() -> dict[str, Any]:
     """Commit of the source tree, and whether it had uncommitted changes; empty outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=here, capture_output=True, check=True,
+        )  # fmt: skip
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()

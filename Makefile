@@ -1,0 +1,36 @@
+# make forget: the main job on the embedded data. make test: the tests. Both install first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
+
+.PHONY: install forget test test-all test-gpu check bench clean
+
+install: .venv/installed
+
+.venv/installed: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: got $$($(PYTHON) --version); Letheon needs Python 3.11 or newer; pass PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv || \
+	  { echo "error: python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+forget: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh launch/recipes/digits.sh
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

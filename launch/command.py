@@ -1,0 +1,71 @@
+"""How every script starts and ends: arguments to a dataclass, mistakes to one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from letheon.engine.distributed import Ranks, agree, joined
+from letheon.loaders.errors import InputError
+from letheon.methods import catalogue
+
+T = TypeVar("T")
+
+
+def run_command(settings: Callable[..., T], main: Callable[[T, Ranks], None]) -> None:
+    """Parse the command line, join the ranks, run `main`; the process ends with its exit code.
+
+    0: done. 2: bad input, told in one line by the first rank. 3: the numbers became non-finite.
+    Anything else is a fault of ours and shows its traceback.
+    """
+    try:
+        chosen = parse(settings)
+        with joined(getattr(chosen, "device", "auto")) as ranks:
+            main(chosen, ranks)
+    except (InputError, FloatingPointError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, InputError) else 3)
+
+
+def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
+    """The settings from the command line (or `args`); --help lists every method and option."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    return tyro.cli(
+        settings,
+        args=args,
+        config=(
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.CascadeSubcommandArgs,
+        ),
+    )
+
+
+def method_choice() -> Any:
+    """The type of a method on the command line: one subcommand each, by its catalogue name."""
+    union: Any = None
+    for name, method in catalogue().items():
+        choice = Annotated[method, tyro.conf.subcommand(name)]
+        union = choice if union is None else union | choice
+    return union
+
+
+def together(ranks: Ranks, check: Callable[[], T]) -> T:
+    """Run `check` on every rank; if any finds bad input, all raise the first one's InputError.
+
+    Whatever can fail on bad input goes through here, so that no rank waits for one that has left.
+    """
+    result: list[T] = []
+    problem = None
+    try:
+        result.append(check())
+    except InputError as error:
+        problem = str(error)
+    agree(ranks, problem)
+    return result[0]

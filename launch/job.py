@@ -1,0 +1,112 @@
+"""What the scripts share: the options of every job, and a planned run that trains and saves itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from numpy.typing import NDArray
+import numpy as np
+
+from letheon.engine.checkpoint import save_model
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.method import Method, Run
+from letheon.engine.model import Classifier
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.engine.record import Record
+from letheon.loaders.batch import Loader
+from letheon.loaders.data import open_data
+from letheon.loaders.errors import InputError
+from letheon.loaders.images import ArrayImages, Data, ImageSet
+from letheon.loaders.preset import Preset
+from letheon.loaders.relabel import aligned, model_classes
+from letheon.loaders.request import Request
+from letheon.loaders.torch_loader import TorchLoader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Options of every script that shows images to a network."""
+
+    data: str = "digits"
+    """Upstream set: `digits`, or a folder or archive with train/<class>/ and val/<class>/."""
+    seed: int = 1
+    """Order, augmentation, drawn labels and new weights follow from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = 2
+    """Loader processes per rank for sets read from files; sets in memory need none."""
+    precision: Precision = field(default_factory=Precision)
+
+    def loader(
+        self,
+        images: ImageSet,
+        forget: NDArray[np.bool_],
+        preset: Preset,
+        batch_size: int,
+        ranks: Ranks,
+    ) -> Loader:
+        """One image set as this rank reads it."""
+        workers = 0 if isinstance(images, ArrayImages) else self.workers
+        return TorchLoader(
+            images, forget, preset, batch_size, self.seed, ranks.rank, ranks.world, workers
+        )
+
+    def upstream(self, model: Classifier) -> Data:
+        """The upstream set with its labels in the model's numbering; names the model's classes."""
+        data = open_data(self.data)
+        names = model_classes(model.class_names, model.classes, data.classes)
+        model.class_names = names
+        return aligned(data, names)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose input has been checked: nothing is written yet, and nothing should go wrong."""
+
+    job: Job
+    recipe: Recipe
+    model: Classifier
+    data: Data
+    forget: NDArray[np.bool_]  # over the training set
+    request: Request | None = None
+
+    def run(self, ranks: Ranks) -> Run:
+        """The run on this rank's device; refuses a batch that the ranks cannot share."""
+        recipe = self.recipe
+        if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
+            raise InputError("got --batch-norm sync on cpu; it needs CUDA; use local or frozen")
+        preset = self.model.preset
+        return Run(
+            model=self.model,
+            loader=self.job.loader(
+                self.data.train, self.forget, preset, recipe.batch_size, ranks
+            ),
+            recipe=recipe,
+            ranks=ranks,
+            seed=self.job.seed,
+            forget=torch.from_numpy(self.forget).to(ranks.device),
+            forget_classes=self.request.classes if self.request is not None else (),
+            precision=self.job.precision.resolved(ranks.device),
+        )
+
+
+def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
+    """Make the run folder, train in place, save the weights and close the record."""
+    record = Record(out, run.ranks, dataclasses.asdict(plan.job))
+    if plan.request is not None:
+        record.write("request.json", dataclasses.asdict(plan.request))
+    seconds = run_method(method, run, record.log)
+    facts: dict[str, Any] = {
+        "method": type(method).__name__,
+        "model": plan.model.name,
+        "seconds": dataclasses.asdict(seconds),
+        "data": {"train": plan.data.train.digest, "test": plan.data.test.digest},
+    }
+    if run.ranks.main:
+        facts["weights"] = save_model(out, plan.model, {"method": facts["method"]})
+    record.finish(**facts)

@@ -1,0 +1,64 @@
+"""Make saliency masks for SalUn, of several densities at once.
+
+    python launch/mask.py --weights runs/original --forget class:3,8 --out runs/masks.safetensors
+
+One bit a weight, in one safetensors file that names the weights and the request it was made from;
+`salun --mask FILE --density 0.5` uses it. (Without --mask, SalUn makes the same mask itself.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from letheon.engine.checkpoint import weights_digest
+from letheon.engine.distributed import Ranks
+from letheon.engine.method import Run
+from letheon.engine.recipe import Recipe
+from letheon.engine.record import check_free_file
+from letheon.launch.command import run_command, together
+from letheon.launch.job import Plan
+from letheon.launch.requests import Forgetting
+from letheon.loaders.request import forget_mask
+from letheon.methods.mask_file import save_masks
+from letheon.methods.salun import saliency_masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Forgetting):
+    """Rank the weights of a network by their saliency for what is to be forgotten."""
+
+    out: Path
+    """File to write, .safetensors."""
+    densities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Shares of the weights that may move."""
+    batch_size: int = 256
+    overwrite: bool = False
+    """Replace a file that is already there."""
+
+    def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
+        """Everything that can be wrong with the input, found before anything is written."""
+        check_free_file(self.out, self.overwrite)
+        model, data, request = self.opened(ranks)
+        forget = forget_mask(request, data.train.labels)
+        recipe = Recipe(batch_size=self.batch_size)
+        plan = Plan(self, recipe, model, data, forget, request)
+        return plan, plan.run(ranks)
+
+
+def main(settings: Settings, ranks: Ranks) -> None:
+    """Plan together, then sum the gradients, rank the weights and save."""
+    plan, run = together(ranks, lambda: settings.plan(ranks))
+    run.precision.apply(run.model, ranks.device)
+    masks = saliency_masks(run, settings.densities)
+    names = [name for name, weight in run.model.net.named_parameters() if weight.requires_grad]
+    assert plan.request is not None
+    facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
+    if ranks.main:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        named = dict(zip(settings.densities, masks, strict=True))
+        save_masks(settings.out, names, named, facts)
+
+
+if __name__ == "__main__":
+    run_command(Settings, main)

@@ -1,0 +1,63 @@
+"""Train the original model on a whole training set.
+
+    python launch/train.py --data digits --model small --epochs 30 --lr 0.05 --out runs/original
+    torchrun --nproc_per_node=8 launch/train.py --data /data/imagenet --model resnet50 \
+        --batch-size 1024 --lr 0.4 --warmup 5 --out runs/original
+
+Leaves a run folder: settings, versions, metrics as JSON lines and weights.safetensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.method import Run
+from letheon.engine.model import build
+from letheon.engine.record import check_free
+from letheon.launch.command import run_command, together
+from letheon.launch.job import Job, Plan, train_and_save
+from letheon.loaders.data import open_data
+from letheon.methods.train import Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Job):
+    """Train a network on forget and retain classes alike: the model that is to forget later."""
+
+    out: Path
+    """Run folder to make."""
+    model: str = "small"
+    """Architecture by name, such as resnet50; an unknown name lists them all."""
+    size: int | None = None
+    """Input pixels, where they are not to be the architecture's own."""
+    method: Train = field(default_factory=Train)
+    overwrite: bool = False
+    """Replace a run that is already in --out."""
+
+    def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
+        """Everything that can be wrong with the input, found before anything is written."""
+        check_free(self.out, self.overwrite)
+        data = open_data(self.data)
+        model = build(self.model, len(data.classes), self.seed)
+        if self.size is not None:
+            preset = dataclasses.replace(model.preset, size=self.size, resize_to=self.size)
+            model = build(self.model, len(data.classes), self.seed, preset)
+        model.class_names = data.classes
+        nothing = np.zeros(len(data.train), dtype=bool)
+        plan = Plan(self, self.method.recipe, model, data, nothing)
+        return plan, plan.run(ranks)
+
+
+def main(settings: Settings, ranks: Ranks) -> None:
+    """Plan together, then train and save."""
+    plan, run = together(ranks, lambda: settings.plan(ranks))
+    train_and_save(plan, settings.method, run, settings.out)
+
+
+if __name__ == "__main__":
+    run_command(Settings, main)

@@ -1,0 +1,66 @@
+"""The number of ranks changes nothing: same samples, same losses, same weights, for every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.method import Method
+from letheon.engine.recipe import Recipe
+from letheon.methods.finetune import Finetune, Retrain
+from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn
+from letheon.methods.spkd import Spkd
+from tests.pool import on_ranks
+from tests.world import trained, weights
+
+# Batches of 7 over 41 images: uneven on 2 and on 3 ranks, and a shared rest.
+FROZEN = Recipe(epochs=2, lr=0.05, batch_size=7, batch_norm="frozen")
+GENTLE = replace(FROZEN, lr=0.005)
+METHODS: dict[str, Method] = {
+    "retrain": Retrain(FROZEN),
+    "finetune": Finetune(FROZEN),
+    "grad-ascent": GradAscent(GENTLE),
+    "l1-sparse": L1Sparse(FROZEN, alpha=1e-2),
+    "random-label": RandomLabel(FROZEN),
+    "random-label-paired": RandomLabel(FROZEN, order="paired", alpha=0.5),
+    "random-label-sequential": RandomLabel(FROZEN, order="sequential", draw="retained"),
+    "salun": SalUn(RandomLabel(FROZEN), density=0.3),
+    "spkd": Spkd(GENTLE, ce_weight=1.0, sp_weight=100.0),
+}
+# float32 sums in another order; 10 to 20 steps at these rates. Observed up to 3e-6.
+TOLERANCE = 2e-5
+
+
+def end(ranks: Ranks, name: str) -> tuple[dict[str, torch.Tensor], list[float]]:
+    run, lines = trained(METHODS[name], ranks)
+    return weights(run), [float(str(line["loss"])) for line in lines]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_end_as_one_rank(name: str, world: int) -> None:
+    alone, losses = end(Ranks(), name)
+    together = on_ranks(world, end, name)
+    for theirs, their_losses in together:
+        assert all(torch.equal(theirs[key], together[0][0][key]) for key in theirs)
+        for key, value in alone.items():
+            torch.testing.assert_close(theirs[key], value, atol=TOLERANCE, rtol=0, msg=key)
+        torch.testing.assert_close(
+            torch.tensor(their_losses), torch.tensor(losses), atol=TOLERANCE, rtol=TOLERANCE
+        )
+
+
+def test_local_batch_norm_ends_equal_on_the_ranks() -> None:
+    results = on_ranks(2, end_local)
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def end_local(ranks: Ranks) -> dict[str, torch.Tensor]:
+    run, _ = trained(Finetune(replace(FROZEN, batch_norm="local")), ranks)
+    return weights(run)

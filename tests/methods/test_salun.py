@@ -1,0 +1,85 @@
+"""SalUn's promise: what is outside the mask does not move, and the mask is the definition's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from letheon.engine.checkpoint import weights_digest
+from letheon.engine.recipe import Recipe
+from letheon.loaders.errors import InputError
+from letheon.methods.finetune import Finetune
+from letheon.methods.mask_file import load_masks, save_masks
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn, saliency_masks
+from tests.world import FORGOTTEN, images, network, run_of, trained
+
+RECIPE = Recipe(epochs=3, lr=0.05, batch_size=8, momentum=0.9, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("inner", [RandomLabel(RECIPE), Finetune(RECIPE),
+                                   RandomLabel(replace(RECIPE, optimizer="adamw"))])  # fmt: skip
+def test_weights_outside_the_mask_are_bitwise_unmoved(density: float, inner: Finetune) -> None:
+    before = list(network().parameters())
+    run, _ = trained(SalUn(inner, density))
+    after = list(run.model.parameters())
+    masks = run.state["mask"]
+    moved = sum(int((a != b).sum()) for a, b in zip(after, before, strict=True))
+    total = sum(p.numel() for p in before)
+    for start, now, mask in zip(before, after, masks, strict=True):
+        assert torch.equal(now[~mask].view(torch.int32), start[~mask].view(torch.int32))
+    assert sum(int(mask.sum()) for mask in masks) == round(density * total)
+    assert moved > 0.8 * density * total  # it does train; a dead ReLU may leave some at rest
+
+
+def test_the_published_leak_moves_them() -> None:
+    before = list(network().parameters())
+    run, _ = trained(SalUn(Finetune(RECIPE), 0.5, leak=True))
+    outside = [
+        torch.equal(now[~mask], start[~mask])
+        for start, now, mask in zip(before, run.model.parameters(), run.state["mask"], strict=True)
+        if not mask.all()
+    ]
+    assert not any(outside)
+
+
+def test_mask_ranks_the_summed_signed_gradient() -> None:
+    data, model = images(), network().eval()
+    chosen = torch.isin(torch.from_numpy(data.labels), torch.tensor(FORGOTTEN))
+    pixels = torch.from_numpy(data.pixels[chosen.numpy()]).permute(0, 3, 1, 2) / 255
+    loss = F.cross_entropy(
+        model((pixels - 0.5) / 0.25).logits, torch.from_numpy(data.labels)[chosen], reduction="sum"
+    )
+    flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    threshold = flat.abs().sort(descending=True).values[round(0.25 * len(flat)) - 1]
+    masks = saliency_masks(run_of(Finetune(RECIPE)), [0.25])[0]
+    assert torch.equal(torch.cat([m.flatten() for m in masks]), flat.abs() >= threshold)
+
+
+def test_a_saved_mask_gives_the_same_run(tmp_path: Path) -> None:
+    run = run_of(Finetune(RECIPE))
+    masks = dict(zip([0.2, 0.5], saliency_masks(run, [0.2, 0.5]), strict=True))
+    names = [name for name, _ in run.model.net.named_parameters()]
+    file = tmp_path / "masks.safetensors"
+    save_masks(file, names, masks, {"weights": weights_digest(run.model)})
+    made, _ = trained(SalUn(Finetune(RECIPE), 0.2))
+    loaded, _ = trained(SalUn(Finetune(RECIPE), 0.2, mask=file))
+    assert weights_digest(made.model) == weights_digest(loaded.model)
+    with pytest.raises(InputError, match="holds"):
+        load_masks(file, 0.3, weights_digest(run.model), names)
+    with pytest.raises(InputError, match="made from weights"):
+        load_masks(file, 0.2, weights_digest(network(seed=1)), names)
+    (tmp_path / "torn").write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot read"):
+        load_masks(tmp_path / "torn", 0.2, "", names)
+
+
+@pytest.mark.parametrize("density", [0.0, -1.0, 1.1, float("nan")])
+def test_a_density_out_of_range_is_refused(density: float) -> None:
+    with pytest.raises(InputError, match="density"):
+        SalUn(Finetune(), density)

@@ -1,0 +1,180 @@
+"""Each method's whole run against the definition written out in a few lines of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from letheon.engine.loop import run_method
+from letheon.engine.method import Method, Run
+from letheon.engine.recipe import Recipe
+from letheon.kernels.keyed import uniform
+from letheon.loaders.batch import Batch
+from letheon.loaders.errors import InputError
+from letheon.methods.finetune import Finetune
+from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.random_label import RandomLabel, drawn_labels
+from letheon.methods.salun import SalUn
+from letheon.methods.spkd import Spkd
+from tests.world import FORGOTTEN, network, run_of, trained
+
+RECIPE = Recipe(epochs=2, lr=0.02, batch_size=8, weight_decay=0.01, batch_norm="frozen")
+
+
+def reference(
+    run: Run,
+    losses: list[tuple[str, Callable[..., Tensor]]],
+    penalty: Callable[[int], float] = lambda epoch: 0.0,
+    masks: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """Plain SGD with momentum and decay, written out: the weights at the end."""
+    model, recipe = network().eval(), run.recipe
+    weights = list(model.parameters())
+    start = [w.detach().clone() for w in weights]
+    velocity: list[Tensor | None] = [None] * len(weights)
+    for epoch in range(recipe.epochs):
+        for reads, loss in losses:
+            for batch in run.loader.train(reads, epoch):  # type: ignore[arg-type]
+                value = loss(model, batch, epoch)
+                value = value + penalty(epoch) * sum(w.abs().sum() for w in weights)
+                grads = torch.autograd.grad(value, weights)
+                with torch.no_grad():
+                    for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+                        g = g + recipe.weight_decay * w
+                        velocity[i] = g if velocity[i] is None else recipe.momentum * velocity[i] + g
+                        w -= recipe.lr * velocity[i]
+                        if masks is not None:
+                            w.copy_(torch.where(masks[i], w, start[i]))
+    return weights
+
+
+def ce(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
+    return F.cross_entropy(model(batch.images).logits, batch.labels)
+
+
+def relabelled(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
+    u = uniform(0, "random-label", epoch, batch.index, 1)[:, 0]
+    others = torch.tensor([[c for c in range(4) if c != int(y)] for y in batch.labels])
+    drawn = others[torch.arange(len(u)), (u * 3).long()]
+    return F.cross_entropy(model(batch.images).logits, torch.where(batch.forget, drawn, batch.labels))
+
+
+def similarity(model: torch.nn.Module, batch: Batch, epoch: int, squared: bool) -> Tensor:
+    def normalised(f: Tensor) -> Tensor:
+        gram = f @ f.T
+        return gram / gram.norm(dim=1, keepdim=True)
+
+    f = model(batch.images).features
+    teacher = network().eval()(batch.images).features.detach()
+    distance = (normalised(f) - normalised(teacher)).norm()
+    sp = (distance**2 if squared else distance) / len(f) ** 2
+    return 2.0 * ce(model, batch, epoch) + 50.0 * sp
+
+
+CASES: dict[str, tuple[Method, list[tuple[str, Callable[..., Tensor]]]]] = {
+    "finetune": (Finetune(RECIPE), [("retain", ce)]),
+    "grad-ascent": (GradAscent(RECIPE), [("forget", lambda *a: -ce(*a))]),
+    "random-label": (RandomLabel(RECIPE), [("mixed", relabelled)]),
+    "random-label-sequential": (
+        RandomLabel(RECIPE, order="sequential"),
+        [("forget", relabelled), ("retain", ce)],
+    ),
+    "spkd": (
+        Spkd(RECIPE, ce_weight=2.0, sp_weight=50.0),
+        [("forget", lambda *a: -ce(*a)), ("retain", lambda *a: similarity(*a, squared=True))],
+    ),
+    "spkd-as-published": (
+        Spkd(RECIPE, ce_weight=2.0, sp_weight=50.0, norm="unsquared"),
+        [("forget", lambda *a: -ce(*a)), ("retain", lambda *a: similarity(*a, squared=False))],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_method_is_its_definition(name: str) -> None:
+    method, losses = CASES[name]
+    run, _ = trained(method)
+    for ours, theirs in zip(run.model.parameters(), reference(run, losses), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_l1_sparse_is_its_definition() -> None:
+    method = L1Sparse(replace(RECIPE, epochs=3), alpha=0.01, free_epochs=1)
+    run, _ = trained(method)
+    expected = reference(run, [("retain", ce)], lambda epoch: [0.01, 0.005, 0.0][epoch])
+    for ours, theirs in zip(run.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_salun_is_its_definition() -> None:
+    run, _ = trained(SalUn(RandomLabel(RECIPE), density=0.4))
+    expected = reference(run, [("mixed", relabelled)], masks=run.state["mask"])
+    for ours, theirs in zip(run.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("draw", ["other", "retained", "any"])
+def test_drawn_labels_follow_their_rule(draw: str) -> None:
+    n = 4000
+    labels = torch.arange(n) % 4
+    batch = Batch(torch.empty(n, 0), labels, labels == 2, torch.arange(n), n)
+    allowed = torch.tensor([0, 1, 3]) if draw == "retained" else torch.arange(4)
+    drawn = drawn_labels(batch, allowed, draw, 1, torch.tensor(0))  # type: ignore[arg-type]
+    again = drawn_labels(batch, allowed, draw, 1, torch.tensor(1))  # type: ignore[arg-type]
+    assert set(drawn.tolist()) <= set(allowed.tolist())
+    assert not torch.equal(drawn, again)
+    if draw == "other":
+        assert not (drawn == labels).any()
+    if draw == "retained":
+        assert not torch.isin(drawn, torch.tensor(FORGOTTEN)).any()
+    counts = torch.bincount(drawn[labels == 0], minlength=4)
+    expected = {"other": [0, 333, 333, 333], "retained": [333, 333, 0, 333], "any": [250] * 4}[draw]
+    assert (counts - torch.tensor(expected)).abs().max() < 75  # about 5 standard deviations
+
+
+def test_drawn_labels_do_not_depend_on_the_place_in_the_batch() -> None:
+    labels, index = torch.tensor([0, 1, 2, 3]), torch.tensor([5, 9, 2, 7])
+    batch = Batch(torch.empty(4, 0), labels, labels == 2, index, 4)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = Batch(torch.empty(4, 0), labels[order], labels[order] == 2, index[order], 4)
+    drawn = drawn_labels(batch, torch.arange(4), "other", 3, torch.tensor(4))
+    assert torch.equal(drawn[order], drawn_labels(shuffled, torch.arange(4), "other", 3, torch.tensor(4)))
+
+
+def test_batch_norm_of_a_forget_pass_stays_as_it_was() -> None:
+    before = network().net.state_dict()
+    kept, _ = trained(GradAscent(replace(RECIPE, batch_norm="local")))
+    moved, _ = trained(GradAscent(replace(RECIPE, batch_norm="local"), forget_batch_norm="recipe"))
+    assert torch.equal(kept.model.net.state_dict()["1.running_mean"], before["1.running_mean"])
+    assert not torch.equal(moved.model.net.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+def test_values_out_of_range_are_refused() -> None:
+    for make in (
+        lambda: L1Sparse(alpha=-1.0),
+        lambda: L1Sparse(free_epochs=11),
+        lambda: RandomLabel(alpha=float("nan")),
+        lambda: Spkd(sp_weight=-1.0),
+        lambda: Recipe(lr=float("inf")),
+        lambda: Recipe(batch_size=0),
+        lambda: Recipe(momentum=1.0),
+        lambda: Recipe(epochs=2, warmup=3),
+    ):
+        with pytest.raises(InputError, match="got .* expected"):
+            make()
+
+
+def test_no_forget_sample_in_a_retain_phase() -> None:
+    _, lines = trained(Spkd(RECIPE, sp_weight=50.0))
+    for line in lines:
+        assert line["forget_read" if line["reads"] == "retain" else "retain_read"] == 0
+    run = run_of(Finetune(RECIPE))
+    run.forget = ~run.forget  # the loader and the run now disagree about what is to be forgotten
+    with pytest.raises(RuntimeError, match="reads retain but met"):
+        run_method(Finetune(RECIPE), run)

@@ -1,0 +1,80 @@
+"""A small world for tests of the loop and the methods: forty images, three classes, a little network."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.method import Method, Run
+from letheon.engine.model import Classifier
+from letheon.kernels.keyed import uniform
+from letheon.loaders.images import ArrayImages
+from letheon.loaders.preset import Preset
+from letheon.loaders.torch_loader import TorchLoader
+
+PRESET = Preset(size=8, mean=(0.5,) * 3, std=(0.25,) * 3, resize="none", resize_to=8, augment="shift")
+FORGOTTEN = (2,)
+
+
+def images(n: int = 41, classes: int = 4) -> ArrayImages:
+    """Noise whose mean brightness tells the class; an odd number, so that no batch divides."""
+    labels = np.arange(n, dtype=np.int64) * 7 % classes
+    noise = uniform(0, "test-images", 0, torch.arange(n), 8 * 8 * 3).numpy().reshape(n, 8, 8, 3)
+    pixels = (noise * 120 + labels[:, None, None, None] * 40).astype(np.uint8)
+    return ArrayImages("noise", pixels, labels, [f"c{c}" for c in range(classes)])
+
+
+def network(seed: int = 0, classes: int = 4) -> Classifier:
+    """Convolution, batch-norm, ReLU, pooling, linear: 300 weights with every kind of parameter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, classes),
+        )
+        for module in net:
+            if isinstance(module, nn.BatchNorm2d):  # as after training: not 0 and 1
+                module.running_mean.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 2.0)
+        return Classifier(net, "test", PRESET)
+
+
+def run_of(method: Method, ranks: Ranks | None = None, seed: int = 0) -> Run:
+    """A run of `method` on the small world."""
+    ranks = ranks or Ranks()
+    data = images()
+    forget = np.isin(data.labels, FORGOTTEN)
+    loader = TorchLoader(
+        data, forget, PRESET, method.recipe.batch_size, seed, ranks.rank, ranks.world
+    )
+    return Run(
+        model=network(),
+        loader=loader,
+        recipe=method.recipe,
+        ranks=ranks,
+        seed=seed,
+        forget=torch.from_numpy(forget),
+        forget_classes=FORGOTTEN,
+    )
+
+
+def trained(method: Method, ranks: Ranks | None = None) -> tuple[Run, list[dict[str, object]]]:
+    """The run after its end, and the lines it logged."""
+    run = run_of(method, ranks)
+    lines: list[dict[str, object]] = []
+    run_method(method, run, lambda kind, **numbers: lines.append({"kind": kind, **numbers}))
+    return run, lines
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    """The state dict, copied."""
+    return {name: value.clone() for name, value in run.model.net.state_dict().items()}
+
+
