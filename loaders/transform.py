@@ -64,32 +64,30 @@ def _fits(images: Image, preset: Preset) -> bool:
 def augmented(images: Images, u: NDArray[np.float64], preset: Preset) -> Image:
     """(B, size, size, 3): the preset's training geometry; `u` from `augment.draws`."""
     size, pad = preset.size, preset.size // 8
+    out = np.empty((len(images), size, size, 3), dtype=np.uint8)
     if preset.augment == "resized-crop-flip":
         shapes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-        out = np.empty((len(images), size, size, 3), dtype=np.uint8)
-        for row, image, (top, left, h, w) in zip(
-            out, images, augment.boxes(u, shapes).tolist(), strict=True
-        ):
-            row[:] = resized(image[top : top + h, left : left + w], size, size, preset)
+        boxes = augment.boxes(u, shapes)
     else:
-        out = squares(images, preset)
-    if preset.augment in ("pad-crop-flip", "shift"):
-        padded = np.pad(out, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        out = np.empty_like(out)
-        for row, image, (top, left) in zip(
-            out, padded, augment.offsets(u, preset).tolist(), strict=True
-        ):
-            row[:] = image[top : top + size, left : left + size]
-    mirror = augment.mirrored(u, preset)
-    if mirror.any():
-        out = np.where(mirror[:, None, None, None], out[:, :, ::-1], out)
+        images, corners = squares(images, preset), np.zeros((len(images), 2), dtype=np.int64)
+        if preset.augment in ("pad-crop-flip", "shift"):
+            images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+            corners = augment.offsets(u, preset)
+        boxes = np.concatenate([corners, np.full_like(corners, size)], axis=1)
+    for row, image, (top, left, height, width), mirrored in zip(
+        out, images, boxes.tolist(), augment.mirrored(u, preset).tolist(), strict=True
+    ):
+        piece = resized(image[top : top + height, left : left + width], size, size, preset)
+        row[:] = piece[:, ::-1] if mirrored else piece
     return out
 
 
 def normalised(squares: Image, preset: Preset) -> Tensor:
     """(B, 3, size, size) float32, channels-last: (x / 255 - mean) / std."""
-    x = torch.from_numpy(np.ascontiguousarray(squares)).permute(0, 3, 1, 2)
-    mean = torch.tensor(preset.mean)[:, None, None] * 255
-    std = torch.tensor(preset.std)[:, None, None] * 255
-    out = x.to(torch.float32, memory_format=torch.channels_last)
-    return out.sub_(mean).div_(std)
+    count, height, width, _ = squares.shape
+    # Whole pixel rows against repeated constants: long contiguous runs, several times faster.
+    x = torch.from_numpy(np.ascontiguousarray(squares)).view(count * height, width * 3)
+    mean = torch.tensor(preset.mean).mul(255).repeat(width)
+    std = torch.tensor(preset.std).mul(255).repeat(width)
+    x = x.to(torch.float32).sub_(mean).div_(std)
+    return x.view(count, height, width, 3).permute(0, 3, 1, 2)

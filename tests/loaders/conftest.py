@@ -1,0 +1,43 @@
+"""Small generated image folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from letheon.loaders.images import ArrayImages
+
+Drawn = Callable[..., Path]
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Drawn:
+    """A function that writes noise images at the given paths below a root and returns the root."""
+
+    def write(paths: list[str], root: str = "set", size: tuple[int, int] = (12, 10)) -> Path:
+        for number, path in enumerate(paths):
+            file = tmp_path / root / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(file, format="PNG")
+        return tmp_path / root
+
+    return write
+
+
+@pytest.fixture
+def array_images() -> Callable[[int], ArrayImages]:
+    """A function that makes n images of 16 x 16, each of one colour that encodes its number."""
+
+    def make(n: int) -> ArrayImages:
+        pixels = np.zeros((n, 16, 16, 3), dtype=np.uint8)
+        pixels[..., 0] = (np.arange(n) % 251)[:, None, None]
+        pixels[..., 1] = np.arange(16)[:, None]
+        pixels[..., 2] = np.arange(16)
+        return ArrayImages("numbered", pixels, np.arange(n) % 4, list("abcd"))
+
+    return make

@@ -1,0 +1,116 @@
+"""The composition of global batches, against the contract's definition by hand."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from letheon.loaders import order
+from letheon.loaders.batch import Reads
+from letheon.loaders.errors import InputError
+
+FORGET = np.arange(101) % 5 == 2  # 20 of 101
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (32, [8, 8, 8, 8]),
+        (36, [8, 8, 8, 8, 4]),
+        (35, [8, 8, 8, 6, 5]),
+        (33, [8, 8, 8, 5, 4]),
+        (39, [8, 8, 8, 8, 7]),
+        (3, [3]),
+        (9, [5, 4]),
+        (0, []),
+    ],
+)
+def test_sizes(n: int, expected: list[int]) -> None:
+    assert order.sizes(n, 8) == expected
+
+
+@pytest.mark.parametrize("reads", get_args(Reads))
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_together_make_the_one_rank_batches(reads: Reads, world: int) -> None:
+    alone = order.epoch_parts(reads, FORGET, 16, 7, 3)
+    shares = [order.epoch_parts(reads, FORGET, 16, 7, 3, rank, world) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        parts = [mine[step] for mine in shares]
+        together = np.concatenate([part.samples for part in parts])
+        assert sorted(together) == sorted(whole.samples)
+        assert {part.total for part in parts} == {whole.total} == {len(whole.samples)}
+        if reads == "paired":  # every rank has as many forget as retain samples, retain first
+            for part in parts:
+                half = len(part.samples) // 2
+                assert FORGET[part.samples].tolist() == [False] * half + [True] * half
+        else:
+            assert together.tolist() == whole.samples.tolist()
+
+
+@pytest.mark.parametrize(("reads", "n"), [("forget", 20), ("retain", 81), ("mixed", 101)])
+def test_each_sample_once_an_epoch(reads: Reads, n: int) -> None:
+    for epoch in range(3):
+        seen = np.concatenate([p.samples for p in order.epoch_parts(reads, FORGET, 16, 0, epoch)])
+        assert len(seen) == len(set(seen)) == n
+        if reads != "mixed":
+            assert (FORGET[seen] == (reads == "forget")).all()
+
+
+def test_paired_cycles_the_forget_set_in_new_orders() -> None:
+    parts = order.epoch_parts("paired", FORGET, 16, 0, 0)
+    kept = np.concatenate([p.samples[: len(p.samples) // 2] for p in parts])
+    cycled = np.concatenate([p.samples[len(p.samples) // 2 :] for p in parts])
+    turns = np.concatenate([p.turn[len(p.turn) // 2 :] for p in parts])
+    assert sorted(kept) == np.flatnonzero(~FORGET).tolist()
+    assert len(cycled) == 81
+    rounds = [cycled[start : start + 20] for start in range(0, 80, 20)]
+    assert all(sorted(r) == np.flatnonzero(FORGET).tolist() for r in rounds)
+    assert len({tuple(r) for r in rounds}) == 4
+    assert turns.tolist() == (np.arange(81) // 20).tolist()
+
+
+def test_leaving_samples_out_keeps_the_order_of_the_others() -> None:
+    mixed = np.concatenate([p.samples for p in order.epoch_parts("mixed", FORGET, 16, 5, 1)])
+    kept = np.concatenate([p.samples for p in order.epoch_parts("retain", FORGET, 16, 5, 1)])
+    assert kept.tolist() == [i for i in mixed if not FORGET[i]]
+
+
+def test_order_changes_with_epoch_and_seed() -> None:
+    first, *others = (
+        order.epoch_parts("mixed", FORGET, 101, seed, epoch)[0].samples.tolist()
+        for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+    )
+    assert all(first != other for other in others)
+
+
+def test_empty_streams_and_too_small_batches_are_refused() -> None:
+    nothing = np.zeros(10, dtype=bool)
+    for reads in ("forget", "paired"):
+        with pytest.raises(InputError, match="0 forget"):
+            order.stream_sizes(reads, nothing, 4)
+    with pytest.raises(InputError, match="0 retain"):
+        order.stream_sizes("retain", ~nothing, 4)
+    with pytest.raises(InputError, match="4 samples for 5 processes"):
+        order.stream_sizes("mixed", np.zeros(9, dtype=bool), 8, world=5)
+
+
+@pytest.mark.parametrize(
+    ("reads", "flags", "right"),
+    [
+        ("retain", [False, False], True),
+        ("retain", [False, True], False),
+        ("forget", [True, True], True),
+        ("forget", [True, False], False),
+        ("paired", [False, True], True),
+        ("paired", [True, False], False),
+        ("mixed", [True, False], True),
+    ],
+)
+def test_audit(reads: Reads, flags: list[bool], right: bool) -> None:
+    if right:
+        order.audit(reads, np.array(flags))
+    else:
+        with pytest.raises(RuntimeError, match=reads):
+            order.audit(reads, np.array(flags))
