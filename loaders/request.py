@@ -128,7 +128,7 @@ def _class(token: str, index: dict[str, set[int]], data: Data, text: str) -> int
     by_name = how != "id" or not rest
     word = rest.strip() if rest and how in ("id", "name") else token
     found = set(index.get(_plain(word), ())) if by_name else set()
-    if by_id and word.isdecimal():
+    if by_id and word.isdecimal() and (int(word) < len(data.names) or not found):
         found.add(int(word))
     if len(found) > 1:
         options = ", ".join(f"id={i}" for i in sorted(found))

@@ -1,0 +1,100 @@
+"""Prepared sets: the same images, the bad ones listed, all or nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from letheon.loaders.data import open_data, open_domains
+from letheon.loaders.errors import InputError
+from letheon.loaders.prepare import prepare
+
+Drawn = Callable[..., Path]
+PATHS = [f"{s}/{c}/{i:02}.jpg" for s in ("train", "val") for c in "ab" for i in range(40)]
+
+
+@pytest.mark.parametrize("size", [12, None])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_left_out_and_listed(
+    draw: Drawn, tmp_path: Path, size: int | None, workers: int
+) -> None:
+    root = draw(PATHS, size=(12, 12))
+    (root / "train/a/03.jpg").write_bytes(b"")
+    whole = (root / "train/b/05.jpg").read_bytes()
+    (root / "train/b/05.jpg").write_bytes(whole[: len(whole) // 2])
+    before = open_data(str(root))
+    report = prepare(before, tmp_path / "out", size=size, workers=workers)
+    assert report.counts == {"train": 78, "test": 80} and len(report.quarantined) == 2
+    with open(tmp_path / "out" / "quarantine.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [row["file"].rpartition("/train/")[2] for row in listed] == ["a/03.jpg", "b/05.jpg"]
+    assert "0 bytes" in listed[0]["reason"] and "truncated" in listed[1]["reason"]
+
+    data = open_data(str(tmp_path / "out"))
+    assert data.classes == before.classes and data.names == before.names
+    kept = [i for i in range(80) if i not in (3, 45)]
+    assert np.array_equal(data.train.labels, before.train.labels[kept])
+    for row, i in enumerate(kept):
+        assert np.array_equal(data.train.read(row), before.train.read(i))
+    again = pickle.loads(pickle.dumps(data.train))
+    assert np.array_equal(again.read(9), data.train.read(9)) and again.digest == data.train.digest
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_equal_pixels_have_equal_digests_and_others_do_not(draw: Drawn, tmp_path: Path) -> None:
+    data = open_data(str(draw(PATHS)))
+    prepare(data, tmp_path / "one", size=8)
+    prepare(data, tmp_path / "two", size=8, workers=1)
+    prepare(data, tmp_path / "three", size=9)
+    one, two, three = (open_data(str(tmp_path / n)).train for n in ("one", "two", "three"))
+    assert one.digest == two.digest != three.digest
+    assert one.read(0).shape == (8, 8, 3)
+    assert isinstance(one.read_many(np.array([1, 5])), np.ndarray)
+
+
+def test_domains_and_digits(draw: Drawn, tmp_path: Path) -> None:
+    root = draw([f"{d}/{c}/0.jpg" for d in ("Art", "Real World") for c in "ab"])
+    prepare(open_domains(str(root)), tmp_path / "domains", size=8)
+    assert list(open_domains(str(tmp_path / "domains"))) == ["Art", "Real_World"]
+    digits = open_data("digits")
+    prepare(digits, tmp_path / "digits", size=16)
+    assert open_data(str(tmp_path / "digits")).test.digest == digits.test.digest
+    with pytest.raises(InputError, match="no size"):
+        prepare(digits, tmp_path / "other")
+
+
+def test_all_or_nothing(draw: Drawn, tmp_path: Path) -> None:
+    root = draw(["train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg", "val/b/0.jpg"])
+    data = open_data(str(root))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        prepare(data, tmp_path / "there")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        prepare(data, tmp_path / "file" / "out")
+    (root / "train/b/0.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="no readable image of class 'b'"):
+        prepare(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_broken_or_newer_set_is_refused(draw: Drawn, tmp_path: Path) -> None:
+    data = open_data(str(draw(PATHS[::20])))
+    prepare(data, tmp_path / "out", size=8)
+    told = tmp_path / "out" / "set.json"
+    text = told.read_text()
+    told.write_text(text.replace("letheon-set-1", "letheon-set-9"))
+    with pytest.raises(InputError, match="'letheon-set-9'"):
+        open_data(str(tmp_path / "out"))
+    told.write_text(text[:-40])
+    with pytest.raises(InputError, match="broken prepared set"):
+        open_data(str(tmp_path / "out"))
+    told.write_text(json.dumps(json.loads(text) | {"parts": {"train": {}}}))
+    with pytest.raises(InputError, match="broken prepared set"):
+        open_data(str(tmp_path / "out"))
