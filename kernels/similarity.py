@@ -24,7 +24,8 @@ def similarity_loss(student: Tensor, teacher: Tensor, squared: bool = True) -> T
     The Gram matrices of both feature sets, each row scaled to length one, are compared by the
     squared Frobenius norm of their difference, divided by b^2. `squared=False` is the norm itself
     over b^2, as the published unlearning code has it; its gradient where the matrices agree
-    exactly is defined as zero.
+    exactly is defined as zero. So is that of a sample whose features are all zero: its row stays
+    zero instead of being divided by a tiny number.
 
     Args:
         student: (b, ...) any float type; read without a copy when contiguous or channels-last.
@@ -35,11 +36,10 @@ def similarity_loss(student: Tensor, teacher: Tensor, squared: bool = True) -> T
         0-dim float32 (float64 for float64 features); zero for an empty batch. No host sync.
     """
     b = student.shape[0]
-    difference = F.normalize(gram(student)) - F.normalize(gram(teacher))  # (b, b)
+    difference = _unit_rows(gram(student)) - _unit_rows(gram(teacher))  # (b, b)
     total = difference.square().sum()
     if not squared:
-        positive = total > 0
-        total = torch.where(positive, torch.where(positive, total, 1).sqrt(), 0)
+        total = _root(total)
     return total / max(b * b, 1)
 
 
@@ -70,7 +70,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     b = student.shape[0]
     ours, theirs = _centred_gram(student), _centred_gram(teacher)
-    total = ours.new_zeros(()) + 0 * ours.sum()
+    total = 0 * ours.sum()  # so that an empty batch has a graph too
     anchors = max(1, _CHUNK // max(b * b, 1))
     for first in range(0, b, anchors):
         last = min(first + anchors, b)
@@ -82,6 +82,22 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
                 use_reentrant=False, preserve_rng_state=False,
             )  # fmt: skip
     return total / max(b * (b - 1) * (b - 2), 1)
+
+
+def _root(values: Tensor) -> Tensor:
+    """Square root with gradient zero at zero."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1).sqrt(), 0)
+
+
+def _inverse_root(values: Tensor) -> Tensor:
+    """One over the square root; zero, with gradient zero, at zero."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1).rsqrt(), 0)
+
+
+def _unit_rows(matrix: Tensor) -> Tensor:
+    return matrix * _inverse_root(matrix.square().sum(1, keepdim=True))
 
 
 def _centred_gram(features: Tensor) -> Tensor:
@@ -104,9 +120,9 @@ def _squared_distances(products: Tensor) -> Tensor:
 def _scaled_distances(features: Tensor) -> Tensor:
     """(b, b) distances over the mean of the nonzero ones; zero gradient at zero distance."""
     squares = _squared_distances(_centred_gram(features))
-    apart = squares > 0
-    distances = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
-    return distances / (distances.sum() / apart.sum().clamp_min(1)).clamp_min(1e-12)
+    distances = _root(squares)
+    mean = distances.sum() / (squares > 0).sum().clamp_min(1)
+    return distances / torch.where(mean > 0, mean, 1)
 
 
 def _angle_sum(ours: Tensor, theirs: Tensor, first: int, last: int) -> Tensor:
@@ -118,9 +134,7 @@ def _angle_sum(ours: Tensor, theirs: Tensor, first: int, last: int) -> Tensor:
 
 def _cosines(products: Tensor, first: int, last: int) -> Tensor:
     """(last-first, b, b): entry (j, i, k) is the cosine at j between i and k, 0 where undefined."""
-    squares = _squared_distances(products)[first:last]  # (anchors, b)
-    apart = squares > 0
-    inverse = torch.where(apart, torch.where(apart, squares, 1).rsqrt(), 0)
+    inverse = _inverse_root(_squared_distances(products)[first:last])  # (anchors, b)
     at = products[first:last]  # (anchors, b): <j, i>
     own = products.diagonal()[first:last, None, None]  # <j, j>
     inner = products[None] - at[:, :, None] - at[:, None, :] + own  # <i - j, k - j>

@@ -1,0 +1,130 @@
+"""Triton forms against the plain forms, on the CPU; test_triton.py runs this file.
+
+It needs TRITON_INTERPRET=1 from the start of the process, so pytest does not collect it by itself.
+Shapes are tiny: the interpreter runs one program after another in Python.
+"""
+
+import os
+
+import pytest
+import torch
+
+from letheon.kernels import augment, threshold
+from letheon.kernels.backend import takes_triton
+from letheon.kernels.bits import pack
+from letheon.kernels.flat import Layout
+from letheon.kernels.masked_sgd import masked_sgd_, masked_sgd_reference_
+
+
+def test_the_public_functions_take_the_triton_path():
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    assert takes_triton(torch.zeros(1))
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "bits"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_masked_step(mask, momentum, nesterov, first):
+    n = 2051
+    gen = torch.Generator().manual_seed(0)
+    start, grad, buffer, average = (torch.randn(n, generator=gen) for _ in range(4))
+    start[:9], start[9:20] = -0.0, 0.0
+    keep = torch.rand(n, generator=gen) < 0.5
+    if mask != "none":
+        grad[~keep] = torch.tensor([torch.nan, torch.inf]).repeat(n)[:n][~keep]
+    masks = {"none": None, "bool": [keep], "bits": [pack(keep)]}[mask]
+    results = []
+    for form in (masked_sgd_, masked_sgd_reference_):
+        p, b, e = start.clone(), buffer.clone(), average.clone()
+        for rate, scale, skip in ((0.1, 4.0, None), (torch.tensor(0.2), torch.tensor(2.0), 0.0),
+                                  (0.3, 1.0, 1.0)):  # fmt: skip
+            skipped = None if skip is None else torch.tensor(skip)
+            form([p], [grad], [b], masks, rate, momentum, 0.05, 0.03, scale, first, nesterov, [e],
+                 0.9, skipped)  # fmt: skip
+        results.append((p, b, e))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    if mask != "none":
+        assert torch.equal(results[0][0].view(torch.int32)[~keep], start.view(torch.int32)[~keep])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_masked_step_on_shapes_and_layouts(dtype):
+    gen = torch.Generator().manual_seed(1)
+    shapes = [(5, 3, 3, 3), (5, 3, 3, 3), (), (0, 4), (1025,)]
+    groups = [[torch.randn(s, generator=gen) for s in shapes] for _ in range(4)]
+    params, grads, momenta, scores = groups
+    for tensors in (params, grads, momenta, scores):
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    grads[1] = grads[1].contiguous(memory_format=torch.channels_last)  # unlike its parameter
+    grads = [g.to(dtype) for g in grads]
+    masks = [s > 0 for s in scores]
+    results = []
+    for form in (masked_sgd_, masked_sgd_reference_):
+        ours, buffers = [p.clone() for p in params], [m.clone() for m in momenta]
+        form(ours, grads, buffers, masks, 0.1, 0.9, 0.05)
+        results.append(ours + buffers)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_step_on_a_flat_buffer():
+    gen = torch.Generator().manual_seed(2)
+    tensors = [torch.randn(s, generator=gen) for s in ((3, 2, 3, 3), (7,), (70,))]
+    layout = Layout.of(tensors)
+    grad, keep = torch.randn(layout.length, generator=gen), [t > 0 for t in tensors]
+    flats = []
+    for form in (masked_sgd_, masked_sgd_reference_):
+        flat = layout.gather(tensors)
+        form([flat], [grad], None, [layout.bits(keep)], 0.1, weight_decay=0.1)
+        flats.append(flat)
+    torch.testing.assert_close(flats[0], flats[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_threshold(dtype):
+    gen = torch.Generator().manual_seed(3)
+    scores = [torch.randn(s, generator=gen).to(dtype) for s in ((8, 3, 3, 3), (1500,), (), (0,))]
+    scores[0] = scores[0].contiguous(memory_format=torch.channels_last)
+    scores.append(torch.tensor([0.0, -0.0, torch.inf, 1e-7, 1e-7, 1.0, -1.0]).to(dtype))
+    densities = [0.0, 0.001, 0.3, 0.5, 0.997, 1.0]
+    ours = threshold.top_masks(scores, densities)
+    expected = threshold.top_masks_reference(scores, densities)
+    assert threshold.cuts(scores, densities) == threshold._cuts(scores, densities, threshold._count)
+    for a, b in zip(ours, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    with pytest.raises(ValueError, match="1 NaN among the 1 scores of tensor 0"):
+        threshold.top_masks([torch.tensor([torch.nan])], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("filter", "size", "dtype"),
+    [
+        ("box", 3, torch.float32),
+        ("box", 24, torch.bfloat16),
+        ("bilinear", 7, torch.float16),
+        ("bilinear", 24, torch.float32),
+    ],
+)
+def test_augment(filter, size, dtype):
+    gen = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (3, 20, 26, 3), dtype=torch.uint8, generator=gen)
+    boxes = torch.tensor([[3.2, 5.7, 10, 15.5], [0, 0, 20, 26], [10, 10, 7, 9.5], [19, 25, 1, 1]])
+    source, flip = torch.tensor([2, 0, 1, 1]), torch.tensor([False, True, False, True])
+    arguments = (images, boxes, source, flip, size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), dtype)
+    ours = augment.crop_resize_normalise(*arguments, filter=filter)
+    expected = augment.crop_resize_normalise_reference(*arguments, filter=filter)
+    assert ours.stride() == expected.stride()
+    # The interpreter cuts bfloat16 instead of rounding it: up to one unit in the last place.
+    loose = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    torch.testing.assert_close(ours, expected, rtol=loose / 2, atol=loose)
+
+
+def test_augment_refuses_images_it_would_have_to_copy():
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8).permute(0, 2, 3, 1)
+    one = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="got images with strides"):
+        augment.crop_resize_normalise(
+            images, torch.tensor([[0.0, 0, 8, 8]]), one, one.bool(), 4, (0, 0, 0), (1, 1, 1)
+        )
