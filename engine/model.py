@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from letheon.engine.cifar_resnet import CifarResNet, resnet18_cifar
+from letheon.engine.efficientnet_lite import EfficientNetLite0
 from letheon.engine.small import Small
 from letheon.loaders.errors import InputError
 from letheon.loaders.preset import Preset
@@ -82,10 +84,12 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "no name comes near."
-        raise InputError(f"Unknown model {name!r}: {hint} Known are {', '.join(names())}.")
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"got model {name!r}; known are {', '.join(names())}{hint}")
     if classes < 2:
-        raise InputError(f"A classifier of {classes} classes was asked for; give at least 2.")
+        raise InputError(
+            f"got {classes} classes; expected at least 2; a classifier must have a choice"
+        )
     make, default = _MODELS[name]
     preset = preset or default
     with torch.random.fork_rng(devices=[]):
@@ -108,8 +112,8 @@ def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
     def make(classes: int, size: int) -> nn.Module:
         if size % patch:
             raise InputError(
-                f"A vision transformer of patch {patch} was asked for at {size} pixels; "
-                f"give a multiple of {patch}."
+                f"got {size} pixels for a vision transformer of patch {patch}; "
+                f"give a multiple of {patch}"
             )
         return tv.VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
 
@@ -119,7 +123,20 @@ def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
 Make = Callable[[int, int], nn.Module]  # (classes, size) to a network whose last linear is its head
 
 _IMAGENET = Preset(size=224, resize="short", resize_to=256)
+# ImageNet's mean and std on CIFAR, as the public ResNet checkpoints were trained: on a JPEG copy of
+# CIFAR-10's test set resnet20-12fca82f scores 81.0 % with them, 80.7 % with CIFAR's own.
 _CIFAR = Preset(size=32, resize="none", resize_to=32, augment="pad-crop-flip")
+_CIFAR_OWN = dataclasses.replace(
+    _CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+)
+_LITE = Preset(  # the scale is the public weights'
+    size=224,
+    mean=(127 / 255,) * 3,
+    std=(128 / 255,) * 3,
+    resize="short",
+    resize_to=256,
+    interpolation="bicubic",
+)
 _HALF = (0.5, 0.5, 0.5)
 _SMALL = Preset(size=16, mean=_HALF, std=_HALF, resize="none", resize_to=16, augment="shift")
 
@@ -129,7 +146,7 @@ _MODELS: dict[str, tuple[Make, Preset]] = {
     "resnet32": (lambda classes, size: CifarResNet(32, classes), _CIFAR),
     "resnet44": (lambda classes, size: CifarResNet(44, classes), _CIFAR),
     "resnet56": (lambda classes, size: CifarResNet(56, classes), _CIFAR),
-    "resnet18_cifar": (lambda classes, size: resnet18_cifar(classes), _CIFAR),
+    "resnet18_cifar": (lambda classes, size: resnet18_cifar(classes), _CIFAR_OWN),
     "resnet18": (lambda classes, size: tv.resnet18(num_classes=classes), _IMAGENET),
     "resnet34": (lambda classes, size: tv.resnet34(num_classes=classes), _IMAGENET),
     "resnet50": (lambda classes, size: tv.resnet50(num_classes=classes), _IMAGENET),
@@ -143,4 +160,5 @@ _MODELS: dict[str, tuple[Make, Preset]] = {
     ),
     "vit_b_16": (_vit(patch=16, layers=12, heads=12, width=768, mlp=3072), _IMAGENET),
     "vit_tiny_16": (_vit(patch=16, layers=12, heads=3, width=192, mlp=768), _IMAGENET),
+    "efficientnet_lite0": (lambda classes, size: EfficientNetLite0(classes), _LITE),
 }
