@@ -6,7 +6,7 @@ result, so accuracies are exact sums over exact counts and two models' rows can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.engine.precision import Precision
+from letheon.eval.taps import tapped
 from letheon.loaders.batch import Loader
 from letheon.loaders.errors import InputError
 
@@ -51,21 +52,6 @@ class Outputs:
         )
 
 
-def pooled(activation: Tensor) -> Tensor:
-    """(B, width) float32: the mean over positions of a layer's output.
-
-    Reads (B, C, H, W) maps, (B, T, C) tokens and (B, H, W, C) maps; the last are told from the
-    first by which two sizes are equal, since every preset's input is square.
-    """
-    if activation.ndim == 4:
-        _, first, second, third = activation.shape
-        channels_end = first == second and second != third
-        return activation.float().mean(dim=(1, 2) if channels_end else (2, 3))
-    if activation.ndim == 3:
-        return activation.float().mean(dim=1)
-    return activation.float().flatten(1)
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards each module has the mode it had."""
@@ -78,62 +64,62 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def tapped(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """A dict that holds, after each forward pass, the pooled output of each named module.
-
-    Raises:
-        InputError: a tap that is no module of the model.
-    """
-    modules = dict(model.named_modules())
-    unknown = [name for name in taps if name not in modules or name == ""]
-    if unknown:
-        known = ", ".join(name for name in modules if name)
-        raise InputError(f"got tap {unknown[0]!r}; this model has {known}")
-    seen: dict[str, Tensor] = {}
-
-    def record(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            seen[name] = pooled(output)
-
-        return hook
-
-    handles = [modules[name].register_forward_hook(record(name)) for name in taps]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Columns:
-    """Rows of several named tensors, collected on the device and moved to the host in parts."""
-
-    def __init__(self) -> None:
-        self.waiting: list[dict[str, Tensor]] = []
-        self.bytes = 0
-        self.parts: list[dict[str, Tensor]] = []
-
-    def add(self, rows: dict[str, Tensor]) -> None:
-        self.waiting.append(rows)
-        self.bytes += sum(values.nbytes for values in rows.values())
-        if self.bytes > _HELD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.waiting:
-            names = self.waiting[0]
-            joined = {name: torch.cat([rows[name] for rows in self.waiting]) for name in names}
-            self.parts.append({name: values.cpu() for name, values in joined.items()})
-        self.waiting, self.bytes = [], 0
-
-    def gathered(self, name: str, like: Tensor, ranks: Ranks) -> Tensor:
-        """The column over all ranks; `like` gives a rank without rows its trailing shape."""
-        own = torch.cat([part.pop(name) for part in self.parts]) if self.parts else like
-        return gather_rows(own, ranks)
-
-
 @torch.no_grad()
+def answers(
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    indices: Sequence[int] | None = None,
+    precision: Precision | None = None,
+    taps: Sequence[str] = (),
+) -> Generator[dict[str, Tensor], None, None]:
+    """This rank's part of a pass, on the host, in parts of at most about 256 MiB.
+
+    Yields:
+        Columns by the names of `columns`, all with the same rows.
+    """
+    precision = (precision or Precision("fp32")).resolved(device)
+    waiting: list[dict[str, Tensor]] = []
+    held = 0
+    with evaluating(model), tapped(model, taps) as seen:
+        for batch in loader.sweep(indices):
+            on_device = batch.to(device)
+            with precision.autocast(device):
+                logits, features = model(on_device.images)
+            rows = {"features": features.float(), "logits": logits.float()}
+            rows |= {f"tap {name}": seen[name] for name in taps}
+            rows |= {"labels": on_device.labels, "forget": on_device.forget}
+            waiting.append(rows | {"index": on_device.index})
+            held += sum(values.nbytes for values in waiting[-1].values())
+            if held > _HELD_BYTES:
+                yield _on_host(waiting)
+                waiting, held = [], 0
+    if waiting:
+        yield _on_host(waiting)
+
+
+def _on_host(waiting: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([rows[name] for rows in waiting]).cpu() for name in waiting[0]}
+
+
+def columns(taps: Sequence[str]) -> dict[str, torch.dtype]:
+    """What a pass yields: name -> dtype; float columns are two-dimensional, the others one-."""
+    floats = ("features", "logits", *(f"tap {name}" for name in taps))
+    return dict.fromkeys(floats, torch.float32) | {
+        "labels": torch.int64,
+        "forget": torch.bool,
+        "index": torch.int64,
+    }
+
+
+def widths(part: dict[str, Tensor] | None, taps: Sequence[str], ranks: Ranks) -> dict[str, int]:
+    """The width of each float column, also on a rank that read nothing; every rank must call."""
+    floats = [name for name, dtype in columns(taps).items() if dtype == torch.float32]
+    own = [part[name].shape[1] if part is not None else 0 for name in floats]
+    known = gather_rows(torch.tensor([own]), ranks).amax(dim=0)
+    return dict(zip(floats, known.tolist(), strict=True))
+
+
 def extract(
     model: nn.Module,
     loader: Loader,
@@ -160,49 +146,40 @@ def extract(
     Raises:
         InputError: a tap that is no module, or (on every rank) an image that cannot be read.
     """
-    device = device or ranks.device
-    precision = (precision or Precision("fp32")).resolved(device)
     wanted = None if indices is None else sorted({int(i) for i in indices})
-    columns, problem = _Columns(), None
-    with evaluating(model), tapped(model, taps) as seen:
-        try:
-            for batch in loader.sweep(wanted):
-                on_device = batch.to(device)
-                with precision.autocast(device):
-                    logits, features = model(on_device.images)
-                rows = {f"tap {name}": values for name, values in seen.items()}
-                rows |= {"features": features.float(), "logits": logits.float()}
-                rows |= {"labels": on_device.labels, "forget": on_device.forget}
-                columns.add(rows | {"index": on_device.index})
-        except InputError as error:  # an image one rank cannot read: the others must not wait
-            problem = str(error)
+    parts: list[dict[str, Tensor]] = []
+    problem = None
+    try:
+        parts.extend(answers(model, loader, device or ranks.device, wanted, precision, taps))
+    except InputError as error:  # an image one rank cannot read: the others must not wait
+        problem = str(error)
     agree(ranks, problem)
-    columns.flush()
-    return _assembled(columns, wanted, taps, ranks)
+    wide = widths(parts[0] if parts else None, taps, ranks)
+    found: dict[str, Tensor] = {}
+    for name, dtype in columns(taps).items():
+        empty = torch.zeros((0, wide[name]) if name in wide else 0, dtype=dtype)
+        found[name] = gather_rows(torch.cat([part.pop(name) for part in parts] or [empty]), ranks)
+    order = found["index"].argsort()
+    result = assembled({name: values[order] for name, values in found.items()}, taps)
+    check_complete(result.index, wanted)
+    return result
 
 
-def _assembled(
-    columns: _Columns, wanted: list[int] | None, taps: Sequence[str], ranks: Ranks
-) -> Outputs:
-    """The gathered columns in sample-index order, each index checked to have come once."""
-    floats = ["features", "logits", *(f"tap {name}" for name in taps)]
-    own = [columns.parts[0][name].shape[1] if columns.parts else 0 for name in floats]
-    widths = gather_rows(torch.tensor([own]), ranks).amax(0).tolist()
-    index = columns.gathered("index", torch.zeros(0, dtype=torch.int64), ranks)
-    index, order = index.sort()
-    asked = torch.tensor(list(range(len(index))) if wanted is None else wanted, dtype=torch.int64)
-    assert torch.equal(index, asked), "a sweep left samples out, or gave some twice"
-    named = {
-        name: columns.gathered(name, torch.zeros(0, width), ranks)[order]
-        for name, width in zip(floats, widths, strict=True)
-    }
-    labels = columns.gathered("labels", torch.zeros(0, dtype=torch.int64), ranks)[order]
-    forget = columns.gathered("forget", torch.zeros(0, dtype=torch.bool), ranks)[order]
+def assembled(found: dict[str, Tensor], taps: Sequence[str]) -> Outputs:
+    """Outputs from columns over all ranks, in sample-index order."""
+    pooled = {name: found[f"tap {name}"] for name in taps}
     return Outputs(
-        named["features"],
-        named["logits"],
-        labels,
-        forget,
-        index,
-        {name: named[f"tap {name}"] for name in taps},
+        found["features"],
+        found["logits"],
+        found["labels"],
+        found["forget"],
+        found["index"],
+        pooled,
     )
+
+
+def check_complete(index: Tensor, wanted: Sequence[int] | None) -> None:
+    """Every sample came once: 0, 1, 2, ... or those that were asked for."""
+    asked = range(len(index)) if wanted is None else wanted
+    expected = torch.tensor(list(asked), dtype=torch.int64)
+    assert torch.equal(index, expected), "a sweep left samples out, or gave some twice"

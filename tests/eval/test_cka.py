@@ -16,6 +16,8 @@ from letheon.eval.cka import (
     minibatch_cka,
     unbiased_cka,
 )
+from letheon.eval.cka_rbf import rbf_cka
+from letheon.kernels.moments import Moments
 from letheon.loaders.errors import InputError
 
 Array = NDArray[np.float64]
@@ -78,11 +80,14 @@ def test_independent_features_are_zero_only_without_bias() -> None:
     assert linear_cka(x, y) == pytest.approx(0, abs=0.01)
 
 
-def test_floor_is_the_value_of_shuffled_rows() -> None:
-    x = normal(300, 40, 0)
-    found = compare(centred("x", x), centred("y", x + 0.1))
-    assert found.value == pytest.approx(1)
-    assert found.floor == pytest.approx(40 / 340, abs=0.02)
+@pytest.mark.parametrize(("n", "d"), [(60, 8), (30, 100)])
+def test_floor_is_the_mean_value_of_shuffled_rows(n: int, d: int) -> None:
+    x, y = normal(n, d, 0), normal(n, d, 1).exp()
+    draw = np.random.default_rng(2)
+    shuffled = [linear_cka(x, y[torch.from_numpy(draw.permutation(n))]) for _ in range(400)]
+    spread = np.std(shuffled) / 400**0.5
+    found = compare(centred("x", x), centred("y", y))
+    assert found.floor == pytest.approx(np.mean(shuffled), abs=4 * spread)
 
 
 def test_minibatch_is_a_ratio_of_sums_and_legacy_a_mean_of_ratios() -> None:
@@ -133,3 +138,36 @@ def test_features_that_are_not_numbers_name_the_layer() -> None:
         centred("layer3 of the unlearned model", x)
     with pytest.raises(InputError, match="20 images in a and 19 in b"):
         compare(centred("a", normal(20, 6, 0)), centred("b", normal(19, 6, 0)))
+
+
+def test_gaussian_kernel_is_its_definition() -> None:
+    x, y = normal(40, 6, 0), normal(40, 3, 1) + normal(40, 6, 0)[:, :3]
+    kernels = []
+    for rows in (x.double().numpy(), y.double().numpy()):
+        squared = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+        apart = np.sqrt(squared[np.triu_indices(40, 1)])
+        sigma = 0.5 * np.sort(apart)[(len(apart) - 1) // 2]
+        kernels.append(np.exp(-squared / (2 * sigma**2)))
+    k, el = kernels
+    want = biased_hsic(k, el) / np.sqrt(biased_hsic(k, k) * biased_hsic(el, el))
+    assert rbf_cka(x, y, 0.5) == pytest.approx(want, abs=1e-12)
+
+
+def test_gaussian_kernel_sees_what_rotation_does_not_explain() -> None:
+    draw = normal(300, 1, 0)
+    line, circle = draw, torch.cat([draw.cos(), draw.sin()], dim=1)
+    assert rbf_cka(line, 3 * line + 1) == pytest.approx(1)
+    assert rbf_cka(line, circle, 0.5) > linear_cka(line, circle)  # type: ignore[operator]
+    assert rbf_cka(line, torch.ones(300, 2)) is None
+    with pytest.raises(InputError, match="bandwidth of 0"):
+        rbf_cka(line, circle, 0)
+    with pytest.raises(InputError, match="300 and 299 images"):
+        rbf_cka(line, circle[1:])
+
+
+def test_the_streamed_sums_give_the_same_value() -> None:
+    x, y = normal(90, 12, 0, shift=5.0), normal(90, 7, 1) + normal(90, 12, 0)[:, :7]
+    sums = Moments([12, 7])
+    for start in range(0, 90, 17):
+        sums.add(x[start : start + 17], y[start : start + 17])
+    assert float(sums.cka(0, 1)) == pytest.approx(linear_cka(x, y), abs=1e-10)

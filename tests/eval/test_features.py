@@ -9,7 +9,8 @@ from torch import nn
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.model import Classifier, build
-from letheon.eval.features import Outputs, extract, pooled
+from letheon.eval.features import Outputs, extract
+from letheon.eval.taps import pooled
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ArrayImages
 from letheon.loaders.torch_loader import TorchLoader
