@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,8 +16,17 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels.threshold import top_masks
 from letheon.loaders.errors import InputError
-from letheon.methods.grad_ascent import ascent
+from letheon.methods.finetune import Finetune
+from letheon.methods.grad_ascent import GradAscent, ascent
+from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.mask_file import load_masks
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.spkd import Spkd
+
+if TYPE_CHECKING:
+    Inner = Method
+else:  # what the command line offers; from Python any method will do
+    Inner = RandomLabel | GradAscent | Finetune | L1Sparse | Spkd
 
 
 def saliency_masks(run: Run, densities: Sequence[float]) -> list[list[Tensor]]:
@@ -39,7 +49,7 @@ class SalUn(Method):
     both leak.) Batch-norm's running statistics are no weights and follow the inner method.
     """
 
-    inner: Method
+    inner: Inner
     density: float = 0.5
     """Share of all weights that may move."""
     mask: Path | None = None

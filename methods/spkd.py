@@ -53,7 +53,7 @@ class Spkd(Method):
     squared (`--norm unsquared --sp-weight 10`).
     """  # noqa: D205
 
-    recipe: Recipe = Recipe(epochs=15, lr=7e-6, batch_size=128)
+    recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
     sp_weight: float = 30_000.0
     norm: Literal["squared", "unsquared"] = "squared"
