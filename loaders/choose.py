@@ -1,0 +1,96 @@
+"""Which backend delivers the batches: the one that was asked for, or the one that suits the set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from letheon.loaders import jpeg
+from letheon.loaders.batch import Loader
+from letheon.loaders.beton import BetonImages
+from letheon.loaders.beton_loader import BetonLoader
+from letheon.loaders.dali_loader import DaliLoader
+from letheon.loaders.errors import InputError
+from letheon.loaders.ffcv_loader import FfcvLoader
+from letheon.loaders.files import FileImages
+from letheon.loaders.images import ArrayImages, ImageSet
+from letheon.loaders.preset import Preset
+from letheon.loaders.resident_loader import ResidentLoader, free_bytes
+from letheon.loaders.torch_loader import TorchLoader
+
+Kind = Literal["auto", "torch", "beton", "ffcv", "dali", "resident"]
+RESIDENT_SHARE = 0.25  # of the free device memory that `auto` gives to images
+
+
+def make_loader(
+    kind: Kind,
+    images: ImageSet,
+    forget: NDArray[np.bool_],
+    preset: Preset,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    tell: Callable[[str], object] = lambda text: None,
+) -> Loader:
+    """A `Loader` over `images`; `tell` is given one line about the choice of `auto`.
+
+    All kinds deliver the same samples in the same order with the same boxes and mirrors; pixels
+    differ by the resize filter, see `docs/loaders.md`. `torch` delivers to the host, the others to
+    `device`.
+
+    Raises:
+        InputError: The kind is unknown, not installed, or does not suit the images or the preset.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"got --loader {kind}, expected one of {', '.join(get_args(Kind))}")
+    device = torch.device(device)
+    if kind == "auto":
+        kind, reason = suited(images, preset, device)
+        tell(f"--loader auto takes {kind}: {reason}")
+    if kind == "torch":
+        return TorchLoader(images, forget, preset, batch_size, seed, rank, world, workers)
+    told = (images, forget, preset, batch_size, seed, rank, world, workers, device)
+    if kind == "beton":
+        return BetonLoader(*told)
+    if kind == "ffcv":
+        return FfcvLoader(*told)
+    if kind == "dali":
+        return DaliLoader(*told)
+    return ResidentLoader(*told, tell=tell)
+
+
+def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:
+    """The backend for these images on this device, and why.
+
+    ffcv and DALI are never taken unasked: `beton` has measured faster than ffcv at the same boxes
+    (`benchmarks/results/loaders_cpu.csv`), and DALI on a GPU has not been measured.
+    """
+    if device.type == "cuda":
+        needed, free = _bytes(images, preset), free_bytes(device)
+        if needed is not None and needed <= RESIDENT_SHARE * free:
+            share = f"{needed / 2**30:.2f} GiB of {free / 2**30:.1f} GiB free"
+            return "resident", f"the images fit on {device} ({share})"
+    if isinstance(images, BetonImages | FileImages):
+        codec = jpeg.available()[0]
+        part = "the crop alone" if codec == "turbo" else "whole images"
+        return "beton", f"encoded images, decoded by threads with {codec} ({part})"
+    return "torch", "decoded images in memory"
+
+
+def _bytes(images: ImageSet, preset: Preset) -> int | None:
+    """What `ResidentLoader` would keep; None where the sizes are not known without reading."""
+    if preset.augment != "resized-crop-flip":
+        return len(images) * preset.size**2 * 3
+    if preset.resize not in ("short", "crop-square"):
+        return None
+    if isinstance(images, BetonImages):
+        height, width = (int(images.table[side].max(initial=1)) for side in ("height", "width"))
+        return len(images) * height * width * 3
+    return images.pixels.nbytes if isinstance(images, ArrayImages) else None
