@@ -1,4 +1,4 @@
-"""The folders of this checkout, installed under one name: ./engine is imported as letheon.engine."""
+"""The folders of this checkout under one name: ./engine is imported as letheon.engine."""
 
 from setuptools import setup
 
@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.11",
     packages=[f"letheon.{folder}" for folder in FOLDERS],
     package_dir={f"letheon.{folder}": folder for folder in FOLDERS},
-    package_data={"": ["py.typed"]},
+    package_data={"": ["py.typed", "*.txt", "*.json"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -29,6 +29,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.4"],
         "faiss": ["faiss-cpu>=1.9"],
         "faiss-gpu": ["faiss-gpu>=1.15"],
-        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "build>=1.2"],
+        "report": ["matplotlib>=3.9"],
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "build>=1.2", "jsonschema>=4.20"],
     },
 )

@@ -1,1 +1,1 @@
-"""The training loop, the contract a method fulfils, and what both stand on: models, ranks, precision, records."""
+"""The loop, the contract of a method, and what both stand on: models, ranks, records."""

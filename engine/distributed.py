@@ -92,8 +92,8 @@ def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tenso
     Args:
         tensor: (n_rank, ...) any dtype; trailing sizes equal on all ranks. No gradient flows.
         ranks: the job.
-        total: rows over all ranks where they are shared out as a training batch's; without it the ranks
-            tell each other their counts first, which waits for the device.
+        total: rows over all ranks where they are shared out as a training batch's; without it the
+            ranks tell each other their counts first, which waits for the device.
 
     Returns:
         (sum of n_rank, ...), bitwise equal on every rank.

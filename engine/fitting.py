@@ -81,7 +81,7 @@ def _fits(name: str, state: dict[str, Tensor]) -> bool:
 def class_count(state: dict[str, Tensor], name: str) -> int | None:
     """Rows of the last layer's weight, None where `state` has no such key."""
     weight = state.get(skeleton(name).head_path + ".weight")
-    return None if weight is None else len(weight)
+    return len(weight) if weight is not None and weight.dim() else None
 
 
 def skeleton(name: str, classes: int = 2) -> Classifier:

@@ -1,4 +1,6 @@
-"""The one training loop. The events of a method, each called by name at its place:
+"""The one training loop.
+
+The events of a method, each called by name at its place:
 
     method.prepare(run)
     for number in range(epochs):

@@ -129,13 +129,14 @@ _CIFAR = Preset(size=32, resize="none", resize_to=32, augment="pad-crop-flip")
 _CIFAR_OWN = dataclasses.replace(
     _CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
 )
-_LITE = Preset(  # the scale is the public weights'
+# The scale is the public weights'. On one photograph of each of 1,000 classes they score 87.1 % by
+# this rule, 86.6 % by the family's own (crop-square, bicubic), 76.8 % by ImageNet's mean and std.
+_LITE = Preset(
     size=224,
     mean=(127 / 255,) * 3,
     std=(128 / 255,) * 3,
     resize="short",
     resize_to=256,
-    interpolation="bicubic",
 )
 _HALF = (0.5, 0.5, 0.5)
 _SMALL = Preset(size=16, mean=_HALF, std=_HALF, resize="none", resize_to=16, augment="shift")

@@ -37,7 +37,7 @@ class Precision:
         """Move the model to the device and layout; set the process-wide tf32 switches."""
         model.to(device)
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = self.dtype != "fp32"
             torch.backends.cudnn.allow_tf32 = self.dtype != "fp32"

@@ -1,4 +1,4 @@
-"""How a run is optimised: epochs, batch, rate, optimiser, batch-norm policy. Fields of every method."""
+"""How a run is optimised: epochs, batch, rate, optimiser and batch-norm policy."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def versions(ranks: Ranks) -> dict[str, Any]:
 
 
 def revision() -> dict[str, Any]:
-    """Commit of the source tree, and whether it had uncommitted changes; empty outside a checkout."""
+    """Commit of the source tree, and whether it had changes; empty outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         subprocess.run(

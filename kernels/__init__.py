@@ -1,1 +1,1 @@
-"""Pure tensor functions: each has a plain PyTorch form that is its specification. Imports nothing of ours."""
+"""Pure tensor functions, each specified by its plain PyTorch form. Imports nothing of ours."""

@@ -1,4 +1,4 @@
-"""How every script starts and ends: arguments to a dataclass, mistakes to one line and exit code 2."""
+"""How every script starts and ends: arguments to a dataclass, mistakes to one line, exit 2."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ def run_command(settings: Callable[..., T], main: Callable[[T, Ranks], None]) ->
 
 def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
     """The settings from the command line (or `args`); --help lists every method and option."""
-    if os.environ.get("RANK", "0") != "0":
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     return tyro.cli(
         settings,
         args=args,
+        console_outputs=os.environ.get("RANK", "0") == "0",
         config=(
             tyro.conf.OmitSubcommandPrefixes,
             tyro.conf.OmitArgPrefixes,
@@ -51,7 +50,7 @@ def method_choice() -> Any:
     """The type of a method on the command line: one subcommand each, by its catalogue name."""
     union: Any = None
     for name, method in catalogue().items():
-        choice = Annotated[method, tyro.conf.subcommand(name)]
+        choice: Any = Annotated[method, tyro.conf.subcommand(name)]
         union = choice if union is None else union | choice
     return union
 

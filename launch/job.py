@@ -1,4 +1,4 @@
-"""What the scripts share: the options of every job, and a planned run that trains and saves itself."""
+"""What the scripts share: the options of every job, and a planned run, trained and saved."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
-import numpy as np
 
 from letheon.engine.checkpoint import save_model
 from letheon.engine.distributed import Ranks
@@ -83,9 +83,7 @@ class Plan:
         preset = self.model.preset
         return Run(
             model=self.model,
-            loader=self.job.loader(
-                self.data.train, self.forget, preset, recipe.batch_size, ranks
-            ),
+            loader=self.job.loader(self.data.train, self.forget, preset, recipe.batch_size, ranks),
             recipe=recipe,
             ranks=ranks,
             seed=self.job.seed,

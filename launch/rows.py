@@ -124,7 +124,9 @@ def _entry(path: Path | None, model: str | None) -> Entry | None:
     facts: dict[str, Any] = {}
     if path.is_dir():
         if not (path / FINISHED).is_file():
-            raise InputError(f"got {path}; it has no {FINISHED}: the run is unfinished; run it again")
+            raise InputError(
+                f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
+            )
         facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
     loaded = load_model(path, name=model)
     digest = weights_digest(loaded)

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, C, H, W) floating point, normalised by the model's preset, channels-last
     labels: Tensor  # (B,) int64, in [0, classes)
     forget: Tensor  # (B,) bool, true where the sample is to be forgotten
-    index: Tensor  # (B,) int64, the sample's number in its image set
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, the sample's number in its set
     total: int  # samples of the global batch, the same on every rank
 
     def to(self, device: torch.device) -> Batch:

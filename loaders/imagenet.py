@@ -1,4 +1,4 @@
-"""The thousand classes of ImageNet-1k: WordNet id and word, in the order of the public models' logits."""
+"""The classes of ImageNet-1k: WordNet id and word, in the order of the public models' logits."""
 
 from __future__ import annotations
 

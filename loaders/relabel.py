@@ -1,4 +1,4 @@
-"""An image set seen in a model's class numbering: ten ImageNet classes before a 1000-way network."""
+"""An image set in a model's class numbering: ten ImageNet classes before a 1000-way network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning and retraining: cross-entropy on the retain set, from the trained weights or from new ones."""
+"""Fine-tuning and retraining: cross-entropy on the retain set, from old weights or new ones."""
 
 from __future__ import annotations
 

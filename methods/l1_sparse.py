@@ -1,4 +1,7 @@
-"""Fine-tuning under a decaying l1 penalty (Jia et al. 2023, "Model Sparsity Can Simplify Machine Unlearning")."""
+"""Fine-tuning under a decaying l1 penalty.
+
+Jia et al. 2023, "Model Sparsity Can Simplify Machine Unlearning".
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class L1Sparse(Method):
             raise InputError(f"got alpha {self.alpha}; expected a finite number of 0 or more")
         if not 0 <= self.free_epochs <= self.recipe.epochs:
             raise InputError(
-                f"got free_epochs {self.free_epochs}; expected 0 to {self.recipe.epochs}, the epochs"
+                f"got free_epochs {self.free_epochs}; expected 0 to {self.recipe.epochs}"
             )
 
     def strength(self, number: int) -> float:
@@ -59,7 +62,9 @@ class L1Sparse(Method):
         chosen = [p for p in run.parameters if p.grad is not None and self._under(p.dim())]
         if strength and chosen:
             signs = torch._foreach_sign([p.detach() for p in chosen])
-            torch._foreach_add_([p.grad for p in chosen], signs, alpha=strength)
+            torch._foreach_add_(
+                [g for p in chosen if (g := p.grad) is not None], signs, alpha=strength
+            )
 
     def _under(self, dimensions: int) -> bool:
         return self.over == "all" or dimensions > 1

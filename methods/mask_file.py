@@ -1,4 +1,4 @@
-"""Saliency masks on disk: one bit a weight, in a safetensors file that names the weights it fits."""
+"""Saliency masks on disk: one bit a weight, in a file that names the weights it fits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def save_masks(
         for density, group in masks.items()
         for name, mask in zip(names, group, strict=True)
     }
-    shapes = {name: list(mask.shape) for name, mask in zip(names, next(iter(masks.values())), strict=True)}
+    shapes = {
+        name: list(mask.shape) for name, mask in zip(names, next(iter(masks.values())), strict=True)
+    }
     text = {**facts, "densities": json.dumps(sorted(masks)), "shapes": json.dumps(shapes)}
     temporary = path.with_name(path.name + ".partial")
     save_file(tensors, temporary, text)
@@ -50,7 +52,9 @@ def load_masks(path: Path, density: float, weights: str, names: list[str]) -> li
                 raise InputError(f"got {path}; it is no mask file; make one with launch/mask.py")
             densities = json.loads(facts["densities"])
             if density not in densities:
-                raise InputError(f"got density {density}; {path} holds {densities}; choose of these")
+                raise InputError(
+                    f"got density {density}; {path} holds {densities}; choose of these"
+                )
             if facts["weights"] != weights:
                 raise InputError(
                     f"got {path}, made from weights {facts['weights'][:12]}; this model is "

@@ -33,7 +33,9 @@ def drawn_labels(batch: Batch, allowed: Tensor, draw: Draw, seed: int, epoch: Te
         epoch: 0-dim int64.
     """
     u = uniform(seed, "random-label", epoch, batch.index, 1)[:, 0]  # (B,) float64
-    if draw == "other":  # K - 1 choices: step over the truth, which `allowed` holds at its own place
+    if (
+        draw == "other"
+    ):  # K - 1 choices: step over the truth, which `allowed` holds at its own place
         pick = (u * (len(allowed) - 1)).long()
         pick = pick + (pick >= batch.labels).long()
     else:

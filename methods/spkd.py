@@ -1,4 +1,4 @@
-"""SPKD, the seed's own method: ascend on the forget set, then restore similarities on the retain set."""
+"""SPKD, the seed's own method: ascend on the forget set, restore similarities on the retain set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ordinary training on the whole training set, through the same loop: it makes the original model."""
+"""Ordinary training on the whole training set, through the same loop: the original model."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ SOURCES = sorted(path for folder in FLOORS for path in (ROOT / folder).rglob("*.
 
 
 def imported(tree: ast.AST) -> list[str]:
-    """Every module a file imports, those inside functions too; `from a import b` gives a and a.b."""
+    """Every module a file imports, inside functions too; `from a import b` gives a and a.b."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -64,4 +64,8 @@ def test_nothing_is_unpickled() -> None:
                 kind = ast.unparse(node.func)
                 assert safe.get("weights_only") is True or kind == "np.load", path
                 assert not safe.get("allow_pickle"), path
-            assert "pickle" not in getattr(node, "module", "") if isinstance(node, ast.ImportFrom) else True
+            assert (
+                "pickle" not in getattr(node, "module", "")
+                if isinstance(node, ast.ImportFrom)
+                else True
+            )

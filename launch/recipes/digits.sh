@@ -19,14 +19,15 @@ step() {
     $launch "$here/$script.py" "$@"
 }
 
-step train --data digits --model small --epochs 30 --lr 0.05 --schedule cosine --out "$out/original" --overwrite
+step train --data digits --model small --epochs 30 --lr 0.05 --out "$out/original" --overwrite
 step forget $forget --out "$out/retrain" retrain --epochs 30 --lr 0.05
-step forget $forget --out "$out/finetune" finetune --epochs 5 --lr 0.02
-step forget $forget --out "$out/grad-ascent" grad-ascent --epochs 2 --lr 0.002
-step forget $forget --out "$out/l1-sparse" l1-sparse --epochs 5 --lr 0.02
-step forget $forget --out "$out/random-label" random-label --epochs 5 --lr 0.01
-step forget $forget --out "$out/salun" salun --density 0.5 random-label --epochs 5 --lr 0.01
-step forget $forget --out "$out/spkd" spkd --epochs 5 --lr 0.001
+step forget $forget --out "$out/finetune" finetune --epochs 10 --lr 0.1
+step forget $forget --out "$out/grad-ascent" grad-ascent --epochs 3 --lr 3.5e-4
+step forget $forget --out "$out/l1-sparse" l1-sparse --epochs 10 --lr 0.1 --alpha 5e-4
+step forget $forget --out "$out/random-label" random-label --epochs 6 --lr 0.02
+step mask --data digits --forget class:3,8 --weights "$out/original" --out "$out/masks.safetensors" --overwrite
+step forget $forget --out "$out/salun" salun --mask "$out/masks.safetensors" --density 0.5 random-label --epochs 6 --lr 0.02
+step forget $forget --out "$out/spkd" spkd --epochs 8 --lr 1.6e-4
 step evaluate --data digits --downstream digits --original "$out/original" --retrained "$out/retrain" \
     --runs "$out/finetune" "$out/grad-ascent" "$out/l1-sparse" "$out/random-label" "$out/salun" "$out/spkd" \
     --out "$out/table" --overwrite

@@ -1,4 +1,4 @@
-"""The number of ranks changes nothing: same samples, same losses, same weights, for every method."""
+"""The number of ranks changes nothing: same losses, same weights, for every method."""
 
 from __future__ import annotations
 

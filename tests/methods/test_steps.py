@@ -47,7 +47,9 @@ def reference(
                 with torch.no_grad():
                     for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
                         g = g + recipe.weight_decay * w
-                        velocity[i] = g if velocity[i] is None else recipe.momentum * velocity[i] + g
+                        velocity[i] = (
+                            g if velocity[i] is None else recipe.momentum * velocity[i] + g
+                        )
                         w -= recipe.lr * velocity[i]
                         if masks is not None:
                             w.copy_(torch.where(masks[i], w, start[i]))
@@ -62,7 +64,9 @@ def relabelled(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
     u = uniform(0, "random-label", epoch, batch.index, 1)[:, 0]
     others = torch.tensor([[c for c in range(4) if c != int(y)] for y in batch.labels])
     drawn = others[torch.arange(len(u)), (u * 3).long()]
-    return F.cross_entropy(model(batch.images).logits, torch.where(batch.forget, drawn, batch.labels))
+    return F.cross_entropy(
+        model(batch.images).logits, torch.where(batch.forget, drawn, batch.labels)
+    )
 
 
 def similarity(model: torch.nn.Module, batch: Batch, epoch: int, squared: bool) -> Tensor:
@@ -144,7 +148,9 @@ def test_drawn_labels_do_not_depend_on_the_place_in_the_batch() -> None:
     order = torch.tensor([2, 0, 3, 1])
     shuffled = Batch(torch.empty(4, 0), labels[order], labels[order] == 2, index[order], 4)
     drawn = drawn_labels(batch, torch.arange(4), "other", 3, torch.tensor(4))
-    assert torch.equal(drawn[order], drawn_labels(shuffled, torch.arange(4), "other", 3, torch.tensor(4)))
+    assert torch.equal(
+        drawn[order], drawn_labels(shuffled, torch.arange(4), "other", 3, torch.tensor(4))
+    )
 
 
 def test_batch_norm_of_a_forget_pass_stays_as_it_was() -> None:
