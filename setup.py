@@ -29,7 +29,14 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.4"],
         "faiss": ["faiss-cpu>=1.9"],
         "faiss-gpu": ["faiss-gpu>=1.15"],
-        "report": ["matplotlib>=3.9"],
-        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "build>=1.2", "jsonschema>=4.20"],
+        "report": ["matplotlib>=3.10"],
+        "dev": [
+            "pytest>=8",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "build>=1.2",
+            "jsonschema>=4.20",
+            "matplotlib>=3.10",
+        ],
     },
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from letheon.eval.bands import Band, Row, band, numbers
+from letheon.eval.bands import Row, numbers
 from letheon.loaders.errors import InputError
 
 MIA = "svc_efficacy_confidence"
@@ -63,21 +63,6 @@ def average_gap(model: Row, retrained: Row, names: Sequence[str] = _AVERAGED) ->
     accuracy in place of TRA.
     """
     return float(np.mean(list(gaps(model, retrained, names).values())))
-
-
-def spread_of_gap(retrained: Sequence[Row], names: Sequence[str] = _AVERAGED) -> Band | None:
-    """The average gap of each retrained model to the mean of the others: what no method can beat.
-
-    None with one retrained model.
-    """
-    if len(retrained) < 2:
-        return None
-    left_out = []
-    for k, one in enumerate(retrained):
-        others = [_pick(row, names, "retrained") for j, row in enumerate(retrained) if j != k]
-        mean = dict(zip(names, np.mean(others, axis=0).tolist(), strict=True))
-        left_out.append(average_gap(one, mean, names))
-    return band(left_out)
 
 
 def tow(model: Row, retrained: Row) -> float:

@@ -111,15 +111,6 @@ def test_a_metric_that_one_seed_lacks_counts_the_others() -> None:
     assert found.seeds == 3
 
 
-def test_spread_of_gap_leaves_each_out() -> None:
-    rows = [RETRAINED | {"RA": value} for value in (0.90, 0.94, 0.98)]
-    got = gaps.spread_of_gap(rows)
-    assert got is not None
-    assert got.mean == pytest.approx(np.mean([0.06, 0.0, 0.06]) / 4)
-    assert got.seeds == 3
-    assert gaps.spread_of_gap(rows[:1]) is None
-
-
 def test_bad_references_are_the_users_error() -> None:
     with pytest.raises(InputError, match="no retrained"):
         bands.reference([])
