@@ -23,7 +23,8 @@ def fill(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
         InputError: keys missing or unexpected, other shapes, or numbers that are not finite.
     """
     expected = model.net.state_dict()
-    missing = [key for key in expected if key not in state.keys() | _counters(expected).keys()]
+    counters = _counters(expected)
+    missing = [key for key in expected if key not in state and key not in counters]
     extra = [key for key in state if key not in expected]
     other = [
         f"{key} {_kind(value)} not {_kind(expected[key])}"
@@ -46,7 +47,7 @@ def fill(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
                 f"got {path}; {key} holds NaN or infinity; expected finite weights; "
                 "give a checkpoint from before the training diverged"
             )
-    model.net.load_state_dict({**_counters(expected), **state}, strict=True)
+    model.net.load_state_dict({**counters, **state}, strict=True)
 
 
 def _counters(expected: Mapping[str, T]) -> dict[str, T]:
@@ -68,14 +69,15 @@ def hint(state: dict[str, Tensor]) -> str:
     return f"give its --model; known are {', '.join(names())}"
 
 
-def _fits(name: str, state: dict[str, Tensor]) -> bool:
+def _fits(name: str, state: Mapping[str, Tensor]) -> bool:
     """Same keys and shapes, whatever the number of classes."""
-    count = class_count(state, name)
-    if count is None or count < 2:
-        return False
-    expected = {k: v.shape for k, v in skeleton(name, count).net.state_dict().items()}
-    shapes = {k: v.shape for k, v in state.items()}
-    return {**_counters(expected), **shapes} == expected
+    empty = skeleton(name)
+    head = {f"{empty.head_path}.weight", f"{empty.head_path}.bias"}
+    expected, found = (
+        {k: _kind(v[:1] if k in head and v.dim() else v) for k, v in tensors.items()}
+        for tensors in (empty.net.state_dict(), state)
+    )
+    return {**_counters(expected), **found} == expected
 
 
 def class_count(state: dict[str, Tensor], name: str) -> int | None:

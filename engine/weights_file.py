@@ -5,6 +5,7 @@ Nothing pickled is ever run.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -58,7 +59,7 @@ def read_weights(path: Path) -> Weights:
         raise InputError(f"got {path}; there is no such file; give a run folder or a checkpoint")
     state, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     normalize = _take_normalize(state, path)
-    return Weights(_without_prefixes(state), facts, normalize)
+    return Weights(without_prefixes(state), facts, normalize)
 
 
 def write_weights(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
@@ -158,15 +159,15 @@ def _take_normalize(
             "3 numbers; remove them and state the normalisation in the preset"
         )
     mean, std = (tuple(round(number, 7) for number in values[0]) for values in found)
-    if not (all(0 <= m <= 1 for m in mean) and all(s > 0 for s in std)):
+    if not (all(0 <= m <= 1 for m in mean) and all(0 < s < math.inf for s in std)):
         raise InputError(
             f"got {path} with mean {mean} and std {std}; expected means on the 0..1 scale and "
-            "positive stds; divide them by 255 if they are for 0..255"
+            "positive, finite stds; divide them by 255 if they are for 0..255"
         )
     return mean, std
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop the leading names that all keys share (`module.`, `net.`, `1.`), and `_orig_mod.`.
 
     No network here has all its weights in one submodule, so a shared name is always a wrapper's.

@@ -1,0 +1,353 @@
+"""Saving and loading: bitwise round trips, foreign files, and refusals that say why in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import struct
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models as tv
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from letheon.engine.checkpoint import load_model, save_model, weights_digest
+from letheon.engine.model import Classifier, build
+from letheon.engine.weights_file import without_prefixes, write_weights
+from letheon.loaders.errors import InputError
+from letheon.loaders.preset import Preset
+
+KEY = "layer1.0.conv1.weight"
+
+
+@pytest.fixture
+def model() -> Classifier:
+    """A ResNet-20 whose batch norms have seen something."""
+    made = build("resnet20", 4, seed=1)
+    with torch.no_grad():
+        made.train()(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    made.class_names = ("a", "b", "c", "d")
+    return made.eval()
+
+
+def state_of(model: Classifier) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.net.state_dict().items()}
+
+
+def saved(tmp_path: Path, content: Any, name: str = "foreign.pth", **how: Any) -> Path:
+    path = tmp_path / name
+    torch.save(content, path, **how)
+    return path
+
+
+def refusal(path: Path, **arguments: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_model(path, **arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+@pytest.mark.parametrize("to", ["run", "deep/er/model.safetensors"])
+def test_a_round_trip_is_bitwise(tmp_path: Path, model: Classifier, to: str) -> None:
+    model.preset = dataclasses.replace(model.preset, size=48, mean=(0.1, 0.2, 1 / 3))
+    digest = save_model(tmp_path / to, model, {"method": "train"})
+    loaded = load_model(tmp_path / to)
+    ours, theirs = model.net.state_dict(), loaded.net.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert digest == weights_digest(model) == weights_digest(loaded)
+    assert (loaded.name, loaded.preset, loaded.class_names) == (
+        model.name, model.preset, model.class_names,
+    )  # fmt: skip
+    assert not loaded.training
+    assert sorted(p.suffix for p in tmp_path.rglob("*") if p.is_file()) == [".safetensors"]
+
+
+def test_our_file_loads_in_torchvision(tmp_path: Path) -> None:
+    save_model(tmp_path, build("resnet18", 5))
+    tv.resnet18(num_classes=5).load_state_dict(load_file(tmp_path / "weights.safetensors"))
+
+
+def test_the_digest_by_hand() -> None:
+    model = build("small", 3)
+    total = hashlib.sha256()
+    for key in sorted(model.net.state_dict()):
+        value = model.net.state_dict()[key]
+        kind = "float32" if value.is_floating_point() else "int64"
+        total.update(f"{key} torch.{kind} {tuple(value.shape)}\n".encode())
+        code = "f" if kind == "float32" else "q"
+        total.update(struct.pack(f"<{value.numel()}{code}", *value.flatten().tolist()))
+    assert weights_digest(model) == total.hexdigest()
+    assert weights_digest(model.to(memory_format=torch.channels_last)) == total.hexdigest()
+
+
+def test_the_digest_sees_one_bit_a_shape_and_a_key() -> None:
+    model = build("small", 3)
+    first = weights_digest(model)
+    with torch.no_grad():
+        model.head.bias[0] = torch.nextafter(model.head.bias[0], torch.tensor(9.0))
+    assert weights_digest(model) != first
+    buffer = model.net.get_submodule("bn1")
+    before = weights_digest(model)
+    buffer.get_buffer("num_batches_tracked").add_(1)
+    assert weights_digest(model) != before
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3, "best": 0.5},
+        lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+        lambda s: {"model_state_dict": s},
+        lambda s: {"model": {"state_dict": s}},
+        lambda s: OrderedDict((f"module.{k}", v) for k, v in s.items()),
+        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {f"net.{k}": v for k, v in s.items()}},
+        lambda s: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in s.items()},
+    ],
+    ids=[
+        "plain",
+        "state_dict",
+        "model",
+        "model_state_dict",
+        "two",
+        "module",
+        "compiled",
+        "net",
+        "part",
+    ],
+)
+def test_wrappers_and_prefixes(tmp_path: Path, model: Classifier, wrap: Any) -> None:
+    path = saved(tmp_path, wrap(state_of(model)))
+    loaded = load_model(path, classes=4, name="resnet20")
+    assert weights_digest(loaded) == weights_digest(model)
+    assert loaded.class_names is None
+
+
+def test_formats(tmp_path: Path, model: Classifier) -> None:
+    old = saved(tmp_path, state_of(model), "old.th", _use_new_zipfile_serialization=False)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(state_of(model), foreign, {"architecture": "their own word", "classes": "?"})
+    for path in (old, foreign):
+        loaded = load_model(path, name="resnet20")
+        assert (weights_digest(loaded), loaded.classes) == (weights_digest(model), 4)
+
+
+def test_counters_may_be_missing_and_halves_are_widened(tmp_path: Path, model: Classifier) -> None:
+    state = {k: v.half() for k, v in state_of(model).items() if "num_batches" not in k}
+    loaded = load_model(saved(tmp_path, state), name="resnet20").net.state_dict()
+    assert torch.equal(loaded[KEY], state[KEY].float())
+    assert loaded["bn1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mean", "std"),
+    [
+        ("", "normalize.mean", "normalize.std"),
+        ("module.", "module.normalize.mean", "module.normalize.std"),
+        ("model.", "normalize.mean", "normalize.std"),
+        ("1.", "0.mean", "0.std"),
+    ],
+)
+def test_a_normalize_module_becomes_the_preset(
+    tmp_path: Path, model: Classifier, prefix: str, mean: str, std: str
+) -> None:
+    state = {prefix + key: value for key, value in state_of(model).items()}
+    state[mean] = torch.tensor([0.4, 0.5, 0.6])
+    state[std] = torch.tensor([0.1, 0.2, 0.3]).reshape(1, 3, 1, 1)
+    path = saved(tmp_path, {"state_dict": state})
+    plain = build("resnet20", 4).preset
+    expected = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
+    loaded = load_model(path, name="resnet20")
+    assert loaded.preset == dataclasses.replace(plain, **expected)
+    assert weights_digest(loaded) == weights_digest(model)
+    asked = Preset(size=64)
+    assert load_model(path, name="resnet20", preset=asked).preset == dataclasses.replace(
+        asked, **expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "says"),
+    [
+        ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4], "divide them by 255"),
+        ([0.5, 0.5, 0.5], [0.2, 0.0, 0.2], "positive"),
+        ([0.5], [0.2], "3 numbers"),
+        ([0.5, 0.5, 0.5], None, "one mean and one std"),
+        ([0.5, float("nan"), 0.5], [0.2, 0.2, 0.2], "mean"),
+        ([0.5, 0.5, 0.5], [0.2, float("nan"), 0.2], "positive"),
+        ([0.5, 0.5, 0.5], [0.2, float("inf"), 0.2], "positive"),
+    ],
+)
+def test_a_doubtful_normalize_module_is_refused(
+    tmp_path: Path, model: Classifier, mean: list[float], std: list[float] | None, says: str
+) -> None:
+    state = state_of(model) | {"normalize.mean": torch.tensor(mean)}
+    if std is not None:
+        state["normalize.std"] = torch.tensor(std)
+    assert says in refusal(saved(tmp_path, state), name="resnet20")
+
+
+def test_another_architecture_is_refused_with_the_one_that_fits(
+    tmp_path: Path, model: Classifier
+) -> None:
+    path = saved(tmp_path, state_of(model))
+    text = refusal(path, name="resnet32")
+    assert "layer1.3.conv1.weight" in text and "resnet32 with 4 classes" in text
+    assert text.endswith("its keys fit --model resnet20")
+    assert "layer1.3.bn1.num_batches_tracked" not in text
+    assert refusal(path).endswith("its keys fit --model resnet20")
+    save_model(tmp_path / "run", model)
+    assert "a resnet20; expected small" in refusal(tmp_path / "run", name="small")
+
+
+def test_another_class_count_is_refused(tmp_path: Path, model: Classifier) -> None:
+    path = saved(tmp_path, state_of(model))
+    assert "a resnet20 of 4 classes; expected 10" in refusal(path, classes=10, name="resnet20")
+    save_model(tmp_path / "run", model)
+    assert "of 4 classes; expected 10" in refusal(tmp_path / "run", classes=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop(KEY), f"1 missing ({KEY})"),
+        (lambda s: s.update({"aux.weight": torch.zeros(2)}), "1 unexpected (aux.weight)"),
+        (
+            lambda s: s.update({KEY: torch.zeros(16, 16, 1, 1)}),
+            f"1 differing ({KEY} (16, 16, 1, 1)",
+        ),
+        (lambda s: s.update({KEY: s[KEY].to(torch.int8)}), f"{KEY} (16, 16, 3, 3) int8"),
+        (lambda s: s.update({"linear.weight": torch.zeros(())}), "linear.weight () not (2, 64)"),
+        (lambda s: s[KEY].view(-1)[5].fill_(float("nan")), f"{KEY} holds NaN"),
+        (
+            lambda s: s["layer3.2.bn2.running_var"].fill_(torch.inf),
+            "layer3.2.bn2.running_var holds",
+        ),
+    ],
+    ids=["missing", "extra", "shape", "int8", "scalar", "nan", "inf"],
+)
+def test_one_wrong_key_is_named(tmp_path: Path, model: Classifier, change: Any, says: str) -> None:
+    state = state_of(model)
+    change(state)
+    assert says in refusal(saved(tmp_path, state), name="resnet20")
+
+
+class Trap:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_objects_are_refused_and_not_run(
+    tmp_path: Path, model: Classifier, zipped: bool
+) -> None:
+    how = {"_use_new_zipfile_serialization": zipped}
+    path = saved(tmp_path, {"state_dict": state_of(model), "x": Trap(tmp_path / "sprung")}, **how)
+    assert "pickled posix.mkdir" in refusal(path, name="resnet20")
+    assert not (tmp_path / "sprung").exists()
+    assert "pickled" in refusal(saved(tmp_path, model.net, "whole.pt", **how), name="resnet20")
+    assert "pickled" in refusal(saved(tmp_path, nn.Linear(2, 2), "one.pt", **how), name="resnet20")
+
+
+@pytest.mark.parametrize("name", ["run/weights.safetensors", "new.pt", "old.th"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_files_are_refused(
+    tmp_path: Path, model: Classifier, name: str, share: float
+) -> None:
+    path = tmp_path / name
+    if name.startswith("run"):
+        save_model(path, model)
+    else:
+        saved(tmp_path, state_of(model), name, _use_new_zipfile_serialization=name == "new.pt")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "cut short" in refusal(path, name="resnet20")
+
+
+def test_a_flipped_bit_in_our_file_is_noticed(tmp_path: Path, model: Classifier) -> None:
+    save_model(tmp_path, model)
+    path = tmp_path / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    assert "digest" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([torch.zeros(2)], "it holds a list"),
+        ({}, "an empty dict"),
+        (
+            {"optimizer": {"lr": 1.0}, "epoch": 3},
+            "a dict with optimizer, epoch that are no tensors",
+        ),
+        (torch.zeros(3), "it holds a Tensor"),
+    ],
+)
+def test_files_without_a_state_dict(tmp_path: Path, content: Any, says: str) -> None:
+    assert says in refusal(saved(tmp_path, content), name="resnet20")
+
+
+def test_missing_places_and_later_formats(tmp_path: Path, model: Classifier) -> None:
+    assert "no such file" in refusal(tmp_path / "nothing.pt")
+    assert "without weights.safetensors" in refusal(tmp_path)
+    write_weights(tmp_path / "weights.safetensors", state_of(model), {"letheon_format": "2"})
+    assert "format 2" in refusal(tmp_path, name="resnet20")
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"preset": '{"size": 32, "colour": 1}'}, "preset cannot be read"),
+        ({"preset": "{"}, "preset cannot be read"),
+        ({"classes": '["a"]'}, "names 1 classes; expected 4"),
+        ({"classes": "["}, "names 0 classes"),
+    ],
+)
+def test_damaged_metadata(
+    tmp_path: Path, model: Classifier, facts: dict[str, str], says: str
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, state_of(model), {"letheon_format": "1", **facts})
+    assert says in refusal(path, name="resnet20")
+
+
+def test_a_failed_save_leaves_the_old_file(
+    tmp_path: Path, model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, model)
+    before = (tmp_path / "weights.safetensors").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        save_model(tmp_path, build("small", 3))
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert (tmp_path / "weights.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="writing failed"):
+        save_model(tmp_path / "file" / "run", model)
+
+
+def test_prefixes_are_dropped_only_where_all_share_them() -> None:
+    zero = torch.zeros(1)
+    assert list(without_prefixes({"a.b.x": zero, "a.c.y": zero})) == ["b.x", "c.y"]
+    assert list(without_prefixes({"a.x": zero, "b.y": zero})) == ["a.x", "b.y"]
+    assert list(without_prefixes({"a.x": zero, "a": zero})) == ["a.x", "a"]
+    assert list(without_prefixes({"a.x": zero})) == ["a.x"]
