@@ -65,23 +65,20 @@ def crop_resize_normalise_reference(
     dtype: torch.dtype = torch.float32,
     filter: Filter = "box",
 ) -> Tensor:
-    """`crop_resize_normalise` in plain PyTorch: two matrix products per image."""
+    """`crop_resize_normalise` in plain PyTorch: two matrix products per channel of an image."""
     b, (height, width) = len(boxes), images.shape[1:3]
     boxes = boxes.float()
     rows = _weights(boxes[:, 0], boxes[:, 2], size, height, filter)  # (B, size, H)
     columns = _weights(boxes[:, 1], boxes[:, 3], size, width, filter)  # (B, size, W)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    # (pixel / 255 - mean) / std as one product and one sum.
-    scale = 1 / (255 * torch.tensor(std, device=images.device))
-    offset = -torch.tensor(mean, device=images.device) * 255 * scale
     out = torch.empty(b, size, size, 3, dtype=dtype, device=images.device)
     step = max(1, _CHUNK // max(height * width * 3, 1))
     for start in range(0, b, step):
         part = slice(start, start + step)
-        pixels = images[source[part]].float()  # (b, H, W, 3)
-        tall = torch.bmm(rows[part], pixels.flatten(2)).view(-1, size, width, 3)
-        wide = torch.matmul(columns[part, None], tall)  # (b, size, size, 3)
-        out[part] = (wide * scale + offset).to(dtype)
+        pixels = images[source[part]].permute(0, 3, 1, 2).float()  # (b, 3, H, W)
+        crops = rows[part, None] @ pixels @ columns[part, None].transpose(2, 3)
+        for c in range(3):
+            out[part, ..., c] = crops[:, c] * (1 / (255 * std[c])) - mean[c] / std[c]
     return out.permute(0, 3, 1, 2)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from letheon.kernels.backend import takes_triton
 from letheon.kernels.bits import unpack
 
-_CHUNK = 1 << 15  # weights at once on the CPU, a multiple of 8: five arrays fit a core's cache
+_CHUNK = 1 << 17  # weights at once on the CPU, a multiple of 8: few calls, and still in cache
 _SAME_WIDTH = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -96,17 +96,21 @@ def masked_sgd_reference_(
         for (param, grad, *rest), keep in _pieces(arrays, None if masks is None else masks[i]):
             buffer = rest[0] if momenta is not None and momentum else None
             before = [t.clone() for t in (param, *rest)] if skip is not None else []
-            d = grad.to(param.dtype) / grad_scale
+            d = grad.to(param.dtype)
+            if isinstance(grad_scale, Tensor) or grad_scale != 1:
+                d = d / grad_scale
             if weight_decay:
-                d.add_(param, alpha=weight_decay)
+                d = d.add(param, alpha=weight_decay)
             if l1:
-                d.add_(param.sign(), alpha=l1)
+                d = d.add(param.sign(), alpha=l1)
+            if keep is not None and (buffer is None or nesterov):
+                d = d.clone()
+                _zero_outside(d, keep)
             if buffer is not None:
                 buffer.copy_(d) if first else buffer.mul_(momentum).add_(d)
-                _zero_outside(buffer, keep)
-                d = d.add_(buffer, alpha=momentum) if nesterov else buffer
-            if buffer is None or nesterov:
-                _zero_outside(d, keep)
+                if keep is not None:
+                    _zero_outside(buffer, keep)
+                d = d.add(buffer, alpha=momentum) if nesterov else buffer
             if isinstance(lr, Tensor):
                 param.sub_(d * lr)
             else:
@@ -118,11 +122,10 @@ def masked_sgd_reference_(
                     now.copy_(torch.where(skip != 0, old, now))
 
 
-def _zero_outside(values: Tensor, keep: Tensor | None) -> None:
+def _zero_outside(values: Tensor, keep: Tensor) -> None:
     """Set to +0 where `keep` is false, by bits: a product would let NaN, inf and -0 through."""
-    if keep is not None:
-        whole = _SAME_WIDTH[values.element_size()]
-        values.view(whole).bitwise_and_(keep.view(torch.int8).to(whole).neg_())
+    whole = _SAME_WIDTH[values.element_size()]
+    values.view(whole).bitwise_and_(keep.view(torch.int8).to(whole).neg_())
 
 
 def _pieces(

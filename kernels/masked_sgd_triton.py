@@ -85,6 +85,9 @@ def masked_sgd_triton_(
     plain form.
     """
     moving = momenta is not None and momentum != 0
+    rate = lr if isinstance(lr, Tensor) else float(lr)  # an integer 1 would compile once more
+    divisor = grad_scale if isinstance(grad_scale, Tensor) else float(grad_scale)
+    decay, penalty = float(weight_decay), float(l1)
     for i, param in enumerate(params):
         buffer = momenta[i] if momenta is not None and moving else None
         average = ema[i] if ema is not None else None
@@ -107,8 +110,8 @@ def masked_sgd_triton_(
             param if buffer is None else buffer,
             param if mask is None else mask.view(torch.uint8),
             param if average is None else average,
-            lr, grad_scale, param if skip is None else skip,
-            param.numel(), momentum, weight_decay, l1, 1 - ema_decay,
+            rate, divisor, param if skip is None else skip,
+            param.numel(), float(momentum), decay, penalty, 1.0 - ema_decay,
             MOMENTUM=moving, FIRST=first, NESTEROV=nesterov, MASK=kind, EMA=average is not None,
             LR_TENSOR=isinstance(lr, Tensor), SCALE_TENSOR=isinstance(grad_scale, Tensor),
             SKIP=skip is not None, BLOCK=BLOCK,

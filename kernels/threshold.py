@@ -133,12 +133,15 @@ def _patterns(scores: Tensor) -> Tensor:
     return scores.detach().abs().float().view(torch.int32)
 
 
+def _parts(flat: Tensor) -> tuple[Tensor, ...]:
+    return flat.split(_CHUNK) if flat.device.type == "cpu" else (flat,)
+
+
 def _count(scores: Tensor, histogram: Tensor, slots: Tensor | None) -> None:
     whole = scores.detach()
     if not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last):
         whole = whole.permute(0, 2, 3, 1)  # a histogram does not mind the order
-    step = _CHUNK if whole.device.type == "cpu" else max(whole.numel(), 1)
-    for part in whole.reshape(-1).split(step):
+    for part in _parts(whole.reshape(-1)):
         patterns = _patterns(part)
         keys = patterns >> _LOW
         if slots is not None:
@@ -154,12 +157,25 @@ def _masks(scores: Sequence[Tensor], wanted: Sequence[Cut]) -> list[list[Tensor]
         for i, cut in enumerate(wanted):
             mask = patterns > cut.bits
             if left[i]:
-                equal = patterns == cut.bits
-                taken = equal.reshape(-1).cumsum(0, dtype=torch.int32) <= left[i]
-                mask |= equal & taken.view(equal.shape)
-                left[i] -= min(left[i], int(equal.sum()))
+                ties, taken = _first_true(patterns == cut.bits, left[i])
+                mask |= ties
+                left[i] -= taken
             masks[i].append(mask)
     return masks
+
+
+def _first_true(equal: Tensor, quota: int) -> tuple[Tensor, int]:
+    """Only the first `quota` of the true ones, in row-major order, and how many they are."""
+    count = int(equal.count_nonzero())
+    if count <= quota:
+        return equal, count
+    flat, left = equal.flatten(), quota
+    for part in _parts(flat):
+        here = int(part.count_nonzero())
+        if here > left:
+            part &= part.cumsum(0, dtype=torch.int32) <= left
+        left -= min(here, left)
+    return flat.view(equal.shape), quota
 
 
 def _refuse_nan(scores: Sequence[Tensor]) -> None:

@@ -151,3 +151,16 @@ def test_a_large_common_offset_does_not_hide_distances():
     for loss in (distance_loss, angle_loss):
         plain, moved = loss(student, teacher), loss(student + 100, teacher)
         assert float(moved) == pytest.approx(float(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_compiles_as_one_graph(loss):
+    gen = torch.Generator().manual_seed(5)
+    student = torch.randn(8, 6, 3, 3, generator=gen).to(memory_format=torch.channels_last)
+    teacher = torch.randn(8, 9, generator=gen)
+    grads = []
+    for form in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        ours = student.clone().requires_grad_()
+        form(ours, teacher).backward()
+        grads.append(ours.grad)
+    torch.testing.assert_close(grads[0], grads[1])

@@ -1,0 +1,260 @@
+"""Each kernel against its plain and compiled forms, and against the way the field's code does it.
+
+    python benchmarks/bench_kernels.py --out benchmarks/results/kernels_cpu.csv
+
+"field" is the published code's way (field_kernels.py). On CUDA the public functions run their
+Triton forms; rows for CUDA come from gpu_suite.py and there are none until it has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from field_kernels import field_angle, field_hsic, field_masked_step, field_masks, field_similarity
+from harness import Row, compare, show, write
+from torch import Tensor
+
+from letheon.kernels import masked_sgd
+from letheon.kernels.augment import crop_resize_normalise, crop_resize_normalise_reference
+from letheon.kernels.flat import Layout
+from letheon.kernels.masked_sgd import masked_sgd_, masked_sgd_reference_
+from letheon.kernels.moments import BatchHsic, Moments
+from letheon.kernels.similarity import angle_loss, distance_loss, similarity_loss
+from letheon.kernels.threshold import top_masks, top_masks_reference
+
+HYPER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+def resnet18_shapes() -> list[tuple[int, ...]]:
+    """The 62 parameter shapes of ResNet-18 with 1000 classes: 11,689,512 weights."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    for wide, narrow in ((64, 64), (128, 64), (256, 128), (512, 256)):
+        for inputs in (narrow, wide, wide, wide):
+            shapes += [(wide, inputs, 3, 3), (wide,), (wide,)]
+        if wide != narrow:
+            shapes += [(wide, narrow, 1, 1), (wide,), (wide,)]
+    return [*shapes, (1000, 512), (1000,)]
+
+
+def weights(device: str, seed: int = 0) -> list[Tensor]:
+    """Tensors of those shapes, convolutions channels-last."""
+    torch.manual_seed(seed)
+    tensors = [torch.randn(s, device=device) for s in resnet18_shapes()]
+    last = torch.channels_last
+    return [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in tensors]
+
+
+def count(tensors: list[Tensor]) -> int:
+    """Weights in all."""
+    return sum(t.numel() for t in tensors)
+
+
+@contextmanager
+def whole_buffers() -> Iterator[None]:
+    """Without the cache-sized pieces, which a compiler would unroll."""
+    kept, masked_sgd._CHUNK = masked_sgd._CHUNK, 1 << 40
+    try:
+        yield
+    finally:
+        masked_sgd._CHUNK = kept
+
+
+def bench_masked_sgd(device: str, repeats: int) -> list[Row]:
+    """One step on ResNet-18's weights, half of them masked."""
+    values, grads, momenta = (weights(device, seed) for seed in range(3))
+    keep = [t > 0 for t in weights(device, 3)]
+    layout = Layout.of(values)
+    flat = [layout.gather(t) for t in (values, grads, momenta)]
+    bits, bools = layout.bits(keep), layout.gather(keep)
+
+    def torch_sgd(**options: Any) -> tuple[list[Tensor], torch.optim.Optimizer]:
+        params = [torch.nn.Parameter(v.clone()) for v in values]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.clone()
+        return params, torch.optim.SGD(params, **HYPER, **options)
+
+    integers, start = [k.to(torch.int64) for k in keep], [v.clone() for v in values]
+    params, optimiser = torch_sgd(foreach=device != "cpu")
+    compiled = torch.compile(masked_sgd_reference_, fullgraph=True)
+    p, g, m = ([t] for t in flat)
+
+    def run_compiled() -> None:
+        with whole_buffers():
+            compiled(p, g, m, [bools], **HYPER)
+
+    variants: dict[str, Callable[[], object]] = {
+        "field, int64 masks": lambda: field_masked_step(params, integers, start, optimiser),
+        "torch SGD foreach, no mask": torch_sgd(foreach=True)[1].step,
+        "torch SGD fused, no mask": torch_sgd(fused=True)[1].step,
+        "plain, tensors, bool": lambda: masked_sgd_reference_(
+            values, grads, momenta, keep, **HYPER
+        ),
+        "plain, flat, bool": lambda: masked_sgd_reference_(p, g, m, [bools], **HYPER),
+        "plain, flat, bits": lambda: masked_sgd_reference_(p, g, m, [bits], **HYPER),
+        "compiled plain, flat, bool": run_compiled,
+    }
+    if device != "cpu":
+        variants |= {
+            "triton, tensors, bool": lambda: masked_sgd_(values, grads, momenta, keep, **HYPER),
+            "triton, flat, bool": lambda: masked_sgd_(p, g, m, [bools], **HYPER),
+            "triton, flat, bits": lambda: masked_sgd_(p, g, m, [bits], **HYPER),
+        }
+    with torch.no_grad():
+        return compare("masked_sgd", variants, repeats, mode="step", x=count(values), device=device)
+
+
+def bench_threshold(device: str, repeats: int) -> list[Row]:
+    """Masks for densities 0.1 to 1.0 over ResNet-18's gradients."""
+    scores = [t * 1e-3 for t in weights(device)]
+    densities = [i / 10 for i in range(1, 11)]
+
+    def by_kthvalue() -> list[list[Tensor]]:
+        flat = torch.cat([s.reshape(-1).abs() for s in scores])
+        masks = []
+        for density in densities:
+            limit = flat.kthvalue(max(1, len(flat) - round(density * len(flat)))).values
+            masks.append([s.abs() > limit for s in scores])
+        return masks
+
+    variants: dict[str, Callable[[], object]] = {
+        "field, two sorts, one density": lambda: field_masks(scores, 0.5),
+        "kthvalue, ten densities": by_kthvalue,
+        "plain, ten densities": lambda: top_masks_reference(scores, densities),
+    }
+    if device != "cpu":
+        variants["triton, ten densities"] = lambda: top_masks(scores, densities)
+    return compare("threshold", variants, max(3, repeats // 4), 1, x=count(scores), device=device)
+
+
+def bench_augment(device: str, repeats: int) -> list[Row]:
+    """A batch of crops of resident 256-pixel images to 224 pixels."""
+    b, size = (16 if device == "cpu" else 256), 224
+    gen = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (b, 256, 256, 3), dtype=torch.uint8, generator=gen)
+    images = images.to(device)
+    extent = 96 + (160 * torch.rand(b, 2, generator=gen)).floor()
+    corner = ((256 - extent) * torch.rand(b, 2, generator=gen)).floor()
+    boxes = torch.cat([corner, extent], 1).to(device)
+    source, flip = torch.arange(b, device=device), torch.rand(b, generator=gen).to(device) < 0.5
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    out = torch.float32 if device == "cpu" else torch.bfloat16
+
+    def one_by_one() -> Tensor:
+        crops = []
+        scale = [torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std)]
+        for i, (top, left, height, width) in enumerate(boxes.int().tolist()):
+            crop = images[i, top : top + height, left : left + width].permute(2, 0, 1)[None]
+            crop = F.interpolate(crop.float(), (size, size), mode="bilinear", antialias=True)
+            crops.append(crop.flip(3) if flip[i] else crop)
+        whole = (torch.cat(crops) / 255 - scale[0]) / scale[1]
+        return whole.to(out, memory_format=torch.channels_last)
+
+    arguments = (images, boxes, source, flip, size, mean, std, out)
+    variants: dict[str, Callable[[], object]] = {"interpolate, image by image": one_by_one}
+    compiled = torch.compile(crop_resize_normalise_reference)
+    for kind in ("box", "bilinear"):
+        variants[f"plain {kind}"] = lambda kind=kind: crop_resize_normalise_reference(
+            *arguments, filter=kind
+        )
+        if device != "cpu":
+            variants[f"compiled {kind}"] = lambda kind=kind: compiled(*arguments, filter=kind)
+            variants[f"triton {kind}"] = lambda kind=kind: crop_resize_normalise(
+                *arguments, filter=kind
+            )
+    return compare("augment", variants, repeats, x=f"{b} x {size}", device=device)
+
+
+def bench_losses(device: str, repeats: int) -> list[Row]:
+    """Relational losses, forward and backward, on pooled features and on a map."""
+
+    def both(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Callable[[], None]:
+        student = x.clone().requires_grad_()
+
+        def run() -> None:
+            student.grad = None
+            loss(student, y).backward()
+
+        return run
+
+    torch.manual_seed(0)
+    b = 128
+    pooled = [torch.randn(b, 2048, device=device) for _ in range(2)]
+    maps = [torch.randn(32, 256, 28, 28, device=device) for _ in range(2)]
+    maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
+    rows = []
+    for name, forms, (x, y) in (
+        ("similarity, pooled", {"field": field_similarity, "ours": similarity_loss}, pooled),
+        ("similarity, map", {"field": field_similarity, "ours": similarity_loss}, maps),
+        ("angle", {"field": field_angle, "ours": angle_loss}, pooled),
+        ("distance", {"ours": distance_loss}, pooled),
+    ):
+        variants = {form: both(loss, x, y) for form, loss in forms.items()}
+        variants["compiled ours"] = both(torch.compile(forms["ours"]), x, y)
+        rows += compare(name, variants, repeats, mode="full", x=tuple(x.shape), device=device)
+    return rows
+
+
+def bench_moments(device: str, repeats: int) -> list[Row]:
+    """One batch of CKA sums: pooled features of two models, and every pair of 17 layers."""
+    torch.manual_seed(0)
+    pooled = [torch.randn(256, 2048, device=device) for _ in range(2)]
+    layers = [torch.randn(64, 4096, device=device) for _ in range(17)]
+
+    exact = Moments([2048, 2048], device)
+    mixed = Moments([2048, 2048], device, products=torch.float32)
+    pairs = BatchHsic(17, 17, device)
+    rows = compare(
+        "moments",
+        {"float64": lambda: exact.add(*pooled), "float32 products": lambda: mixed.add(*pooled)},
+        max(3, repeats // 4), 1, x="256 x (2048+2048)", device=device,
+    )  # fmt: skip
+    variants = {"field": lambda: field_hsic(layers), "ours": lambda: pairs.add(layers, layers)}
+    few, shape = max(3, repeats // 4), "17 x 17 layers"
+    return rows + compare("hsic pairs", variants, few, 1, x=shape, device=device)
+
+
+BENCHES = {
+    "masked_sgd": bench_masked_sgd,
+    "threshold": bench_threshold,
+    "augment": bench_augment,
+    "losses": bench_losses,
+    "moments": bench_moments,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which kernels to time, and where the rows go."""
+
+    only: tuple[str, ...] = tuple(BENCHES)
+    """of masked_sgd, threshold, augment, losses, moments"""
+    repeats: int = 30
+    """timed calls of each variant, after three of warm-up"""
+    threads: int = 1
+    """threads of torch on the CPU"""
+    out: Path | None = None
+    """CSV file to write; printed only, if not given"""
+
+
+def main(options: Options) -> None:
+    """Run the benches and write their rows."""
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[Row] = []
+    for name in options.only:
+        new = BENCHES[name](device, options.repeats)
+        show(new)
+        rows += new
+    if options.out is not None:
+        write(rows, options.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
