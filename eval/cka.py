@@ -44,16 +44,18 @@ class Centred:
     own: float = 0.0  # |X'X|^2
 
     def chunk(self, start: int) -> Tensor:
-        """(at most _CHUNK, d) float64 centred rows from `start`."""
-        return self.rows[start : start + _CHUNK].double() - self.mean
+        """(at most _CHUNK, d) float64 centred rows from `start`, on the device."""
+        part = self.rows[start : start + _CHUNK]
+        return part.to(self.mean.device).double() - self.mean
 
 
-def centred(name: str, rows: Tensor) -> Centred:
+def centred(name: str, rows: Tensor, device: torch.device | None = None) -> Centred:
     """Prepare one side; its self term is then computed once for all comparisons.
 
     Args:
         name: what messages call it: the layer, the model and the set.
-        rows: (n, d) floating point; the comparison runs on its device.
+        rows: (n, d) floating point, in memory of any kind.
+        device: where the arithmetic is done; default that of the rows.
 
     Raises:
         InputError: values that are not finite, naming the side.
@@ -65,12 +67,13 @@ def centred(name: str, rows: Tensor) -> Centred:
             f"got NaN or infinite features for {broken} of {len(rows)} images in {name}; "
             "expected numbers; the model that made them has diverged"
         )
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=device or rows.device)
     for part in parts:
-        total += part.double().sum(dim=0)
-    mean = total / max(len(rows), 1)
-    lengths = torch.cat([(part.double() - mean).square().sum(dim=1) for part in parts])
-    side = Centred(name, rows, mean, lengths)
+        mean += part.to(mean.device).double().sum(dim=0) / len(rows)
+    side = Centred(name, rows, mean, mean[:0])
+    starts = range(0, max(len(rows), 1), _CHUNK)
+    lengths = torch.cat([side.chunk(start).square().sum(dim=1) for start in starts])
+    side = replace(side, lengths=lengths)
     return replace(side, own=_energy(side, side))
 
 
@@ -80,7 +83,7 @@ def _energy(x: Centred, y: Centred) -> float:
     if n <= _CHUNK and n * (p + q) < p * q:
         left, right = x.chunk(0), y.chunk(0)
         return float(((left @ left.T) * (right @ right.T)).sum())
-    cross = torch.zeros(p, q, dtype=torch.float64, device=x.rows.device)
+    cross = torch.zeros(p, q, dtype=torch.float64, device=x.mean.device)
     for start in range(0, n, _CHUNK):
         cross.addmm_(x.chunk(start).T, y.chunk(start))
     return float(cross.square().sum())

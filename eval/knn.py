@@ -19,6 +19,7 @@ from typing import Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from letheon.engine.distributed import Ranks
 from letheon.eval.accuracy import Count
 from letheon.eval.features import Outputs
 from letheon.eval.search import Metric, Proposer, nearest
@@ -38,6 +39,7 @@ class Neighbours:
     counts: dict[int, Count]  # k -> queries whose vote is their label
     predictions: dict[int, Tensor]  # k -> (Q,) int64
     index: Tensor  # (Q, max k) int64, positions in the database, nearest first
+    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf only
 
     @property
     def accuracy(self) -> dict[int, float | None]:
@@ -51,7 +53,8 @@ def _checked(name: str, vectors: Tensor, labels: Tensor) -> None:
             f"got {name} of shape {tuple(vectors.shape)} with {len(labels)} labels; "
             "expected (n, D) with n labels, n > 0"
         )
-    broken = int((~vectors.isfinite()).any(dim=1).sum())
+    parts = vectors.split(8192)
+    broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
     if broken:
         raise InputError(
             f"got NaN or infinite values in {broken} of {len(vectors)} rows of {name}; "
@@ -79,21 +82,24 @@ def knn(
     weights: Weights = "uniform",
     temperature: float = 0.07,
     backend: Proposer = "auto",
+    ranks: Ranks | None = None,
     names: tuple[str, str] = ("the database", "the queries"),
 ) -> Neighbours:
     """Classify each query by its nearest database rows.
 
     Args:
-        database: (N, D) floating point, on any device; the search runs there.
+        database: (N, D) floating point, in memory of any kind.
         labels: (N,) int64, the database's classes, not negative.
-        queries: (Q, D) on the same device.
+        queries: (Q, D).
         query_labels: (Q,) int64.
         ks: numbers of neighbours; one search at the largest, its prefixes for the others.
         metric: cosine (a zero row is orthogonal to everything) or l2.
         weights: each neighbour's vote. temperature is exp(cos / T), for l2 exp(-d^2 / 2T), which
             is the same on unit vectors.
         temperature: T.
-        backend: what proposes candidates; the answer does not depend on it.
+        backend: what proposes candidates; the answer does not depend on it (faiss-ivf apart).
+        ranks: each rank searches its share of the database, on its device, and gets the whole
+            answer; all pass the same. Default: this process alone, on the database's device.
         names: what the two sets are called in messages.
 
     Raises:
@@ -109,14 +115,14 @@ def knn(
         )
     if weights == "temperature" and not temperature > 0:
         raise InputError(f"got temperature {temperature}; expected a number above 0")
-    found = nearest(database, queries, ks[-1], metric, backend)
+    found = nearest(database, queries, ks[-1], metric, backend, ranks)
     classes = int(labels.max()) + 1
     voters = labels.to(found.places.device)[found.places]  # (Q, max k)
     heat = temperature if weights == "temperature" else None
     truth = query_labels.to(voters.device)
     predictions = {k: _votes(voters[:, :k], found.similarity[:, :k], classes, heat) for k in ks}
     counts = {k: Count(int((said == truth).sum()), len(truth)) for k, said in predictions.items()}
-    return Neighbours(counts, predictions, found.places)
+    return Neighbours(counts, predictions, found.places, found.recall)
 
 
 def vectors(outputs: Outputs, space: Space = "pooled") -> Tensor:
@@ -132,6 +138,7 @@ class Options(TypedDict, total=False):
     weights: Weights
     temperature: float
     backend: Proposer
+    ranks: Ranks | None
 
 
 def domain_matrix(

@@ -1,27 +1,30 @@
-"""Everything `evaluate` says of one model, from one inference pass over each image set.
+"""Everything `evaluate` says of one model, from its passes over the image sets.
 
-`sweep` makes the passes of a model; `measure` turns them, and those of the original and the
-retrained model, into numbers. Nothing here runs a network twice.
+`passes.sweep` makes them; those of the original and the retrained model serve every row. No network
+is run here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any, Literal
 
-from torch import Tensor, nn
+import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.precision import Precision
 from letheon.eval import cka, knn, splits
-from letheon.eval.accuracy import forgetting
-from letheon.eval.features import Outputs, extract
+from letheon.eval.accuracy import forgetting, per_class
+from letheon.eval.passes import Passes, sweep
 from letheon.eval.search import Metric, Proposer
-from letheon.loaders.batch import Loader
 from letheon.loaders.errors import InputError
 
-_DOMAIN = "domain/"
+DOMAIN = "domain/"
+"""What the keys of downstream sets begin with."""
+__all__ = ["DOMAIN", "Conditions", "Passes", "cka_band", "measure", "sweep"]
+
 _ACCURACIES = ("FA", "RA", "TFA", "TRA")
 
 
@@ -38,68 +41,17 @@ class Conditions:
     """logits is the seed's value."""
     split: splits.Rule = "keyed"
     """legacy is the seed's split."""
-    cka: str = "exact"
-    """exact, or legacy: the seed's mean of biased values over batches of 512."""
+    cka: Literal["exact", "legacy"] = "exact"
+    """legacy is the seed's mean of biased values over batches of 512."""
     backend: Proposer = "auto"
+    matrix: bool = False
+    """Also search each domain with the queries of every other."""
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
             raise InputError(f"got k = {self.ks}; expected at least one k above 0")
         if not self.temperature > 0:
             raise InputError(f"got temperature {self.temperature}; expected a number above 0")
-        if self.cka not in ("exact", "legacy"):
-            raise InputError(f"got --cka {self.cka}; expected exact or legacy")
-
-
-@dataclass
-class Passes:
-    """One model's outputs on every set, and what comparisons with it compute once."""
-
-    name: str
-    outputs: dict[str, Outputs]  # "train", "test", "domain/<name>"
-    weights: str = ""  # digest of the weights these were made with
-    _sides: dict[str, cka.Centred] = field(default_factory=dict, repr=False)
-
-    def side(self, part: str) -> cka.Centred:
-        """The test features of all, the forget or the retain samples, ready for CKA."""
-        if part not in self._sides:
-            test = self.outputs["test"]
-            label = f"the pooled features of {self.name} on the test set ({part})"
-            self._sides[part] = cka.centred(label, test.features[_rows(test, part)])
-        return self._sides[part]
-
-
-def _rows(outputs: Outputs, part: str) -> Tensor:
-    if part == "all":
-        return outputs.forget | True
-    return outputs.forget if part == "forget" else ~outputs.forget
-
-
-def sweep(
-    name: str,
-    model: nn.Module,
-    loaders: Mapping[str, Loader],
-    ranks: Ranks,
-    weights: str = "",
-    precision: Precision | None = None,
-) -> Passes:
-    """One inference pass of `model` over each set; every rank must call, and gets the same.
-
-    Args:
-        name: what tables and messages call the model.
-        model: a Classifier on `ranks.device`.
-        loaders: "train", "test" and any "domain/<name>".
-        ranks: the job.
-        weights: digest of the model's weights, kept beside what is measured.
-        precision: default float32.
-    """
-    missing = {"train", "test"} - set(loaders)
-    if missing:
-        raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
-    outputs = {
-        key: extract(model, loader, ranks, precision=precision) for key, loader in loaders.items()
-    }
-    return Passes(name, outputs, weights)
 
 
 def measure(
@@ -107,37 +59,55 @@ def measure(
     original: Passes | None = None,
     retrained: Passes | None = None,
     conditions: Conditions | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """The row of one model; no communication, the same on every rank.
+    """The row of one model: what JSON can hold, the same on every rank.
+
+    Args:
+        model: what is measured.
+        original: the model before forgetting.
+        retrained: the model trained without the forget set.
+        conditions: of k-NN and CKA.
+        ranks: then every rank must call; the k-NN databases are shared out, and k-NN and CKA run
+            on the ranks' devices. Default: on the CPU, without communication.
 
     Returns:
         Shares between 0 and 1, or None where a metric is not defined ("why" then says why):
 
-        - FA, RA, TFA, TRA, UA (1 - FA); "counts" has [correct, total] of the first four.
+        - FA, RA, TFA, TRA, UA (1 - FA); "counts" has [correct, total] of the first four;
+          "accuracy_by_class" those of the test set, by class.
         - gap: mean |FA, RA, TFA, TRA - the retrained model's|, over those both have.
-        - knn: mean over the domains at the first k; "knn_domains": {domain: {k: share}}.
+        - knn: mean over the domains at the first k; "knn_domains": {domain: {str(k): share}};
+          with `matrix` "domain_matrix": {neighbours' domain: {queries' domain: share}}.
         - cka_original, cka_retrained, and for each "_forget", "_retain" (that part of the test
-          set), "_floor" (rows shuffled) and "_unbiased".
+          set), "_floor" (the mean over shufflings of one side) and "_unbiased". Where the test
+          pass has taps: "cka_by_layer", "cka_floor_by_layer", to the retrained model.
         - "conditions": what they were measured under, with the digests of the weights.
 
     Raises:
         InputError: NaN in logits or features, or sets that differ between the models.
     """
     chosen = conditions or Conditions()
-    counts = forgetting(model.outputs["train"], model.outputs["test"])
+    ranks = ranks or Ranks()
+    train, test = model.outputs["train"], model.outputs["test"]
+    counts = forgetting(train, test)
     row: dict[str, Any] = {name: counts[name].share for name in _ACCURACIES}
     row["UA"] = None if row["FA"] is None else 1 - row["FA"]
     why: dict[str, str] = {name: "no samples" for name in _ACCURACIES if row[name] is None}
     row["gap"] = _gap(row, retrained)
-    row |= _knn(model, chosen)
+    row |= _knn(model, chosen, ranks)
     for label, other in (("original", original), ("retrained", retrained)):
         if other is not None:
-            row |= _cka(f"cka_{label}", model, other, chosen, why)
+            row |= _cka(f"cka_{label}", model, other, chosen, why, ranks.device)
+    if retrained is not None and test.taps:
+        row |= _layers(model, retrained, why, ranks.device)
     row["counts"] = {name: list(count) for name, count in counts.items()}
+    row["accuracy_by_class"] = [count.share for count in per_class(test, test.logits.shape[1])]
     row["conditions"] = {
         "ks": list(chosen.ks),
         "metric": chosen.metric,
         "weights": chosen.weights,
+        "temperature": chosen.temperature if chosen.weights == "temperature" else None,
         "space": chosen.space,
         "split": chosen.split,
         "cka": chosen.cka,
@@ -156,51 +126,112 @@ def _gap(row: Mapping[str, Any], retrained: Passes | None) -> float | None:
     theirs = forgetting(retrained.outputs["train"], retrained.outputs["test"])
     pairs = [(row[name], theirs[name].share) for name in _ACCURACIES]
     differences = [abs(a - b) for a, b in pairs if a is not None and b is not None]
-    return sum(differences) / len(differences) if differences else None
+    return fmean(differences) if differences else None
 
 
-def _knn(model: Passes, chosen: Conditions) -> dict[str, Any]:
+def _knn(model: Passes, chosen: Conditions, ranks: Ranks) -> dict[str, Any]:
     domains = {
-        key.removeprefix(_DOMAIN): outputs
+        key.removeprefix(DOMAIN): outputs
         for key, outputs in model.outputs.items()
-        if key.startswith(_DOMAIN)
+        if key.startswith(DOMAIN)
     }
-    drawn = {name: splits.split(len(outputs), chosen.split) for name, outputs in domains.items()}
     found = knn.domain_matrix(
         domains,
-        drawn,
-        [(name, name) for name in domains],
+        {name: splits.split(len(outputs), chosen.split) for name, outputs in domains.items()},
+        None if chosen.matrix else [(name, name) for name in domains],
         chosen.space,
         ks=chosen.ks,
         metric=chosen.metric,
         weights=chosen.weights,
         temperature=chosen.temperature,
         backend=chosen.backend,
+        ranks=ranks,
     )
-    shares = {name: found[name, name].accuracy for name in domains}
-    first = [share[chosen.ks[0]] for share in shares.values()]
-    known: Sequence[float] = [value for value in first if value is not None]
-    return {"knn": sum(known) / len(known) if known else None, "knn_domains": shares}
+    first = chosen.ks[0]
+    within = {name: found[name, name].accuracy for name in domains}
+    shares = [share for accuracy in within.values() if (share := accuracy[first]) is not None]
+    row: dict[str, Any] = {
+        "knn": fmean(shares) if shares else None,
+        "knn_domains": {
+            name: {str(k): share for k, share in accuracy.items()}
+            for name, accuracy in within.items()
+        },
+    }
+    if chosen.matrix and domains:
+        row["domain_matrix"] = {
+            source: {target: found[source, target].accuracy[first] for target in domains}
+            for source in domains
+        }
+    return row
 
 
 def _cka(
-    label: str, model: Passes, other: Passes, chosen: Conditions, why: dict[str, str]
+    label: str,
+    model: Passes,
+    other: Passes,
+    chosen: Conditions,
+    why: dict[str, str],
+    device: torch.device,
 ) -> dict[str, float | None]:
-    ours, theirs = model.outputs["test"], other.outputs["test"]
-    if not (ours.index.equal(theirs.index) and ours.labels.equal(theirs.labels)):
-        raise InputError(
-            f"got different test sets for {model.name} ({len(ours)} images) and {other.name} "
-            f"({len(theirs)}); measure both on the same"
-        )
+    _check_same_images(model, other)
     result: dict[str, float | None] = {}
     for part, suffix in (("all", ""), ("forget", "_forget"), ("retain", "_retain")):
-        found = cka.compare(model.side(part), other.side(part))
+        found = cka.compare(model.side(part, device), other.side(part, device))
         value = found.value
         if chosen.cka == "legacy" and value is not None:
-            value = cka.legacy_cka(model.side(part).rows, other.side(part).rows)
+            value = cka.legacy_cka(model.side(part, device).rows, other.side(part, device).rows)
         result[label + suffix] = value
         if found.reason:
             why[label + suffix] = found.reason
         if part == "all":
             result |= {f"{label}_floor": found.floor, f"{label}_unbiased": found.unbiased}
     return result
+
+
+def _layers(
+    model: Passes, other: Passes, why: dict[str, str], device: torch.device
+) -> dict[str, dict[str, float | None]]:
+    """Layer by layer, for the taps that both passes have."""
+    _check_same_images(model, other)
+    found = {
+        tap: cka.compare(model.layer(tap, device), other.layer(tap, device))
+        for tap in model.outputs["test"].taps
+        if tap in other.outputs["test"].taps
+    }
+    why |= {f"cka_by_layer {tap}": each.reason for tap, each in found.items() if each.reason}
+    return {
+        "cka_by_layer": {tap: each.value for tap, each in found.items()},
+        "cka_floor_by_layer": {tap: each.floor for tap, each in found.items()},
+    }
+
+
+def _check_same_images(model: Passes, other: Passes) -> None:
+    ours, theirs = model.outputs["test"], other.outputs["test"]
+    if not (ours.index.equal(theirs.index) and ours.labels.equal(theirs.labels)):
+        raise InputError(
+            f"got different test sets for {model.name} ({len(ours)} images) and {other.name} "
+            f"({len(theirs)}); measure both on the same"
+        )
+
+
+def cka_band(retrained: Sequence[Passes], ranks: Ranks | None = None) -> dict[str, Any]:
+    """CKA between independent retrained models: how far 1 is out of reach.
+
+    Args:
+        retrained: passes of models retrained with different seeds.
+        ranks: as in `measure`.
+
+    Returns:
+        "low", "mean", "high" of the exact CKA of pooled test features over all pairs, and "pairs";
+        None each where there are fewer than two models.
+    """
+    device = (ranks or Ranks()).device
+    values = []
+    for first, second in combinations(retrained, 2):
+        _check_same_images(first, second)
+        value = cka.compare(first.side("all", device), second.side("all", device)).value
+        if value is not None:
+            values.append(value)
+    if not values:
+        return {"low": None, "mean": None, "high": None, "pairs": 0}
+    return {"low": min(values), "mean": fmean(values), "high": max(values), "pairs": len(values)}

@@ -9,29 +9,33 @@ l2, -|q - x|^2 / 2 = q.x - |x|^2 / 2 - |q|^2 / 2, whose last term no ranking nee
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from letheon.loaders.errors import InputError
+from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
+from letheon.eval import search_faiss
+from letheon.kernels.keyed import permutation
 
 Metric = Literal["cosine", "l2"]
-Proposer = Literal["auto", "torch", "torch-bf16", "torch-fp64", "faiss"]
+Proposer = Literal["auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-ivf"]
 """What proposes candidates.
 
 - ``torch``, ``torch-bf16``: tiled GEMM with a running top-k, in float32 or bfloat16; auto is torch.
 - ``torch-fp64``: no proposal, every score in float64: the specification.
 - ``faiss``: a flat index on the CPU, or on the GPUs where the installed FAISS has them.
+- ``faiss-ivf``: inverted lists: misses neighbours, and says what share it finds.
 """
 
 _GRID = 2.0**36  # scores closer than 2^-36 of the largest possible one are equal
 _INDEX_BITS = 26  # beside 37 bits of score and a sign
+_LEAST = torch.iinfo(torch.int64).min
 _SPARE = 32  # candidates beyond k
 _TILE = {"cpu": (1024, 8192), "cuda": (4096, 65536)}  # queries x database rows of one GEMM
+_SAMPLED = 256  # queries on which recall is measured
 
 
 class Nearest(NamedTuple):
@@ -39,34 +43,47 @@ class Nearest(NamedTuple):
 
     places: Tensor  # (Q, k) int64
     similarity: Tensor  # (Q, k) float64: the cosine, or -d^2 / 2 for l2
+    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf only
 
 
 class _Scores:
-    """score(q, x) = q . prepared(x) + bias(x), at most about 1 in size, for both metrics."""
+    """score(q, x) = q . prepared(x) + bias(x), at most about 1 in size, for both metrics.
 
-    def __init__(self, database: Tensor, queries: Tensor, metric: Metric) -> None:
-        self.database, self.metric = database, metric
-        wide = queries.double()
+    `database` holds this rank's rows, wherever they lie; `queries` and all arithmetic are on
+    `ranks.device`. What scores are relative to is the same on every rank.
+    """
+
+    def __init__(self, database: Tensor, queries: Tensor, metric: Metric, ranks: Ranks) -> None:
+        self.database, self.metric, self.device = database, metric, ranks.device
+        self.tile = _TILE.get(self.device.type, _TILE["cpu"])
+        wide = queries.to(self.device).double()
         if metric == "cosine":
             self.queries = _unit(wide)  # (Q, D) float64
-            self.unit, self.offset = 1.0, torch.zeros(len(queries), 1).to(wide)
+            self.unit, self.offset = 1.0, torch.zeros_like(wide[:, :1])
             return
         # Distances do not change when both sides move: the smaller the vectors, the less is lost.
-        self.centre = torch.zeros_like(wide[0])
-        for rows in database.split(_TILE["cpu"][1]):
-            self.centre += rows.double().sum(0) / len(database)
+        sums = [torch.zeros_like(wide[0]), wide.new_tensor(len(database))]
+        for rows in self.tiles():
+            sums[0] += rows.sum(dim=0)
+        sum_over_ranks(sums, ranks)
+        self.centre = sums[0] / sums[1]
         self.queries = wide - self.centre
-        lengths = self.queries.square().sum(1, keepdim=True)
-        far = max(
-            float((rows.double() - self.centre).square().sum(1).max())
-            for rows in database.split(_TILE["cpu"][1])
-        )
-        self.unit = max(float(lengths.max()) ** 0.5 * far**0.5 + far / 2, 1e-300)
+        lengths = self.queries.square().sum(dim=1, keepdim=True)
+        far = wide.new_zeros(1)
+        for rows in self.tiles():
+            if len(rows):
+                far = torch.maximum(far, (rows - self.centre).square().sum(dim=1).max())
+        longest = float(gather_rows(far, ranks).max())
+        self.unit = max(float(lengths.max()) ** 0.5 * longest**0.5 + longest / 2, 1e-300)
         self.offset = lengths / 2
 
-    def prepared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, D) float64 and (n,) float64 from raw database rows of any leading shape."""
-        wide = rows.double()
+    def tiles(self) -> Iterator[Tensor]:
+        """(n, D) float64 raw database rows on the device, in order."""
+        for rows in self.database.split(self.tile[1]):
+            yield rows.to(self.device).double()
+
+    def prepared(self, wide: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., D) and (...) float64 from raw database rows on the device."""
         if self.metric == "cosine":
             return _unit(wide), torch.zeros_like(wide[..., 0])
         moved = wide - self.centre
@@ -83,6 +100,12 @@ def _keys(scores: Tensor, positions: Tensor) -> Tensor:
     return ((scores * _GRID).round().to(torch.int64) << _INDEX_BITS) - positions
 
 
+def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions and scores on the grid: the position is what misses to the next multiple."""
+    positions = (-keys) & ((1 << _INDEX_BITS) - 1)
+    return positions, ((keys + positions) >> _INDEX_BITS).double() / _GRID
+
+
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """No tf32 inside: the error bound is float32's."""
@@ -95,7 +118,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _product(queries: Tensor, rows: Tensor) -> Tensor:
-    """(q, n) float32 or float64 from operands of one dtype; bfloat16 is summed in float32."""
+    """(q, n) float32 from operands of one dtype; bfloat16 is summed in float32."""
     if queries.dtype == torch.bfloat16:
         if queries.is_cuda:
             return torch.mm(queries, rows.T, out_dtype=torch.float32)
@@ -105,11 +128,11 @@ def _product(queries: Tensor, rows: Tensor) -> Tensor:
 
 def _propose(scores: _Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(Q, m) fast scores and positions of the best m rows, by tiles with a running top-m."""
-    per_query, per_row = _TILE.get(scores.queries.device.type, _TILE["cpu"])
-    parts = scores.queries.to(dtype).split(per_query)
+    parts = scores.queries.to(dtype).split(scores.tile[0])
     best: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(scores.database), per_row):
-        rows, bias = scores.prepared(scores.database[start : start + per_row])
+    start = 0
+    for wide in scores.tiles():
+        rows, bias = scores.prepared(wide)
         tile = rows.to(dtype)
         for number, part in enumerate(parts):
             fast = _product(part, tile)
@@ -123,101 +146,134 @@ def _propose(scores: _Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
                 best[number] = (values, places.gather(1, kept))
             else:
                 best.append((values, places))
+        start += len(wide)
     return torch.cat([a for a, _ in best]), torch.cat([b for _, b in best])
 
 
-def _propose_faiss(scores: _Scores, m: int) -> tuple[Tensor, Tensor]:
-    """As `_propose`, by a flat inner-product index; the bias is one more column."""
-    if importlib.util.find_spec("faiss") is None:
-        raise InputError('got backend faiss, which is not installed; pip install "letheon[faiss]"')
-    import faiss
-
-    def packed(rows: Tensor, last: Tensor) -> Any:
-        return torch.cat([rows, last[:, None]], dim=1).float().cpu().contiguous().numpy()
-
-    queries = packed(scores.queries, torch.ones_like(scores.queries[:, 0]))
-    index: Any = faiss.IndexFlatIP(queries.shape[1])
-    if getattr(faiss, "get_num_gpus", lambda: 0)():
-        index = faiss.index_cpu_to_all_gpus(index)
-    for rows in scores.database.split(_TILE["cpu"][1]):
-        index.add(packed(*scores.prepared(rows)))
-    values, places = index.search(queries, m)
-    device = scores.queries.device
-    return torch.from_numpy(values).to(device), torch.from_numpy(places).to(device)
+def _propose_faiss(scores: _Scores, m: int, lists: bool) -> tuple[Tensor, Tensor]:
+    queries = search_faiss.packed(scores.queries, torch.ones_like(scores.queries[:, 0]))
+    tiles = (search_faiss.packed(*scores.prepared(wide)) for wide in scores.tiles())
+    if lists:
+        values, places = search_faiss.inverted_lists(list(tiles), queries, m)
+    else:
+        values, places = search_faiss.flat(tiles, queries, m)
+    return values.to(scores.device), places.to(scores.device)
 
 
 def _rescored(scores: _Scores, places: Tensor) -> Tensor:
-    """(Q, m) float64 exact scores of the proposed rows."""
-    width = scores.queries.shape[1]
-    step = max(1, 2**23 // (width * places.shape[1]))  # 64 MiB of float64 at a time
+    """(Q, m) float64 exact scores of the proposed rows; -2 where there is none."""
+    step = max(1, 2**23 // (scores.queries.shape[1] * places.shape[1]))  # 64 MiB at a time
     parts = []
     for start in range(0, len(places), step):
-        chosen = places[start : start + step]
-        rows, bias = scores.prepared(scores.database[chosen])  # (q, m, D), (q, m)
+        chosen = places[start : start + step].clamp(min=0).to(scores.database.device)
+        rows, bias = scores.prepared(scores.database[chosen].to(scores.device).double())
         query = scores.queries[start : start + step, :, None]
-        parts.append(torch.bmm(rows, query)[:, :, 0] + bias)
-    return torch.cat(parts)
+        parts.append(torch.bmm(rows, query)[:, :, 0] + bias)  # rows (q, m, D), bias (q, m)
+    return torch.where(places < 0, -2.0, torch.cat(parts))
 
 
 def _exhaustive(scores: _Scores, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(q, k) positions and float64 scores of the chosen queries, from every score."""
-    per_query, per_row = (size // 2 for size in _TILE.get(chosen.device.type, _TILE["cpu"]))
-    best: Tensor | None = None
-    queries = scores.queries[chosen]
-    for start in range(0, len(scores.database), per_row):
-        rows, bias = scores.prepared(scores.database[start : start + per_row])
+    parts = scores.queries[chosen].split(max(1, scores.tile[0] // 2))
+    best: list[Tensor] = []
+    start = 0
+    for wide in scores.tiles():
+        rows, bias = scores.prepared(wide)
         positions = torch.arange(start, start + len(rows), device=rows.device)
-        found = torch.cat(
-            [
-                _keys(part @ rows.T + bias, positions).topk(min(k, len(rows)), dim=1).values
-                for part in queries.split(per_query)
-            ]
-        )
-        joined = found if best is None else torch.cat([best, found], dim=1)
-        best = joined.topk(min(k, joined.shape[1]), dim=1).values
-    assert best is not None, "an empty database"
-    # A key is score << bits minus position: the position is what is missing to the next multiple.
-    places = (-best) & ((1 << _INDEX_BITS) - 1)
-    values = ((best + places) >> _INDEX_BITS).double() / _GRID
-    return places, values
+        for number, part in enumerate(parts):
+            found = _keys(part @ rows.T + bias, positions)
+            if start:
+                found = torch.cat([best[number], found], dim=1)
+            found = found.topk(min(k, found.shape[1]), dim=1).values
+            best[number : number + 1] = [found]
+        start += len(wide)
+    return _decoded(torch.cat(best))
 
 
-def nearest(
-    database: Tensor, queries: Tensor, k: int, metric: Metric = "cosine", backend: Proposer = "auto"
-) -> Nearest:
-    """The k nearest database rows of each query, nearest first, ties to the lower position.
-
-    Args:
-        database: (N, D) floating point and finite, N at most 2^26; the search runs on its device.
-        queries: (Q, D) on the same device.
-        k: in 1..N.
-        metric: cosine or l2.
-        backend: what proposes candidates. With float32 the proof is by the bound (D + 4) 2^-24 on
-            the error of an inner product of unit vectors; with bfloat16 by four times the largest
-            error seen among the rescored pairs.
-    """
-    assert len(database) < 2**_INDEX_BITS, "positions do not fit the key"
-    scores = _Scores(database, queries, metric)
-    everything = torch.arange(len(queries), device=database.device)
-    if backend == "torch-fp64" or len(queries) == 0:
-        index, values = _exhaustive(scores, everything, k)
-        return Nearest(index, values * scores.unit - scores.offset)
-    m = min(len(database), k + _SPARE if backend != "torch-bf16" else 2 * k + 4 * _SPARE)
+def _local(scores: _Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
+    """(Q, k) positions and float64 scores among this rank's rows, nearest first."""
+    everything = torch.arange(len(scores.queries), device=scores.device)
+    if backend == "torch-fp64":
+        return _exhaustive(scores, everything, k)
+    n, width = scores.database.shape
+    m = min(n, 2 * k + 4 * _SPARE if backend == "torch-bf16" else k + _SPARE)
     with _full_float32():
-        if backend == "faiss":
-            fast, places = _propose_faiss(scores, m)
+        if backend in ("faiss", "faiss-ivf"):
+            fast, places = _propose_faiss(scores, m, backend == "faiss-ivf")
         else:
             dtype = torch.bfloat16 if backend == "torch-bf16" else torch.float32
             fast, places = _propose(scores, m, dtype)
     exact = _rescored(scores, places)
     order = _keys(exact, places).topk(k, dim=1).indices  # (Q, k)
-    index, values = places.gather(1, order), exact.gather(1, order)
-    if m < len(database):
-        error = (database.shape[1] + 4) * 2.0**-24
+    places, values = places.gather(1, order), exact.gather(1, order)
+    if backend == "faiss-ivf":
+        unproven = values[:, -1] <= -2  # the lists read held fewer than k rows
+    elif m == n:
+        return places, values
+    else:
+        error = (width + 4) * 2.0**-24
         if backend == "torch-bf16":
             error = 4 * float((fast.double() - exact).abs().max())
-        unproven = values[:, -1] <= fast.amin(1).double() + error
-        again = unproven.nonzero()[:, 0]
-        if len(again):
-            index[again], values[again] = _exhaustive(scores, again, k)
-    return Nearest(index, values * scores.unit - scores.offset)
+        unproven = values[:, -1] <= fast.amin(dim=1).double() + error
+    again = unproven.nonzero()[:, 0]
+    if len(again):
+        places[again], values[again] = _exhaustive(scores, again, k)
+    return places, values
+
+
+def nearest(
+    database: Tensor,
+    queries: Tensor,
+    k: int,
+    metric: Metric = "cosine",
+    backend: Proposer = "auto",
+    ranks: Ranks | None = None,
+) -> Nearest:
+    """The k nearest database rows of each query, nearest first, ties to the lower position.
+
+    Args:
+        database: (N, D) floating point and finite, N below 2^26, the same on every rank; it may
+            lie in host memory or a memory-mapped file whatever the device.
+        queries: (Q, D), Q > 0, the same on every rank.
+        k: in 1..N.
+        metric: cosine or l2.
+        backend: what proposes candidates. With float32 the proof is by the bound (D + 4) 2^-24 on
+            the error of an inner product of unit vectors; with bfloat16 by four times the largest
+            error seen among the rescored pairs; faiss-ivf has none.
+        ranks: each rank searches its share of the database on its device, and all get the whole
+            answer; default: this process alone, on the database's device.
+
+    Returns:
+        On the device, the same on every rank.
+    """
+    n = len(database)
+    assert n < 2**_INDEX_BITS, "positions do not fit the key"
+    ranks = ranks or Ranks(device=database.device)
+    start = ranks.rank * n // ranks.world
+    own = database[start : (ranks.rank + 1) * n // ranks.world]
+    scores = _Scores(own, queries, metric, ranks)
+    if len(own):
+        places, values = _local(scores, min(k, len(own)), backend)
+        keys = _keys(values, places + start)
+    else:
+        keys = torch.zeros(len(queries), 0, dtype=torch.int64, device=ranks.device)
+    if ranks.world > 1:
+        padded = torch.full((1, len(queries), k), _LEAST, device=ranks.device)
+        padded[0, :, : keys.shape[1]] = keys
+        keys = gather_rows(padded, ranks).movedim(0, 1).flatten(1).topk(k, dim=1).values
+    places, values = _decoded(keys)
+    found = Nearest(places, values * scores.unit - scores.offset)
+    if backend == "faiss-ivf":
+        return found._replace(recall=_recall(database, queries, found, metric, ranks))
+    return found
+
+
+def _recall(
+    database: Tensor, queries: Tensor, found: Nearest, metric: Metric, ranks: Ranks
+) -> float:
+    """Share of the true neighbours that were found, over a fixed sample of the queries."""
+    k = found.places.shape[1]
+    sample = permutation(0, "recall", 0, len(queries))[:_SAMPLED]
+    exact = nearest(database, queries[sample.to(queries.device)], k, metric, "torch", ranks)
+    ours = found.places[sample.to(found.places.device)]
+    return float((ours[:, :, None] == exact.places[:, None, :]).any(dim=2).double().mean())

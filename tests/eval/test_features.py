@@ -14,7 +14,6 @@ from letheon.eval.taps import pooled
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ArrayImages
 from letheon.loaders.torch_loader import TorchLoader
-from tests.pool import on_ranks
 
 CLASSES = 5
 
@@ -33,20 +32,6 @@ def loader(ranks: Ranks, n: int = 47, batch: int = 10) -> TorchLoader:
     return TorchLoader(data, forget, preset, batch, 0, ranks.rank, ranks.world)
 
 
-def work(ranks: Ranks) -> dict[str, np.ndarray]:
-    model = build("small", CLASSES, seed=3)
-    whole = extract(model, loader(ranks), ranks)
-    part = extract(model, loader(ranks), ranks, indices=[40, 3, 17])
-    return {
-        "features": whole.features.numpy(),
-        "logits": whole.logits.numpy(),
-        "labels": whole.labels.numpy(),
-        "forget": whole.forget.numpy(),
-        "index": whole.index.numpy(),
-        "part": part.logits.numpy(),
-    }
-
-
 def test_rows_are_those_of_a_plain_forward_pass() -> None:
     model = build("small", CLASSES, seed=3)
     read = loader(Ranks())
@@ -59,48 +44,6 @@ def test_rows_are_those_of_a_plain_forward_pass() -> None:
     assert got.labels.tolist() == read.images.labels.tolist()
     assert got.forget.tolist() == read.forget.tolist()
     assert got.index.tolist() == list(range(47))
-
-
-def test_one_two_and_three_ranks_agree() -> None:
-    one = work(Ranks())
-    for world in (2, 3):
-        for other in on_ranks(world, work):
-            for name in ("labels", "forget", "index"):
-                assert np.array_equal(other[name], one[name])
-            for name in ("features", "logits", "part"):
-                # Batches are cut elsewhere, so products may be summed in another order.
-                np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-6)
-            assert other["part"].shape == (3, CLASSES)
-
-
-def few(ranks: Ranks) -> list[int]:
-    model = build("small", CLASSES, seed=3)
-    return extract(model, loader(ranks), ranks, indices=[5]).index.tolist()
-
-
-def test_a_rank_may_receive_nothing() -> None:
-    assert on_ranks(3, few) == [[5], [5], [5]]
-
-
-def unreadable(ranks: Ranks) -> str:
-    read = loader(ranks)
-    inner = read.images.read_many
-
-    def refuse(indices: np.ndarray) -> np.ndarray:
-        if 46 in indices:
-            raise InputError("got image 46, which cannot be read")
-        return inner(indices)
-
-    read.images.read_many = refuse  # type: ignore[method-assign]
-    try:
-        extract(build("small", CLASSES), read, ranks)
-    except InputError as error:
-        return str(error)
-    return "nothing was raised"
-
-
-def test_an_unreadable_image_stops_every_rank_with_its_message() -> None:
-    assert on_ranks(2, unreadable) == ["got image 46, which cannot be read"] * 2
 
 
 def test_repeated_indices_are_read_once_and_sorted() -> None:

@@ -182,3 +182,17 @@ def test_only_the_logits_space_reads_the_head() -> None:
 
 def _rest(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
     return outputs.labels, outputs.forget, outputs.index
+
+
+@pytest.mark.skipif("faiss" not in PROPOSERS, reason="faiss is not installed")
+def test_inverted_lists_say_what_they_find() -> None:
+    x, labels = clusters(4000, d=6)
+    q, truth = clusters(100, d=6, seed=1)
+    found = knn(x, labels, q, truth, (10,), backend="faiss-ivf")
+    want = by_definition(x, q, 10, "cosine")
+    true = [len(set(a) & set(b)) / 10 for a, b in zip(found.index.tolist(), want, strict=True)]
+    assert found.recall == pytest.approx(np.mean(true))
+    assert 0.3 < found.recall < 1
+    many = nearest(x[:200], q, 150, "cosine", "faiss-ivf")  # more than the lists read hold
+    assert many.places.min() >= 0 and many.places.max() < 200
+    assert knn(x, labels, q, truth, (10,), backend="faiss").recall == 1

@@ -13,7 +13,6 @@ from letheon.eval.layers import LayerCka, convolutions, layer_cka, stages
 from letheon.eval.taps import tapped
 from letheon.loaders.errors import InputError
 from tests.eval.test_features import CLASSES, loader
-from tests.pool import on_ranks
 
 
 def work(ranks: Ranks, indices: list[int] | None = None) -> dict[tuple[str, str], object]:
@@ -39,28 +38,6 @@ def test_every_layer_and_pair_equals_the_stored_form() -> None:
             got: LayerCka = layers[tap]  # type: ignore[index]
             assert got.value == pytest.approx(want.value, abs=1e-9)
             assert got.floor == pytest.approx(want.floor, abs=1e-9)
-
-
-@pytest.mark.parametrize("indices", [None, [3, 9, 20, 31]])
-def test_ranks_do_not_matter(indices: list[int] | None) -> None:
-    one = work(Ranks(), indices)
-    for world in (2, 3):
-        results = on_ranks(world, work, indices)
-        assert all(result == results[0] for result in results)
-        for pair, layers in one.items():
-            for tap, want in layers.items():  # type: ignore[attr-defined]
-                assert results[0][pair][tap] == pytest.approx(want, abs=1e-6)
-
-
-def nothing_for_some(ranks: Ranks) -> object:
-    return work(ranks, [4, 7])[("a", "b")]
-
-
-def test_a_rank_may_receive_nothing() -> None:
-    alone = nothing_for_some(Ranks())
-    for other in on_ranks(3, nothing_for_some):
-        for tap, want in alone.items():  # type: ignore[attr-defined]
-            assert other[tap] == pytest.approx(want, abs=1e-5)
 
 
 def test_a_dead_layer_has_no_value_and_a_broken_one_is_named() -> None:

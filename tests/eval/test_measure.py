@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.model import build
 from letheon.eval.cka import legacy_cka, linear_cka
 from letheon.eval.features import Outputs
-from letheon.eval.measure import Conditions, Passes, measure, sweep
+from letheon.eval.measure import Conditions, cka_band, measure
+from letheon.eval.passes import Passes, Store, sweep
 from letheon.eval.splits import split
 from letheon.loaders.errors import InputError
 from tests.eval.test_features import CLASSES, loader
-from tests.pool import on_ranks
 
 
 def outputs(n: int, seed: int, labels_seed: int = 0) -> Outputs:
@@ -59,8 +60,8 @@ def test_every_number_is_its_definition() -> None:
         oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
         oracle.fit(out.features[parts.database].double(), out.labels[parts.database])
         want = oracle.score(out.features[parts.queries].double(), out.labels[parts.queries])
-        assert row["knn_domains"][domain][5] == want
-    assert row["knn"] == pytest.approx(np.mean([s[5] for s in row["knn_domains"].values()]))
+        assert row["knn_domains"][domain]["5"] == want
+    assert row["knn"] == pytest.approx(np.mean([s["5"] for s in row["knn_domains"].values()]))
 
     ours = model.outputs["test"]
     for label, other in (("original", original), ("retrained", retrained)):
@@ -101,6 +102,49 @@ def test_what_is_not_defined_is_none_and_says_why() -> None:
     assert row["gap"] is not None
 
 
+def test_domain_matrix_and_accuracy_by_class() -> None:
+    model = passes("a", 1)
+    row = measure(model, conditions=Conditions(matrix=True, ks=(7, 1)))
+    assert list(row["domain_matrix"]) == ["art", "photo"] == list(row["domain_matrix"]["art"])
+    assert row["domain_matrix"]["photo"]["photo"] == row["knn_domains"]["photo"]["7"]
+    art, photo = model.outputs["domain/art"], model.outputs["domain/photo"]
+    kept, asking = split(len(art)).database, split(len(photo)).queries
+    oracle = KNeighborsClassifier(7, metric="cosine", algorithm="brute")
+    oracle.fit(art.features[kept].double(), art.labels[kept])
+    want = oracle.score(photo.features[asking].double(), photo.labels[asking])
+    assert row["domain_matrix"]["art"]["photo"] == want
+    test = model.outputs["test"]
+    for c in range(4):
+        chosen = test.labels == c
+        right = test.logits[chosen].argmax(1) == c
+        assert row["accuracy_by_class"][c] == float(right.double().mean())
+
+
+def test_layers_are_compared_where_both_have_taps() -> None:
+    model, retrained = passes("a", 1), passes("retrained", 2)
+    for side in (model, retrained):
+        test = side.outputs["test"]
+        test.taps.update({"layer1": test.features[:, :3], "dead": torch.zeros(60, 2)})
+    row = measure(model, None, retrained)
+    ours, theirs = (side.outputs["test"].taps["layer1"] for side in (model, retrained))
+    assert row["cka_by_layer"]["layer1"] == pytest.approx(linear_cka(ours, theirs))
+    assert row["cka_by_layer"]["dead"] is None
+    assert "layer dead of a" in row["why"]["cka_by_layer dead"]
+    assert 0 < row["cka_floor_by_layer"]["layer1"] < 1
+
+
+def test_band_is_over_all_pairs_of_retrained_models() -> None:
+    models = [passes(str(seed), seed) for seed in (1, 2, 3)]
+    tests = [model.outputs["test"].features for model in models]
+    pairs = [linear_cka(tests[i], tests[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    band = cka_band(models)
+    assert band["pairs"] == 3
+    assert [band[key] for key in ("low", "mean", "high")] == pytest.approx(
+        [min(pairs), np.mean(pairs), max(pairs)]  # type: ignore[type-var]
+    )
+    assert cka_band(models[:1])["mean"] is None
+
+
 def test_without_domains_there_is_no_knn() -> None:
     model = passes("a", 1)
     del model.outputs["domain/art"], model.outputs["domain/photo"]
@@ -118,7 +162,7 @@ def test_compatibility_values_are_explicit() -> None:
     oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
     oracle.fit(out.logits[parts.database].double(), out.labels[parts.database])
     want = oracle.score(out.logits[parts.queries].double(), out.labels[parts.queries])
-    assert row["knn_domains"]["art"][5] == want
+    assert row["knn_domains"]["art"]["5"] == want
     assert row["conditions"]["space"] == "logits" and row["conditions"]["split"] == "legacy"
 
 
@@ -140,28 +184,22 @@ def test_nan_features_name_model_and_set() -> None:
         measure(model, passes("original", 2))
 
 
-@pytest.mark.parametrize("bad", [{"ks": ()}, {"ks": (0,)}, {"temperature": 0.0}, {"cka": "rbf"}])
+@pytest.mark.parametrize("bad", [{"ks": ()}, {"ks": (0,)}, {"temperature": 0.0}])
 def test_conditions_out_of_range_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Conditions(**bad)  # type: ignore[arg-type]
 
 
-def work(ranks: Ranks) -> dict[str, object]:
-    loaders = {"train": loader(ranks), "test": loader(ranks, 30), "domain/art": loader(ranks, 40)}
-    sides = [
-        sweep(str(seed), build("small", CLASSES, seed=seed), loaders, ranks) for seed in (1, 2, 3)
-    ]
-    return measure(*sides)
-
-
-def test_one_two_and_three_ranks_give_one_row() -> None:
-    one = work(Ranks())
-    for world in (2, 3):
-        rows = on_ranks(world, work)
-        assert all(row == rows[0] for row in rows)
-        assert rows[0]["counts"] == one["counts"]
-        assert rows[0]["knn_domains"] == one["knn_domains"]
-        assert rows[0]["cka_retrained"] == pytest.approx(one["cka_retrained"], abs=1e-6)
+def test_stored_passes_give_the_same_row(tmp_path: Path) -> None:
+    loaders = {"train": loader(Ranks()), "test": loader(Ranks(), 30)}
+    model = build("small", CLASSES, seed=1)
+    taps = ("net.conv1",)
+    store = Store(tmp_path, {"train": ("digest", 47), "test": ("other", 30)})
+    fresh = measure(sweep("a", model, loaders, Ranks(), "w", taps=taps))
+    first = measure(sweep("a", model, loaders, Ranks(), "w", taps=taps, store=store))
+    again = measure(sweep("a", build("small", CLASSES, seed=2), loaders, Ranks(), "w", taps=taps,
+                          store=store))  # fmt: skip
+    assert fresh == first == again
 
 
 def test_sets_that_every_metric_needs_must_be_given() -> None:

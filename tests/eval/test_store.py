@@ -15,7 +15,6 @@ from letheon.eval.layers import convolutions
 from letheon.eval.store import extract_stored
 from letheon.loaders.errors import InputError
 from tests.eval.test_features import CLASSES, loader
-from tests.pool import on_ranks
 
 FACTS = {"weights": "w", "data": "d"}
 
@@ -49,22 +48,6 @@ def test_first_and_second_time_equal_a_fresh_pass(
     # Another network under the same facts: what comes back can only be what was stored.
     same(stored(tmp_path, Ranks(), seed=8, indices=indices), fresh)
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def on_all(ranks: Ranks, folder: Path) -> list[float]:
-    first = stored(folder, ranks)
-    again = stored(folder, ranks, seed=8)
-    assert torch.equal(first.logits, again.logits)
-    few = stored(folder, ranks, indices=[5])
-    assert few.index.tolist() == [5]
-    return first.logits.flatten().tolist()
-
-
-def test_three_ranks_write_one_store(tmp_path: Path) -> None:
-    model = build("small", CLASSES, seed=3)
-    want = extract(model, loader(Ranks()), Ranks()).logits
-    for got in on_ranks(3, on_all, tmp_path):
-        torch.testing.assert_close(torch.tensor(got).view_as(want), want)
 
 
 @pytest.mark.parametrize(
