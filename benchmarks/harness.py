@@ -161,7 +161,7 @@ def describe_cpu() -> str:
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 @cache
