@@ -19,10 +19,12 @@ sample once whatever the number of ranks.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,12 @@ from tqdm import tqdm
 from letheon.engine.checkpoint import weights_digest
 from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.method import Loss, Method, Phase, Run
+
+# Running statistics are averaged once an epoch, not sent at each step; newer torch renamed the option.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFER_SYNC: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -98,8 +106,8 @@ def _assemble(run: Run) -> _Step:
         net = DistributedDataParallel(
             run.model,
             device_ids=[run.ranks.device] if cuda else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **_NO_BUFFER_SYNC,
         )
     scaler = torch.amp.GradScaler(run.ranks.device.type, enabled=run.precision.scales_loss)
     return _Step(net, {}, scaler)

@@ -81,6 +81,13 @@ class Method:
     fresh: ClassVar[bool] = False
     """True for a method that starts from new weights instead of the trained ones."""
 
+    def check(self, run: Run) -> None:
+        """Before anything is written, on every rank alone: refuse input that does not fit the run.
+
+        Raises:
+            InputError: such as a file that is not there.
+        """
+
     def prepare(self, run: Run) -> None:
         """Once, before compile and DDP: teachers, masks, surgery, one-shot edits of the weights."""
 

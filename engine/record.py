@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -62,8 +63,13 @@ def _check_writable(path: Path) -> None:
     nearest = path if path.is_dir() else path.parent
     while not nearest.exists():
         nearest = nearest.parent
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise InputError(f"got --out {path}; {nearest} cannot be written; name another place")
+    try:  # tried, not asked: the superuser is told yes even where nothing can be written
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"got --out {path}; {nearest} cannot be written ({error.strerror}); name another place"
+        ) from error
 
 
 class Record:

@@ -50,7 +50,9 @@ class Settings(Forgetting):
             model.class_names = names
         forget = forget_mask(request, data.train.labels)
         plan = Plan(self, self.method.recipe, model, data, forget, request)
-        return plan, plan.run(ranks)
+        run = plan.run(ranks)
+        self.method.check(run)
+        return plan, run
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

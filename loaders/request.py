@@ -70,6 +70,8 @@ def resolve(
         ids = ranked[: int(rest)]
     else:
         raise InputError(f"got the forget request {text!r}, expected one of: {FORMS}")
+    if not ids:
+        raise InputError(f"got {text!r}, which names no class, expected at least one; fill it")
     classes, notes = _unique(ids)
     chosen = np.isin(present, classes)
     if not chosen.any():

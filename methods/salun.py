@@ -67,16 +67,22 @@ class SalUn(Method):
         """The inner method's."""
         return self.inner.recipe
 
+    def check(self, run: Run) -> None:
+        """Refuse a mask file that is missing, torn or of other weights."""
+        self.inner.check(run)
+        self._loaded(run)
+
+    def _loaded(self, run: Run) -> list[Tensor] | None:
+        """The masks of the file, where one is given."""
+        if self.mask is None:
+            return None
+        names = [n for n, p in run.model.net.named_parameters() if p.requires_grad]
+        masks = load_masks(self.mask, self.density, weights_digest(run.model), names)
+        return [mask.to(run.ranks.device) for mask in masks]
+
     def prepare(self, run: Run) -> None:
         """Make or load the mask, at the weights the run starts from."""
-        if self.mask is None:
-            masks = saliency_masks(run, [self.density])[0]
-        else:
-            names = [n for n, p in run.model.net.named_parameters() if p.requires_grad]
-            digest = weights_digest(run.model)
-            loaded = load_masks(self.mask, self.density, digest, names)
-            masks = [mask.to(run.ranks.device) for mask in loaded]
-        run.state["mask"] = masks
+        run.state["mask"] = self._loaded(run) or saliency_masks(run, [self.density])[0]
         run.state["start"] = [parameter.detach().clone() for parameter in run.parameters]
         self.inner.prepare(run)
 

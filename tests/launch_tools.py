@@ -1,0 +1,56 @@
+"""Running the scripts inside a test: the exit code, and what was printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from letheon.launch import evaluate, forget, mask, prepare, train
+from letheon.launch.command import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {"train": train, "forget": forget, "mask": mask, "evaluate": evaluate, "prepare": prepare}
+
+
+class Ended(NamedTuple):
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Scripts:
+    """The scripts, run in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, script: str, *args: object) -> Ended:
+        """Run `script` with `args`."""
+        self.monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, args)])
+        module = SCRIPTS[script]
+        self.capsys.readouterr()
+        code = 0
+        try:
+            run_command(module.Settings, module.main)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = self.capsys.readouterr()
+        return Ended(code, out, err)
+
+
+def torchrun(ranks: int, script: str, *args: object) -> Ended:
+    """Run a script on several ranks, as a user does."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={ranks}", str(ROOT / "launch" / f"{script}.py")]
+    ended = subprocess.run(
+        [*command, *map(str, args)], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    return Ended(ended.returncode, ended.stdout, ended.stderr)

@@ -1,0 +1,150 @@
+"""Bad input: one line with what was got, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.launch_tools import Scripts, torchrun
+
+FINETUNE = ("finetune", "--epochs", "1")
+OTHER_LIST = "543\n407\n"
+
+
+def images(folder: Path, classes: int = 10, each: int = 2, parts: str = "train test") -> Path:
+    """A folder of digits-like classes "0", "1", ..."""
+    for part in parts.split():
+        for c in range(classes):
+            (folder / part / str(c)).mkdir(parents=True)
+            for i in range(each):
+                pixels = np.full((16, 16, 3), 20 * c, np.uint8)
+                Image.fromarray(pixels).save(folder / part / str(c) / f"{i}.png")
+    return folder
+
+
+BAD: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unknown class": ("unknown class 'eleven'", ("--forget", "class:eleven", *FINETUNE)),
+    "empty forget set": ("expected one of", ("--forget", "class:", *FINETUNE)),
+    "empty list": ("names no class", ("--forget", "file:{tmp}/empty.txt", *FINETUNE)),
+    "all classes": ("all 10 classes", ("--forget", "random:10", *FINETUNE)),
+    "another set's list": ("list of another dataset", ("--forget", "file:{tmp}/other.txt", *FINETUNE)),
+    "missing list": ("cannot be read", ("--forget", "file:{tmp}/nowhere.txt", *FINETUNE)),
+    "another architecture": ("expected resnet18", ("--forget", "class:3", "--model", "resnet18", *FINETUNE)),
+    "missing folder": ("does not exist", ("--forget", "class:3", "--data", "{tmp}/nowhere", *FINETUNE)),
+    "empty class folder": ("without images", ("--forget", "class:3", "--data", "{tmp}/hole", *FINETUNE)),
+    "other classes": ("does not know", ("--forget", "class:0", "--data", "{tmp}/eleven", *FINETUNE)),
+    "density": ("density", ("--forget", "class:3", "salun", "--density", "1.5", "random-label")),
+    "rate": ("lr", ("--forget", "class:3", "finetune", "--lr", "-1")),
+    "top without a set": ("--downstream", ("--forget", "top:2", *FINETUNE)),
+    "missing mask": ("cannot read", ("--forget", "class:3", "salun", "--mask", "{tmp}/no", "random-label")),
+    "no such device": ("cuda", ("--forget", "class:3", "--device", "cuda", *FINETUNE)),
+    "number format": ("fp16", ("--forget", "class:3", "--device", "cpu", "--dtype", "fp16", *FINETUNE)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_one_line_and_exit_code_2(
+    case: str, scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "other.txt").write_text(OTHER_LIST)
+    images(tmp_path / "eleven", classes=11)
+    images(tmp_path / "hole")
+    shutil.rmtree(tmp_path / "hole" / "train" / "4")
+    (tmp_path / "hole" / "train" / "4").mkdir()
+    expected, args = BAD[case]
+    out = tmp_path / "out"
+    given = [arg.format(tmp=tmp_path) for arg in args]
+    place = given.index(next(a for a in given if a in ("finetune", "salun")))
+    ended = scripts("forget", "--weights", original, "--out", out, *given[:place], *given[place:])
+    assert ended.code == 2, ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert ended.err.startswith("error: ") and expected in ended.err
+    assert not out.exists()
+
+
+def test_checkpoint_that_is_none(scripts: Scripts, tmp_path: Path) -> None:
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 not weights")
+    for weights in (tmp_path / "nowhere", tmp_path / "torn.pth"):
+        ended = scripts(
+            "forget", "--weights", weights, "--model", "small", "--forget", "class:3",
+            "--out", tmp_path / "out", *FINETUNE,
+        )  # fmt: skip
+        assert ended.code == 2 and len(ended.err.strip().splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_overwritten_unless_told(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    args = ("--weights", original, "--forget", "class:3", "--out", tmp_path / "run")
+    assert scripts("forget", *args, *FINETUNE).code == 0
+    before = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    ended = scripts("forget", *args, *FINETUNE)
+    assert ended.code == 2 and "--overwrite" in ended.err
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == before
+    assert scripts("forget", *args, "--overwrite", "--seed", "2", *FINETUNE).code == 0
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() != before
+
+
+def test_unwritable_output(scripts: Scripts, original: Path) -> None:
+    ended = scripts(
+        "forget", "--weights", original, "--forget", "class:3", "--out", "/proc/run", *FINETUNE
+    )
+    assert ended.code == 2 and "cannot be written" in ended.err
+
+
+def test_a_loss_that_diverges_ends_with_3(scripts: Scripts, original: Path, tmp_path: Path) -> None:
+    ended = scripts(
+        "forget", "--weights", original, "--forget", "class:3", "--out", tmp_path / "out",
+        "grad-ascent", "--lr", "1e20", "--epochs", "3",
+    )  # fmt: skip
+    assert ended.code == 3 and "lower --lr" in ended.err
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_runs_of_different_requests_are_not_compared(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    for name in ("3", "4"):
+        scripts(
+            "forget", "--weights", original, "--forget", f"class:{name}",
+            "--out", tmp_path / name, *FINETUNE,
+        )  # fmt: skip
+    ended = scripts("evaluate", "--original", original, "--runs", tmp_path / "3", tmp_path / "4")
+    assert ended.code == 2 and "runs of one request" in ended.err
+    (tmp_path / "3" / "run.json").unlink()
+    ended = scripts("evaluate", "--original", original, "--runs", tmp_path / "3")
+    assert ended.code == 2 and "unfinished" in ended.err
+
+
+def test_a_changed_weights_file_is_found(scripts: Scripts, original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original, tmp_path / "copy")
+    file = tmp_path / "copy" / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    ended = scripts("evaluate", "--original", tmp_path / "copy", "--forget", "class:3")
+    assert ended.code == 2 and len(ended.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("ranks", "args", "expected"),
+    [
+        (2, ("--forget", "class:eleven", "finetune"), "unknown class 'eleven'"),
+        (3, ("--forget", "class:3", "finetune", "--batch-size", "2"), "got 3 processes"),
+    ],
+)
+def test_every_rank_stops(
+    ranks: int, args: tuple[str, ...], expected: str, original: Path, tmp_path: Path
+) -> None:
+    ended = torchrun(ranks, "forget", "--weights", original, "--out", tmp_path / "out", *args)
+    assert ended.code != 0
+    told = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and expected in told[0]
+    assert "exitcode  : 2" in ended.err
+    assert not (tmp_path / "out").exists()
