@@ -43,7 +43,7 @@ class Moments:
                 is float32 and the features' mean is large beside their spread.
             products: float64, or float32 for a device on which float64 products are slow; each
                 batch is then rounded to float32 (relative error about 1e-6) and still summed in
-                float64.
+                float64. No gain on the CPU (benchmarks/results/kernels_cpu.csv).
         """
         self.widths = tuple(widths)
         self.products = products
