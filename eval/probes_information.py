@@ -149,7 +149,8 @@ def idi(
 
     Args:
         unlearned: layer -> `information`, on the same samples for the three models.
-        retrained: the same of the retrained model.
+        retrained: the same of the retrained model, best the mean over several: on 800 samples of
+            small digits another retrained model had an index of 0.28 against a single one.
         original: the same of the original model.
         floor: count a layer's negative difference as 0, as a second-hand reading of the paper has
             it.

@@ -18,6 +18,7 @@ from letheon.eval import membership_challenge as challenge
 from letheon.eval import membership_models as models
 from letheon.eval import membership_roc as curves
 from letheon.eval import membership_signals as signals
+from letheon.kernels.keyed import permutation
 from letheon.loaders.errors import InputError
 
 
@@ -179,6 +180,26 @@ def test_svc_efficacy_draws_members_by_seed_not_by_order() -> None:
     # The first 30 rows are all below 0.1: the published choice calls everything else foreign.
     published = attacks.svc_efficacy(retain[:30], test, forget)
     assert published > first + 0.1
+
+
+def test_svc_efficacy_takes_as_many_members_as_there_are_test_samples() -> None:
+    rng = np.random.default_rng(10)
+    retain, test, forget = rng.beta(4, 1, (300, 1)), rng.beta(3, 1, (60, 1)), rng.random((90, 1))
+    members = retain[permutation(5, "svc members", 0, 300)[:60].sort().values.numpy()]
+    clf = SVC(C=3, gamma="auto", kernel="rbf")
+    clf.fit(np.r_[members, test], np.r_[np.ones(60), np.zeros(60)])
+    want = 1 - clf.predict(forget).mean()
+    assert attacks.svc_efficacy(retain, test, forget, seed=5) == pytest.approx(want)
+    assert want not in (0, 1)
+
+
+def test_svc_efficacy_reads_no_more_than_the_cap() -> None:
+    rng = np.random.default_rng(8)
+    retain, test, forget = (rng.random((n, 1)) for n in (300, 200, 500))
+    capped = attacks.svc_efficacy(retain, test, forget, cap=40)
+    assert (capped * 40) == pytest.approx(round(capped * 40))
+    whole = attacks.svc_efficacy(retain, test, forget)
+    assert whole == attacks.svc_efficacy(retain, test, forget, cap=500)
 
 
 def test_svc_efficacy_sides_and_degenerate_features() -> None:

@@ -126,23 +126,24 @@ def test_info_nce_is_the_mean_over_all_pairs() -> None:
     assert got == pytest.approx(want, abs=1e-12)
 
 
-def gaussian_information(apart: float) -> float:
-    """I(Z; Y) in nats for two unit Gaussians `apart`, each with probability 1/2, by quadrature."""
+def gaussian_information(apart: float, share: float) -> float:
+    """I(Z; Y) in nats for two unit Gaussians `apart`, the second with this share, by quadrature."""
 
     def integrand(z: float) -> float:
-        p, q = norm.pdf(z, -apart / 2), norm.pdf(z, apart / 2)
-        return 0.5 * (p * np.log(2 * p / (p + q)) + q * np.log(2 * q / (p + q)))
+        p, q = (1 - share) * norm.pdf(z), share * norm.pdf(z, apart)
+        terms = p * np.log(p / (1 - share) / (p + q)) + q * np.log(q / share / (p + q))
+        return float(terms)
 
-    return quad(integrand, -12, 12)[0]
+    return float(quad(integrand, -9, 9 + apart)[0])
 
 
-@pytest.mark.parametrize("apart", [0.0, 1.0, 2.5])
-def test_information_estimates_the_true_value(apart: float) -> None:
+@pytest.mark.parametrize(("apart", "share"), [(0.0, 0.5), (1.0, 0.5), (2.5, 0.5), (2.5, 0.1)])
+def test_information_estimates_the_true_value(apart: float, share: float) -> None:
     rng = np.random.default_rng(5)
-    member = torch.arange(6000) % 2 == 1
-    z = rng.normal(size=(6000, 1)) + apart * (member.numpy()[:, None] - 0.5)
-    got = probes_information.information(np.c_[z, np.ones(6000)], member)
-    assert got == pytest.approx(gaussian_information(apart), abs=0.03)
+    member = torch.arange(8000) % round(1 / share) == 0
+    z = rng.normal(size=(8000, 1)) + apart * member.numpy()[:, None]
+    got = probes_information.information(np.c_[z, np.ones(8000)], member)
+    assert got == pytest.approx(gaussian_information(apart, share), abs=0.02)
 
 
 def test_information_of_noise_in_many_dimensions_is_none() -> None:

@@ -69,7 +69,7 @@ def full() -> list[dict[str, Any]]:
         rich("Original", "original", 0),
         *(rich(f"Retrained {k}", "retrained", k + 1) for k in range(3)),
         rich("Head distillation", "control", 8),
-        rich("SalUn | $50_%", "unlearned", 9),
+        rich("SalUn | $50_% <b>", "unlearned", 9),
     ]
 
 
@@ -181,7 +181,7 @@ def test_markdown_cells_and_definitions(written: dict[str, str]) -> None:
     tables = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in tables[:3]}
     assert len(widths) == 1
-    assert "SalUn \\| $50_%" in text
+    assert "SalUn \\| $50_% <b>" in text
     given = full()[5]
     assert f"{100 * given['FA']:.2f}" in text
     assert "**FA %**: Top-1 accuracy" in text
@@ -213,6 +213,7 @@ def test_page_is_one_file_with_every_picture_and_its_words(written: dict[str, st
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", text)
     assert "url(" not in text and "@import" not in text
     assert "Made &lt;up&gt;" in text
+    assert "SalUn | $50_% &lt;b&gt;" in text and "<b>" not in text
     assert 'name="viewport"' in text
     anchors = {target[1:] for target in page.targets}
     assert anchors and anchors <= set(page.ids)
