@@ -3,8 +3,8 @@
 The gradient is unscaled; weight decay and the subgradient of an l1 penalty are added to it; then
 comes momentum as in `torch.optim.SGD` with dampening 0. The mask acts on the result of all that,
 so a masked weight keeps its bits whatever the decay, the momentum or a gradient that is not
-finite. (SalUn, Fan et al. 2024, equation 3, masks the update of the weights; its published code
-masks the gradient before decay and momentum.)
+finite. (SalUn, Fan et al. 2024, defines the unlearned weights so: masked ones are the original's.
+Code that masks only the gradient lets decay and momentum move them.)
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def masked_sgd_(
         momentum: as in torch.optim.SGD.
         weight_decay: times the weight, added to the gradient.
         l1: times the sign of the weight (0 at 0), added to the gradient: the subgradient of
-            l1 * sum |w|, as in l1-sparse unlearning (Jia et al. 2023, equation 3).
+            l1 * sum |w|, as in l1-sparse unlearning (Jia et al. 2023).
         grad_scale: gradients are divided by it, a number or a 0-dim tensor.
         first: the buffers hold nothing yet and are set to the gradient, as in PyTorch.
         nesterov: Nesterov momentum as in PyTorch.

@@ -87,7 +87,7 @@ class Moments:
 def cka_from_moments(
     n: Tensor, sum_x: Tensor, sum_y: Tensor, xx: Tensor, yy: Tensor, xy: Tensor
 ) -> Tensor:
-    """Linear CKA |X'Y|^2 / (|X'X| |Y'Y|) of centred features (Kornblith et al. 2019, equation 4).
+    """Linear CKA |X'Y|^2 / (|X'X| |Y'Y|) of centred features (Kornblith et al. 2019).
 
     Exact over the n samples, and therefore with the bias of n samples: for independent features it
     tends to d / (d + n), d being the effective width. NaN where a side does not vary.
@@ -113,7 +113,7 @@ def _varying(raw: Tensor, centred: Tensor) -> Tensor:
 
 
 class BatchHsic:
-    """Minibatch CKA between all layers of two networks (Nguyen et al. 2021, equations 2 and 3).
+    """Minibatch CKA between all layers of two networks (Nguyen et al. 2021).
 
     The unbiased HSIC of Song et al. (2012) is summed over batches for each pair of layers and for
     each layer with itself; CKA is the ratio of those sums, never a mean of ratios. Each layer's
@@ -149,9 +149,8 @@ class BatchHsic:
 def centred_grams(layers: Sequence[Tensor]) -> Tensor:
     """(layers, b * b) float64, such that products of rows are unbiased HSIC values.
 
-    Each Gram matrix is U-centred (Szekely and Rizzo 2014, equation 2.4): the inner product of two,
-    over b (b - 3), is the estimator of Song et al. (2012, equation 5). The division is split evenly
-    between the two.
+    Each Gram matrix is U-centred (Szekely and Rizzo 2014): the inner product of two, over b (b - 3), is
+    the unbiased estimator of Song et al. (2012). The division is split evenly between the two.
     """
     b = layers[0].shape[0]
     if b < 4:

@@ -19,7 +19,7 @@ _CHUNK = 1 << 24  # cosines in memory at once in angle_loss: 64 MiB in float32
 
 
 def similarity_loss(student: Tensor, teacher: Tensor, squared: bool = True) -> Tensor:
-    """The similarity-preserving loss (Tung and Mori 2019, equations 1 to 4), a scalar.
+    """The similarity-preserving loss (Tung and Mori 2019), a scalar.
 
     The Gram matrices of both feature sets, each row scaled to length one, are compared by the
     squared Frobenius norm of their difference, divided by b^2. `squared=False` is the norm itself
@@ -44,7 +44,7 @@ def similarity_loss(student: Tensor, teacher: Tensor, squared: bool = True) -> T
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Distance-wise relational distillation (Park et al. 2019, equations 6 and 7), a scalar.
+    """Distance-wise relational distillation (RKD-D, Park et al. 2019), a scalar.
 
     Pairwise Euclidean distances, each divided by the mean of its matrix's nonzero distances, then
     the Huber loss between the two, averaged over the b(b-1) ordered pairs of two samples. The
@@ -57,7 +57,7 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Angle-wise relational distillation (Park et al. 2019, equations 8 and 9), a scalar.
+    """Angle-wise relational distillation (RKD-A, Park et al. 2019), a scalar.
 
     The Huber loss between the cosines of the angle that samples i and k make at sample j, averaged
     over the b(b-1)(b-2) ordered triplets of three different samples. The authors' code averages

@@ -62,7 +62,7 @@ def test_known_values():
 
 
 def hsic_by_formula(x, y):
-    """Song et al. (2012), equation 5, with traces and vectors of ones."""
+    """The unbiased HSIC of Song et al. (2012), with traces and vectors of ones."""
     n = len(x)
     k, m = (f.flatten(1) @ f.flatten(1).T for f in (x, y))
     k.fill_diagonal_(0)
