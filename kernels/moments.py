@@ -149,8 +149,9 @@ class BatchHsic:
 def centred_grams(layers: Sequence[Tensor]) -> Tensor:
     """(layers, b * b) float64, such that products of rows are unbiased HSIC values.
 
-    Each Gram matrix is U-centred (Szekely and Rizzo 2014): the inner product of two, over b (b - 3), is
-    the unbiased estimator of Song et al. (2012). The division is split evenly between the two.
+    Each Gram matrix is U-centred (Szekely and Rizzo 2014): the inner product of two, over
+    b (b - 3), is the unbiased estimator of Song et al. (2012). The division is split evenly
+    between the two.
     """
     b = layers[0].shape[0]
     if b < 4:
