@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +22,13 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.record import Record
 from letheon.loaders.batch import Loader
+from letheon.loaders.choose import Kind, make_loader
 from letheon.loaders.data import open_data
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ArrayImages, Data, ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import aligned, model_classes
 from letheon.loaders.request import Request
-from letheon.loaders.torch_loader import TorchLoader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +40,27 @@ class Job:
     seed: int = 1
     """Order, augmentation, drawn labels and new weights follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    loader: Kind = "auto"
+    """Backend that reads the images; auto takes what suits the set and says so."""
     workers: int = 2
-    """Loader processes per rank for sets read from files; sets in memory need none."""
+    """Loader processes or threads per rank for sets read from files; sets in memory need none."""
     precision: Precision = field(default_factory=Precision)
 
-    def loader(
+    def reader(
         self,
         images: ImageSet,
         forget: NDArray[np.bool_],
         preset: Preset,
         batch_size: int,
         ranks: Ranks,
+        tell: Callable[[str], object] = lambda text: None,
     ) -> Loader:
-        """One image set as this rank reads it."""
+        """One image set as this rank reads it; `tell` hears why `auto` chose as it did."""
         workers = 0 if isinstance(images, ArrayImages) else self.workers
-        return TorchLoader(
-            images, forget, preset, batch_size, self.seed, ranks.rank, ranks.world, workers
-        )
+        return make_loader(
+            self.loader, images, forget, preset, batch_size, self.seed,
+            ranks.rank, ranks.world, workers, ranks.device, tell if ranks.main else lambda _: None,
+        )  # fmt: skip
 
     def upstream(self, model: Classifier) -> Data:
         """The upstream set with its labels in the model's numbering; names the model's classes."""
@@ -83,7 +89,9 @@ class Plan:
         preset = self.model.preset
         return Run(
             model=self.model,
-            loader=self.job.loader(self.data.train, self.forget, preset, recipe.batch_size, ranks),
+            loader=self.job.reader(
+                self.data.train, self.forget, preset, recipe.batch_size, ranks, _told
+            ),
             recipe=recipe,
             ranks=ranks,
             seed=self.job.seed,
@@ -91,6 +99,10 @@ class Plan:
             forget_classes=self.request.classes if self.request is not None else (),
             precision=self.job.precision.resolved(ranks.device),
         )
+
+
+def _told(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:

@@ -49,6 +49,6 @@ class Forgetting(Job):
         outputs = []
         for images in open_domains(self.downstream).values():
             nothing = np.zeros(len(images), dtype=bool)
-            loader = self.loader(images, nothing, model.preset, 256, alone)
+            loader = self.reader(images, nothing, model.preset, 256, alone)
             outputs.append(extract(model, loader, alone))
         return ranked_classes(outputs)

@@ -70,7 +70,7 @@ class Comparison:
         sets = {"train": self.data.train, "test": self.data.test}
         sets |= {f"domain/{name}": images for name, images in self.domains.items()}
         loaders: dict[str, Loader] = {
-            key: job.loader(images, self._told(key, images), model.preset, batch_size, ranks)
+            key: job.reader(images, self._told(key, images), model.preset, batch_size, ranks)
             for key, images in sets.items()
         }
         precision = job.precision.resolved(ranks.device)
