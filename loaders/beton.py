@@ -42,6 +42,7 @@ IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer
 BLOB = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 _ROW_TYPES = {0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: IMAGE, 3: np.dtype("<u8, <u8")}
 INT_FIELD, IMAGE_FIELD = 1, 2
+MAX_CLASSES = 2**20  # of a file that has no manifest to name them
 
 
 def manifest_path(path: Path) -> Path:
@@ -103,7 +104,10 @@ class BetonImages(ImageSet):
             if count != len(self) or self.manifest["file"]["bytes"] != len(self._map):
                 raise _broken(beside, f"it tells of {count} samples in another file")
         else:
-            self.classes = tuple(map(str, range(int(self.labels.max(initial=-1)) + 1)))
+            count = int(self.labels.max(initial=-1)) + 1
+            if count > MAX_CLASSES:
+                raise _broken(self.file, f"a label is {count - 1}")
+            self.classes = tuple(map(str, range(count)))
         if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise _broken(self.file, f"a label is outside the {len(self.classes)} classes")
 

@@ -1,9 +1,9 @@
 """Threads that decode the crop alone, from `.beton` files, folders and archives: the default.
 
 Three things make it fast on a core: only the units of the JPEG that the crop touches are decoded
-(`turbo`), where the crop is twice the wanted size at half the scale; the resize is torch's
-vectorised one on bytes; and the bytes of a file are mapped, never copied. The threads spend their
-time in C, outside the interpreter's lock.
+(`turbo`); the resize is torch's vectorised one on bytes; the bytes of a file are mapped, never
+copied, and the memory of a batch is used again. The threads spend their time in C, outside the
+interpreter's lock. Pixels are the plain loader's to the bit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class BetonLoader(Backend):
     early (closed or dropped).
 
     Attributes:
-        exact: never decode at a smaller scale; training pixels are then those of the plain loader.
+        scaled: decode crops of at least twice the wanted size at half the scale: a tenth faster at
+            128 pixels from 500, nothing at 224; else all pixels are the plain loader's to the bit.
         codec: JPEG library; None takes the fastest there is.
         drop_unreadable: leave an unreadable image out of its batch, whose `total` still counts it,
             instead of raising; `dropped` tells which and why.
@@ -58,14 +59,14 @@ class BetonLoader(Backend):
     def __init__(
         self,
         *args: Any,
-        exact: bool = False,
+        scaled: bool = False,
         codec: jpeg.Codec | None = None,
         drop_unreadable: bool = False,
         **kwargs: Any,
     ) -> None:
         """As `Backend`."""
         super().__init__(*args, **kwargs)
-        self.exact, self.codec, self.drop_unreadable = exact, codec, drop_unreadable
+        self.scaled, self.codec, self.drop_unreadable = scaled, codec, drop_unreadable
         self.dropped: dict[int, str] = {}
         self._buffers = Buffers(keep=AHEAD + 2)
 
@@ -113,7 +114,7 @@ class BetonLoader(Backend):
         rows = slice(start, start + ROWS)
         stored = self._stored(job.part.samples[rows])
         u = None if job.u is None else job.u[rows]
-        bad = fill(job.images[rows], stored, u, preset, self.exact, self.codec)
+        bad = fill(job.images[rows], stored, u, preset, self.scaled, self.codec)
         return [(start + row, error) for row, error in bad]
 
     def _stored(self, indices: NDArray[np.int64]) -> Sequence[Stored | InputError]:

@@ -90,7 +90,7 @@ class DaliLoader(BetonLoader):
             rows = np.flatnonzero(~theirs)
             rest = torch.empty((len(rows), preset.size, preset.size, 3), dtype=torch.uint8)
             left = [stored[k] for k in rows.tolist()]
-            found = fill(rest, left, None if u is None else u[rows], preset, exact=True)
+            found = fill(rest, left, None if u is None else u[rows], preset)
             bad = [(int(rows[k]), error) for k, error in found]
             made = normalised_on(rest, preset, self.device).permute(0, 2, 3, 1)
             images[torch.from_numpy(rows).to(self.device)] = made

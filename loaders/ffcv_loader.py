@@ -114,7 +114,7 @@ class FfcvLoader(BetonLoader):
         doubtful = np.flatnonzero(codes)
         again = torch.from_numpy(out[doubtful])
         stored = self._source.stored(part.samples[doubtful])
-        bad = fill(again, stored, u[doubtful], preset, exact=True, codec="pillow")
+        bad = fill(again, stored, u[doubtful], preset, codec="pillow")
         out[doubtful] = again.numpy()
         return out, [(int(doubtful[k]), error) for k, error in bad]
 

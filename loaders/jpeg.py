@@ -1,9 +1,9 @@
 """JPEG to RGB by the fastest library at hand, whole or a part, with Pillow as the judge.
 
-Measured in `benchmarks/bench_loaders.py`: TurboJPEG 3 on the crop alone, then simplejpeg, then
-torchvision, then Pillow. All of them give Pillow's pixels to the bit, since all are libjpeg-turbo
-with its accurate transforms. Whatever one of them warns about is decoded again by Pillow, so an
-image is unreadable here exactly where it is for the plain loader.
+Fastest first: TurboJPEG 3 on the crop alone, simplejpeg, Pillow. (torchvision and OpenCV lie
+between the last two; torchvision's decoder is deprecated.) All of them give Pillow's pixels to the
+bit, since all are libjpeg-turbo with its accurate transforms. Whatever one of them warns about is
+decoded again by Pillow, so an image is unreadable here exactly where it is for the plain loader.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from letheon.loaders import turbo
 from letheon.loaders.decode import MAX_PIXELS, decode
 from letheon.loaders.errors import InputError
 
-Codec = Literal["turbo", "simplejpeg", "torchvision", "pillow"]
+Codec = Literal["turbo", "simplejpeg", "pillow"]
 Box = tuple[int, int, int, int]  # top, left, height, width
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -63,24 +62,10 @@ class _Whole:
         return image[top : top + h, left : left + w]
 
 
-def _by_torchvision(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    encoded = torch.from_numpy(data.copy())  # it wants memory that may be written to
-    return decode_jpeg(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
-
-
 def _by_simplejpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     import simplejpeg
 
     return simplejpeg.decode_jpeg(data)
-
-
-def _torchvision_decodes() -> bool:
-    # A torchvision whose image library is missing imports, and fails at the first call.
-    import torchvision.io  # noqa: F401
-
-    return hasattr(torch.ops.image, "decode_jpeg")
 
 
 @functools.cache
@@ -89,7 +74,6 @@ def available() -> tuple[Codec, ...]:
     there = {
         "turbo": turbo.library() is not None,
         "simplejpeg": importlib.util.find_spec("simplejpeg") is not None,
-        "torchvision": _torchvision_decodes(),
         "pillow": True,
     }
     return tuple(name for name in get_args(Codec) if there[name])
@@ -105,8 +89,7 @@ def _decoder(codec: Codec | None) -> _Decoder | None:
         return None
     kept: dict[str, _Decoder] = _local.__dict__
     if codec not in kept:
-        whole = {"simplejpeg": _by_simplejpeg, "torchvision": _by_torchvision}
-        kept[codec] = turbo.Turbo() if codec == "turbo" else _Whole(whole[codec])
+        kept[codec] = turbo.Turbo() if codec == "turbo" else _Whole(_by_simplejpeg)
     return kept[codec]
 
 

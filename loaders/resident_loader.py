@@ -159,7 +159,7 @@ class ResidentLoader(BetonLoader):
         rest = torch.empty((len(rows), preset.size, preset.size, 3), dtype=torch.uint8)
         found = fill(
             rest, self._stored(part.samples[rows]), None if u is None else u[rows], preset,
-            self.exact, self.codec,
+            self.scaled, self.codec,
         )  # fmt: skip
         images[self._moved(rows)] = normalised_on(rest, preset, self.device)
         bad = [(int(rows[k]), error) for k, error in found]

@@ -23,7 +23,7 @@ def fill(
     stored: Sequence[Stored | InputError],
     u: NDArray[np.float64] | None,
     preset: Preset,
-    exact: bool = False,
+    scaled: bool = False,
     codec: jpeg.Codec | None = None,
 ) -> list[tuple[int, InputError]]:
     """Write each image into its row of `out`; returns the rows that could not be made, and why.
@@ -33,7 +33,7 @@ def fill(
         stored: B images, or the reasons why they are not there.
         u: (B, D) from `augment.draws`; None is the test transform.
         preset: the geometry and scale.
-        exact: never decode at a smaller scale.
+        scaled: decode large crops at a smaller scale, see `jpeg.cropped`.
         codec: the JPEG library; None takes the fastest.
     """
     boxes: list[jpeg.Box] = []
@@ -47,7 +47,7 @@ def fill(
             if isinstance(image, InputError):
                 raise image
             if boxes:
-                part = image.cropped(boxes[k], 0 if exact else preset.size, codec)
+                part = image.cropped(boxes[k], preset.size if scaled else 0, codec)
                 square = transform.resized(part, preset.size, preset.size, preset)
                 row = torch.from_numpy(np.ascontiguousarray(square))
                 write(out[k], row.flip(1) if mirror[k] else row, preset)

@@ -41,3 +41,21 @@ def array_images() -> Callable[[int], ArrayImages]:
         return ArrayImages("numbered", pixels, np.arange(n) % 4, list("abcd"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 34 smooth JPEGs of several sizes in two classes, with file names of all kinds."""
+    root = tmp_path_factory.mktemp("photographs")
+    for number in range(34):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        size = (int(rng.integers(70, 140)), int(rng.integers(60, 120)))
+        file = (
+            root / "ab"[number % 2] / ["{:02}.jpg", "ü {:02}.JPEG"][number % 3 == 0].format(number)
+        )
+        file.parent.mkdir(exist_ok=True)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(
+            file, "JPEG", quality=90, subsampling=number % 3
+        )
+    return root
