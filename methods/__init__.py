@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from letheon.engine.method import Method
 from letheon.methods.finetune import Finetune, Retrain
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "random-label": RandomLabel,
     "salun": SalUn,
     "spkd": Spkd,
+    "head-distillation": HeadDistillation,
 }
 """Our methods by their name on the command line."""
 

@@ -12,6 +12,7 @@ from letheon.engine.method import Method
 from letheon.engine.recipe import Recipe
 from letheon.methods.finetune import Finetune, Retrain
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
@@ -32,6 +33,7 @@ METHODS: dict[str, Method] = {
     "random-label-sequential": RandomLabel(FROZEN, order="sequential", draw="retained"),
     "salun": SalUn(RandomLabel(FROZEN), density=0.3),
     "spkd": Spkd(GENTLE, ce_weight=1.0, sp_weight=100.0),
+    "head-distillation": HeadDistillation(FROZEN),
 }
 # float32 sums in another order; 10 to 20 steps at these rates. Observed up to 3e-6.
 TOLERANCE = 2e-5

@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
+from letheon.engine.model import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
 from letheon.loaders.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel, drawn_labels
 from letheon.methods.salun import SalUn
@@ -114,6 +116,35 @@ def test_l1_sparse_is_its_definition() -> None:
     expected = reference(run, [("retain", ce)], lambda epoch: [0.01, 0.005, 0.0][epoch])
     for ours, theirs in zip(run.model.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_head_distillation_is_its_definition() -> None:
+    run, _ = trained(HeadDistillation(RECIPE))
+
+    def masked(model: Classifier, batch: Batch, epoch: int) -> Tensor:
+        with torch.no_grad():
+            goal = network().eval()(batch.images).logits
+            goal[:, list(FORGOTTEN)] = -torch.inf
+        log_q = model(batch.images).logits.log_softmax(dim=1)
+        return -(goal.softmax(dim=1) * log_q).sum(dim=1).mean()
+
+    head = {id(p) for p in run.model.head.parameters()}
+    moving = [torch.full_like(p, id(p) in head, dtype=torch.bool) for p in run.model.parameters()]
+    expected = reference(run, [("mixed", masked)], masks=moving)
+    for ours, theirs in zip(run.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_head_distillation_leaves_the_encoder_as_it_was() -> None:
+    run, _ = trained(HeadDistillation(replace(RECIPE, batch_norm="local")))
+    before = network().net.state_dict()
+    moved = {k for k, v in run.model.net.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"5.weight", "5.bias"}
+    assert all(p.requires_grad for p in run.model.parameters())
+    run = run_of(HeadDistillation(RECIPE))
+    run.forget_classes = ()
+    with pytest.raises(InputError, match="whole classes"):
+        HeadDistillation(RECIPE).check(run)
 
 
 def test_salun_is_its_definition() -> None:

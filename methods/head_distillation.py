@@ -1,0 +1,62 @@
+"""Head distillation: a negative control that forgets in the last layer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.recipe import Recipe
+from letheon.loaders.batch import Batch
+from letheon.loaders.errors import InputError
+
+
+@dataclass(frozen=True)
+class HeadDistillation(Method):
+    """HD: teach the last linear layer never to name the forgotten classes; the encoder stays.
+
+    No way to forget, but a control for evaluations (after Kim et al. 2025, "Are We Truly
+    Forgetting?"): by its answers the model has forgotten, by its features it is the original, bit
+    for bit. The head learns the original head's probabilities with the forgotten classes' logits
+    at minus infinity, over forget and retain samples alike; batch-norm is frozen.
+    """
+
+    recipe: Recipe = Recipe(epochs=10, lr=0.1, weight_decay=0.0, batch_norm="frozen")
+
+    def check(self, run: Run) -> None:
+        """Refuse a request that leaves no class to mask."""
+        if not run.forget_classes:
+            raise InputError(
+                "got single samples to forget; head-distillation masks whole classes; "
+                "give --forget class:, file:, random: or top:"
+            )
+
+    def prepare(self, run: Run) -> None:
+        """Keep the original head, and let nothing else move."""
+        head = run.model.head
+        run.state["weight"] = head.weight.detach().clone()
+        run.state["bias"] = None if head.bias is None else head.bias.detach().clone()
+        run.model.requires_grad_(False)
+        head.requires_grad_(True)
+
+    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+        """One pass over both sets, each sample once."""
+        weight, bias = run.state["weight"], run.state["bias"]
+        gone = torch.zeros(run.model.classes, dtype=torch.bool, device=weight.device)
+        gone[list(run.forget_classes)] = True
+
+        def distil(net: nn.Module, batch: Batch) -> Tensor:
+            logits, features = net(batch.images)
+            goal = F.linear(features.detach(), weight, bias)  # (B, C)
+            goal = goal.masked_fill(gone, -torch.inf).softmax(dim=1)
+            return F.cross_entropy(logits, goal)
+
+        return [Phase("distil", "mixed", distil, "frozen")]
+
+    def finish(self, run: Run) -> None:
+        """The network is whole again."""
+        run.model.requires_grad_(True)
