@@ -54,6 +54,8 @@ class Run:
     precision: Precision = field(default_factory=Precision)
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
+    notes: list[str] = field(default_factory=list)
+    """What the user is told at the start, such as which loader was chosen; for the first rank."""
     state: dict[str, Any] = field(default_factory=dict)
     """What a method keeps between its events: masks, class means. Never saved."""
 

@@ -87,10 +87,11 @@ class Plan:
         if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
             raise InputError("got --batch-norm sync on cpu; it needs CUDA; use local or frozen")
         preset = self.model.preset
+        told: list[str] = []
         return Run(
             model=self.model,
             loader=self.job.reader(
-                self.data.train, self.forget, preset, recipe.batch_size, ranks, _told
+                self.data.train, self.forget, preset, recipe.batch_size, ranks, told.append
             ),
             recipe=recipe,
             ranks=ranks,
@@ -98,11 +99,8 @@ class Plan:
             forget=torch.from_numpy(self.forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
             precision=self.job.precision.resolved(ranks.device),
+            notes=told,
         )
-
-
-def _told(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
@@ -110,6 +108,9 @@ def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
     record = Record(out, run.ranks, dataclasses.asdict(plan.job))
     if plan.request is not None:
         record.write("request.json", dataclasses.asdict(plan.request))
+    for note in run.notes:
+        record.log("note", text=note)
+        print(note, file=sys.stderr)
     seconds = run_method(method, run, record.log)
     facts: dict[str, Any] = {
         "method": type(method).__name__,
