@@ -12,7 +12,7 @@ weights=$2
 out=${3:-runs/cifar10}
 here=$(cd "$(dirname "$0")/.." && pwd)
 launch=${LAUNCH:-torchrun --nproc_per_node=2}
-common="--data $out/data --weights $weights --model resnet20 --forget class:truck --dtype bf16 --overwrite"
+common="--data $out/data --weights $weights --model resnet20 --forget class:truck --dtype bf16 --overwrite --seed ${SEED:-1}"
 
 step() {
     script=$1

@@ -4,13 +4,13 @@
 #
 #   sh launch/recipes/digits.sh [FOLDER]      FOLDER holds the runs; default runs/digits
 #
-# Where torchrun's ranks are wanted, set LAUNCH="torchrun --nproc_per_node=8".
+# SEED=2 takes another seed; LAUNCH="torchrun --nproc_per_node=8" runs on ranks.
 set -eu
 
 out=${1:-runs/digits}
 here=$(cd "$(dirname "$0")/.." && pwd)
 launch=${LAUNCH:-python}
-forget="--data digits --forget class:3,8 --weights $out/original --overwrite"
+forget="--data digits --forget class:3,8 --weights $out/original --overwrite --seed ${SEED:-1}"
 
 step() {
     script=$1
@@ -19,13 +19,13 @@ step() {
     $launch "$here/$script.py" "$@"
 }
 
-step train --data digits --model small --epochs 30 --lr 0.05 --out "$out/original" --overwrite
+step train --seed "${SEED:-1}" --data digits --model small --epochs 30 --lr 0.05 --out "$out/original" --overwrite
 step forget $forget --out "$out/retrain" retrain --epochs 30 --lr 0.05
 step forget $forget --out "$out/finetune" finetune --epochs 10 --lr 0.1
 step forget $forget --out "$out/grad-ascent" grad-ascent --epochs 3 --lr 3.5e-4
 step forget $forget --out "$out/l1-sparse" l1-sparse --epochs 10 --lr 0.1 --alpha 5e-4
 step forget $forget --out "$out/random-label" random-label --epochs 6 --lr 0.02
-step mask --data digits --forget class:3,8 --weights "$out/original" --out "$out/masks.safetensors" --overwrite
+step mask --seed "${SEED:-1}" --data digits --forget class:3,8 --weights "$out/original" --out "$out/masks.safetensors" --overwrite
 step forget $forget --out "$out/salun" salun --mask "$out/masks.safetensors" --density 0.5 random-label --epochs 6 --lr 0.02
 step forget $forget --out "$out/spkd" spkd --epochs 8 --lr 1.6e-4
 step evaluate --data digits --downstream digits --original "$out/original" --retrained "$out/retrain" \

