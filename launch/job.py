@@ -111,6 +111,8 @@ def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
     for note in run.notes:
         record.log("note", text=note)
         print(note, file=sys.stderr)
+    # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
+    torch.manual_seed(plan.job.seed * 4096 + run.ranks.rank)
     seconds = run_method(method, run, record.log)
     facts: dict[str, Any] = {
         "method": type(method).__name__,
