@@ -165,8 +165,14 @@ def _decoder(compiler: Any, lib: Any, read: Any) -> Callable[..., None]:
                 image = data.reshape(height, width, 3)
             top, left, h, w = cut[k]
             resize(image, top, top + h, left, left + w, out[k])
-            if mirror[k]:
-                out[k] = out[k][:, ::-1].copy()
+            if mirror[k]:  # pixel by pixel: numba fuses a reversed copy into the assignment
+                size = out.shape[1]
+                for y in range(size):
+                    for x in range(size // 2):
+                        for c in range(3):
+                            kept = out[k, y, x, c]
+                            out[k, y, x, c] = out[k, y, size - 1 - x, c]
+                            out[k, y, size - 1 - x, c] = kept
 
     decode.is_parallel = True  # type: ignore[attr-defined]
     return decode

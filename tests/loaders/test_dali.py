@@ -1,0 +1,83 @@
+"""DALI on the CPU: what it may be given, and what happens when it fails."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from letheon.loaders import dali_loader
+from letheon.loaders.beton_loader import BetonLoader
+from letheon.loaders.choose import make_loader
+from letheon.loaders.dali_loader import DaliLoader
+from letheon.loaders.data import open_source
+from letheon.loaders.errors import InputError
+from letheon.loaders.images import ImageSet
+from letheon.loaders.preset import Preset
+
+PRESET = Preset(size=32, resize_to=40)
+needs_dali = pytest.mark.skipif(not dali_loader.installed(), reason="DALI is not installed")
+
+
+def folder(tmp_path: Path, changed: bytes | None = None) -> ImageSet:
+    """Twelve images: JPEGs, one of them CMYK, one a PNG, maybe one that is `changed`."""
+    for number in range(12):
+        image = Image.linear_gradient("L").resize((50 + number, 60)).convert("RGB")
+        out = io.BytesIO()
+        if number == 3:
+            image.convert("CMYK").save(out, "JPEG")
+        else:
+            image.save(out, "PNG" if number == 5 else "JPEG")
+        file = tmp_path / "set" / "ab"[number % 2] / f"{number:02}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(changed if changed is not None and number == 8 else out.getvalue())
+    (found,) = open_source(str(tmp_path / "set")).values()  # type: ignore[union-attr]
+    assert isinstance(found, ImageSet)
+    return found
+
+
+@needs_dali
+def test_other_formats_go_round_dali(tmp_path: Path) -> None:
+    images = folder(tmp_path)
+    none = np.zeros(12, np.bool_)
+    one = next(DaliLoader(images, none, PRESET, 12, 0).train("mixed", 0))
+    other = next(BetonLoader(images, none, PRESET, 12, 0).train("mixed", 0))
+    assert torch.equal(one.index, other.index)
+    assert (one.images - other.images).abs().mean() * 58 < 0.5
+
+
+@needs_dali
+@pytest.mark.parametrize("fault", ["cut", "cut but ended", "empty", "text"])
+def test_a_broken_image_is_named_or_dropped_and_the_rest_goes_on(
+    tmp_path: Path, fault: str
+) -> None:
+    out = io.BytesIO()
+    Image.effect_noise((60, 60), 90).convert("RGB").save(out, "JPEG")
+    half = out.getvalue()[: len(out.getvalue()) // 2]
+    data = {"cut": half, "cut but ended": half + b"\xff\xd9", "empty": b"", "text": b"<html>"}
+    images = folder(tmp_path, data[fault])
+    none = np.zeros(12, np.bool_)
+    plain = make_loader("torch", images, none, PRESET, 4, 0)
+    try:
+        list(plain.train("mixed", 0))
+    except InputError as error:
+        with pytest.raises(InputError) as caught:
+            list(DaliLoader(images, none, PRESET, 4, 0).train("mixed", 0))
+        assert str(caught.value) == str(error)
+        loader = DaliLoader(images, none, PRESET, 4, 0, drop_unreadable=True)
+        for _ in range(2):
+            assert sum(len(batch.labels) for batch in loader.train("mixed", 0)) == 11
+        assert len(loader.dropped) == 1
+    else:
+        assert fault == "cut but ended"  # a warning for Pillow too
+
+
+def test_what_dali_cannot_do_is_said(tmp_path: Path) -> None:
+    images = folder(tmp_path)
+    preset = Preset(size=32, augment="shift")
+    with pytest.raises(InputError, match="shift" if dali_loader.installed() else "extra 'dali'"):
+        make_loader("dali", images, np.zeros(12, np.bool_), preset, 4, 0)

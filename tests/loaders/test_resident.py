@@ -1,0 +1,93 @@
+"""Images kept on the device: what is kept, what it takes, and that it changes no pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from letheon.loaders import resident_loader
+from letheon.loaders.beton_loader import BetonLoader
+from letheon.loaders.data import open_source
+from letheon.loaders.errors import InputError
+from letheon.loaders.images import ImageSet
+from letheon.loaders.preset import Preset
+from letheon.loaders.resident_loader import ResidentLoader
+
+PRESET = Preset(size=32, resize_to=40)
+FORGET = np.arange(34) % 4 == 0
+
+
+@pytest.fixture
+def images(photographs: Path) -> ImageSet:
+    (found,) = open_source(str(photographs)).values()  # type: ignore[union-attr]
+    assert isinstance(found, ImageSet)
+    return found
+
+
+def test_it_tells_what_it_will_take_and_takes_it(images: ImageSet) -> None:
+    lines: list[str] = []
+    loader = ResidentLoader(images, FORGET, PRESET, 8, 3, keep=FORGET, tell=lines.append)
+    tallest = max(images.read(i).shape[0] for i in np.flatnonzero(FORGET))
+    widest = max(images.read(i).shape[1] for i in np.flatnonzero(FORGET))
+    assert loader._pixels.shape == (9, tallest, widest, 3)
+    assert lines[0].startswith(f"9 of 34 images as bytes of {tallest} x {widest}: 0.00 GiB of")
+
+
+def test_what_does_not_fit_is_refused_before_it_is_taken(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident_loader, "free_bytes", lambda device: 34 * 100 * 100)
+    monkeypatch.setattr(ResidentLoader, "_loaded", lambda *args: pytest.fail("was taken"))
+    lines: list[str] = []
+    with pytest.raises(InputError, match="keep fewer, give a smaller side"):
+        ResidentLoader(images, FORGET, PRESET, 8, 3, tell=lines.append)
+    assert len(lines) == 1
+
+
+def test_a_kept_part_mixes_with_images_from_the_host(images: ImageSet) -> None:
+    part = ResidentLoader(images, FORGET, PRESET, 8, 3, keep=FORGET)
+    whole = ResidentLoader(images, FORGET, PRESET, 8, 3)
+    host = BetonLoader(images, FORGET, PRESET, 8, 3)
+    for one, kept, other in zip(
+        part.train("mixed", 1), whole.train("mixed", 1), host.train("mixed", 1), strict=True
+    ):
+        assert torch.equal(one.index, other.index)
+        assert torch.equal(one.images[one.forget], kept.images[one.forget])
+        assert torch.equal(one.images[~one.forget], other.images[~one.forget])
+
+
+def test_smaller_images_have_the_same_boxes(images: ImageSet) -> None:
+    small = ResidentLoader(images, FORGET, PRESET, 34, 3, side=60)
+    full = ResidentLoader(images, FORGET, PRESET, 34, 3)
+    one, other = next(small.train("mixed", 1)), next(full.train("mixed", 1))
+    apart = (one.images - other.images).abs().mean(dim=(1, 2, 3))
+    strange = (one.images - other.images.roll(1, 0)).abs().mean(dim=(1, 2, 3))
+    assert (apart < strange).all() and apart.mean() < 0.2 * strange.mean()
+    host = BetonLoader(images, FORGET, PRESET, 34, 3)
+    assert torch.equal(next(small.sweep()).images, next(host.sweep()).images)
+
+
+def test_small_sets_are_kept_in_their_test_geometry(array_images: Any) -> None:
+    preset = Preset(size=16, resize="none", augment="pad-crop-flip")
+    images = array_images(40)
+    loader = ResidentLoader(images, np.arange(40) % 2 == 0, preset, 10, 1)
+    other = BetonLoader(images, np.arange(40) % 2 == 0, preset, 10, 1)
+    for one, two in zip(loader.train("paired", 3), other.train("paired", 3), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
+    loader.preset = Preset(size=24, resize="none", augment="pad-crop-flip")
+    with pytest.raises(InputError, match="make a new loader"):
+        loader.train("mixed", 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_device_gives_the_hosts_pixels(images: ImageSet) -> None:
+    there = ResidentLoader(images, FORGET, PRESET, 8, 3, device="cuda")
+    here = ResidentLoader(images, FORGET, PRESET, 8, 3)
+    for one, other in zip(there.train("paired", 1), here.train("paired", 1), strict=True):
+        assert one.images.is_cuda and torch.equal(one.index.cpu(), other.index)
+        assert torch.allclose(one.images.cpu(), other.images, atol=1e-4)
