@@ -19,28 +19,21 @@ sample once whatever the number of ranks.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from letheon.engine.checkpoint import weights_digest
+from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
-from letheon.engine.method import Loss, Method, Phase, Run
-
-# Running statistics are averaged once an epoch, not sent at each step; newer torch renamed the option.
-_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
-_NO_BUFFER_SYNC: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
-}
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.step import Step, assemble
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -51,18 +44,9 @@ class Seconds:
     """Wall clock of one run, in seconds; evaluation and saving are nobody's training time."""
 
     prepare: float = 0.0  # teachers, masks, one-shot edits
-    compile: float = 0.0  # the first call of each compiled graph
+    compile: float = 0.0  # forward and backward of the first call of each graph
     train: float = 0.0  # everything else between the first batch and the last step
-
-
-@dataclass
-class _Step:
-    """What one step needs, built once after `prepare`."""
-
-    net: nn.Module
-    optimizers: dict[str, torch.optim.Optimizer]  # by the phase's slot
-    scaler: torch.amp.GradScaler
-    losses: dict[str, Loss] = field(default_factory=dict)
+    start: Start = ""  # cold: a graph was compiled; warm: all came from the cache; "": no graph
 
 
 def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Seconds:
@@ -83,12 +67,14 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
     method.prepare(run)
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
     seconds.prepare = time.perf_counter() - started
-    step = _assemble(run)
+    step = assemble(method, run)
+    cache = cache_watch()
     started = time.perf_counter()
     for number in range(run.recipe.epochs):
         run.epoch.fill_(number)
         for phase in method.epoch(run, number):
-            _pass(method, run, step, phase, number, seconds, log)
+            _pass(run, step, phase, number, log)
+    seconds.compile, seconds.start = step.compile_seconds, cache()
     seconds.train = time.perf_counter() - started - seconds.compile
     method.finish(run)
     run.model.eval()
@@ -96,64 +82,25 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
     return seconds
 
 
-def _assemble(run: Run) -> _Step:
-    """Wrap the model for the ranks and build the optimiser."""
-    net: nn.Module = run.model
-    cuda = run.ranks.device.type == "cuda"
-    if run.ranks.world > 1 and run.parameters:
-        if run.recipe.batch_norm == "sync":
-            run.model.net = nn.SyncBatchNorm.convert_sync_batchnorm(run.model.net)
-        net = DistributedDataParallel(
-            run.model,
-            device_ids=[run.ranks.device] if cuda else None,
-            gradient_as_bucket_view=True,
-            **_NO_BUFFER_SYNC,
-        )
-    scaler = torch.amp.GradScaler(run.ranks.device.type, enabled=run.precision.scales_loss)
-    return _Step(net, {}, scaler)
-
-
-def _pass(
-    method: Method, run: Run, step: _Step, phase: Phase, number: int, seconds: Seconds, log: Log
-) -> None:
+def _pass(run: Run, step: Step, phase: Phase, number: int, log: Log) -> None:
     """One phase of one epoch: all its batches, then one look at what they added up to."""
     _set_mode(run, phase)
     steps = run.loader.steps(phase.reads)
     device = run.ranks.device
-    if phase.slot not in step.optimizers:
-        step.optimizers[phase.slot] = run.recipe.optimiser(run.parameters)
-    optimizer = step.optimizers[phase.slot]
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, samples, forget, retain
+    compiling = step.compile_seconds
     started = time.perf_counter()
     for position, batch in enumerate(_bar(run, phase, number, steps)):
         batch = batch.to(device)
         rate = run.recipe.rate(number + position / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        first = phase.name not in step.losses
-        begun = time.perf_counter()
-        loss_of = step.losses.setdefault(phase.name, _compiled(run, phase))
-        with run.precision.autocast(device):
-            loss = loss_of(step.net, batch)
-        share = len(batch.labels) * run.ranks.world / batch.total
-        step.scaler.scale(loss * share).backward()
-        if first and run.precision.compile != "off":
-            seconds.compile += time.perf_counter() - begun
-        if step.scaler.is_enabled():
-            step.scaler.unscale_(optimizer)
-        method.edit_grads(run)
-        step.scaler.step(optimizer)
-        step.scaler.update()
-        method.edit_weights(run)
-        optimizer.zero_grad(set_to_none=True)
+        loss = step.take(phase, batch, rate)
         told = run.forget[batch.index].sum()
-        sums += torch.stack(
-            [loss.detach().double() * len(batch.labels), *_counts(batch.labels, told)]
-        )
+        sums += torch.stack([loss.double() * len(batch.labels), *_counts(batch.labels, told)])
+    compiling = step.compile_seconds - compiling
     sum_over_ranks([sums], run.ranks)
     _average_batch_norm(run, phase)
     total, samples, forget, retain = sums.tolist()
-    elapsed = time.perf_counter() - started
+    elapsed = time.perf_counter() - started - compiling
     mean = total / samples
     log(
         "phase",
@@ -165,6 +112,7 @@ def _pass(
         retain_read=int(retain),
         lr=rate,
         seconds=elapsed,
+        compile_seconds=compiling,
         images_per_second=samples / elapsed,
     )
     _audit(phase, int(forget), int(retain))
@@ -186,14 +134,6 @@ def _audit(phase: Phase, forget: int, retain: int) -> None:
         raise RuntimeError(f"phase {phase.name} reads retain but met {forget} forget samples")
     if phase.reads == "forget" and retain:
         raise RuntimeError(f"phase {phase.name} reads forget but met {retain} retain samples")
-
-
-def _compiled(run: Run, phase: Phase) -> Loss:
-    """The phase's loss, compiled whole where the run asks for it."""
-    if run.precision.compile == "off":
-        return phase.loss
-    mode = "max-autotune" if run.precision.compile == "max" else "default"
-    return torch.compile(phase.loss, fullgraph=True, dynamic=False, mode=mode)
 
 
 def _bar(run: Run, phase: Phase, number: int, steps: int) -> Iterator:  # type: ignore[type-arg]

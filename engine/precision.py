@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,6 +22,12 @@ class Precision:
     """Store activations and weights channels-last (NHWC)."""
     compile: Literal["off", "default", "max"] = "off"
     """Compile each phase's loss as one graph; max also searches kernels and uses CUDA graphs."""
+    reduce: Literal["auto", "ddp", "flat"] = "auto"
+    """How gradients are averaged over ranks. ddp: in buckets during the backward pass; flat: one
+    all-reduce of one buffer after it, which also makes SalUn's step one pass over flat buffers;
+    auto: flat with several ranks and compile, where buckets would cut the graph, else ddp."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
 
     def resolved(self, device: torch.device) -> Precision:
         """The same with `auto` decided for this device; refuses what the device cannot do."""
@@ -31,7 +37,22 @@ class Precision:
             dtype = "bf16" if bf16 else "fp32"
         if dtype in ("fp16", "tf32") and device.type != "cuda":
             raise InputError(f"got --dtype {dtype} on {device.type}; use fp32 or bf16 there")
-        return Precision(dtype, self.channels_last, self.compile)
+        return replace(self, dtype=dtype)
+
+    def reduction(self, world: int) -> Literal["none", "ddp", "flat"]:
+        """How this many ranks join their gradients; a single rank may still ask for flat buffers.
+
+        Raises:
+            InputError: ddp and compile together, which gives no whole graph.
+        """
+        if self.reduce == "ddp" and self.compile != "off" and world > 1:
+            raise InputError(
+                f"got --reduce ddp with --compile {self.compile}; buckets cut the graph; "
+                "use --reduce flat or auto"
+            )
+        if self.reduce == "flat" or (world > 1 and self.compile != "off"):
+            return "flat"
+        return "ddp" if world > 1 else "none"
 
     def apply(self, model: nn.Module, device: torch.device) -> None:
         """Move the model to the device and layout; set the process-wide tf32 switches."""

@@ -23,6 +23,9 @@ class Recipe:
     """Peak learning rate."""
     batch_size: int = 256
     """Samples of one global batch, over all ranks."""
+    accumulate: int = 1
+    """Micro-batches a batch is computed in, for want of memory: the same step where batch-norm is
+    frozen and the loss a mean over samples."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     """SGD's momentum; AdamW uses its own defaults."""
@@ -37,7 +40,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name, lowest in (("epochs", 0), ("batch_size", 1)):
+        for name, lowest in (("epochs", 0), ("batch_size", 1), ("accumulate", 1)):
             if getattr(self, name) < lowest:
                 raise InputError(f"got {name} {getattr(self, name)}; expected {lowest} or more")
         for name in ("lr", "weight_decay", "warmup"):

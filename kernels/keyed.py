@@ -30,10 +30,15 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+def stream_number(stream: str) -> int:
+    """The number a stream's name stands for; a compiler may take it as a constant."""
+    return zlib.crc32(stream.encode())
+
+
 def hashed(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
     """(B, draws) int64, uniform over all 64-bit values; `stream` keeps independent uses apart."""
     key = torch.full((), seed, dtype=torch.int64, device=index.device)
-    key = _mix(key * _GOLDEN + zlib.crc32(stream.encode()))
+    key = _mix(key * _GOLDEN + stream_number(stream))
     key = _mix(key + torch.as_tensor(epoch, device=index.device).to(torch.int64) * _GOLDEN)
     per_sample = _mix(key + index.to(torch.int64) * _GOLDEN)  # (B,)
     counter = torch.arange(1, draws + 1, device=index.device, dtype=torch.int64) * _GOLDEN

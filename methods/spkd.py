@@ -71,6 +71,14 @@ class Spkd(Method):
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"got {name} {value}; expected a finite number of 0 or more")
 
+    def check(self, run: Run) -> None:
+        """Refuse micro-batches where similarities are between all samples of a batch."""
+        if self.gram == "gathered" and run.recipe.accumulate > 1:
+            raise InputError(
+                f"got accumulate {run.recipe.accumulate} with similarities over the whole batch; "
+                "use --gram local, which compares within each micro-batch, or accumulate 1"
+            )
+
     def prepare(self, run: Run) -> None:
         """Keep the original model as the teacher."""
         run.teacher()

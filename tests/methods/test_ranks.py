@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
 from letheon.engine.method import Method
+from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.methods.finetune import Finetune, Retrain
 from letheon.methods.grad_ascent import GradAscent
@@ -18,7 +20,7 @@ from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 from tests.pool import on_ranks
-from tests.world import trained, weights
+from tests.world import run_of, trained, weights
 
 # Batches of 7 over 41 images: uneven on 2 and on 3 ranks, and a shared rest.
 FROZEN = Recipe(epochs=2, lr=0.05, batch_size=7, batch_norm="frozen")
@@ -56,6 +58,21 @@ def test_ranks_end_as_one_rank(name: str, world: int) -> None:
         torch.testing.assert_close(
             torch.tensor(their_losses), torch.tensor(losses), atol=TOLERANCE, rtol=TOLERANCE
         )
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_one_flat_buffer_ends_as_one_rank(world: int) -> None:
+    alone, _ = end(Ranks(), "salun")
+    for theirs in on_ranks(world, end_flat):
+        for key, value in alone.items():
+            torch.testing.assert_close(theirs[key], value, atol=TOLERANCE, rtol=0, msg=key)
+
+
+def end_flat(ranks: Ranks) -> dict[str, torch.Tensor]:
+    run = run_of(METHODS["salun"], ranks)
+    run.precision = Precision("fp32", reduce="flat")
+    run_method(METHODS["salun"], run)
+    return weights(run)
 
 
 def test_local_batch_norm_ends_equal_on_the_ranks() -> None:

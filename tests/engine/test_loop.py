@@ -1,0 +1,127 @@
+"""The loop: compiled phases end as plain ones, stay whole, and are not compiled a second time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from letheon.engine import compiled
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Seconds, run_method
+from letheon.engine.method import Method, Run
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.methods.finetune import Finetune, Retrain
+from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn
+from letheon.methods.spkd import Spkd
+from tests.pool import on_ranks
+from tests.world import run_of, trained, weights
+
+# Batches of 7 over 41 images: full ones and two sizes of a shared rest.
+RECIPE = Recipe(epochs=3, lr=0.01, batch_size=7)
+METHODS: dict[str, Method] = {
+    "retrain": Retrain(RECIPE),
+    "finetune": Finetune(RECIPE),
+    "grad-ascent": GradAscent(RECIPE),
+    "l1-sparse": L1Sparse(RECIPE, alpha=1e-2),
+    "random-label": RandomLabel(RECIPE, order="sequential"),
+    "salun": SalUn(RandomLabel(RECIPE), density=0.3),
+    "spkd": Spkd(RECIPE, ce_weight=1.0, sp_weight=100.0),
+}
+QUICK = ("grad-ascent", "spkd")
+
+
+def compiled_run(method: Method, ranks: Ranks | None = None) -> tuple[Run, Seconds, list[int]]:
+    """Tracing as it is, without the code generator; graphs made so far after each phase."""
+    counters.clear()
+    run = run_of(method, ranks)
+    run.precision = Precision("fp32", compile="default")
+    graphs: list[int] = []
+    seconds = run_method(
+        method, run, lambda *_, **__: graphs.append(counters["stats"]["unique_graphs"])
+    )
+    return run, seconds, graphs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+)
+def test_compiled_phases_are_whole_and_compiled_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    method = METHODS[name]
+    run, seconds, graphs = compiled_run(method)
+    phases = len(method.epoch(run, 0))
+    assert phases <= graphs[phases - 1] <= 3 * phases  # at most three sizes of batch each
+    assert set(graphs[phases:]) == {graphs[phases - 1]}  # none after the first epoch
+    assert not counters["graph_break"]
+    assert seconds.compile > 0
+    plain, _ = trained(method)
+    for key, value in weights(plain).items():
+        torch.testing.assert_close(weights(run)[key], value, atol=2e-5, rtol=1e-4, msg=key)
+
+
+def test_many_runs_in_one_process_do_not_exhaust_the_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    method = GradAscent(replace(RECIPE, epochs=1))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    for _ in range(3):
+        compiled_run(method)
+
+
+def spkd_compiled(ranks: Ranks) -> tuple[dict[str, torch.Tensor], int]:
+    compiled.BACKEND = "aot_eager"
+    method = Spkd(replace(RECIPE, batch_norm="frozen"), ce_weight=1.0, sp_weight=100.0)
+    try:
+        run, _, _ = compiled_run(method, ranks)
+    finally:
+        compiled.BACKEND = "inductor"
+    return weights(run), len(counters["graph_break"])
+
+
+@pytest.mark.slow
+def test_compiled_ranks_end_as_one() -> None:
+    alone, _ = trained(Spkd(replace(RECIPE, batch_norm="frozen"), ce_weight=1.0, sp_weight=100.0))
+    results = on_ranks(2, spkd_compiled)
+    for theirs, breaks in results:
+        assert not breaks
+        assert all(torch.equal(theirs[key], results[0][0][key]) for key in theirs)
+        for key, value in weights(alone).items():
+            torch.testing.assert_close(theirs[key], value, atol=2e-5, rtol=0, msg=key)
+
+
+@pytest.mark.slow
+def test_the_second_run_starts_warm(tmp_path: Path) -> None:
+    """In new processes, as a user's next run; with the real code generator."""
+    script = (
+        "from tests.engine.test_loop import *\n"
+        "_, seconds, _ = compiled_run(METHODS['grad-ascent'])\n"
+        "print(seconds.start, seconds.compile, compiled.keep_cache())\n"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    starts = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        start, seconds, folder = done.stdout.split()
+        starts.append(start)
+        assert float(seconds) > 0
+        assert folder == str(tmp_path / "letheon" / "inductor")
+    assert starts == ["cold", "warm"]

@@ -1,0 +1,119 @@
+"""Gradients joined in buckets or in one buffer, and batches computed in parts: the same steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.method import Method
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.engine.reduce import Flat
+from letheon.engine.step import pieces
+from letheon.loaders.batch import Batch
+from letheon.loaders.errors import InputError
+from letheon.methods.finetune import Finetune
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.spkd import Spkd
+from tests.pool import on_ranks
+from tests.world import run_of, weights
+
+RECIPE = Recipe(epochs=2, lr=0.05, batch_size=8, batch_norm="frozen")
+TOLERANCE = 2e-5  # float32 sums in another order, as in tests/methods/test_ranks.py
+
+
+def end(ranks: Ranks, method: Method, precision: Precision) -> dict[str, torch.Tensor]:
+    run = run_of(method, ranks)
+    run.precision = precision
+    run_method(method, run)
+    return weights(run)
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], by: float) -> None:
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, atol=by, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("order", ["mixed", "paired"])
+def test_accumulated_micro_batches_are_the_large_batch(count: int, order: str) -> None:
+    whole = RandomLabel(RECIPE, order=order, alpha=0.5)  # type: ignore[arg-type]
+    parts = replace(whole, recipe=replace(RECIPE, accumulate=count))
+    alone = end(Ranks(), whole, Precision("fp32"))
+    assert_close(end(Ranks(), parts, Precision("fp32")), alone, TOLERANCE)
+    assert_close(end(Ranks(), parts, Precision("fp32", reduce="flat")), alone, TOLERANCE)
+
+
+@pytest.mark.parametrize("reduce", ["ddp", "flat"])
+def test_accumulation_on_ranks_is_the_large_batch_on_one(reduce: str) -> None:
+    precision = Precision("fp32", reduce=reduce)  # type: ignore[arg-type]
+    alone = end(Ranks(), RandomLabel(RECIPE), Precision("fp32"))
+    # 8 rows on 3 ranks in 3 parts: one rank has fewer rows than parts.
+    for result in on_ranks(3, end, RandomLabel(replace(RECIPE, accumulate=3)), precision):
+        assert_close(result, alone, TOLERANCE)
+
+
+@pytest.mark.parametrize("reduce", ["ddp", "flat"])
+def test_bf16_on_the_wire_rounds_and_keeps_the_ranks_equal(reduce: str) -> None:
+    precision = Precision("fp32", reduce=reduce, wire="bf16")  # type: ignore[arg-type]
+    alone = end(Ranks(), Finetune(RECIPE), Precision("fp32"))
+    results = on_ranks(2, end, Finetune(RECIPE), precision)
+    assert all(torch.equal(results[0][key], results[1][key]) for key in alone)
+    assert_close(results[0], alone, 5e-3)  # gradients to three digits, 8 steps at rate 0.05
+    assert any((results[0][key] - alone[key]).abs().max() > TOLERANCE for key in alone)
+
+
+def test_pieces_hold_each_row_once() -> None:
+    rows = torch.arange(7)
+    batch = Batch(torch.randn(7, 3, 2, 2), rows, rows > 3, rows * 10, 20)
+    for count in (1, 2, 5, 7, 9):
+        parts = list(pieces(batch, count))
+        assert len(parts) == min(count, 7)
+        assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
+        assert sorted(torch.cat([part.index for part, _ in parts]).tolist()) == batch.index.tolist()
+        for part, _ in parts:
+            assert torch.equal(part.images, batch.images[part.labels])
+            assert part.total == 20
+
+
+def test_gradients_of_the_flat_buffer_stay_views() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    model.to(memory_format=torch.channels_last)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flat = Flat(model, list(model.parameters()), Ranks())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for _ in range(2):
+        model(torch.randn(2, 3, 5, 5)).square().sum().backward()
+        for parameter, view in zip(
+            model.parameters(), flat.layout.views(flat.gradients), strict=True
+        ):
+            assert parameter.grad is not None
+            assert parameter.grad.data_ptr() == view.data_ptr()
+            assert parameter.grad.stride() == parameter.stride()
+        assert flat.gradients.abs().sum() > 0
+        flat.clear()
+        assert flat.gradients.abs().sum() == 0
+    flat.weights.zero_()
+    assert not any(parameter.any() for parameter in model.parameters())
+
+
+def test_the_way_that_is_chosen() -> None:
+    assert Precision().reduction(1) == "none"
+    assert Precision().reduction(2) == "ddp"
+    assert Precision(compile="default").reduction(1) == "none"
+    assert Precision(compile="default").reduction(2) == "flat"
+    assert Precision(reduce="flat").reduction(1) == "flat"
+    with pytest.raises(InputError, match="--reduce ddp"):
+        Precision(compile="max", reduce="ddp").reduction(2)
+
+
+def test_similarities_of_a_whole_batch_refuse_micro_batches() -> None:
+    method = Spkd(replace(RECIPE, accumulate=2))
+    with pytest.raises(InputError, match="--gram local"):
+        method.check(run_of(method))
+    local = replace(method, gram="local")
+    local.check(run_of(local))
