@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def test_keyed_split_can_be_redrawn_in_plain_integers() -> None:
     order = sorted(range(n), key=signed.__getitem__)
     assert split(n).queries.tolist() == sorted(order[int(0.8 * n) :])
     assert split(20).queries.tolist() == [2, 6, 8, 18]  # a change must not pass unseen
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "eval" / "splits").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_are_the_split_of_their_size(path: Path) -> None:
+    n = int(json.loads(path.read_text())["n"])
+    assert torch.equal(load(path, n).queries, split(n).queries)
+
+
+def test_office_home_and_cub_are_shipped() -> None:
+    assert len(SHIPPED) == 5
 
 
 def test_legacy_split_is_torchs_random_split() -> None:
