@@ -63,9 +63,9 @@ _COLUMNS: dict[str, Column] = {
         "k-NN %",
         "share",
         "nearest-neighbour accuracy on the downstream domains, their mean",
-        "Share of images whose k = 5 nearest neighbours (cosine, pooled features) in a fixed 80 % "
-        "of the same domain vote for their class, tested on the other 20 %, mean over the domains "
-        "(Kim et al. 2025).",
+        "Share of images whose nearest neighbours (k = 5, cosine, pooled features, unless stated "
+        "otherwise) in a fixed 80 % of the same domain vote for their class, tested on the other "
+        "20 %, mean over the domains (Kim et al. 2025).",
     ),
     "cka_original": Column(
         "CKA orig",
@@ -85,15 +85,16 @@ _COLUMNS: dict[str, Column] = {
     "cka_retrained_floor": Column(
         "floor",
         "cka",
-        "CKA retr with the rows shuffled: what unrelated features reach",
-        "The same CKA with the images of one model shuffled: the value that carries no "
-        "information at this number of images and features.",
+        "CKA retr with the images of one model shuffled: what unrelated features reach",
+        "The mean of the same CKA over all shufflings of one model's images: the value that "
+        "carries no information at this number of images and features.",
     ),
     "seconds": Column(
         "time s",
         "seconds",
-        "run time of forgetting, evaluation apart",
-        "RTE: seconds of the forgetting run, without compilation, precomputation and evaluation.",
+        "run time of forgetting: preparation and training, compilation and evaluation apart",
+        "RTE: seconds of the forgetting run, its preparation (masks, statistics) and its training; "
+        "compilation and evaluation apart.",
     ),
 }
 
@@ -134,6 +135,21 @@ def legend(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> list[str]:
     return [f"{_COLUMNS[key].title:<{width}}  {_COLUMNS[key].meaning}" for key in shown]
 
 
+def conditions(rows: Sequence[Row]) -> list[str]:
+    """One line on what k-NN and CKA were measured under, where all rows say the same."""
+    said = [row["conditions"] for row in rows if "conditions" in row]
+    keys = ("ks", "metric", "weights", "temperature", "space", "split", "cka")
+    if not said or any(other[key] != said[0][key] for other in said for key in keys):
+        return []
+    under = said[0]
+    votes = under["weights"] + (f" {under['temperature']}" if under["temperature"] else "")
+    return [
+        f"k-NN: k = {under['ks'][0]}, {under['metric']}, {votes} votes, {under['space']} "
+        f"{'features' if under['space'] == 'pooled' else 'as features'}, {under['split']} 80/20 "
+        f"split. CKA: {under['cka']}."
+    ]
+
+
 def plain(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     """An aligned table for a terminal, with its legend.
 
@@ -149,7 +165,7 @@ def plain(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
         rest = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
         lines.append("  ".join([first, *rest]).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, "", *legend(rows, columns)])
+    return "\n".join([*lines, "", *legend(rows, columns), *conditions(rows)])
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
@@ -160,4 +176,5 @@ def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     ]
     ruler = ["---", *("---:" for _ in grid[0][1:])]
     lines = ["| " + " | ".join(cells) + " |" for cells in [grid[0], ruler, *grid[1:]]]
-    return "\n".join([*lines, "", *(f"- {line}" for line in legend(rows, columns))])
+    below = [*legend(rows, columns), *conditions(rows)]
+    return "\n".join([*lines, "", *(f"- {line}" for line in below)])

@@ -55,3 +55,24 @@ def test_every_column_has_a_definition_with_its_source() -> None:
     meant = table.definitions()
     assert set(table.COLUMNS) <= set(meant)
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in meant.values())
+
+
+def test_conditions_are_told_where_all_rows_share_them() -> None:
+    under = {
+        "ks": [20, 5],
+        "metric": "l2",
+        "weights": "temperature",
+        "temperature": 0.1,
+        "space": "logits",
+        "split": "legacy",
+        "cka": "exact",
+    }
+    rows = [{**row, "conditions": under} for row in ROWS]
+    want = (
+        "k-NN: k = 20, l2, temperature 0.1 votes, logits as features, legacy 80/20 split. "
+        "CKA: exact."
+    )
+    assert table.plain(rows).splitlines()[-1] == want
+    assert table.markdown(rows).splitlines()[-1] == "- " + want
+    rows[0] = {**rows[0], "conditions": {**under, "metric": "cosine"}}
+    assert want not in table.plain(rows)
