@@ -4,7 +4,7 @@
 #   sh launch/recipes/cifar10.sh CIFAR WEIGHTS [FOLDER]
 #
 # CIFAR: a folder or archive of CIFAR-10 images; WEIGHTS: a ResNet-20 checkpoint; FOLDER holds the
-# runs. The schedules are short: hours, not days, on two cores. LAUNCH=python runs one process.
+# runs. The schedules are short, for a CPU: about an hour on two cores. LAUNCH=python runs one process.
 set -eu
 
 source=$1
@@ -23,12 +23,12 @@ step() {
 
 [ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --size 32 --out "$out/data"
 [ -e "$out/retrain/run.json" ] || step forget $common --out "$out/retrain" retrain --epochs 20 --lr 0.1 --batch-size 128
-step forget $common --out "$out/finetune" finetune --epochs 2 --lr 0.05
-step forget $common --out "$out/grad-ascent" grad-ascent --epochs 2 --lr 1e-4
-step forget $common --out "$out/l1-sparse" l1-sparse --epochs 2 --lr 0.05
+step forget $common --out "$out/finetune" finetune --epochs 1 --lr 0.05
+step forget $common --out "$out/grad-ascent" grad-ascent --epochs 2 --lr 5e-5
+step forget $common --out "$out/l1-sparse" l1-sparse --epochs 1 --lr 0.05
 step forget $common --out "$out/random-label" random-label --epochs 1 --lr 0.013
 step forget $common --out "$out/salun" salun --density 0.5 random-label --epochs 1 --lr 0.013
-step forget $common --out "$out/spkd" spkd --epochs 1 --lr 5e-5
+step forget $common --out "$out/spkd" spkd --epochs 2 --lr 3e-5
 step evaluate --data "$out/data" --model resnet20 --original "$weights" --retrained "$out/retrain" \
     --runs "$out/finetune" "$out/grad-ascent" "$out/l1-sparse" "$out/random-label" "$out/salun" "$out/spkd" \
     --out "$out/table" --overwrite
