@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -16,6 +17,7 @@ from letheon.kernels import keyed
 from letheon.loaders.batch import Batch
 
 BACKEND = "inductor"
+_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 Start = Literal["", "cold", "warm"]
 
@@ -61,9 +63,11 @@ def keep_cache() -> Path:
 
     torch's own default lies in the temporary folder and is lost when the machine restarts.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "letheon" / "inductor"))
-    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    temporary = str(Path(tempfile.gettempdir()) / "torchinductor_")  # torch may have set it already
+    if os.environ.get(_VARIABLE, temporary).startswith(temporary):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ[_VARIABLE] = str(home / "letheon" / "inductor")
+    return Path(os.environ[_VARIABLE])
 
 
 def cache_watch() -> Callable[[], Start]:

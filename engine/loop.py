@@ -74,6 +74,7 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
         run.epoch.fill_(number)
         for phase in method.epoch(run, number):
             _pass(run, step, phase, number, log)
+    step.finish()
     seconds.compile, seconds.start = step.compile_seconds, cache()
     seconds.train = time.perf_counter() - started - seconds.compile
     method.finish(run)

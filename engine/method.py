@@ -6,21 +6,20 @@ It holds no state: what it needs between events lives in the `Run`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.model import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.reduce import Flat
+from letheon.engine.teacher import frozen_copy
 from letheon.loaders.batch import Batch, Loader, Reads
-
-if TYPE_CHECKING:
-    from letheon.engine.model import Classifier
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""
@@ -56,6 +55,8 @@ class Run:
     """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
     notes: list[str] = field(default_factory=list)
     """What the user is told at the start, such as which loader was chosen; for the first rank."""
+    flat: Flat | None = None
+    """Weights and gradients as one buffer each, where the run keeps them so; set by the loop."""
     state: dict[str, Any] = field(default_factory=dict)
     """What a method keeps between its events: masks, class means. Never saved."""
 
@@ -65,10 +66,13 @@ class Run:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def teacher(self) -> Classifier:
-        """A frozen copy of the model as it is at the first call (so call it in `prepare`)."""
+        """A frozen copy of the model as it is at the first call (so call it in `prepare`).
+
+        Batch-norm is folded into its convolutions and the weights are in the type of the run's
+        autocast, under which it is to be called.
+        """
         if "teacher" not in self.state:
-            copied = copy.deepcopy(self.model).eval().requires_grad_(False)
-            self.state["teacher"] = copied
+            self.state["teacher"] = frozen_copy(self.model, self.precision)
         teacher: Classifier = self.state["teacher"]
         return teacher
 
@@ -96,6 +100,10 @@ class Method:
     def epoch(self, run: Run, number: int) -> Sequence[Phase]:
         """The passes of one epoch, in order."""
         return []
+
+    def optimiser(self, run: Run) -> torch.optim.Optimizer:
+        """What steps, once for each slot, at its first batch."""
+        return run.recipe.optimiser(run.parameters)
 
     def edit_grads(self, run: Run) -> None:
         """Gradients are unscaled and equal on all ranks; the optimiser has not stepped."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
+from letheon.engine.optimizers import Lars
 from letheon.loaders.errors import InputError
 
 
@@ -26,14 +27,18 @@ class Recipe:
     accumulate: int = 1
     """Micro-batches a batch is computed in, for want of memory: the same step where batch-norm is
     frozen and the loss a mean over samples."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands."""
     momentum: float = 0.9
-    """SGD's momentum; AdamW uses its own defaults."""
+    """Momentum of SGD and LARS; AdamW uses its own defaults."""
     weight_decay: float = 5e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Rate after warm-up, by step; cosine and linear end at 0."""
     warmup: float = 0.0
     """Epochs of linear warm-up from 0 to lr."""
+    ema: float = 0.0
+    """Share of a running average of the weights that stays at each step; the average is what is
+    saved. Batch-norm's running statistics are the network's own. 0: none is kept."""
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """local: each rank's own batch statistics, running ones averaged over ranks each epoch;
     sync: statistics of the global batch (CUDA); frozen: running statistics, unchanged."""
@@ -47,8 +52,10 @@ class Recipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InputError(f"got {name} {value}; expected a finite number of 0 or more")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"got momentum {self.momentum}; expected 0 <= momentum < 1")
+        for name in ("momentum", "ema"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise InputError(f"got {name} {value}; expected 0 <= {name} < 1")
         if self.epochs and self.warmup > self.epochs:
             raise InputError(
                 f"got warmup {self.warmup} for {self.epochs} epochs; expected at most the epochs"
@@ -66,8 +73,18 @@ class Recipe:
             return self.lr * (1 - done)
         return self.lr
 
-    def optimiser(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """A fresh optimiser over `parameters`, all of them decayed as the field's codes do."""
+    def optimiser(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser over `parameters`, all of them decayed as the field's codes do.
+
+        In torch's fused form: one pass over the weights, and no wait for the host.
+        """
+        if self.optimizer == "lars":
+            return Lars(parameters, self.lr, self.momentum, self.weight_decay)
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(
+                parameters, self.lr, weight_decay=self.weight_decay, fused=fused
+            )
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, fused=fused
+        )

@@ -30,6 +30,7 @@ class Step:
     losses: dict[str, Loss] = field(default_factory=dict)  # by the phase's name
     seen: set[tuple[str, int, int]] = field(default_factory=set)  # phase, rows, total
     compile_seconds: float = 0.0
+    averages: list[Tensor] = field(default_factory=list)  # of `averaged`; empty without an EMA
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
         """Step on this rank's part of one global batch, which is on the device.
@@ -58,12 +59,27 @@ class Step:
         self.scaler.step(optimizer)
         self.scaler.update()
         self.method.edit_weights(run)
+        if self.averages:
+            torch._foreach_lerp_(self.averages, self._averaged(), 1 - run.recipe.ema)
         self.reducer.clear()
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def finish(self) -> None:
+        """After the last step: where an average of the weights was kept, it is what remains."""
+        for average, weight in zip(self.averages, self._averaged(), strict=True):
+            # Equal numbers keep the weight's own bits: the average turns -0 into 0.
+            weight.copy_(torch.where(average == weight, weight, average))
+
+    def _averaged(self) -> list[Tensor]:
+        if not self.run.recipe.ema:
+            return []
+        if self.run.flat is not None:
+            return [self.run.flat.weights]
+        return [parameter.detach() for parameter in self.run.parameters]
+
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         if phase.slot not in self.optimizers:
-            self.optimizers[phase.slot] = self.run.recipe.optimiser(self.run.parameters)
+            self.optimizers[phase.slot] = self.method.optimiser(self.run)
         return self.optimizers[phase.slot]
 
     def _loss(self, phase: Phase) -> Loss:
@@ -86,7 +102,11 @@ def assemble(method: Method, run: Run) -> Step:
     if run.ranks.world > 1 and run.recipe.batch_norm == "sync":
         run.model.net = nn.SyncBatchNorm.convert_sync_batchnorm(run.model.net)
     scaler = torch.amp.GradScaler(run.ranks.device.type, enabled=run.precision.scales_loss)
-    return Step(method, run, _reducer(run), scaler)
+    reducer = _reducer(run)
+    run.flat = reducer if isinstance(reducer, Flat) else None
+    step = Step(method, run, reducer, scaler)
+    step.averages = [weight.clone() for weight in step._averaged()]
+    return step
 
 
 def _reducer(run: Run) -> Alone:

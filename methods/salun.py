@@ -13,6 +13,7 @@ from torch import Tensor
 from letheon.engine.checkpoint import weights_digest
 from letheon.engine.gradients import summed_gradients
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.optimizers import MaskedSgd
 from letheon.engine.recipe import Recipe
 from letheon.kernels.threshold import top_masks
 from letheon.loaders.errors import InputError
@@ -44,9 +45,9 @@ def saliency_masks(run: Run, densities: Sequence[float]) -> list[list[Tensor]]:
 class SalUn(Method):
     """SalUn (Fan et al. 2024): an inner method under a saliency mask.
 
-    A weight outside the mask is bitwise what it was: its gradient is zeroed, and what weight
-    decay or momentum still move is put back after each step. (The published code before 2026 let
-    both leak.) Batch-norm's running statistics are no weights and follow the inner method.
+    A weight outside the mask is bitwise what it was. SGD leaves it out of the step; after other
+    optimisers, what weight decay or momentum moved is put back. (The published code before 2026
+    let both leak.) Batch-norm's running statistics are no weights and follow the inner method.
     """
 
     inner: Inner
@@ -83,25 +84,48 @@ class SalUn(Method):
     def prepare(self, run: Run) -> None:
         """Make or load the mask, at the weights the run starts from."""
         run.state["mask"] = self._loaded(run) or saliency_masks(run, [self.density])[0]
-        run.state["start"] = [parameter.detach().clone() for parameter in run.parameters]
+        if self._puts_back():
+            run.state["start"] = [parameter.detach().clone() for parameter in run.parameters]
         self.inner.prepare(run)
 
     def epoch(self, run: Run, number: int) -> Sequence[Phase]:
         """The inner method's passes."""
         return self.inner.epoch(run, number)
 
+    def _in_one_pass(self) -> bool:
+        """True where the mask acts inside the step."""
+        own = type(self.inner).optimiser is not Method.optimiser
+        return self.recipe.optimizer == "sgd" and not self.leak and not own
+
+    def _puts_back(self) -> bool:
+        """True where something beside the masked step may move a weight."""
+        edits = type(self.inner).edit_weights is not Method.edit_weights
+        return not self.leak and (edits or not self._in_one_pass())
+
+    def optimiser(self, run: Run) -> torch.optim.Optimizer:
+        """SGD under the mask; other optimisers are the inner method's."""
+        if not self._in_one_pass():
+            return self.inner.optimiser(run)
+        recipe = run.recipe
+        return MaskedSgd(
+            run.parameters, run.state["mask"], recipe.lr, recipe.momentum, recipe.weight_decay,
+            run.flat,
+        )  # fmt: skip
+
     def edit_grads(self, run: Run) -> None:
-        """Zero the gradients outside the mask."""
+        """Zero the gradients outside the mask, where the step itself does not."""
         self.inner.edit_grads(run)
+        if self._in_one_pass():
+            return
         for parameter, mask in zip(run.parameters, run.state["mask"], strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
 
     @torch.no_grad()
     def edit_weights(self, run: Run) -> None:
-        """Put back every weight outside the mask."""
+        """Put back every weight outside the mask, where the step may have moved it."""
         self.inner.edit_weights(run)
-        if self.leak:
+        if not self._puts_back():
             return
         groups = zip(run.parameters, run.state["mask"], run.state["start"], strict=True)
         for parameter, mask, start in groups:

@@ -125,3 +125,37 @@ def test_the_second_run_starts_warm(tmp_path: Path) -> None:
         assert float(seconds) > 0
         assert folder == str(tmp_path / "letheon" / "inductor")
     assert starts == ["cold", "warm"]
+
+
+class Watched(Finetune):
+    """Keeps the weights after each step."""
+
+    def edit_weights(self, run: Run) -> None:
+        run.state.setdefault("path", []).append([p.detach().clone() for p in run.parameters])
+
+
+@pytest.mark.parametrize("reduce", ["auto", "flat"])
+def test_the_average_of_the_weights_is_what_remains(reduce: str) -> None:
+    method = Watched(replace(RECIPE, ema=0.75))
+    run = run_of(method)
+    run.precision = Precision("fp32", reduce=reduce)  # type: ignore[arg-type]
+    average = [p.detach().clone() for p in run.parameters]
+    run_method(method, run)
+    for weights_then in run.state["path"]:
+        pairs = zip(average, weights_then, strict=True)
+        average = [0.75 * mean + 0.25 * weight for mean, weight in pairs]
+    for ours, theirs in zip(run.parameters, average, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(run.parameters[0], run.state["path"][-1][0], atol=1e-4)
+
+
+def test_the_average_keeps_masked_weights() -> None:
+    run = run_of(METHODS["salun"])
+    with torch.no_grad():
+        run.parameters[0][0] = -0.0  # equal to 0 and yet other bits
+    before = [p.detach().clone() for p in run.parameters]
+    method = SalUn(RandomLabel(replace(RECIPE, ema=0.9)), density=0.3)
+    run.recipe = method.recipe
+    run_method(method, run)
+    for now, start, mask in zip(run.parameters, before, run.state["mask"], strict=True):
+        assert torch.equal(now[~mask].view(torch.int32), start[~mask].view(torch.int32))

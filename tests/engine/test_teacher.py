@@ -1,0 +1,110 @@
+"""The folded teacher answers as the network it was made from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from letheon.engine.model import Classifier, build
+from letheon.engine.precision import Precision
+from letheon.engine.teacher import folded, frozen_copy
+from letheon.methods.finetune import Finetune
+from tests.world import network, run_of
+
+# Features and logits are of the order of 1; folding rounds each weight once more.
+TOLERANCE = 1e-4
+
+
+def lived_in(name: str) -> Classifier:
+    """Batch-norms as after training."""
+    model = build(name, 7, seed=1)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def batch_norms(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["small", "resnet20", "resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_folded_network_answers_the_same(name: str, channels_last: bool) -> None:
+    model = lived_in(name)
+    images = torch.randn(3, 3, 64, 64)
+    teacher = frozen_copy(model, Precision("fp32", channels_last))
+    own = name == "efficientnet_lite0"  # convolutions of its own kind, which are left alone
+    assert batch_norms(model) > 0 and batch_norms(teacher) == own * batch_norms(model)
+    assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
+    assert teacher.head is not model.head and teacher.classes == 7
+    for ours, theirs in zip(teacher(images), model(images), strict=True):
+        scale = theirs.abs().max()
+        torch.testing.assert_close(ours / scale, theirs / scale, atol=TOLERANCE, rtol=0)
+
+
+def test_under_autocast_it_is_as_near_the_truth_as_the_network_itself() -> None:
+    model = lived_in("resnet20")
+    images = torch.randn(8, 3, 32, 32)
+    truth = model(images).features
+    teacher = frozen_copy(model, Precision("bf16"))
+    assert next(teacher.parameters()).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = teacher(images).features.float(), model(images).features.float()
+    error, own = (ours - truth).norm(), (theirs - truth).norm()
+    assert error < 1.5 * own and error < 0.02 * truth.norm()
+
+
+def test_the_network_is_not_touched_and_the_copy_does_not_follow() -> None:
+    run = run_of(Finetune())
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    images = torch.randn(2, 3, 8, 8)
+    teacher = run.teacher()
+    answer = teacher(images).logits
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(1.0)
+    assert run.teacher() is teacher
+    assert torch.equal(teacher(images).logits, answer)
+
+
+class Twice(nn.Module):
+    """One convolution before two batch-norms; folding either would change the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.one.weight.data.fill_(2.0)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.two(self.conv(self.one(self.conv(x)))).mean((2, 3)))
+
+
+class Branching(nn.Sequential):
+    """Its way depends on the values, which no trace can follow."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input if input.sum() > 0 else -input)
+
+
+def test_what_cannot_be_folded_stays_as_it_is() -> None:
+    preset = replace(network().preset)
+    for net in (Twice(), Branching(*network().net.children())):
+        model = Classifier(net, "odd", preset).eval()
+        norms = batch_norms(model)
+        images = torch.randn(2, 3, 8, 8)
+        teacher = frozen_copy(model, Precision("fp32", channels_last=False))
+        assert batch_norms(teacher) == norms
+        assert torch.equal(teacher(images).logits, model(images).logits)
+    transformer = build("vit_tiny_16", 3, preset=replace(build("vit_tiny_16", 3).preset, size=32))
+    assert folded(transformer.net) is transformer.net
