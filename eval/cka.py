@@ -109,7 +109,9 @@ def _ratio(cross: float, left: float, right: float) -> float | None:
 
 def _constant(side: Centred) -> bool:
     """No spread beyond the rounding of float32 features."""
-    scale = float(side.rows.abs().max()) if side.rows.numel() else 0.0
+    scale = max(
+        (float(part.abs().max()) for part in side.rows.split(_CHUNK) if part.numel()), default=0.0
+    )
     return bool(side.lengths.max() <= side.rows.shape[1] * (scale * 2.0**-22) ** 2)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from letheon.engine.distributed import Ranks
 from letheon.eval import cka, knn, splits
-from letheon.eval.accuracy import forgetting, per_class
+from letheon.eval.accuracy import per_class
 from letheon.eval.passes import Passes, sweep
 from letheon.eval.search import Metric, Proposer
 from letheon.loaders.errors import InputError
@@ -89,8 +89,7 @@ def measure(
     """
     chosen = conditions or Conditions()
     ranks = ranks or Ranks()
-    train, test = model.outputs["train"], model.outputs["test"]
-    counts = forgetting(train, test)
+    test, counts = model.outputs["test"], model.accuracies
     row: dict[str, Any] = {name: counts[name].share for name in _ACCURACIES}
     row["UA"] = None if row["FA"] is None else 1 - row["FA"]
     why: dict[str, str] = {name: "no samples" for name in _ACCURACIES if row[name] is None}
@@ -123,8 +122,7 @@ def measure(
 def _gap(row: Mapping[str, Any], retrained: Passes | None) -> float | None:
     if retrained is None:
         return None
-    theirs = forgetting(retrained.outputs["train"], retrained.outputs["test"])
-    pairs = [(row[name], theirs[name].share) for name in _ACCURACIES]
+    pairs = [(row[name], retrained.accuracies[name].share) for name in _ACCURACIES]
     differences = [abs(a - b) for a, b in pairs if a is not None and b is not None]
     return fmean(differences) if differences else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.model import Classifier
 from letheon.engine.precision import Precision
 from letheon.eval import cka
+from letheon.eval.accuracy import Count, forgetting
 from letheon.eval.features import Outputs, extract
 from letheon.eval.store import extract_stored
 from letheon.loaders.batch import Loader
@@ -26,7 +28,13 @@ class Passes:
     name: str
     outputs: dict[str, Outputs]  # "train", "test", "domain/<name>"
     weights: str = ""  # digest of the weights these were made with
+    information: dict[str, float] = field(default_factory=dict, repr=False)  # by layer, in nats
     _sides: dict[str, cka.Centred] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def accuracies(self) -> dict[str, Count]:
+        """FA, RA, TFA, TRA as counts."""
+        return forgetting(self.outputs["train"], self.outputs["test"])
 
     def side(self, part: str, device: torch.device) -> cka.Centred:
         """The test features of "all", the "forget" or the "retain" samples, ready for CKA."""
@@ -68,6 +76,7 @@ def sweep(
     precision: Precision | None = None,
     taps: Sequence[str] = (),
     store: Store | None = None,
+    parts: Mapping[str, Sequence[int]] | None = None,
 ) -> Passes:
     """One inference pass of `model` over each set; every rank must call, and gets the same.
 
@@ -80,6 +89,7 @@ def sweep(
         precision: default float32.
         taps: modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives.
         store: passes found there are not made again, those made are kept there; needs `weights`.
+        parts: sets of which these samples alone are read, with taps.
 
     Raises:
         InputError: no train or test set, an unknown tap, or an image that cannot be read.
@@ -89,15 +99,16 @@ def sweep(
         raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
     outputs = {}
     for key, loader in loaders.items():
-        wanted = tuple(taps) if key == "test" else ()
+        indices = (parts or {}).get(key)
+        wanted = tuple(taps) if key == "test" or indices is not None else ()
         if store is None:
-            outputs[key] = extract(model, loader, ranks, precision=precision, taps=wanted)
+            outputs[key] = extract(model, loader, ranks, indices, precision=precision, taps=wanted)
             continue
         assert weights, "a store needs the digest of the weights"
         digest, samples = store.sets[key]
         facts = {"weights": weights, "model": model.name, "data": digest}
         facts["preset"] = repr(sorted(asdict(model.preset).items()))
         outputs[key] = extract_stored(
-            store.folder, facts, model, loader, samples, ranks, precision=precision, taps=wanted
+            store.folder, facts, model, loader, samples, ranks, indices, precision, wanted
         )
     return Passes(name, outputs, weights)

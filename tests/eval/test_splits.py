@@ -41,7 +41,7 @@ def test_keyed_split_can_be_redrawn_in_plain_integers() -> None:
     assert split(20).queries.tolist() == [2, 6, 8, 18]  # a change must not pass unseen
 
 
-SHIPPED = sorted((Path(__file__).parents[2] / "eval" / "splits").glob("*.json"))
+SHIPPED = sorted((Path(__file__).parents[2] / "eval" / "split_files").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
