@@ -19,6 +19,7 @@ from letheon.loaders.batch import Batch, Reads
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ImageSet
 from letheon.loaders.preset import Preset
+from letheon.loaders.relabel import Relabelled
 
 Made = TypeVar("Made")
 AHEAD = 2  # batches under way beyond the one that is waited for
@@ -55,6 +56,7 @@ class Backend(ABC):
                 "expected at least one image each; start fewer processes or raise the batch size"
             )
         self.images, self.forget, self.preset = images, forget, preset
+        self.source = unwrapped(images)  # where the pixels come from; the labels are `images`'
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.workers, self.device = workers, torch.device(device)
 
@@ -104,6 +106,13 @@ class Backend(ABC):
             return batch
         labels, forget, index = (tensor.pin_memory() for tensor in batch[1:4])
         return Batch(images, labels, forget, index, part.total).to(self.device)
+
+
+def unwrapped(images: ImageSet) -> ImageSet:
+    """The set itself, below other label numbers for it."""
+    while isinstance(images, Relabelled):
+        images = images.images
+    return images
 
 
 def prefetched(make: Callable[[order.Part], Made], parts: list[order.Part]) -> Iterator[Made]:

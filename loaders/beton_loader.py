@@ -97,8 +97,8 @@ class BetonLoader(Backend):
 
     def _job(self, part: Part, epoch: int | None, preset: Preset) -> _Job:
         samples, turn, _ = part
-        if isinstance(self.images, BetonImages):
-            self.images.will_need(samples)
+        if isinstance(self.source, BetonImages):
+            self.source.will_need(samples)
         shape = (len(samples), preset.size, preset.size, 3)
         if self.device.type == "cpu":
             images = self._buffers.take(shape, np.float32)
@@ -118,15 +118,15 @@ class BetonLoader(Backend):
         return [(start + row, error) for row, error in bad]
 
     def _stored(self, indices: NDArray[np.int64]) -> Sequence[Stored | InputError]:
-        if isinstance(self.images, BetonImages):
-            return self.images.stored(indices)
+        if isinstance(self.source, BetonImages):
+            return self.source.stored(indices)
         return [self._one(i) for i in indices.tolist()]
 
     def _one(self, i: int) -> Stored | InputError:
         try:
-            if isinstance(self.images, FileImages):
-                return from_file(self.images.tree.read(self.images.file(i)), self.images.path(i))
-            return from_pixels(self.images.read(i), self.images.path(i))
+            if isinstance(self.source, FileImages):
+                return from_file(self.source.tree.read(self.source.file(i)), self.source.path(i))
+            return from_pixels(self.source.read(i), self.source.path(i))
         except InputError as error:
             return error
 

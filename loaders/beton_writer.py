@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from letheon.loaders import beton
 from letheon.loaders.admit import Encoding, admit
+from letheon.loaders.beton import BetonImages
 from letheon.loaders.errors import InputError
 from letheon.loaders.files import FileImages
 from letheon.loaders.images import ImageSet
@@ -54,21 +55,27 @@ def write_beton(
     encoding: Encoding | None = None,
     workers: int = 0,
     progress: bool = True,
+    again: bool = False,
 ) -> Written:
     """Write `images` to the `.beton` file `out`, with its manifest and list of samples beside it.
 
     The fields are image, label and index: the sample's number in `images`, which differs from its
     row where images were left out. With `workers` the encoding is done by that many processes.
-    `progress` shows a bar where standard error is a terminal.
+    `progress` shows a bar where standard error is a terminal. With `again` a file that was written
+    from the same images with the same encoding is left as it is.
 
     Raises:
         InputError: `out` exists or cannot be written, or a class has no readable image.
     """
     encoding = encoding or Encoding()
+    told = {"format": FORMAT, "source": images.digest, "encoding": asdict(encoding)}
     if out.exists():
+        there = BetonImages(out).manifest if again else {}
+        if told.items() <= there.items():
+            left_out = tuple((bad["path"], bad["reason"]) for bad in there["quarantined"])
+            return Written(out, there["samples"], there["counts"], left_out)
         raise InputError(f"got {out}, which exists, expected a new file; remove it or name another")
     parts = out.with_name(out.name + ".partial")
-    told = {"format": FORMAT, "source": images.digest, "encoding": asdict(encoding)}
     try:
         _resumed(parts, told)
         chunks = range(-(-len(images) // CHUNK))

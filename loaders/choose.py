@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.loaders import jpeg
+from letheon.loaders.backend import unwrapped
 from letheon.loaders.batch import Loader
 from letheon.loaders.beton import BetonImages
 from letheon.loaders.beton_loader import BetonLoader
@@ -72,6 +73,7 @@ def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind
     ffcv and DALI are never taken unasked: `beton` has measured faster than ffcv at the same boxes
     (`benchmarks/results/loaders_cpu.csv`), and DALI on a GPU has not been measured.
     """
+    images = unwrapped(images)
     if device.type == "cuda":
         needed, free = _bytes(images, preset), free_bytes(device)
         if needed is not None and needed <= RESIDENT_SHARE * free:

@@ -68,13 +68,13 @@ class FfcvLoader(BetonLoader):
                 "got --loader ffcv, and the ffcv package is not installed; run `make ffcv` "
                 "(Python 3.11), or use --loader beton"
             )
-        if not isinstance(self.images, BetonImages):
+        if not isinstance(self.source, BetonImages):
             raise InputError(
                 f"{self.images.name}: got images that are not in a .beton file, which ffcv wants; "
                 "prepare one, or use --loader torch"
             )
         boxes.check(self.preset, "ffcv")
-        self._source: BetonImages = self.images
+        self._source: BetonImages = self.source
         self._scratch = np.empty((0, 0), np.uint8)
         self._decode: Callable[..., Any] | None = None
 

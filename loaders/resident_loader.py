@@ -92,11 +92,11 @@ class ResidentLoader(BetonLoader):
         if not self._box:
             square = np.full((len(kept), 2), self.preset.size)
             return square, square
-        if isinstance(self.images, BetonImages):
-            rows = self.images.table[kept]
+        if isinstance(self.source, BetonImages):
+            rows = self.source.table[kept]
             originals = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
-        elif isinstance(self.images, ArrayImages):
-            originals = np.tile(np.array(self.images.pixels.shape[1:3]), (len(kept), 1))
+        elif isinstance(self.source, ArrayImages):
+            originals = np.tile(np.array(self.source.pixels.shape[1:3]), (len(kept), 1))
         else:  # every file is opened once for its size, and once more for its pixels
             found = [self._one(i) for i in kept.tolist()]
             originals = np.array([_size(one) for one in found], np.int64).reshape(-1, 2)
@@ -122,7 +122,7 @@ class ResidentLoader(BetonLoader):
         return pixels
 
     def _read(self, i: np.int64) -> NDArray[np.uint8]:
-        image = self.images.read(int(i))
+        image = self.source.read(int(i))
         if not self._box:
             return transform.fitted(image, self._kept_as)
         if self.side is not None and max(image.shape[:2]) > self.side:

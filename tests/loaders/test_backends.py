@@ -24,6 +24,7 @@ from letheon.loaders.choose import Kind, make_loader
 from letheon.loaders.data import open_source
 from letheon.loaders.errors import InputError
 from letheon.loaders.preset import Preset
+from letheon.loaders.relabel import Relabelled
 from letheon.loaders.resident_loader import ResidentLoader
 from letheon.loaders.torch_loader import TorchLoader
 
@@ -276,3 +277,14 @@ def test_buffers_are_used_again_and_never_while_held(images: BetonImages) -> Non
     held = list(loader.train("mixed", 0))
     extents = sorted((b.images.data_ptr(), b.images.numel() * 4) for b in held)
     assert all(a + size <= b for (a, size), (b, _) in pairwise(extents))
+
+
+def test_other_label_numbers_do_not_hide_the_file(images: BetonImages, kind: Kind) -> None:
+    forget = np.arange(34) % 4 == 0
+    renamed = Relabelled(images, ("z", "b", "y", "a"))
+    mine = make_loader(kind, renamed, forget, PRESET, 8, 3).train("mixed", 1)
+    for one, other in zip(
+        mine, make_loader(kind, images, forget, PRESET, 8, 3).train("mixed", 1), strict=True
+    ):
+        assert torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
+        assert torch.equal(one.labels, torch.tensor([3, 1])[other.labels])

@@ -19,11 +19,12 @@ from letheon.loaders import beton, beton_writer
 from letheon.loaders.admit import Encoding
 from letheon.loaders.beton import BetonImages
 from letheon.loaders.beton_writer import write_beton
+from letheon.loaders.betons import is_betons, open_betons, write_betons
 from letheon.loaders.data import open_source
 from letheon.loaders.decode import decode
 from letheon.loaders.errors import InputError
 from letheon.loaders.files import FileImages
-from letheon.loaders.images import ArrayImages
+from letheon.loaders.images import ArrayImages, Data
 
 
 def files_of(root: Path) -> FileImages:
@@ -277,3 +278,32 @@ def test_a_million_samples_open_in_little_memory(tmp_path: Path) -> None:
     assert [len(one.data) for one in stored] == [8, 8, 8]
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
+
+
+def test_a_set_of_splits_or_domains_goes_into_a_folder_and_comes_back(
+    photographs: Path, tmp_path: Path
+) -> None:
+    images = files_of(photographs)
+    data = Data(images, images, (("a", "ant"), ("b", "bee")), ("a note",))
+    (written,) = write_betons(data, tmp_path / "splits").values()
+    assert written.samples == 34 and is_betons(tmp_path / "splits")
+    back = open_betons(tmp_path / "splits")
+    assert isinstance(back, Data)
+    assert (back.names, back.notes, back.test) == (data.names, data.notes, back.train)
+    assert np.array_equal(back.train.labels, images.labels)
+    small = ArrayImages("small", np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ["a", "b"])
+    parts = {"photo": images, "sketch": small}
+    write_betons(parts, tmp_path / "domains")
+    domains = open_betons(tmp_path / "domains")
+    assert isinstance(domains, dict) and list(domains) == ["photo", "sketch"]
+    assert [len(part) for part in domains.values()] == [34, 4]
+    with pytest.raises(InputError, match="holds a set"):
+        write_betons(parts, tmp_path / "domains")
+    (tmp_path / "domains" / "betons.json").unlink()  # as if stopped before the end
+    before = (tmp_path / "domains" / "photo.beton").stat().st_mtime_ns
+    again = write_betons(parts, tmp_path / "domains")
+    assert again["photo"].samples == 34
+    assert (tmp_path / "domains" / "photo.beton").stat().st_mtime_ns == before
+    (tmp_path / "domains" / "betons.json").unlink()
+    with pytest.raises(InputError, match="exists"):
+        write_betons(parts, tmp_path / "domains", Encoding(quality=50))
