@@ -1,0 +1,109 @@
+"""The baseline's evaluation: a pass for accuracy, one for k-NN, one of two networks for CKA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from baseline_data import Images, Loaded, test_transform
+from baseline_model import Hook, Normalised, load
+from sklearn.neighbors import KNeighborsClassifier
+from spans import Spans
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+
+from letheon.eval.splits import split
+
+CKA_BATCH = 512
+
+
+@torch.no_grad()
+def accuracy(model: Normalised, loader: Loaded, device: torch.device, spans: Spans) -> float:
+    """Top-1 with a host sync a batch; batches weighted by their size."""
+    model.eval()
+    right = seen = 0.0
+    for images, target in spans.waiting("data", loader):
+        images, target = images.to(device), target.to(device)
+        share = (model(images).argmax(1) == target).float().mean().item()
+        right, seen = right + share * len(target), seen + len(target)
+    return right / seen
+
+
+@torch.no_grad()
+def knn(model: Normalised, loader: Loaded, device: torch.device, spans: Spans) -> float:
+    """5-NN by cosine in scikit-learn; 80/20 by torch's generator with seed 2.
+
+    Fixed: of pooled features (the last published version has logits), images in sorted order.
+    """
+    hook, rows, labels = Hook(model), [], []
+    for images, target in spans.waiting("data", loader):
+        model(images.to(device))
+        rows.append(hook.features.cpu().numpy())
+        labels.append(target.numpy())
+    hook.remove()
+    with spans("statistics"):
+        x, y = np.concatenate(rows), np.concatenate(labels)
+        cut = split(len(x), "legacy")
+        known, asked = cut.database.numpy(), cut.queries.numpy()
+        found = KNeighborsClassifier(5, metric="cosine").fit(x[known], y[known])
+        return float(found.score(x[asked], y[asked]))
+
+
+@torch.no_grad()
+def cka(
+    model: Normalised, other: Normalised, loader: Loaded, device: torch.device, spans: Spans
+) -> float:
+    """The mean over batches of each batch's biased linear CKA; both networks run again."""
+    hooks, values = (Hook(model), Hook(other)), []
+    for images, _ in spans.waiting("data", loader):
+        images = images.to(device)
+        model(images)
+        other(images)
+        with spans("statistics"):
+            values.append(batch_cka(hooks[0].features, hooks[1].features).item())
+    for hook in hooks:
+        hook.remove()
+    return fmean(values)
+
+
+def batch_cka(x: Tensor, y: Tensor) -> Tensor:
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) from centred Gram matrices, in float64."""
+    centre = torch.eye(len(x), dtype=torch.float64, device=x.device) - 1 / len(x)
+    k, el = x.double() @ x.double().T, y.double() @ y.double().T
+
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
+        return torch.trace(a @ centre @ b @ centre)
+
+    return hsic(k, el) / (hsic(k, k) * hsic(el, el)).sqrt()
+
+
+def evaluate(
+    weights: Path,
+    retrained: Path,
+    images: Images,
+    domains: Path,
+    batch_size: int,
+    device: torch.device,
+    spans: Spans,
+) -> dict[str, float]:
+    """The row of one model; the network is read anew for each metric, as published."""
+    row: dict[str, float] = {}
+    with spans("evaluation"):
+        parts = images.parts()
+        model = load(weights, device)
+        for name, data in parts.items():
+            loader = images.ordered(data, batch_size)
+            row[name] = accuracy(model, loader, device, spans)
+        shares = []
+        for folder in sorted(p for p in domains.iterdir() if p.is_dir()):
+            model = load(weights, device)
+            data = ImageFolder(str(folder), test_transform(images.preset))
+            shares.append(knn(model, images.ordered(data, batch_size), device, spans))
+        row["knn"] = fmean(shares)
+        model, other = load(weights, device), load(retrained, device)
+        for name, key in (("TFA", "cka_retrained_forget"), ("TRA", "cka_retrained_retain")):
+            loader = images.ordered(parts[name], CKA_BATCH)
+            row[key] = cka(model, other, loader, device, spans)
+    return row

@@ -1,0 +1,232 @@
+"""From a folder of JPEGs to the final table: ours and the baseline, the same request and epochs.
+
+    python benchmarks/bench_end_to_end.py                       # drawn images
+    python benchmarks/bench_end_to_end.py --photos imagenette   # train/<class>/, val/<class>/
+    python benchmarks/bench_end_to_end.py --device cuda --ranks 8 --out results/end_to_end_gpu.csv
+
+FT, GA, SalUn and SPKD, then one table of the original, the retrained and the four. Each is a
+process of its own, the sides in turn. The exit code is 1 where ours in float32 differs from the
+baseline beyond tolerance.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from end_to_end_sides import METHODS, Setting, Side, Spent, starting_models
+from harness import Row, row, show, write
+from photographs import gather
+from safetensors.torch import load_file
+
+from letheon.loaders.preset import Preset
+
+PARTS = ("start-up", "data", "compute", "statistics", "evaluation", "validation", "saving")
+HALF = (0.5, 0.5, 0.5)
+RATES = {"ft": 1e-3, "ga": 1e-4, "salun": 1e-3, "spkd": 1e-4}
+SETTINGS = {
+    "resnet18, 224 px": Setting(
+        "resnet18, 224 px", "resnet18", Preset(224), (6, 3, 3), 2, 16, RATES, None
+    ),
+    "small, 64 px": Setting(
+        "small, 64 px", "small", Preset(64, HALF, HALF, "short", 64, augment="pad-crop-flip"),
+        (40, 10, 10), 4, 64, RATES, 64,
+    ),
+}  # fmt: skip
+TOLERANCE = {
+    "update": 0.02,  # |ours - theirs| / |theirs - start| over all weights
+    "FA": 0.03, "RA": 0.03, "TFA": 0.05, "TRA": 0.05,
+    "knn": 0.05,
+    "cka_retrained_forget": 0.005, "cka_retrained_retain": 0.005,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    photos: Path | None = None
+    """Folder with train/<class>/ and val/<class>/ of JPEGs; default: images drawn here."""
+    out: Path = Path("benchmarks/results/end_to_end_cpu.csv")
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    repeats: int = 1
+    scale: float = 1
+    """Multiplies the number of images."""
+    device: str = "cpu"
+    ranks: int = 1
+    """Processes of ours, by torchrun; the baseline knows one device."""
+    bf16: bool = True
+    """Ours in bfloat16 too; its differences are told, not judged."""
+
+
+def main(options: Options) -> int:
+    """Run all, write the rows, print the ratios; the exit code."""
+    rows: list[Row] = []
+    far: list[str] = []
+    for name in options.settings:
+        found = SETTINGS[name]
+        setting = replace(found, counts=_scaled(found.counts, options.scale))
+        with tempfile.TemporaryDirectory() as folder:
+            new, differences = one_setting(setting, options, Path(folder))
+        rows += new
+        far += differences
+        write(rows, options.out)
+    print("\nratios: how many times faster than the baseline")
+    show([r for r in rows if r.metric.startswith("ratio")])
+    print("\n".join(f"beyond tolerance: {text}" for text in far))
+    return int(bool(far))
+
+
+def _scaled(counts: tuple[int, int, int], scale: float) -> tuple[int, int, int]:
+    train, val, downstream = (max(1, round(scale * n)) for n in counts)
+    return train, val, downstream
+
+
+def one_setting(setting: Setting, options: Options, root: Path) -> tuple[list[Row], list[str]]:
+    """All sides in one setting: its rows, and what differs beyond tolerance."""
+    source = gather(options.photos, root / "images", setting.counts)
+    setting = replace(setting, name=f"{setting.name}, {source}")
+    starting_models(setting, root)
+    sides = [Side("baseline", setting, root, options.device)]
+    kinds = ("fp32", "bf16") if options.bf16 else ("fp32",)
+    for dtype in kinds:
+        sides.append(
+            Side(f"ours {dtype}", setting, root, options.device, dtype, options.ranks)
+        )  # fmt: skip
+    spent: dict[tuple[str, str], list[Spent]] = {}
+    for repeat in range(options.repeats):
+        last = repeat == options.repeats - 1
+        for step in ("prepare", *METHODS, "evaluate"):
+            for side in sides:
+                done = _step(side, step)
+                if done is not None:
+                    spent.setdefault((side.name, step), []).append(done)
+                    print(f"{setting.name}: {side.name}, {step}: {done.wall:.1f} s", flush=True)
+        if not last:
+            for side in sides:
+                _clear(side.place)
+    far = []
+    rows = timings(setting, [side.name for side in sides], spent, options.device)
+    for side in sides[1:]:
+        new = differences(side, sides[0], options.device)
+        rows += new
+        if side.name == "ours fp32":
+            over = [r for r in new if not r.median <= TOLERANCE[r.mode]]  # NaN is over
+            far += [f"{r.x}, {r.mode}: {r.median} over {TOLERANCE[r.mode]}" for r in over]
+    return rows, far
+
+
+def _step(side: Side, step: str) -> Spent | None:
+    if step == "prepare":
+        return side.prepare()
+    return side.evaluate() if step == "evaluate" else side.forget(step)
+
+
+def _clear(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def timings(
+    setting: Setting,
+    sides: Sequence[str],
+    spent: dict[tuple[str, str], list[Spent]],
+    device: str,
+) -> list[Row]:
+    """Rows of seconds and ratios, by method and for the whole job.
+
+    A method's time is its own run, all of the preparation, and a sixth of the table of six models.
+    "ratio" is by wall clock against the baseline as published; "ratio without validation" leaves
+    out what the baseline measures between epochs; "ratio, processor" is by processor time, which a
+    neighbour's load moves less.
+    """
+    rows: list[Row] = []
+    totals: dict[tuple[str, str], tuple[list[float], list[float], list[float]]] = {}
+    for side in sides:
+        for step, shares in _jobs().items():
+            taken = [(spent[side, s], share) for s, share in shares.items() if (side, s) in spent]
+            weights = [share for _, share in taken]
+            repeats = zip(*(runs for runs, _ in taken), strict=True)
+            sums = [_sum(repeat, weights) for repeat in repeats]
+            x = f"{setting.name}: {step}"
+            walls, cpus = [s.wall for s in sums], [s.cpu for s in sums]
+            bare = [s.wall - s.parts.get("validation", 0.0) for s in sums]
+            totals[side, step] = walls, cpus, bare
+            for metric, values in (("wall", walls), ("processor", cpus)):
+                rows.append(_row(side, values, metric, "s", x, device))
+            for part in PARTS:
+                values = [s.parts.get(part, 0.0) for s in sums]
+                rows.append(_row(side, values, f"part {part}", "s", x, device))
+            if side != sides[0]:
+                theirs = totals[sides[0], step]
+                for metric, above, below in (
+                    ("ratio", theirs[0], walls),
+                    ("ratio without validation", theirs[2], bare),
+                    ("ratio, processor", theirs[1], cpus),
+                ):
+                    values = [a / b for a, b in zip(above, below, strict=True)]
+                    rows.append(_row(side, values, metric, "times", x, device))
+    return rows
+
+
+def _jobs() -> dict[str, dict[str, float]]:
+    """What each line of the table is made of: process -> share of it."""
+    models = 2 + len(METHODS)
+    jobs = {m: {"prepare": 1.0, m: 1.0, "evaluate": 1 / models} for m in METHODS}
+    whole = {"prepare": 1.0, **dict.fromkeys(METHODS, 1.0), "evaluate": 1.0}
+    return {**jobs, "evaluation": {"evaluate": 1.0}, "all": whole}
+
+
+def _sum(run: Sequence[Spent], weights: Sequence[float]) -> Spent:
+    pairs = list(zip(run, weights, strict=True))
+    parts = {p: sum(w * s.parts.get(p, 0.0) for s, w in pairs) for p in PARTS}
+    wall, cpu = (sum(w * getattr(s, k) for s, w in pairs) for k in ("wall", "cpu"))
+    return Spent(wall, cpu, parts)
+
+
+def _row(
+    side: str, values: Sequence[float], metric: str, unit: str, x: str, device: str, mode: str = ""
+) -> Row:  # fmt: skip
+    return row("end_to_end", side, values, metric=metric, unit=unit, mode=mode, x=x, device=device)
+
+
+def differences(side: Side, baseline: Side, device: str) -> list[Row]:
+    """How far the results of `side` are from the baseline's: weights by method, the table's rows.
+
+    `mode` of a row says what is compared; NaN where one of the two is missing.
+    """
+    rows = []
+    start = load_file(side.root / "original.safetensors")
+    ours, theirs = side.rows(), baseline.rows()
+    for name in ("original", "retrained", *METHODS):
+        x = f"{side.setting.name}: {name}"
+        if name in METHODS:
+            left, right = (
+                load_file(s.place / name / "weights.safetensors") for s in (side, baseline)
+            )
+            gap = update_gap(start, left, right)
+            rows.append(_row(side.name, [gap], "difference", "", x, device, "update"))
+        for metric in TOLERANCE:
+            if metric in theirs[name]:
+                gap = abs(float(ours[name][metric]) - theirs[name][metric])
+                rows.append(_row(side.name, [gap], "difference", "", x, device, metric))
+    return rows
+
+
+def update_gap(
+    start: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
+) -> float:
+    """|ours - theirs| / |theirs - start| over all floating point weights and statistics."""
+    keys = [k for k, v in start.items() if v.is_floating_point()]
+    apart = sum(float((ours[k] - theirs[k]).double().square().sum()) for k in keys)
+    moved = sum(float((theirs[k] - start[k]).double().square().sum()) for k in keys)
+    return float((apart / moved) ** 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

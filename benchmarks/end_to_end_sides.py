@@ -1,0 +1,184 @@
+"""The sides of the end-to-end benchmark as processes with clocks; the models they start from."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from spans import FIRST, RESULT, SPAWNED
+
+from letheon.engine.checkpoint import save_model
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.method import Run
+from letheon.engine.model import build
+from letheon.engine.recipe import Recipe
+from letheon.loaders.choose import make_loader
+from letheon.loaders.data import open_data
+from letheon.loaders.preset import Preset
+from letheon.methods.finetune import Retrain
+from letheon.methods.train import Train
+
+HERE = Path(__file__).parent
+METHODS = ("ft", "ga", "salun", "spkd")
+OURS = {
+    "ft": ["finetune"],
+    "ga": ["grad-ascent"],
+    "salun": ["salun", "--density", "0.5", "random-label"],
+    "spkd": ["spkd"],
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One network, its images and how it is made to forget."""
+
+    name: str
+    model: str
+    preset: Preset
+    counts: tuple[int, int, int]  # images of each class in train, val, downstream
+    epochs: int
+    batch_size: int
+    rates: dict[str, float]  # method -> learning rate
+    prepared: int | None  # ours decodes once to this size; None: reads the files each epoch
+    forget: tuple[int, ...] = (0, 3, 7)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one process took, in seconds."""
+
+    wall: float
+    cpu: float  # of the process and its children, user and system
+    parts: dict[str, float]  # these add up to wall
+
+
+def process(command: Sequence[str | Path], folder: Path) -> Spent:
+    """Run a process to its end.
+
+    Raises:
+        RuntimeError: it failed; with the last lines of what it printed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / "spans.json"
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, SPAWNED: str(time.time()), RESULT: str(result)}
+    ended = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, check=False
+    )
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode:
+        raise RuntimeError(f"{command} failed:\n{(ended.stdout + ended.stderr)[-3000:]}")
+    parts = json.loads(result.read_text())
+    parts[FIRST] += wall - sum(parts.values())  # closing the process
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Spent(wall, cpu, parts)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do the job, on the images and models in `root`."""
+
+    name: str
+    setting: Setting
+    root: Path
+    device: str
+    dtype: str = "fp32"
+    ranks: int = 1
+
+    @property
+    def place(self) -> Path:
+        """Where its results lie."""
+        return self.root / self.name.replace(" ", "-")
+
+    @property
+    def data(self) -> Path:
+        """Where it reads the images."""
+        ours = self.name != "baseline" and self.setting.prepared is not None
+        return self.place / "prepared" if ours else self.root / "images"
+
+    def prepare(self) -> Spent | None:
+        """Decode the images once, where this side does."""
+        if self.data.name == "images":
+            return None
+        source = self.root / "images"
+        told = ["--source", source, "--out", self.data, "--size", str(self.setting.prepared)]
+        return self._ours("prepare", [*told, "--workers", "2"], ranks=1)
+
+    def forget(self, method: str) -> Spent:
+        """Train one method; weights.safetensors is in `place/method` afterwards."""
+        setting, out = self.setting, self.place / method
+        recipe = ["--epochs", setting.epochs, "--lr", setting.rates[method]]
+        recipe += ["--batch-size", setting.batch_size]
+        weights = self.root / "original.safetensors"
+        if self.name != "baseline":
+            request = "class:" + ",".join(map(str, setting.forget))
+            told = ["--data", self.data, "--weights", weights, "--forget", request, "--out", out]
+            more = ["--device", self.device, "--dtype", self.dtype]
+            return self._ours("forget", [*told, *more, *OURS[method], *recipe], self.ranks)
+        told = ["--weights", weights, "--method", method]
+        return self._baseline("forget", [*told, "--out", out, *recipe])
+
+    def evaluate(self) -> Spent:
+        """Measure original, retrained and the four results; `rows` has them."""
+        domains, out = self.root / "images" / "downstream", self.place / "table"
+        batch = ["--batch-size", self.setting.batch_size]
+        first = [self.root / f"{name}.safetensors" for name in ("original", "retrained")]
+        runs = [self.place / method for method in METHODS]
+        if self.name != "baseline":
+            told = ["--data", self.data, "--original", first[0], "--retrained", first[1]]
+            told += ["--runs", *runs, "--downstream", domains, "--out", out]
+            told += ["--cka", "legacy", "--split", "legacy", "--dtype", self.dtype]
+            request = "class:" + ",".join(map(str, self.setting.forget))
+            told += ["--device", self.device, "--forget", request]
+            return self._ours("evaluate", [*told, *batch], self.ranks)
+        weights = [*first, *(run / "weights.safetensors" for run in runs)]
+        told = ["--models", *weights, "--retrained", weights[1], "--domains", domains]
+        return self._baseline("evaluate", [*told, "--out", out, *batch])
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """The final table: model -> metric -> value."""
+        found = json.loads((self.place / "table" / "metrics.json").read_text())
+        rows = found if isinstance(found, list) else found["rows"]
+        return {row["name"]: row for row in rows}
+
+    def _baseline(self, command: str, told: Sequence[object]) -> Spent:
+        forget = ["--forget", *self.setting.forget, "--device", self.device]
+        told = ["--data", self.data, *forget, *told]
+        script = [sys.executable, HERE / "baseline.py", command]
+        return process([*script, *map(str, told)], self.place)
+
+    def _ours(self, command: str, told: Sequence[object], ranks: int) -> Spent:
+        python: list[str | Path] = [sys.executable]
+        if ranks > 1:
+            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        return process([*python, HERE / "ours_timed.py", command, *map(str, told)], self.place)
+
+
+def starting_models(setting: Setting, root: Path) -> None:
+    """Train original and retrained briefly, at 32 pixels: what they know is not the point."""
+    data = open_data(str(root / "images"))
+    small = replace(setting.preset, size=32, resize_to=32)
+    recipe = Recipe(epochs=8, lr=0.05, batch_size=20, schedule="cosine")
+    forget = np.isin(data.train.labels, setting.forget)
+    for seed, (name, method) in enumerate(
+        {"original": Train(recipe), "retrained": Retrain(recipe)}.items()
+    ):
+        model = build(setting.model, len(data.classes), seed, setting.preset)
+        model.class_names = data.classes
+        loader = make_loader("auto", data.train, forget, small, recipe.batch_size, seed, workers=2)
+        run = Run(
+            model=model, loader=loader, recipe=recipe, ranks=Ranks(), seed=seed,
+            forget=torch.from_numpy(forget), forget_classes=setting.forget,
+        )  # fmt: skip
+        run_method(method, run)
+        save_model(root / f"{name}.safetensors", model)
