@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu check bench clean
+.PHONY: install forget test test-all test-gpu ffcv check clean
 
 install: .venv/installed
 
@@ -26,6 +26,9 @@ test-all: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+ffcv: install
+	sh launch/recipes/install_ffcv.sh $(BIN)/python
 
 check: install
 	$(BIN)/ruff check .

@@ -1,22 +1,26 @@
 """Check every image of a set once and write it in the form the loaders read fastest.
 
-    python launch/prepare.py --source cifar10.zip --size 32 --out data/cifar10
-    python launch/prepare.py --source /data/office-home --out data/office-home
+    python launch/prepare.py --source cifar10.zip --out data/cifar10 --form arrays --size 32
+    python launch/prepare.py --source /data/imagenet --out data/imagenet --max-side 500 --raw 0.5
 
-With --size the set is decoded to arrays of that size (for small images); without it the files stay
-where they are and their checked list, with digests, is written. Unreadable images are counted and
-named in quarantine.csv, and left out.
+`beton`: encoded photographs in ffcv's file format, one file a split or domain; resumable. `arrays`:
+decoded squares, for small images. `list`: the files stay where they are, and their checked list
+with digests is written. Unreadable images are counted and named, and left out.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from letheon.engine.distributed import Ranks
 from letheon.launch.command import run_command
+from letheon.loaders.admit import Encoding
+from letheon.loaders.betons import write_betons
 from letheon.loaders.data import open_source
+from letheon.loaders.errors import InputError
 from letheon.loaders.prepare import prepare
 
 
@@ -28,10 +32,20 @@ class Settings:
     """Folder or archive: train/<class>/ and val/<class>/, <domain>/<class>/, CIFAR binaries."""
     out: Path
     """Folder to make."""
+    form: Literal["beton", "arrays", "list"] = "beton"
     size: int | None = None
-    """Decode to squares of this many pixels; default: keep the files."""
+    """Pixels of the squares; arrays only."""
+    encoding: Encoding = field(default_factory=Encoding)
     workers: int = os.cpu_count() or 1
     """Processes."""
+
+    def __post_init__(self) -> None:
+        """Refuse a size without arrays, and arrays without a size."""
+        if (self.size is not None) != (self.form == "arrays"):
+            raise InputError(
+                f"got --form {self.form} {'with' if self.size else 'without'} --size; arrays have "
+                "a size and nothing else has; give both or neither"
+            )
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
@@ -39,11 +53,16 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if not ranks.main:
         return
     source = open_source(settings.source)
-    report = prepare(source, settings.out, settings.size, settings.workers)
-    for part, count in report.counts.items():
+    if settings.form == "beton":
+        written = write_betons(source, settings.out, settings.encoding, settings.workers)
+        counts = {part: file.samples for part, file in written.items()}
+        left_out = sum(len(file.quarantined) for file in written.values())
+    else:
+        report = prepare(source, settings.out, settings.size, settings.workers)
+        counts, left_out = report.counts, len(report.quarantined)
+    for part, count in counts.items():
         print(f"{part}: {count} images")
-    print(f"left out: {len(report.quarantined)} unreadable", end="")
-    print(f", named in {settings.out / 'quarantine.csv'}" if report.quarantined else "")
+    print(f"left out: {left_out} unreadable" + (f", named in {settings.out}" if left_out else ""))
 
 
 if __name__ == "__main__":

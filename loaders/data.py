@@ -6,6 +6,7 @@ from pathlib import Path
 
 from letheon.loaders import digits, folders, prepared
 from letheon.loaders.archives import open_tree
+from letheon.loaders.betons import is_betons, open_betons
 from letheon.loaders.cifar import read_cifar
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import Data, ImageSet
@@ -22,6 +23,8 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
         return Data(train, test, tuple((name,) for name in train.classes))
     if prepared.is_prepared(Path(path)):
         return prepared.opened(Path(path))
+    if is_betons(Path(path)):
+        return open_betons(Path(path))
     tree = open_tree(Path(path))
     cifar = read_cifar(tree)
     if cifar is not None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
@@ -14,6 +15,7 @@ from letheon.engine.checkpoint import load_model
 from letheon.eval.splits import split
 from letheon.loaders.digits import downstream, upstream
 from tests.launch_tools import Scripts, torchrun
+from tests.test_bad_input import images as pictures
 
 
 def lines(run: Path) -> list[dict[str, object]]:
@@ -118,17 +120,16 @@ def test_every_kind_of_request(scripts: Scripts, original: Path, tmp_path: Path)
     assert ended.code == 0, ended.err
 
 
-def test_prepare_names_what_is_unreadable(scripts: Scripts, tmp_path: Path) -> None:
-    from tests.test_bad_input import images
-
-    source = images(tmp_path / "source", each=3)
+@pytest.mark.parametrize("form", ["beton", "arrays --size 16", "list"])
+def test_prepare_names_what_is_unreadable(form: str, scripts: Scripts, tmp_path: Path) -> None:
+    source = pictures(tmp_path / "source", each=3)
     (source / "train" / "4" / "1.png").write_bytes(b"")
-    ended = scripts(
-        "prepare", "--source", source, "--out", tmp_path / "out", "--size", "16", "--workers", "0"
-    )
+    args = f"--source {source} --out {tmp_path}/out --workers 0 --form {form}"
+    ended = scripts("prepare", *args.split())
     assert ended.code == 0, ended.err
     assert "train: 29 images" in ended.out and "left out: 1" in ended.out
-    assert "4/1.png" in (tmp_path / "out" / "quarantine.csv").read_text()
+    told = [p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".csv", ".json")]
+    assert any("4/1.png" in text for text in told)
     ended = scripts(
         "train", "--data", tmp_path / "out", "--out", tmp_path / "run", "--epochs", "1",
         "--batch-size", "8",

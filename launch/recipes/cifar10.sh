@@ -21,7 +21,7 @@ step() {
     $launch "$here/$script.py" "$@"
 }
 
-[ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --size 32 --out "$out/data"
+[ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --form arrays --size 32 --out "$out/data"
 [ -e "$out/retrain/run.json" ] || step forget $common --out "$out/retrain" retrain --epochs 20 --lr 0.1 --batch-size 128
 step forget $common --out "$out/finetune" finetune --epochs 1 --lr 0.05
 step forget $common --out "$out/grad-ascent" grad-ascent --epochs 2 --lr 5e-5

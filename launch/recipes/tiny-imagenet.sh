@@ -20,7 +20,7 @@ step() {
     $launch "$here/$script.py" "$@"
 }
 
-[ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --size 32 --out "$out/data"
+[ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --form arrays --size 32 --out "$out/data"
 step train --seed "${SEED:-1}" --data "$out/data" --model resnet20 --dtype bf16 --epochs 15 --lr 0.1 --batch-size 128 --out "$out/original" --overwrite
 step forget $common --out "$out/retrain" retrain --epochs 15 --lr 0.1 --batch-size 128
 step forget $common --out "$out/finetune" finetune --epochs 2 --lr 0.05
