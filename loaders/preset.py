@@ -18,7 +18,7 @@ Resize = Literal["short", "square", "crop-square", "none"]
 Augment = Literal["none", "flip", "pad-crop-flip", "resized-crop-flip", "shift"]
 """Training augmentation.
 
-- ``pad-crop-flip``: reflect-free zero padding by size/8, a random crop, a random mirror (CIFAR).
+- ``pad-crop-flip``: zero padding by size/8, a random crop, a random mirror (CIFAR).
 - ``resized-crop-flip``: a crop of area 0.08..1 and ratio 3/4..4/3 resized to `size`, a random
   mirror (ImageNet).
 - ``shift``: zero padding and a random crop, no mirror: for writing, which a mirror would change.
