@@ -215,3 +215,10 @@ def test_no_forget_sample_in_a_retain_phase() -> None:
     run.forget = ~run.forget  # the loader and the run now disagree about what is to be forgotten
     with pytest.raises(RuntimeError, match="reads retain but met"):
         run_method(Finetune(RECIPE), run)
+
+
+def test_spkd_refuses_micro_batches_it_cannot_see_together() -> None:
+    recipe = replace(RECIPE, accumulate=2)
+    with pytest.raises(InputError, match="accumulate 2"):
+        Spkd(recipe).check(run_of(Spkd(recipe)))
+    Spkd(recipe, gram="local").check(run_of(Spkd(recipe)))
