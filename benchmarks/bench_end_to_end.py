@@ -23,12 +23,12 @@ from end_to_end_sides import METHODS, Setting, Side, Spent, starting_models
 from harness import Row, row, show, write
 from photographs import gather
 from safetensors.torch import load_file
+from spans import PARTS
 
 from letheon.loaders.preset import Preset
 
-PARTS = ("start-up", "data", "compute", "statistics", "evaluation", "validation", "saving")
 HALF = (0.5, 0.5, 0.5)
-RATES = {"ft": 1e-3, "ga": 1e-4, "salun": 1e-3, "spkd": 1e-4}
+RATES = {"ft": 1e-3, "ga": 1e-4, "salun": 1e-3, "spkd": 1e-5}
 SETTINGS = {
     "resnet18, 224 px": Setting(
         "resnet18, 224 px", "resnet18", Preset(224), (6, 3, 3), 2, 16, RATES, None

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 FIRST = "start-up"
+PARTS = (FIRST, "data", "compute", "statistics", "evaluation", "validation", "saving")
+"""What the end-to-end benchmark books its time to."""
 SPAWNED, RESULT = "SPANS_SPAWNED", "SPANS_RESULT"
 
 

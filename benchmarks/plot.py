@@ -1,0 +1,177 @@
+"""Draw the committed results, and write the README's performance table from them.
+
+    python benchmarks/plot.py            # docs/pictures/*.svg, and the table between the markers
+    python benchmarks/plot.py --check    # writes nothing; exit code 1 where README and CSV differ
+
+The README has `<!-- performance:start -->` and `<!-- performance:end -->` around the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from spans import PARTS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- performance:start -->", "<!-- performance:end -->"
+WRITE = "python benchmarks/plot.py"
+TITLES = {
+    "ft": "FT", "ga": "GA", "salun": "SalUn", "spkd": "SPKD",
+    "evaluation": "evaluation of six models", "all": "the whole job",
+}  # fmt: skip
+Line = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write."""
+
+    readme: Path = ROOT / "README.md"
+    pictures: Path = ROOT / "docs" / "pictures"
+    results: Path = RESULTS
+    check: bool = False
+    """Only compare the README's table with the results."""
+
+
+def read(path: Path) -> list[Line]:
+    """The rows of a results file, as text."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(lines: Sequence[Line]) -> str:
+    """The performance table in Markdown, from the rows of end_to_end_*.csv."""
+    cells = {(r["x"], r["variant"], r["metric"]): float(r["median"]) for r in lines}
+    devices = "; ".join(sorted({r["device"] for r in lines}))
+    runs = max(int(r["n"]) for r in lines)
+    text = [
+        f"On {devices}; n = {runs}; seconds of wall clock, and how many times faster than the",
+        "baseline. `docs/benchmarks.md` says what the columns are.",
+        "",
+        "| setting | job | baseline s | ours s | faster | without validation | processor | bf16 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for x in dict.fromkeys(r["x"] for r in lines if r["metric"] == "wall"):
+        setting, _, job = x.rpartition(": ")
+
+        def cell(variant: str, metric: str, digits: int = 2, x: str = x) -> str:
+            value = cells.get((x, variant, metric))
+            return "-" if value is None else f"{value:.{digits}f}"
+
+        found = [
+            cell("baseline", "wall", 1), cell("ours fp32", "wall", 1), cell("ours fp32", "ratio"),
+            cell("ours fp32", "ratio without validation"), cell("ours fp32", "ratio, processor"),
+            cell("ours bf16", "ratio"),
+        ]  # fmt: skip
+        text.append(f"| {setting} | {TITLES.get(job, job)} | {' | '.join(found)} |")
+    return "\n".join(text)
+
+
+def between(text: str) -> str | None:
+    """What stands between the markers of a README; None without markers."""
+    if START not in text or END not in text:
+        return None
+    return text.partition(START)[2].partition(END)[0].strip()
+
+
+def filled(text: str, content: str) -> str:
+    """The README with `content` between its markers."""
+    before, _, rest = text.partition(START)
+    return f"{before}{START}\n{content}\n{END}{rest.partition(END)[2]}"
+
+
+def end_to_end(lines: Sequence[Line], axes: Any) -> None:
+    """Stacked bars: where the wall clock of each job went, side by side."""
+    cells = {(r["x"], r["variant"], r["metric"]): float(r["median"]) for r in lines}
+    jobs = [x for x in dict.fromkeys(r["x"] for r in lines if r["metric"] == "wall")]
+    jobs = [x for x in jobs if x.rpartition(": ")[2] not in ("all", "evaluation")]
+    bars = [(x, v) for x in jobs for v in dict.fromkeys(r["variant"] for r in lines)
+            if (x, v, "wall") in cells]  # fmt: skip
+    names = [f"{x.rpartition(': ')[2]}, {x.partition(',')[0]}: {v}" for x, v in bars]
+    left = [0.0] * len(bars)
+    for part in PARTS:
+        values = [cells.get((*bar, f"part {part}"), 0.0) for bar in bars]
+        axes.barh(names, values, left=left, label=part)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds of wall clock, a sixth of the evaluation included")
+    axes.legend(fontsize="small")
+
+
+def growth(metric: str) -> Callable[[Sequence[Line], Any], None]:
+    """A picture of how time or memory grows, each curve against its own axis, log-log."""
+
+    def draw(lines: Sequence[Line], axes: Any) -> None:
+        points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        slopes = {r["name"]: r["median"] for r in lines if r["metric"] == f"{metric} exponent"}
+        for r in lines:
+            if r["metric"] == metric and float(r["median"]) > 0:
+                points[f"{r['name']} over {r['mode']}"].append((float(r["x"]), float(r["median"])))
+        for name, known in points.items():
+            slope = slopes.get(name.partition(" over ")[0])
+            label = name if slope is None else f"{name}: exponent {float(slope):.2f}"
+            axes.loglog(*zip(*known, strict=True), marker="o", label=label)
+        axes.set_ylabel("seconds" if metric == "time" else "bytes added to the peak")
+        axes.legend(fontsize="x-small")
+
+    return draw
+
+
+PICTURES: dict[str, tuple[str, Callable[[Sequence[Line], Any], None]]] = {
+    "end_to_end_cpu": ("end_to_end_cpu.csv", end_to_end),
+    "end_to_end_gpu": ("end_to_end_gpu.csv", end_to_end),
+    "growth_time": ("growth_cpu.csv", growth("time")),
+    "growth_memory": ("growth_cpu.csv", growth("memory")),
+}
+
+
+def draw(results: Path, out: Path) -> list[Path]:
+    """One SVG for each picture whose results are there; equal results give equal bytes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "letheon"
+    from matplotlib import pyplot
+
+    written = []
+    for name, (source, paint) in PICTURES.items():
+        if not (results / source).is_file():
+            continue
+        figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+        paint(read(results / source), axes)
+        out.mkdir(parents=True, exist_ok=True)
+        written.append(out / f"{name}.svg")
+        figure.savefig(written[-1], metadata={"Date": None})
+        pyplot.close(figure)
+    return written
+
+
+def main(options: Options) -> int:
+    """Write or compare; the exit code."""
+    content = table(read(options.results / "end_to_end_cpu.csv"))
+    text = options.readme.read_text(encoding="utf-8") if options.readme.is_file() else ""
+    found = between(text)
+    if options.check:
+        stale = found not in (None, content)
+        print(f"README: the table is not that of the results; run {WRITE}" if stale else "equal")
+        return int(stale)
+    for path in draw(options.results, options.pictures):
+        print(f"drew {path}")
+    if found is None:
+        print(content)
+    elif found != content:
+        options.readme.write_text(filled(text, content), encoding="utf-8")
+        print(f"wrote the table of {options.readme}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

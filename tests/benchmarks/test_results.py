@@ -1,0 +1,111 @@
+"""What is made of results files: the README's table, pictures, ratios and exponents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAD = "name,variant,mode,metric,unit,x,median,p20,p80,n,device,versions,revision,power_limit\n"
+
+
+def results(path: Path, *cells: tuple[str, str, str, str, float]) -> Path:
+    lines = [
+        f"{n},{v},,{m},s,{x!r},{value},0,0,1,cpu,,,".replace("'", '"')
+        for n, v, m, x, value in cells
+    ]
+    path.write_text(HEAD + "\n".join(lines) + "\n")
+    return path
+
+
+def end_to_end(path: Path, ours: float) -> Path:
+    x = "small, 64 px: spkd"
+    return results(
+        path,
+        ("end_to_end", "baseline", "wall", x, 12.0),
+        ("end_to_end", "ours fp32", "wall", x, ours),
+        ("end_to_end", "ours fp32", "part data", x, ours / 2),
+        ("end_to_end", "ours fp32", "ratio", x, 12 / ours),
+    )
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    from plot import WRITE, between, read, table
+
+    readme, committed = ROOT / "README.md", ROOT / "benchmarks" / "results" / "end_to_end_cpu.csv"
+    if not (readme.is_file() and between(readme.read_text(encoding="utf-8")) is not None):
+        pytest.skip("the README has no performance table")
+    assert between(readme.read_text(encoding="utf-8")) == table(read(committed)), f"run {WRITE}"
+
+
+def test_the_table_is_written_between_the_markers_and_checked(tmp_path: Path) -> None:
+    from plot import END, START, Options, main
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    end_to_end(tmp_path / "end_to_end_cpu.csv", 3.0)
+    told = {"readme": readme, "results": tmp_path, "pictures": tmp_path / "pictures"}
+    assert main(Options(**told, check=True)) == 1
+    assert main(Options(**told)) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| small, 64 px | SPKD | 12.0 | 3.0 | 4.00 | - | - | - |" in text
+    assert main(Options(**told, check=True)) == 0
+    assert "<svg" in (tmp_path / "pictures" / "end_to_end_cpu.svg").read_text()
+
+
+def test_a_lost_ratio_is_told_and_seconds_alone_are_not(tmp_path: Path) -> None:
+    from regression import Options, lost, main, read
+
+    old = read(end_to_end(tmp_path / "old.csv", 3.0))
+    new = end_to_end(tmp_path / "new.csv", 6.0)
+    fallen = lost(read(new), old, 0.15)
+    assert {(key[3], before, now) for key, before, now in fallen} == {
+        ("ratio", 4.0, 2.0), ("wall", 4.0, 2.0),
+    }  # fmt: skip
+    slower = results(
+        tmp_path / "slower.csv",
+        ("end_to_end", "baseline", "wall", "small, 64 px: spkd", 120.0),
+        ("end_to_end", "ours fp32", "wall", "small, 64 px: spkd", 30.0),
+    )
+    assert lost(read(slower), old, 0.15) == []
+    assert main(Options(new, tmp_path / "old.csv")) == 0
+    assert main(Options(new, tmp_path / "old.csv", strict=True)) == 1
+    assert main(Options(tmp_path / "none.csv", new)) == 2
+
+
+def test_exponents() -> None:
+    from bench_growth import curve_rows, exponent
+
+    assert abs(exponent([10, 100, 1000], [3 * 10**1.5, 3 * 100**1.5, 3 * 1000**1.5]) - 1.5) < 1e-9
+    points = [
+        {"time": [n * 1e-6] * 3, "memory": [float(64 * n)]} for n in (10**3, 10**4, 10**5, 10**6)
+    ]
+    rows = {r.metric: r.median for r in curve_rows("order of an epoch", points)}
+    assert rows["time exponent"] == 1.0
+    # Only the last two peaks are above what an allocator does by itself.
+    assert rows["memory exponent"] == 1.0
+
+
+def test_a_point_of_a_growth_curve_is_measured() -> None:
+    from bench_growth import CURVES, measure
+
+    for name, curve in CURVES.items():
+        if curve.over in ("images", "classes", "layers"):
+            found = measure(name, curve.points[0], 1)
+            assert found["time"][0] > 0 and found["memory"][0] >= 0
+
+
+def test_update_gap_and_shares_of_a_job() -> None:
+    import torch
+    from bench_end_to_end import _jobs, _sum, update_gap
+    from end_to_end_sides import Spent
+    from spans import PARTS
+
+    start, ours, theirs = ({"w": torch.tensor([0.0, v])} for v in (0.0, 1.1, 1.0))
+    assert abs(update_gap(start, ours, theirs) - 0.1) < 1e-6
+    spent = {p: Spent(6.0, 3.0, dict.fromkeys(PARTS, 1.0)) for p in ("salun", "evaluate")}
+    shares = {p: s for p, s in _jobs()["salun"].items() if p in spent}
+    total = _sum([spent[p] for p in shares], list(shares.values()))
+    assert total.wall == pytest.approx(7.0) and total.parts["data"] == pytest.approx(7 / 6)
