@@ -1,37 +1,48 @@
-"""Measure what is left: one row per model, beside the original and the retrained one.
+"""Measure what is left: one row per model, beside the original and the retrained ones.
 
     python launch/evaluate.py --original runs/original --retrained runs/retrain \
         --runs runs/salun runs/spkd --downstream digits --out runs/table
+    python launch/evaluate.py --original runs/original --retrained runs/retrain-1 runs/retrain-2 \
+        --runs runs/salun --depth full --relearn 100 --random-control --out runs/audit
     python launch/evaluate.py --define
 
-What was forgotten is read from the run folders; checkpoints from elsewhere need --forget. Writes
-metrics.json and table.md to --out and prints the table.
+What was forgotten is read from the run folders; checkpoints from elsewhere need --forget. Prints
+the table and writes it to --out as metrics.json, .csv, .md and .tex, with report.html where asked
+for. `docs/evaluation.md` has what each option measures.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.record import check_free, versions, write_atomically
+from letheon.eval.catalogue import CATALOGUE
 from letheon.eval.measure import Conditions
-from letheon.eval.table import definitions, markdown, plain
+from letheon.eval.report import write_report
+from letheon.eval.table import markdown, plain
 from letheon.launch.command import run_command, together
 from letheon.launch.job import Job
+from letheon.launch.measured import Extent, Measuring
 from letheon.launch.rows import Comparison, planned
+from letheon.loaders.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Job):
-    """Measure accuracy, k-NN transfer and CKA of any number of models."""
+    """Measure what any number of models still know of what they were to forget."""
 
     original: Path | None = None
     """The model before forgetting: a run folder or a checkpoint."""
-    retrained: Path | None = None
-    """The model trained without the forget set: the reference of gaps and CKA."""
+    retrained: tuple[Path, ...] = ()
+    """Models trained without the forget set, with different seeds. The first is the reference of
+    gap and CKA; all together give means and bands."""
     runs: tuple[Path, ...] = ()
     """The models after forgetting: run folders or checkpoints."""
     model: str | None = None
@@ -40,44 +51,73 @@ class Settings(Job):
     """What was forgotten, where no run folder tells: class:3,8, file:LIST or random:100."""
     downstream: str | None = None
     """Set for k-NN: `digits`, or <domain>/<class>/ folders such as Office-Home; default: none."""
+    random_control: bool = False
+    """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
+    extent: Extent = field(default_factory=Extent)
     conditions: Conditions = field(default_factory=Conditions)
+    report: bool = False
+    """Write report.html too; --depth full always does."""
     out: Path | None = None
-    """Folder for metrics.json and table.md; default: only print."""
+    """Folder for what is written; default: only print."""
     overwrite: bool = False
     define: bool = False
     """Print what each metric means, and stop."""
+
+    @property
+    def page(self) -> bool:
+        """Whether report.html is wanted."""
+        return self.report or self.extent.full
 
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
         if self.out is not None:
             check_free(self.out, self.overwrite)
+        elif self.page or self.extent.relearn:
+            raise InputError("got --report, --depth full or --relearn without a folder; add --out")
+        if self.page and importlib.util.find_spec("matplotlib") is None:
+            raise InputError("got no matplotlib, which draws the report; pip install matplotlib")
         return planned(
             self, self.original, self.retrained, self.runs, self.model, self.forget,
-            self.downstream,
+            self.downstream, self.random_control,
         )  # fmt: skip
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, measure, print and write."""
     if settings.define:
-        print("\n".join(f"{name}: {text}" for name, text in definitions().items()))
+        for metrics in CATALOGUE.values():
+            print("\n".join(f"{key}: {text}" for key, (_, _, _, text) in metrics.items()))
         return
     comparison = together(ranks, lambda: settings.comparison(ranks))
-    rows = comparison.rows(settings, settings.conditions, settings.batch_size, ranks)
+    measuring = Measuring(
+        settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks
+    )
+    rows, band = measuring.rows()
     if not ranks.main:
         return
+    if settings.extent.relearn:
+        measuring.relearned(rows)
     print(plain(rows))
+    if band["pairs"]:
+        print(
+            f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
+            f"({band['pairs']} pairs)"
+        )
     if settings.out is not None:
-        settings.out.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "rows": rows,
-            "request": dataclasses.asdict(comparison.request),
-            "versions": versions(ranks),
-        }
-        text = json.dumps(facts, indent=2, default=str)
-        write_atomically(settings.out / "metrics.json", text + "\n")
-        write_atomically(settings.out / "table.md", markdown(rows) + "\n")
+        facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
+        written(settings, rows, {**facts, "versions": versions(ranks)})
+
+
+def written(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Write the table, the report's files and what they were made under."""
+    assert settings.out is not None
+    files = write_report(rows, settings.out, page=settings.page)
+    write_atomically(settings.out / "table.md", markdown(rows) + "\n")
+    write_atomically(
+        settings.out / "evaluation.json", json.dumps(facts, indent=2, default=str) + "\n"
+    )
+    print("wrote", ", ".join(path.name for path in files), "to", settings.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""From run folders and checkpoints to the rows of the table."""
+"""From run folders and checkpoints to the models and sets of a comparison."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from letheon.engine.checkpoint import load_model, weights_digest
-from letheon.engine.distributed import Ranks
-from letheon.engine.model import Classifier
+from letheon.engine.model import Classifier, build
 from letheon.engine.record import FINISHED
-from letheon.eval.measure import Conditions, Passes, measure, sweep
 from letheon.launch.job import Job
-from letheon.loaders.batch import Loader
 from letheon.loaders.data import open_domains
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import Data, ImageSet
 from letheon.loaders.request import Request, forget_mask, resolve
+
+CONTROLS = ("Finetune", "HeadDistillation")
+"""Methods whose runs are controls of a table."""
+_NOT_THE_METHOD = ("seed", "out", "overwrite", "device", "workers", "loader")
 
 
 @dataclass(frozen=True)
@@ -28,84 +30,65 @@ class Entry:
     """One model of the comparison."""
 
     name: str
+    role: str  # original, retrained, control, unlearned
     model: Classifier
     weights: str  # digest of the weights that were loaded
-    seconds: float | None  # of forgetting: preparation and training
+    seconds: float | None = None  # of forgetting: preparation and training
+    seed: int | None = None
+    settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Models and sets that have been found and checked."""
 
-    original: Entry | None
-    retrained: Entry | None
-    others: list[Entry]
+    entries: list[Entry]  # original, retrained, random network, then the others as given
     data: Data
     domains: dict[str, ImageSet]
     request: Request
 
-    def rows(
-        self, job: Job, conditions: Conditions, batch_size: int, ranks: Ranks
-    ) -> list[dict[str, Any]]:
-        """One row per model: original, retrained, then the others in the order given."""
-        original = self._passes(self.original, job, batch_size, ranks)
-        retrained = self._passes(self.retrained, job, batch_size, ranks)
-        rows = []
-        for entry in (self.original, self.retrained, *self.others):
-            if entry is None:
-                continue
-            known = {id(self.original): original, id(self.retrained): retrained}
-            passes = known.get(id(entry)) or self._passes(entry, job, batch_size, ranks)
-            assert passes is not None
-            row = measure(passes, original, retrained, conditions)
-            rows.append({"name": entry.name, "seconds": entry.seconds, **row})
-        return rows
+    def of_role(self, role: str) -> list[Entry]:
+        """Entries in this role, in order."""
+        return [entry for entry in self.entries if entry.role == role]
 
-    def _passes(
-        self, entry: Entry | None, job: Job, batch_size: int, ranks: Ranks
-    ) -> Passes | None:
-        if entry is None:
-            return None
-        model = entry.model.to(ranks.device)
-        sets = {"train": self.data.train, "test": self.data.test}
-        sets |= {f"domain/{name}": images for name, images in self.domains.items()}
-        loaders: dict[str, Loader] = {
-            key: job.reader(images, self._told(key, images), model.preset, batch_size, ranks)
-            for key, images in sets.items()
-        }
-        precision = job.precision.resolved(ranks.device)
-        passes = sweep(entry.name, model, loaders, ranks, entry.weights, precision)
-        model.to("cpu")
-        return passes
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """Every image set by its key in a model's passes."""
+        named = {f"domain/{name}": images for name, images in self.domains.items()}
+        return {"train": self.data.train, "test": self.data.test, **named}
 
-    def _told(self, key: str, images: ImageSet) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def told(self, key: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which images of a set belong to what was forgotten."""
+        labels = self.sets[key].labels
         if key == "train" or (key == "test" and self.request.samples is None):
-            return forget_mask(self.request, images.labels)
-        return np.zeros(len(images), dtype=bool)
+            return forget_mask(self.request, labels)
+        return np.zeros(len(labels), dtype=bool)
 
 
 def planned(
     job: Job,
     original: Path | None,
-    retrained: Path | None,
+    retrained: Sequence[Path],
     runs: Sequence[Path],
     model: str | None,
     forget: str | None,
     downstream: str | None,
+    random_control: bool = False,
 ) -> Comparison:
     """Load every model and open every set.
 
     Raises:
         InputError: nothing to measure, an unfinished run, weights that are not the recorded ones,
-            or runs that forgot different things.
+            runs that forgot different things, or two of one name.
     """
-    paths = [path for path in (original, retrained, *runs) if path is not None]
+    first = [] if original is None else [(original, "original")]
+    paths = [*first, *((path, "retrained") for path in retrained), *((path, "") for path in runs)]
     if not paths:
         raise InputError("got no model; expected --original, --retrained or --runs")
-    first = _entry(original, model), _entry(retrained, model)
-    others = [entry for path in runs if (entry := _entry(path, model)) is not None]
-    entries = [entry for entry in (*first, *others) if entry is not None]
+    names = _names([path for path, _ in paths])
+    entries = [
+        _entry(path, name, role, model) for (path, role), name in zip(paths, names, strict=True)
+    ]
     data = job.upstream(entries[0].model)
     for entry in entries:
         if entry.model.classes != len(data.classes):
@@ -113,21 +96,48 @@ def planned(
                 f"got {entry.name} of {entry.model.classes} classes; {entries[0].name} has "
                 f"{len(data.classes)}; compare models of one data set"
             )
-    request = _request([path for path in paths if path.is_dir()], forget, data, job.seed)
+    request = _request([path for path, _ in paths if path.is_dir()], forget, data, job.seed)
     domains = open_domains(downstream) if downstream is not None else {}
-    return Comparison(first[0], first[1], others, data, domains, request)
+    if random_control:
+        entries.insert(len(first) + len(retrained), _random(entries, job.seed))
+    return Comparison(entries, data, domains, request)
 
 
-def _entry(path: Path | None, model: str | None) -> Entry | None:
-    if path is None:
-        return None
+def _random(entries: Sequence[Entry], seed: int) -> Entry:
+    """A network of the first entry's architecture with new weights."""
+    known = entries[0].model
+    model = build(known.name, known.classes, seed, known.preset).eval()
+    model.class_names = known.class_names
+    name = "random"
+    if any(entry.name == name for entry in entries):
+        raise InputError(f"got a run named {name} and --random-control; rename the run's folder")
+    return Entry(name, "control", model, weights_digest(model), seed=seed)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each: its own, with the folder above where several have the same."""
+    short = [path.name if path.is_dir() else path.stem for path in paths]
+    many = Counter(short)
+    names = [
+        name if many[name] == 1 else f"{path.absolute().parent.name}/{name}"
+        for path, name in zip(paths, short, strict=True)
+    ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"got several models named {twice[0]}; give each once, or rename one")
+    return names
+
+
+def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
     facts: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if path.is_dir():
         if not (path / FINISHED).is_file():
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
             )
         facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
+        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
     loaded = load_model(path, name=model)
     digest = weights_digest(loaded)
     if facts and facts["weights"] != digest:
@@ -137,7 +147,13 @@ def _entry(path: Path | None, model: str | None) -> Entry | None:
         )
     seconds = facts.get("seconds")
     spent = None if seconds is None else seconds["prepare"] + seconds["train"]
-    return Entry(path.name if path.is_dir() else path.stem, loaded, digest, spent)
+    known = "control" if facts.get("method") in CONTROLS else "unlearned"
+    seed = settings.get("seed")
+    method = {"method": facts.get("method", str(path))}
+    told = method | {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD}
+    return Entry(
+        name, role or known, loaded, digest, spent, seed, json.dumps(told, sort_keys=True)
+    )  # fmt: skip
 
 
 def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int) -> Request:
@@ -150,7 +166,7 @@ def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int)
         if file.is_file():
             facts = json.loads(file.read_text(encoding="utf-8"))
             samples = None if facts["samples"] is None else tuple(facts["samples"])
-            told[folder.name] = Request(
+            told[str(folder)] = Request(
                 facts["text"], tuple(facts["classes"]), samples, facts["digest"],
                 tuple(facts["notes"]),
             )  # fmt: skip

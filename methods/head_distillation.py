@@ -19,10 +19,10 @@ from letheon.loaders.errors import InputError
 class HeadDistillation(Method):
     """HD: teach the last linear layer never to name the forgotten classes; the encoder stays.
 
-    No way to forget, but a control for evaluations (after Kim et al. 2025, "Are We Truly
-    Forgetting?"): by its answers the model has forgotten, by its features it is the original, bit
-    for bit. The head learns the original head's probabilities with the forgotten classes' logits
-    at minus infinity, over forget and retain samples alike; batch-norm is frozen.
+    No way to forget, but a control for evaluations (Jeon et al. 2026, arXiv 2405.17878): by its
+    answers the model has forgotten, by its features it is the original, bit for bit. The head
+    learns the original head's probabilities with the forgotten classes' logits at minus infinity,
+    over forget and retain samples alike; batch-norm is frozen.
     """
 
     recipe: Recipe = Recipe(epochs=10, lr=0.1, weight_decay=0.0, batch_norm="frozen")

@@ -1,0 +1,212 @@
+"""The rows of a comparison: every model through the same passes and the same metrics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from letheon.engine.distributed import Ranks
+from letheon.eval.audit import Beside, Subject, audit
+from letheon.eval.audit_ensemble import ensemble, margins
+from letheon.eval.audit_membership import some
+from letheon.eval.audit_probes import BALANCED, check_finite
+from letheon.eval.audit_relearn import Lesson, curves, told
+from letheon.eval.layers import stages
+from letheon.eval.measure import Conditions, cka_band, measure
+from letheon.eval.passes import Store, sweep
+from letheon.launch.job import Job
+from letheon.launch.rows import Comparison, Entry
+from letheon.loaders.batch import Loader
+from letheon.loaders.errors import InputError
+
+_BALANCED_MOST = 2_000  # forget images, and as many others, for IDI and for relearning
+_HELD_MOST = 1_000  # held-out images that the relearn curve asks
+_ITSELF = "this is the reference itself"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    depth: Literal["quick", "full"] = "quick"
+    """quick: accuracy, k-NN and CKA; full: also membership attacks, divergences, probes, IDI, CKA
+    layer by layer, the domain matrix, confusions and weight distances."""
+    relearn: int = 0
+    """Steps of the relearn curves; 0 draws none."""
+    cache: Path | None = None
+    """Folder where outputs are kept and found again; on a file system that all ranks share."""
+
+    def __post_init__(self) -> None:
+        if self.relearn < 0:
+            raise InputError(f"got --relearn {self.relearn}; expected a number of steps, or 0")
+
+    @property
+    def full(self) -> bool:
+        """Whether all metrics are wanted."""
+        return self.depth == "full"
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """One evaluation; every rank must call, and gets the same, but for relearning."""
+
+    job: Job
+    comparison: Comparison
+    conditions: Conditions
+    extent: Extent
+    batch_size: int
+    ranks: Ranks
+
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """One row per model, and the band of CKA between the retrained ones."""
+        of = self.comparison
+        kept = {
+            id(entry): self._subject(entry)
+            for entry in of.entries
+            if entry.role in ("original", "retrained") or entry.name == "random"
+        }
+        original, untrained = (
+            next((kept[id(entry)] for entry in of.entries if wanted(entry)), None)
+            for wanted in (
+                lambda entry: entry.role == "original",
+                lambda entry: entry.role == "control" and id(entry) in kept,
+            )
+        )
+        retrained = tuple(kept[id(entry)] for entry in of.of_role("retrained"))
+        beside = Beside(
+            original, retrained, untrained.passes if untrained else None,
+            of.request.classes, of.data.classes,
+        )  # fmt: skip
+        rows, known = [], {}
+        for entry in of.entries:
+            subject = kept.get(id(entry)) or self._subject(entry)
+            rows.append(self._row(entry, subject, beside))
+            if self.extent.full:
+                known[entry.name] = margins(subject.passes)
+        self._of_methods(rows, known)
+        return rows, cka_band([subject.passes for subject in retrained], self.ranks)
+
+    def _row(self, entry: Entry, subject: Subject, beside: Beside) -> dict[str, Any]:
+        check_finite(subject.passes)
+        first = beside.retrained[0] if beside.retrained else None
+        full = self.extent.full
+        row = measure(
+            subject.passes,
+            beside.original.passes if beside.original else None,
+            first.passes if first else None,
+            replace(self.conditions, matrix=True) if full else self.conditions,
+            self.ranks,
+        )
+        if full:
+            more = audit(subject, beside, self.ranks)
+            row |= {**more, "why": row["why"] | more["why"]}
+        if subject is first:
+            _blank(row, several=len(beside.retrained) > 1)
+        return {
+            "name": entry.name,
+            "role": entry.role,
+            "seed": entry.seed,
+            "seconds": entry.seconds,
+            "classes": list(beside.names),
+            "forgotten": list(beside.forgotten),
+            **row,
+        }
+
+    def _of_methods(self, rows: Sequence[dict[str, Any]], known: dict[str, Tensor]) -> None:
+        """What needs several runs of a method, in the row of each run."""
+        if not known:
+            return
+        retrained = [known[entry.name] for entry in self.comparison.of_role("retrained")]
+        for entry, row in zip(self.comparison.entries, rows, strict=True):
+            if entry.role not in ("unlearned", "control"):
+                continue
+            alike = [
+                known[other.name]
+                for other in self.comparison.of_role(entry.role)
+                if other.settings == entry.settings
+            ]
+            found = ensemble(alike, retrained)
+            row |= {**found.values, "why": row["why"] | found.why}
+
+    def _subject(self, entry: Entry) -> Subject:
+        """The model's passes over all sets, with the layers where they are wanted."""
+        ranks, extent, of = self.ranks, self.extent, self.comparison
+        model = entry.model.to(ranks.device)
+        loaders: dict[str, Loader] = {key: self._reader(key, entry, ranks) for key in of.sets}
+        parts: dict[str, list[int]] = {}
+        taps: tuple[str, ...] = ()
+        if extent.full:
+            loaders[BALANCED], taps = loaders["train"], stages(model)
+            parts[BALANCED] = self._balanced()
+        passes = sweep(
+            entry.name, model, loaders, ranks, entry.weights,
+            self.job.precision.resolved(ranks.device), taps, self._store(), parts,
+        )  # fmt: skip
+        model.to("cpu")
+        return Subject(passes, model)
+
+    def _reader(self, key: str, entry: Entry, ranks: Ranks) -> Loader:
+        images, preset = self.comparison.sets[key], entry.model.preset
+        return self.job.reader(images, self.comparison.told(key), preset, self.batch_size, ranks)
+
+    def _store(self) -> Store | None:
+        if self.extent.cache is None:
+            return None
+        sets = {}
+        for key, images in self.comparison.sets.items():
+            mask = self.comparison.told(key).tobytes()
+            digest = hashlib.sha256(images.digest.encode() + mask).hexdigest()
+            sets[key] = (digest, len(images))
+        return Store(self.extent.cache, {**sets, BALANCED: sets["train"]})
+
+    def _balanced(self) -> list[int]:
+        """Forget images, and as many others; the same for every model."""
+        forget = torch.from_numpy(self.comparison.told("train"))
+        least = min(int(forget.sum()), int((~forget).sum()), _BALANCED_MOST)
+        return torch.cat([some(forget, least), some(~forget, least)]).sort().values.tolist()
+
+    def relearned(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Enter the relearn curves; for one rank alone, the others need not wait."""
+        of, alone = self.comparison, Ranks(device=self.ranks.device)
+        asked = some(torch.from_numpy(of.told("test")), _HELD_MOST).tolist()
+        if not asked:
+            for row in rows:
+                row["why"]["relearn"] = "single samples were forgotten: none of them is held out"
+            return
+        found = {}
+        for entry in of.entries:
+            images, labels = _read(self._reader("train", entry, alone), self._balanced())
+            held_images, held_labels = _read(self._reader("test", entry, alone), asked)
+            lesson = Lesson(images, labels, held_images, held_labels, self.extent.relearn)
+            found[entry.name] = curves(entry.model, lesson, alone.device)
+        original, first = (
+            next((found[entry.name] for entry in of.of_role(role)), None)
+            for role in ("original", "retrained")
+        )
+        for row in rows:
+            reference = None if found[row["name"]] is first else first
+            row |= told(found[row["name"]], original, reference)
+
+
+def _read(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images and labels of these samples, on the host."""
+    batches = list(loader.sweep(indices))
+    images = torch.cat([batch.images.cpu().float() for batch in batches])
+    return images, torch.cat([batch.labels.cpu() for batch in batches])
+
+
+def _blank(row: dict[str, Any], several: bool) -> None:
+    """A model compared with itself says nothing of the spread between retrained models."""
+    layered = ("cka_by_layer", "cka_floor_by_layer")
+    for key in list(row):
+        if key in layered or (several and (key == "gap" or key.startswith("cka_retrained"))):
+            row[key] = None
+            row["why"][key] = _ITSELF
+    for key in layered:
+        row.pop(key, None)

@@ -1,0 +1,206 @@
+"""A full row: every key from its own definition, and a reason for each that has no ingredients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import roc_auc_score
+
+from letheon.engine.model import Classifier, build
+from letheon.eval.audit import Beside, Subject, audit
+from letheon.eval.audit_ensemble import ensemble, margins
+from letheon.eval.audit_membership import some
+from letheon.eval.audit_probes import BALANCED, check_finite
+from letheon.eval.audit_relearn import HEAD, WHOLE, Lesson, curves, told
+from letheon.eval.catalogue import CATALOGUE
+from letheon.eval.features import Outputs
+from letheon.eval.membership_models import klom, u_lira
+from letheon.eval.passes import Passes
+from letheon.eval.probes_information import idi, information
+from letheon.eval.probes_relearn import Relearned
+from letheon.loaders.errors import InputError
+
+CLASSES = 4
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def outputs(
+    n: int, seed: int, labels_seed: int, taps: bool = False, strength: float = 0.5
+) -> Outputs:
+    labels = torch.from_numpy(np.random.default_rng(labels_seed).integers(0, CLASSES, n))
+    draw = np.random.default_rng(seed + 100)
+    features = torch.from_numpy(draw.normal(size=(n, 64)))
+    features[:, :CLASSES] += 4 * strength * torch.eye(CLASSES)[labels]
+    features = features.float()
+    logits = torch.from_numpy(draw.normal(size=(n, CLASSES))).float()
+    logits[torch.arange(n), labels] += 1
+    pooled = {"net.conv1": features[:, :5] * 0.5} if taps else {}
+    return Outputs(features, logits, labels, labels == 1, torch.arange(n), pooled)
+
+
+def subject(name: str, seed: int, classes_of: int = CLASSES) -> Subject:
+    made = {"train": outputs(160, seed * 10, 1), "test": outputs(90, seed * 10 + 1, 2, taps=True)}
+    strength = 1.0 if name == "original" else 0.2
+    made[BALANCED] = outputs(80, seed * 10 + 2, 3, taps=True, strength=strength)
+    return Subject(Passes(name, made, name), build("small", classes_of, seed))
+
+
+def beside(**changes: object) -> Beside:
+    whole = Beside(
+        subject("original", 1), (subject("r2", 2), subject("r3", 3)), subject("random", 4).passes,
+        (1,), NAMES,
+    )  # fmt: skip
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def test_every_key_is_its_definition() -> None:
+    model, others = subject("a", 5), beside()
+    row = audit(model, others)
+    assert row["why"] == {}
+    known = {key for group in CATALOGUE.values() for key in group}
+    shares = {key for key, value in row.items() if isinstance(value, float)}
+    assert shares <= known and len(shares) >= 22
+    train, test = model.passes.outputs["train"], model.passes.outputs["test"]
+
+    def softmax(side: Outputs, rows: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
+        z = side.logits[rows].double().numpy()
+        e = np.exp(z - z.max(1, keepdims=True))
+        return np.asarray(e / e.sum(1, keepdims=True))
+
+    mine = softmax(train, train.forget)
+    theirs = [softmax(o.passes.outputs["train"], train.forget) for o in others.retrained]
+    js = [jensenshannon(mine, p, axis=1) ** 2 for p in theirs]  # scipy gives the root
+    assert row["js"] == pytest.approx(np.mean(js))
+    assert row["activation_distance"] == pytest.approx(
+        np.mean([np.linalg.norm(mine - p, axis=1) for p in theirs])
+    )
+    named = [o.passes.outputs["test"].logits.argmax(1) for o in others.retrained]
+    agreeing = np.mean([(test.logits.argmax(1) == n).double().mean() for n in named])
+    assert row["completeness"] == pytest.approx(agreeing)
+    assert others.random is not None
+    untrained = softmax(others.random.outputs["train"], train.forget)
+    assert row["zrf"] == pytest.approx(1 - (jensenshannon(mine, untrained, axis=1) ** 2).mean())
+
+    p_in, p_out = mine[:, 1], softmax(test, test.labels == 1)[:, 1]
+    truth = np.r_[np.ones(len(p_in)), np.zeros(len(p_out))]
+    assert row["mia_auc"] == pytest.approx(roc_auc_score(truth, np.r_[p_in, p_out]))
+    assert row["mia_within_class_auc"] == pytest.approx(row["mia_auc"])  # one class
+
+    def bits(of: Subject) -> dict[str, float]:
+        side = of.passes.outputs[BALANCED]
+        layers = {**side.taps, "features": side.features}
+        return {name: information(rows, side.forget) for name, rows in layers.items()}
+
+    first, second = map(bits, others.retrained)
+    mean = {layer: (first[layer] + second[layer]) / 2 for layer in first}
+    assert others.original is not None
+    assert row["idi"] == pytest.approx(idi(bits(model), mean, bits(others.original)).value)
+
+    def flat(of: Classifier) -> torch.Tensor:
+        return torch.cat([p.detach().double().flatten() for p in of.parameters()])
+
+    moved = [
+        float((flat(model.model) - flat(o.model)).norm() / flat(o.model).norm())
+        for o in others.retrained
+    ]
+    assert row["weight_distance_retrained"] == pytest.approx(np.mean(moved))
+    assert row["head_confusion"]["rows"] == ["bee"]
+    assert len(row["embedding"]["points"]) == len(row["embedding"]["labels"])
+
+
+def test_the_original_told_again_has_index_one_and_distance_zero() -> None:
+    others = beside()
+    assert others.original is not None
+    row = audit(replace(others.original), others)
+    assert row["idi"] == pytest.approx(1) and row["weight_distance_original"] == 0
+
+
+def test_what_is_missing_has_its_reason() -> None:
+    model = subject("a", 5)
+    row = audit(model, beside(original=None, retrained=(), random=None, forgotten=()))
+    asked = {
+        "rmia_auc": "--retrained", "js": "--retrained", "idi": "--original",
+        "zrf": "--random-control", "probe_forgotten": "whole classes",
+        "weight_distance_original": "--original", "embedding": "whole classes",
+    }  # fmt: skip
+    for key, reason in asked.items():
+        assert row[key] is None and reason in row["why"][key]
+    assert row["svc_efficacy_confidence"] is not None
+    one = subject("r", 6)
+    alone = audit(one, beside(retrained=(one,)))
+    assert alone["js"] is None and "besides this one" in alone["why"]["js"]
+    other_head = audit(model, beside(retrained=(subject("wide", 3, 7),)))
+    assert "fc.weight" in other_head["why"]["weight_distance_retrained"]
+
+
+def test_membership_of_samples_from_every_class() -> None:
+    model = subject("a", 5)
+    train = model.passes.outputs["train"]
+    mixed = replace(train, forget=torch.arange(len(train)) % 3 == 0)
+    model.passes.outputs["train"] = mixed
+    row = audit(model, beside(forgotten=()))
+    assert row["rmia_auc"] is not None and row["mia_auc"] is not None
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [("tap", "layer net.conv1"), ("features", "the pooled features"), ("logits", "the logits")],
+)
+def test_values_that_are_not_numbers_name_their_layer(where: str, named: str) -> None:
+    passes = subject("mine", 1).passes
+    side = passes.outputs["test"]
+    rows = side.taps["net.conv1"] if where == "tap" else getattr(side, where)
+    rows[3, 0] = float("inf") if where == "tap" else float("nan")
+    with pytest.raises(InputError, match=f"1 of 90 images in {named} of mine on the test set"):
+        check_finite(passes)
+
+
+def test_methods_of_several_runs() -> None:
+    passes = [subject(str(seed), seed).passes for seed in range(1, 8)]
+    ours, theirs = [[margins(p) for p in part] for part in (passes[:3], passes[3:])]
+    found = ensemble(ours, theirs)
+    assert found.values["u_lira"] == u_lira(torch.stack(ours), torch.stack(theirs)).accuracy
+    spread = klom(torch.stack(ours), torch.stack(theirs))
+    assert found.values["klom_p95"] == pytest.approx(np.quantile(spread, 0.95))
+    few = ensemble(ours[:2], theirs)
+    assert few.values["u_lira"] is None and "needs 3 of each" in few.why["u_lira"]
+
+
+def test_some_rows_are_the_same_for_every_model_and_no_more_than_asked() -> None:
+    rows = torch.arange(50) % 2 == 0
+    chosen = some(rows, 7)
+    assert len(chosen) == 7 and bool(rows[chosen].all()) and bool((chosen.diff() > 0).all())
+    assert torch.equal(chosen, some(rows, 7)) and torch.equal(some(rows), rows.nonzero()[:, 0])
+
+
+def test_relearning_leaves_the_model_and_its_head_only_form_leaves_the_encoder() -> None:
+    model = build("small", CLASSES, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) % 2
+    images = torch.randn(24, 3, 16, 16, generator=generator) + labels[:, None, None, None]
+    lesson = Lesson(images, labels, images, labels, steps=30)
+    found = curves(model, lesson, torch.device("cpu"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    for curve in found.values():
+        assert curve.steps[0] == 0 and curve.steps[-1] == 30
+        assert curve.accuracy[-1] > 0.9 and curve.accuracy[0] < 0.9
+    model.eval()
+    start = float((model(images).logits.argmax(1) == labels).double().mean())
+    assert found[WHOLE].accuracy[0] == found[HEAD].accuracy[0] == pytest.approx(start)
+
+
+def test_relearn_steps_are_counted_to_the_originals_accuracy() -> None:
+    def both(*accuracy: float) -> dict[str, Relearned]:
+        curve = Relearned([0, 5, 10], list(accuracy), None)
+        return {WHOLE: curve, HEAD: curve}
+
+    row = told(both(0.0, 0.5, 0.9), both(0.9, 0.9, 0.9), both(0.0, 0.88, 0.9))
+    assert (row["relearn_steps"], row["anamnesis_index"]) == (10, 2.0)
+    assert told(both(0.0, 0.5, 0.6), both(0.9, 0.9, 0.9), None)["relearn_steps"] is None
+    assert "relearn_steps" not in told(both(0.0, 0.5, 0.6), None, None)
