@@ -1,0 +1,230 @@
+"""The whole training step, rung by rung, from the field's plain loop to ours compiled.
+
+    python benchmarks/bench_step.py --out benchmarks/results/step_cpu.csv
+    python benchmarks/bench_step.py --out ... --append --only accuracy --data FOLDER
+
+Synthetic input that is already on the device. The first rungs are the plain loop (field_step.py);
+from "our step" on it is the step of `engine/step.py`: fused optimiser, SalUn's mask in one pass,
+the teacher folded, nothing read back. Every repeat runs all rungs in turn. Rows named "ratio"
+divide medians: over the first rung, and over the fastest eager fp32 rung.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import tyro
+from field_step import Kind, field_step
+from harness import Row, interleave, row, show, write
+from torch import Tensor
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.method import Method, Run
+from letheon.engine.model import Classifier, build
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.engine.step import assemble
+from letheon.eval.accuracy import top1
+from letheon.eval.features import extract
+from letheon.kernels.keyed import uniform
+from letheon.loaders.batch import Batch
+from letheon.loaders.data import open_data
+from letheon.loaders.torch_loader import TorchLoader
+from letheon.methods.finetune import Finetune
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn
+from letheon.methods.spkd import Spkd
+from letheon.methods.train import Train
+
+RECIPE = Recipe(epochs=1, lr=1e-4)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    out: Path = Path("benchmarks/results/step_cpu.csv")
+    append: bool = False
+    """keep the rows that are in --out"""
+    model: str = "resnet18"
+    size: int = 64
+    """pixels"""
+    batch: int = 64
+    repeats: int = 8
+    compile: bool = True
+    """the last rung; its first step takes a minute or two"""
+    device: str = "cpu"
+    only: tuple[str, ...] = ("plain", "salun", "spkd", "accuracy")
+    data: str = "digits"
+    """for the accuracies"""
+    network: str = "small"
+    """for the accuracies"""
+    epochs: int = 8
+    """for the accuracies"""
+    train_images: int = 0
+    """for the accuracies; 0 for all"""
+    seeds: int = 3
+
+
+def synthetic(options: Options) -> Batch:
+    """Random images and labels; every fourth sample is to be forgotten."""
+    torch.manual_seed(0)
+    n = options.batch
+    images = torch.randn(n, 3, options.size, options.size).to(memory_format=torch.channels_last)
+    index = torch.arange(n)
+    labels = torch.randint(0, 100, (n,))
+    return Batch(images, labels, index % 4 == 0, index, n).to(torch.device(options.device))
+
+
+def masks_of(model: Classifier) -> list[Tensor]:
+    """Half of the weights, at random: which ones does not matter for the time."""
+    torch.manual_seed(1)
+    return [torch.rand_like(p) < 0.5 for p in model.parameters()]
+
+
+def our_step(
+    model: Classifier, batch: Batch, kind: Kind, masks: list[Tensor], precision: Precision
+) -> tuple[Callable[[], object], Callable[[], float]]:
+    """The engine's step on its own copy of the model, and the seconds it has compiled for."""
+    methods: dict[Kind, Method] = {
+        "plain": Finetune(RECIPE),
+        "salun": SalUn(RandomLabel(RECIPE)),
+        "spkd": Spkd(RECIPE, ce_weight=10.0, sp_weight=10.0),
+    }
+    method = methods[kind]
+    run = Run(
+        copy.deepcopy(model), cast(Any, None), RECIPE, Ranks(device=batch.images.device), 0,
+        batch.forget, (), precision,
+    )  # fmt: skip
+    run.epoch = run.epoch.to(run.ranks.device)
+    precision.apply(run.model, run.ranks.device)
+    if isinstance(method, SalUn):  # the mask is given, not made of gradients
+        run.state["mask"] = masks
+        method.inner.prepare(run)
+    else:
+        method.prepare(run)
+    phase = method.epoch(run, 0)[-1]
+    step = assemble(method, run)
+    run.model.train()
+    return lambda: step.take(phase, batch, 1e-4), lambda: step.compile_seconds
+
+
+def timed(
+    variants: dict[str, Callable[[], object]], options: Options
+) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds by clock, variant and repeat, the variants in turn.
+
+    On the CPU also the processor time of this process: with one thread and other jobs on the
+    machine it is the steadier clock.
+    """
+    if options.device != "cpu":
+        return {"time": interleave(variants, options.repeats, 3, device=options.device)}
+    wall: dict[str, list[float]] = {name: [] for name in variants}
+    spent: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(options.repeats + 2):
+        for name, step in variants.items():
+            wall_before, spent_before = time.perf_counter(), time.process_time()
+            step()
+            if repeat >= 2:
+                wall[name].append(1e3 * (time.perf_counter() - wall_before))
+                spent[name].append(1e3 * (time.process_time() - spent_before))
+    return {"time": wall, "processor time": spent}
+
+
+def ladder(options: Options, kind: Kind) -> list[Row]:
+    """Milliseconds of each rung, and the ratios."""
+    model, batch = build(options.model, 100, seed=0), synthetic(options)
+    model.to(batch.images.device)
+    masks = masks_of(model)
+    variants: dict[str, Callable[[], object]] = {}
+    for name, last, bf16 in (
+        ("field: fp32 NCHW, loss read back", False, False),
+        ("field, channels-last", True, False),
+        ("field, channels-last, bf16", True, True),
+    ):
+        variants[name] = field_step(model, batch, kind, masks, last, bf16, 1e-4)
+    compiling = {}
+    for name, precision in (
+        ("our step, fp32", Precision("fp32")),
+        ("our step, bf16", Precision("bf16")),
+        ("our step, bf16, compiled", Precision("bf16", compile="default")),
+    ):
+        if precision.compile == "off" or options.compile:
+            variants[name], compiling[name] = our_step(model, batch, kind, masks, precision)
+    x = f"{options.model} {options.size}px b{options.batch}"
+
+    def entry(variant: str, values: list[float], metric: str, unit: str) -> Row:
+        return row(f"step {kind}", variant, values, metric=metric, unit=unit, mode="step", x=x,
+                   device=options.device)  # fmt: skip
+
+    rows: list[Row] = []
+    for clock, times in timed(variants, options).items():
+        of_clock = {v: entry(v, t, clock, "ms") for v, t in times.items()}
+        eager = [v for v in times if "bf16" not in v]
+        fp32 = min(eager, key=lambda v: of_clock[v].median)
+        rows += of_clock.values()
+        for over, name in ((next(iter(times)), "the plain loop"), (fp32, f"{fp32!r}")):
+            for variant, ours in times.items():
+                each = [base / mine for base, mine in zip(times[over], ours, strict=True)]
+                ratio = entry(variant, each, f"{clock} ratio over {name}", "x")
+                share = of_clock[over].median / of_clock[variant].median
+                rows.append(replace(ratio, median=round(share, 3)))
+    for variant, seconds in compiling.items():
+        if seconds():
+            rows.append(entry(variant, [seconds()], "compile", "s"))
+    return rows
+
+
+def accuracies(options: Options) -> list[Row]:
+    """Top-1 on held-out images after the same short training in fp32 and in bf16."""
+    data = open_data(options.data)
+    rows, device = [], torch.device(options.device)
+    recipe = Recipe(epochs=options.epochs, lr=0.1, batch_size=64, schedule="cosine")
+    n = len(data.train.labels)
+    for dtype in ("fp32", "bf16"):
+        shares = []
+        for seed in range(options.seeds):
+            model = build(options.network, len(data.classes), seed)
+            forget = np.zeros(n, bool)
+            if options.train_images:  # the rest is left out: a phase on "retain" alone
+                order = uniform(0, "subset", 0, torch.arange(n), 1)[:, 0].argsort().numpy()
+                forget[order[options.train_images :]] = True
+            loader = TorchLoader(data.train, forget, model.preset, 64, seed)
+            method: Method = Finetune(recipe) if options.train_images else Train(recipe)
+            run = Run(model, loader, recipe, Ranks(device=device), seed,
+                      torch.from_numpy(forget).to(device), (),
+                      Precision(dtype).resolved(device))  # type: ignore[arg-type]  # fmt: skip
+            started = time.perf_counter()
+            run_method(method, run)
+            spent = time.perf_counter() - started
+            test = TorchLoader(data.test, np.zeros(len(data.test), bool), model.preset, 250, 0)
+            share = top1(extract(model, test, Ranks(device=device))).share
+            shares.append(float(share or 0.0))
+            print(f"{dtype} seed {seed}: {shares[-1]:.4f} in {spent:.1f} s", flush=True)
+        x = f"{options.network} {Path(options.data).name} {options.train_images or n} images"
+        x += f" {options.epochs} epochs"
+        rows.append(row("accuracy", dtype, shares, metric="top-1, held out", unit="share",
+                        mode="train", x=x, device=options.device))  # fmt: skip
+    return rows
+
+
+def main(options: Options) -> None:
+    """Run what is asked for and write after each."""
+    rows: list[Row] = []
+    for name in options.only:
+        new = accuracies(options) if name == "accuracy" else ladder(options, cast(Kind, name))
+        show(new)
+        rows = new
+        write(rows, options.out, append=options.append or name != options.only[0])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
