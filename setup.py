@@ -27,6 +27,7 @@ setup(
     extras_require={
         "ffcv": ["ffcv>=1.0.2; python_version < '3.12'"],
         "dali": ["nvidia-dali-cuda130>=2.4"],
+        "fast": ["simplejpeg>=1.9", "turbojpeg>=0.0.2"],
         "faiss": ["faiss-cpu>=1.9"],
         "faiss-gpu": ["faiss-gpu>=1.15"],
         "report": ["matplotlib>=3.10"],
