@@ -4,8 +4,8 @@
 
 Each point runs in a process of its own, so that its peak memory is its own: the peak is what the
 work added to the process before it. A curve's exponent is the slope of log(value) over log(x) by
-least squares; n log n has about 1.07 between 10^4 and 10^6. The exit code is 1 where time or memory
-grows faster with the number of images than that, with a margin for noise.
+least squares; that of n log n is 1.07 to 1.11 between 10^4 and 10^6. The exit code is 1 where time
+or memory grows faster with the number of images than that, with a margin for noise.
 """
 
 from __future__ import annotations

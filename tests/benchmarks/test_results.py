@@ -109,3 +109,25 @@ def test_update_gap_and_shares_of_a_job() -> None:
     shares = {p: s for p, s in _jobs()["salun"].items() if p in spent}
     total = _sum([spent[p] for p in shares], list(shares.values()))
     assert total.wall == pytest.approx(7.0) and total.parts["data"] == pytest.approx(7 / 6)
+
+
+@pytest.mark.slow
+def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -> None:
+    import csv
+    import subprocess
+    import sys
+
+    out = tmp_path / "out.csv"
+    told = ["--out", str(out), "--settings", "small, 64 px", "--scale", "0.1", "--no-bf16"]
+    script = ROOT / "benchmarks" / "bench_end_to_end.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), *told], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = list(csv.DictReader(out.open(newline="")))
+    for side in ("baseline", "ours fp32"):
+        found = {r["metric"]: float(r["median"]) for r in rows
+                 if r["variant"] == side and r["x"].endswith(": spkd")}  # fmt: skip
+        parts = sum(value for metric, value in found.items() if metric.startswith("part "))
+        assert parts == pytest.approx(found["wall"], rel=0.01)
+        assert found["part compute"] > 0 and found["part data"] > 0
