@@ -156,7 +156,11 @@ def draw(results: Path, out: Path) -> list[Path]:
 
 def main(options: Options) -> int:
     """Write or compare; the exit code."""
-    content = table(read(options.results / "end_to_end_cpu.csv"))
+    source = options.results / "end_to_end_cpu.csv"
+    if not source.is_file():
+        print(f"plot: got no {source}; make it with benchmarks/bench_end_to_end.py")
+        return 2
+    content = table(read(source))
     text = options.readme.read_text(encoding="utf-8") if options.readme.is_file() else ""
     found = between(text)
     if options.check:

@@ -52,6 +52,7 @@ def test_the_table_is_written_between_the_markers_and_checked(tmp_path: Path) ->
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| small, 64 px | SPKD | 12.0 | 3.0 | 4.00 | - | - | - |" in text
     assert main(Options(**told, check=True)) == 0
+    assert main(Options(readme, results=tmp_path / "none")) == 2
     assert "<svg" in (tmp_path / "pictures" / "end_to_end_cpu.svg").read_text()
 
 
