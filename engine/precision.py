@@ -29,6 +29,14 @@ class Precision:
     wire: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
 
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.reduce == "ddp" and self.compile != "off":
+            raise InputError(
+                f"got --reduce ddp with --compile {self.compile}; buckets cut the graph; "
+                "use --reduce flat or auto"
+            )
+
     def resolved(self, device: torch.device) -> Precision:
         """The same with `auto` decided for this device; refuses what the device cannot do."""
         dtype = self.dtype
@@ -40,16 +48,7 @@ class Precision:
         return replace(self, dtype=dtype)
 
     def reduction(self, world: int) -> Literal["none", "ddp", "flat"]:
-        """How this many ranks join their gradients; a single rank may still ask for flat buffers.
-
-        Raises:
-            InputError: ddp and compile together, which gives no whole graph.
-        """
-        if self.reduce == "ddp" and self.compile != "off" and world > 1:
-            raise InputError(
-                f"got --reduce ddp with --compile {self.compile}; buckets cut the graph; "
-                "use --reduce flat or auto"
-            )
+        """How this many ranks join their gradients; one rank may still ask for flat buffers."""
         if self.reduce == "flat" or (world > 1 and self.compile != "off"):
             return "flat"
         return "ddp" if world > 1 else "none"

@@ -108,7 +108,7 @@ def test_the_way_that_is_chosen() -> None:
     assert Precision(compile="default").reduction(2) == "flat"
     assert Precision(reduce="flat").reduction(1) == "flat"
     with pytest.raises(InputError, match="--reduce ddp"):
-        Precision(compile="max", reduce="ddp").reduction(2)
+        Precision(compile="max", reduce="ddp")
 
 
 def test_similarities_of_a_whole_batch_refuse_micro_batches() -> None:
