@@ -2,8 +2,8 @@
 
 The split is a function of the number of images and a seed; image i is the i-th in the sorted list
 of files, so it is the same on every file system. It is not stratified, as the seed's was not.
-`split_files/` holds the files of Office-Home's domains and CUB-200-2011, for use elsewhere; every other
-set's can be written with `save`.
+`split_files/` holds the files of Office-Home's domains and CUB-200-2011, for use elsewhere; every
+other set's can be written with `save`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ step() {
     $launch "$here/$script.py" "$@"
 }
 
-step forget $common --out "$out/grad-ascent" grad-ascent --epochs 2 --lr 5e-4 --batch-size 64
+step forget $common --out "$out/grad-ascent" grad-ascent --epochs 1 --lr 2e-4 --batch-size 64
 step forget $common --out "$out/salun" salun --density 0.5 random-label --epochs 1 --lr 0.01 --batch-size 64
 step forget $common --out "$out/spkd" spkd --epochs 1 --lr 3e-4 --batch-size 64
 step evaluate --data "$imagenette" --downstream "$pacs" --model efficientnet_lite0 --original "$weights" --dtype bf16 \

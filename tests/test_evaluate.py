@@ -1,0 +1,183 @@
+"""`evaluate --depth full` from end to end: rows, files, cache, ranks, models that diverged."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from letheon.engine.checkpoint import load_model, save_model
+from letheon.engine.distributed import Ranks
+from letheon.engine.recipe import Recipe
+from letheon.launch import evaluate, forget
+from letheon.launch.measured import Extent
+from letheon.methods.finetune import Retrain
+from letheon.methods.head_distillation import HeadDistillation
+from tests.launch_tools import ROOT, Scripts, torchrun
+
+SCHEMA = json.loads((ROOT / "docs" / "metrics.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def runs(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two retrained models and a head distillation, which forgot the digits 3 and 8."""
+    folder = tmp_path_factory.mktemp("runs")
+    training = Retrain(Recipe(epochs=6, lr=0.1, schedule="cosine"))
+    methods = {
+        "retrain-2": (2, training),
+        "retrain-3": (3, training),
+        "head": (1, HeadDistillation(Recipe(epochs=4, lr=0.1, weight_decay=0.0))),
+    }
+    for name, (seed, method) in methods.items():
+        settings = forget.Settings(
+            weights=original, forget="class:3,8", out=folder / name, method=method, seed=seed
+        )
+        forget.main(settings, Ranks())
+    return {name: folder / name for name in methods}
+
+
+def asked(original: Path, runs: dict[str, Path]) -> list[object]:
+    return [
+        "--original", original, "--retrained", runs["retrain-2"], runs["retrain-3"],
+        "--runs", runs["head"], "--downstream", "digits", "--random-control",
+        "--device", "cpu", "--depth", "full",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(
+    original: Path, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a full evaluation, with a cache beside it."""
+    out = tmp_path_factory.mktemp("full") / "table"
+    settings = evaluate.Settings(
+        original=original, retrained=(runs["retrain-2"], runs["retrain-3"]), runs=(runs["head"],),
+        downstream="digits", random_control=True, out=out,
+        extent=Extent(depth="full", relearn=10, cache=out.parent / "cache"),
+    )  # fmt: skip
+    evaluate.main(settings, Ranks())
+    return out
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    document = json.loads((folder / "metrics.json").read_text())
+    jsonschema.validate(document, SCHEMA)
+    return {row["name"]: row for row in document["rows"]}
+
+
+def test_a_full_table_exposes_head_distillation(written: Path) -> None:
+    rows = rows_of(written)
+    assert [(name, row["role"]) for name, row in rows.items()] == [
+        ("original", "original"), ("retrain-2", "retrained"), ("retrain-3", "retrained"),
+        ("random", "control"), ("head", "control"),
+    ]  # fmt: skip
+    head, retrained = rows["head"], rows["retrain-3"]
+    # By its answers it forgot,
+    assert head["FA"] < 0.02 and head["TRA"] > 0.8 and head["tow"] > 0.6
+    assert head["svc_efficacy_confidence"] > 0.95
+    # by its features it is the original.
+    assert head["cka_original"] == pytest.approx(1)
+    assert retrained["cka_original"] < 0.95
+    assert head["idi"] == pytest.approx(1) and abs(retrained["idi"]) < 0.8
+    assert all(v == pytest.approx(w) for v, w in zip(
+        head["cka_by_layer"].values(), rows["original"]["cka_by_layer"].values(), strict=True
+    ))  # fmt: skip
+    for key in ("probe_forgotten", "probe_few_shot", "knn"):
+        assert head[key] == rows["original"][key]
+    assert head["knn_confusion"] == rows["original"]["knn_confusion"]
+    assert head["relearn"]["whole network"]["steps"][-1] == 10
+    assert len(head["domain_matrix"]) == len(head["domain_matrix"]["ink"]) > 1
+    assert head["conditions"]["digest"] != rows["original"]["conditions"]["digest"]
+    assert "needs 3 of each" in head["why"]["u_lira"]
+    assert rows["retrain-2"]["cka_retrained"] is None and rows["retrain-2"]["seed"] == 2
+    document = json.loads((written / "metrics.json").read_text())
+    assert document["reference"]["seeds"] == 2
+    assert document["reference"]["bands"]["cka_original"]["std"] > 0
+    page = (written / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") >= 9
+    for name in ("metrics.csv", "metrics.md", "metrics.tex", "table.md"):
+        assert "head" in (written / name).read_text(encoding="utf-8")
+    facts = json.loads((written / "evaluation.json").read_text())
+    assert facts["request"]["classes"] == [3, 8] and facts["cka_band"]["pairs"] == 1
+
+
+def same(first: Any, second: Any, where: str) -> None:
+    """Equal but for what another split into batches does to float32 features."""
+    if isinstance(first, dict):
+        assert set(first) == set(second), where
+        for key in first:
+            same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), where
+        for a, b in zip(first, second, strict=True):
+            same(a, b, where)
+    elif isinstance(first, float) and isinstance(second, float):
+        assert math.isclose(first, second, rel_tol=1e-3, abs_tol=5e-3), (where, first, second)
+    else:
+        assert first == second, where
+
+
+def test_two_ranks_give_the_same_rows(
+    written: Path, original: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    ended = torchrun(2, "evaluate", *asked(original, runs), "--out", tmp_path / "two")
+    assert ended.code == 0, ended.err
+    one, two = rows_of(written), rows_of(tmp_path / "two")
+    for row in one.values():
+        for key in ("relearn", "relearn_steps", "relearn_steps_head", "anamnesis_index"):
+            row.pop(key, None)
+    for row in (*one.values(), *two.values()):
+        row.pop("embedding")  # a picture: t-SNE magnifies rounding
+    same(one, two, "rows")
+
+
+def test_the_cache_gives_the_same_rows_without_a_pass(
+    written: Path, original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
+) -> None:
+    def refused(*args: object) -> None:
+        raise AssertionError("a network was run")
+
+    scripts.monkeypatch.setattr("letheon.engine.model.Classifier.forward", refused)
+    cache = written.parent / "cache"
+    ended = scripts(
+        "evaluate", *asked(original, runs)[:-2], "--cache", cache, "--report",
+        "--depth", "full", "--out", tmp_path / "again",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    first, again = rows_of(written)["head"], rows_of(tmp_path / "again")["head"]
+    for key in ("FA", "knn", "idi", "js", "cka_by_layer", "svc_efficacy_entropy"):
+        assert first[key] == again[key]
+
+
+def test_files_need_a_folder_and_names_must_differ(
+    original: Path, runs: dict[str, Path], scripts: Scripts
+) -> None:
+    ended = scripts("evaluate", "--original", original, "--forget", "class:3", "--depth", "full")
+    assert ended.code == 2 and "add --out" in ended.err
+    ended = scripts("evaluate", "--original", original, "--runs", runs["head"], runs["head"])
+    assert ended.code == 2 and "several models named" in ended.err
+
+
+def test_a_model_that_diverged_is_refused_by_name(
+    original: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    model = load_model(original)
+    with torch.no_grad():
+        model.net.get_parameter("conv3.weight").mul_(1e37)
+    save_model(tmp_path / "huge.safetensors", model)
+    args = ("--forget", "class:3", "--depth", "full", "--out", tmp_path / "out")
+    ended = scripts("evaluate", "--original", tmp_path / "huge.safetensors", *args)
+    assert ended.code == 2 and "pooled features of huge" in ended.err, ended.err
+    weights = load_file(original / "weights.safetensors")
+    weights["conv2.weight"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "broken.safetensors")
+    named = ("--model", "small", *args)
+    ended = scripts("evaluate", "--original", tmp_path / "broken.safetensors", *named)
+    assert ended.code == 2 and "conv2.weight" in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
