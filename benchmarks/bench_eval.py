@@ -54,7 +54,7 @@ def bench_model(repeats: int) -> list[Row]:
     theirs = copy.deepcopy(model), copy.deepcopy(retrained)  # NCHW; ours are channels-last
     for ours_net in (model, retrained):
         Precision("fp32").apply(ours_net, torch.device("cpu"))
-    sizes = {"train": 1500, "test": 1000} | {f"domain/{d}": 400 for d in "abcd"}
+    sizes = {"train": 600, "test": 400} | {f"domain/{d}": 150 for d in "abcd"}
     loaders = {key: noise(n, model, seed) for seed, (key, n) in enumerate(sizes.items())}
     parts = {
         (key, part): np.flatnonzero(loaders[key].forget == part).tolist()
@@ -95,7 +95,7 @@ def bench_model(repeats: int) -> list[Row]:
         "ours, reference known": lambda: ours(known),
         "ours, reference too": ours,
     }
-    rows = compare("evaluate", variants, repeats, 1, x="resnet20, 2500 + 4 x 400")
+    rows = compare("evaluate", variants, repeats, 1, x="resnet20, 1000 + 4 x 150")
     for variant in list(variants)[1:]:
         print(f"evaluate: {variant} {ratio(rows, variant, 'field'):.2f} times the field's speed")
     return rows
@@ -129,7 +129,7 @@ def bench_search(repeats: int, queries: int = 500, width: int = 2048) -> list[Ro
     return rows
 
 
-def bench_layers(repeats: int, images: int = 32, batch: int = 16) -> list[Row]:
+def bench_layers(repeats: int, images: int = 96, batch: int = 32) -> list[Row]:
     """Exact CKA of ResNet-50's 53 convolutions between two models, against bare forward passes."""
     models = {name: build("resnet50", CLASSES, seed).eval() for seed, name in enumerate("ab")}
     loader = noise(images, models["a"], 0)

@@ -22,6 +22,8 @@ from letheon.kernels.moments import Moments
 from letheon.loaders.batch import Loader
 from letheon.loaders.errors import InputError
 
+_ROWS = 512  # samples held before they are added
+
 
 class LayerCka(NamedTuple):
     """One layer of two models; None where a side is constant over the images."""
@@ -99,7 +101,8 @@ def layer_cka(
     names = list(models)
     precision = (precision or Precision("fp32")).resolved(ranks.device)
     sums: dict[str, Moments] = {}
-    problem = None
+    held: list[dict[str, list[Tensor]]] = []  # a batch: tap -> a block a model
+    rows, problem = 0, None
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
@@ -110,14 +113,15 @@ def layer_cka(
                 with precision.autocast(ranks.device):
                     for model in models.values():
                         model(images)
-                for tap in taps:
-                    blocks = [activations[tap] for activations in seen]
-                    if tap not in sums:
-                        sums[tap] = _started(blocks, products)
-                    sums[tap].add(*blocks)
+                held.append({tap: [activations[tap] for activations in seen] for tap in taps})
+                rows += len(images)
+                if rows >= _ROWS:
+                    _add(sums, held, taps, products)
+                    held, rows = [], 0
         except InputError as error:  # an image one rank cannot read: the others must not wait
             problem = str(error)
     agree(ranks, problem)
+    _add(sums, held, taps, products)
     widths = _widths(sums, taps, len(names), ranks)
     result: dict[tuple[str, str], dict[str, LayerCka]] = {
         (a, b): {} for i, a in enumerate(names) for b in names[i + 1 :]
@@ -129,6 +133,20 @@ def layer_cka(
             for j in range(i + 1, len(names)):
                 result[a, names[j]][tap] = _read(total, i, j, f"{tap} of {a} or {names[j]}")
     return result
+
+
+def _add(
+    sums: dict[str, Moments],
+    held: Sequence[dict[str, list[Tensor]]],
+    taps: Sequence[str],
+    products: torch.dtype,
+) -> None:
+    """Add the held batches: many rows at once, for each product reads and writes all its sums."""
+    for tap in taps if held else ():
+        blocks = [torch.cat(parts) for parts in zip(*(batch[tap] for batch in held), strict=True)]
+        if tap not in sums:
+            sums[tap] = _started(blocks, products)
+        sums[tap].add(*blocks)
 
 
 def _started(blocks: Sequence[Tensor], products: torch.dtype) -> Moments:
@@ -149,9 +167,10 @@ def _widths(
 def _unshifted(total: Moments) -> list[Tensor]:
     """The sums about zero in place: each rank had its own shift, and they are to be added."""
     if total.shift is not None:
-        moved = torch.outer(total.sums, total.shift)
-        total.outer += moved + moved.T + total.count * torch.outer(total.shift, total.shift)
-        total.sums += total.count * total.shift
+        shift = total.shift
+        total.outer.addr_(total.sums, shift)
+        total.outer.addr_(shift, total.sums + total.count * shift)
+        total.sums += total.count * shift
         total.shift = None
     return total.tensors()
 

@@ -40,6 +40,14 @@ def test_every_layer_and_pair_equals_the_stored_form() -> None:
             assert got.floor == pytest.approx(want.floor, abs=1e-9)
 
 
+def test_how_many_rows_are_held_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = work(Ranks())
+    monkeypatch.setattr("letheon.eval.layers._ROWS", 15)
+    for pair, layers in work(Ranks()).items():
+        for tap, got in layers.items():  # type: ignore[attr-defined]
+            assert got == pytest.approx(whole[pair][tap], abs=1e-10)  # type: ignore[index]
+
+
 def test_a_dead_layer_has_no_value_and_a_broken_one_is_named() -> None:
     models = {"a": build("small", CLASSES), "b": build("small", CLASSES, seed=1)}
     taps = convolutions(models["a"])
