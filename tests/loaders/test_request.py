@@ -69,9 +69,9 @@ def test_classes_by_id_name_and_wordnet_id(text: str, classes: tuple[int, ...]) 
         ("class:6", r"got class 6 .*expected ids in 0\.\.5.*another dataset"),
         ("class:-1", "unknown class"),
         ("class:", "expected one of"),
-        ("class:,", "no training image"),
+        ("class:,", "names no class"),
         ("tench", "expected one of"),
-        ("random:0", "no training image"),
+        ("random:0", "names no class"),
         ("random:6", "all 6 classes"),
         ("random:7", "at most 6"),
         ("random:x", "expected one of"),
@@ -109,7 +109,7 @@ def test_list_files_in_any_shape(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not text"):
         resolve(f"file:{file}", TEN)
     file.write_text("# nothing\n")
-    with pytest.raises(InputError, match="no training image"):
+    with pytest.raises(InputError, match="names no class"):
         resolve(f"file:{file}", TEN)
 
 
