@@ -78,9 +78,10 @@ def test_many_runs_in_one_process_do_not_exhaust_the_compiler(
 ) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     method = GradAscent(replace(RECIPE, epochs=1))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for _ in range(3):
-        compiled_run(method)
+    # patch, not setattr: the module's own settings must be put back its own way.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(3):
+            compiled_run(method)
 
 
 def spkd_compiled(ranks: Ranks) -> tuple[dict[str, torch.Tensor], int]:
