@@ -111,7 +111,16 @@ class Side:
         if self.data.name == "images":
             return None
         source = self.root / "images"
-        told = ["--source", source, "--out", self.data, "--form", "arrays", "--size", str(self.setting.prepared)]
+        told = [
+            "--source",
+            source,
+            "--out",
+            self.data,
+            "--form",
+            "arrays",
+            "--size",
+            str(self.setting.prepared),
+        ]
         return self._ours("prepare", [*told, "--workers", "2"], ranks=1)
 
     def forget(self, method: str) -> Spent:
