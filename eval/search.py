@@ -24,8 +24,10 @@ Metric = Literal["cosine", "l2"]
 Proposer = Literal["auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-ivf"]
 """What proposes candidates.
 
-- ``torch``, ``torch-bf16``: tiled GEMM with a running top-k, in float32 or bfloat16; auto is torch.
+- ``torch``, ``torch-bf16``: tiled GEMM with a running top-k, in float32 or bfloat16.
 - ``torch-fp64``: no proposal, every score in float64: the specification.
+- ``auto``: torch-fp64 for a small database, for which scoring candidates again costs more than it
+  saves, else torch.
 - ``faiss``: a flat index on the CPU, or on the GPUs where the installed FAISS has them.
 - ``faiss-ivf``: inverted lists: misses neighbours, and says what share it finds.
 """
@@ -35,6 +37,7 @@ _INDEX_BITS = 26  # beside 37 bits of score and a sign
 _LEAST = torch.iinfo(torch.int64).min
 _SPARE = 32  # candidates beyond k
 _TILE = {"cpu": (1024, 8192), "cuda": (4096, 65536)}  # queries x database rows of one GEMM
+_WORTH = 128  # database rows a candidate, below which proposing costs more than it saves
 _SAMPLED = 256  # queries on which recall is measured
 
 
@@ -47,52 +50,59 @@ class Nearest(NamedTuple):
 
 
 class _Scores:
-    """score(q, x) = q . prepared(x) + bias(x), at most about 1 in size, for both metrics.
+    """score(q, x_i) = q . (x_i - centre) scale_i + bias_i, at most about 1 in size.
 
     `database` holds this rank's rows, wherever they lie; `queries` and all arithmetic are on
     `ranks.device`. What scores are relative to is the same on every rank.
     """
 
     def __init__(self, database: Tensor, queries: Tensor, metric: Metric, ranks: Ranks) -> None:
-        self.database, self.metric, self.device = database, metric, ranks.device
+        self.database, self.device = database, ranks.device
         self.tile = _TILE.get(self.device.type, _TILE["cpu"])
+        self.centre: Tensor | None = None
         wide = queries.to(self.device).double()
         if metric == "cosine":
-            self.queries = _unit(wide)  # (Q, D) float64
-            self.unit, self.offset = 1.0, torch.zeros_like(wide[:, :1])
+            norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            self.queries = wide / torch.where(norms > 0, norms, 1.0)  # (Q, D) float64
+            lengths = self._lengths()
+            self.scale = 1 / torch.where(lengths > 0, lengths, 1.0).sqrt()  # (N,) float64
+            self.bias = torch.zeros_like(lengths)  # (N,) float64
+            self.unit, self.offset = 1.0, torch.zeros_like(norms)
             return
         # Distances do not change when both sides move: the smaller the vectors, the less is lost.
         sums = [torch.zeros_like(wide[0]), wide.new_tensor(len(database))]
-        for rows in self.tiles():
+        for rows in self._tiles():
             sums[0] += rows.sum(dim=0)
         sum_over_ranks(sums, ranks)
         self.centre = sums[0] / sums[1]
         self.queries = wide - self.centre
-        lengths = self.queries.square().sum(dim=1, keepdim=True)
-        far = wide.new_zeros(1)
-        for rows in self.tiles():
-            if len(rows):
-                far = torch.maximum(far, (rows - self.centre).square().sum(dim=1).max())
-        longest = float(gather_rows(far, ranks).max())
-        self.unit = max(float(lengths.max()) ** 0.5 * longest**0.5 + longest / 2, 1e-300)
-        self.offset = lengths / 2
+        lengths, asked = self._lengths(), self.queries.square().sum(dim=1, keepdim=True)
+        far = float(gather_rows(torch.cat([lengths, lengths.new_zeros(1)]), ranks).max())
+        self.unit = max(float(asked.max()) ** 0.5 * far**0.5 + far / 2, 1e-300)
+        self.scale = torch.full_like(lengths, 1 / self.unit)
+        self.bias = lengths / (-2 * self.unit)
+        self.offset = asked / 2
 
-    def tiles(self) -> Iterator[Tensor]:
-        """(n, D) float64 raw database rows on the device, in order."""
+    def moved(self, rows: Tensor) -> Tensor:
+        """(..., D) float64 on the device, about the centre, from raw database rows."""
+        wide = rows.to(self.device).double()
+        return wide if self.centre is None else wide - self.centre
+
+    def _tiles(self) -> Iterator[Tensor]:
         for rows in self.database.split(self.tile[1]):
-            yield rows.to(self.device).double()
+            yield self.moved(rows)
 
-    def prepared(self, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., D) and (...) float64 from raw database rows on the device."""
-        if self.metric == "cosine":
-            return _unit(wide), torch.zeros_like(wide[..., 0])
-        moved = wide - self.centre
-        return moved / self.unit, moved.square().sum(-1) / (-2 * self.unit)
+    def _lengths(self) -> Tensor:
+        """(N,) float64: |x - centre|^2."""
+        return torch.cat([rows.square().sum(dim=1) for rows in self._tiles()])
 
-
-def _unit(rows: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, 1.0)
+    def prepared(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Tiles: the first position, (n, D) float64 moved and scaled rows, (n,) their biases."""
+        start = 0
+        for rows in self._tiles():
+            here = slice(start, start + len(rows))
+            yield start, rows * self.scale[here, None], self.bias[here]
+            start += len(rows)
 
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:
@@ -130,9 +140,7 @@ def _propose(scores: _Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """(Q, m) fast scores and positions of the best m rows, by tiles with a running top-m."""
     parts = scores.queries.to(dtype).split(scores.tile[0])
     best: list[tuple[Tensor, Tensor]] = []
-    start = 0
-    for wide in scores.tiles():
-        rows, bias = scores.prepared(wide)
+    for start, rows, bias in scores.prepared():
         tile = rows.to(dtype)
         for number, part in enumerate(parts):
             fast = _product(part, tile)
@@ -146,13 +154,12 @@ def _propose(scores: _Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
                 best[number] = (values, places.gather(1, kept))
             else:
                 best.append((values, places))
-        start += len(wide)
     return torch.cat([a for a, _ in best]), torch.cat([b for _, b in best])
 
 
 def _propose_faiss(scores: _Scores, m: int, lists: bool) -> tuple[Tensor, Tensor]:
     queries = search_faiss.packed(scores.queries, torch.ones_like(scores.queries[:, 0]))
-    tiles = (search_faiss.packed(*scores.prepared(wide)) for wide in scores.tiles())
+    tiles = (search_faiss.packed(rows, bias) for _, rows, bias in scores.prepared())
     if lists:
         values, places = search_faiss.inverted_lists(list(tiles), queries, m)
     else:
@@ -162,13 +169,15 @@ def _propose_faiss(scores: _Scores, m: int, lists: bool) -> tuple[Tensor, Tensor
 
 def _rescored(scores: _Scores, places: Tensor) -> Tensor:
     """(Q, m) float64 exact scores of the proposed rows; -2 where there is none."""
-    step = max(1, 2**23 // (scores.queries.shape[1] * places.shape[1]))  # 64 MiB at a time
+    # On a CPU a part stays in the cache between its gathering and its product.
+    held = 2**25 if scores.device.type == "cuda" else 2**19
+    step = max(1, held // (scores.queries.shape[1] * places.shape[1]))
     parts = []
     for start in range(0, len(places), step):
-        chosen = places[start : start + step].clamp(min=0).to(scores.database.device)
-        rows, bias = scores.prepared(scores.database[chosen].to(scores.device).double())
-        query = scores.queries[start : start + step, :, None]
-        parts.append(torch.bmm(rows, query)[:, :, 0] + bias)  # rows (q, m, D), bias (q, m)
+        chosen = places[start : start + step].clamp(min=0)
+        rows = scores.moved(scores.database[chosen.to(scores.database.device)])  # (q, m, D)
+        products = torch.bmm(rows, scores.queries[start : start + step, :, None])[:, :, 0]
+        parts.append(products * scores.scale[chosen] + scores.bias[chosen])
     return torch.where(places < 0, -2.0, torch.cat(parts))
 
 
@@ -176,9 +185,7 @@ def _exhaustive(scores: _Scores, chosen: Tensor, k: int) -> tuple[Tensor, Tensor
     """(q, k) positions and float64 scores of the chosen queries, from every score."""
     parts = scores.queries[chosen].split(max(1, scores.tile[0] // 2))
     best: list[Tensor] = []
-    start = 0
-    for wide in scores.tiles():
-        rows, bias = scores.prepared(wide)
+    for start, rows, bias in scores.prepared():
         positions = torch.arange(start, start + len(rows), device=rows.device)
         for number, part in enumerate(parts):
             found = _keys(part @ rows.T + bias, positions)
@@ -186,17 +193,16 @@ def _exhaustive(scores: _Scores, chosen: Tensor, k: int) -> tuple[Tensor, Tensor
                 found = torch.cat([best[number], found], dim=1)
             found = found.topk(min(k, found.shape[1]), dim=1).values
             best[number : number + 1] = [found]
-        start += len(wide)
     return _decoded(torch.cat(best))
 
 
 def _local(scores: _Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     """(Q, k) positions and float64 scores among this rank's rows, nearest first."""
     everything = torch.arange(len(scores.queries), device=scores.device)
-    if backend == "torch-fp64":
-        return _exhaustive(scores, everything, k)
     n, width = scores.database.shape
     m = min(n, 2 * k + 4 * _SPARE if backend == "torch-bf16" else k + _SPARE)
+    if backend == "torch-fp64" or (backend == "auto" and n <= _WORTH * m):
+        return _exhaustive(scores, everything, k)
     with _full_float32():
         if backend in ("faiss", "faiss-ivf"):
             fast, places = _propose_faiss(scores, m, backend == "faiss-ivf")
