@@ -5,8 +5,9 @@
 
 Synthetic input that is already on the device. The first rungs are the plain loop (field_step.py);
 from "our step" on it is the step of `engine/step.py`: fused optimiser, SalUn's mask in one pass,
-the teacher folded, nothing read back. Every repeat runs all rungs in turn. Rows named "ratio"
-divide medians: over the first rung, and over the fastest eager fp32 rung.
+the teacher folded, nothing read back. Every repeat runs all rungs in turn. The ceilings of the
+machine are measured first (ceilings.py). Rows named "ratio" divide medians: over the first rung,
+and over the fastest eager fp32 rung.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import tyro
+from ceilings import ceilings, highest, step_operations
 from field_step import Kind, field_step
 from harness import Row, interleave, row, show, write
 from torch import Tensor
@@ -62,6 +64,8 @@ class Options:
     compile: bool = True
     """the last rung; its first step takes a minute or two"""
     device: str = "cpu"
+    threads: int = 0
+    """of torch on the CPU; 0 for as many as it takes by itself"""
     only: tuple[str, ...] = ("plain", "salun", "spkd", "accuracy")
     data: str = "digits"
     """for the accuracies"""
@@ -117,30 +121,8 @@ def our_step(
     return lambda: step.take(phase, batch, 1e-4), lambda: step.compile_seconds
 
 
-def timed(
-    variants: dict[str, Callable[[], object]], options: Options
-) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds by clock, variant and repeat, the variants in turn.
-
-    On the CPU also the processor time of this process: with one thread and other jobs on the
-    machine it is the steadier clock.
-    """
-    if options.device != "cpu":
-        return {"time": interleave(variants, options.repeats, 3, device=options.device)}
-    wall: dict[str, list[float]] = {name: [] for name in variants}
-    spent: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(options.repeats + 2):
-        for name, step in variants.items():
-            wall_before, spent_before = time.perf_counter(), time.process_time()
-            step()
-            if repeat >= 2:
-                wall[name].append(1e3 * (time.perf_counter() - wall_before))
-                spent[name].append(1e3 * (time.process_time() - spent_before))
-    return {"time": wall, "processor time": spent}
-
-
-def ladder(options: Options, kind: Kind) -> list[Row]:
-    """Milliseconds of each rung, and the ratios."""
+def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
+    """Time, rate and share of the ceiling of each rung, and the ratios."""
     model, batch = build(options.model, 100, seed=0), synthetic(options)
     model.to(batch.images.device)
     masks = masks_of(model)
@@ -165,18 +147,22 @@ def ladder(options: Options, kind: Kind) -> list[Row]:
         return row(f"step {kind}", variant, values, metric=metric, unit=unit, mode="step", x=x,
                    device=options.device)  # fmt: skip
 
-    rows: list[Row] = []
-    for clock, times in timed(variants, options).items():
-        of_clock = {v: entry(v, t, clock, "ms") for v, t in times.items()}
-        eager = [v for v in times if "bf16" not in v]
-        fp32 = min(eager, key=lambda v: of_clock[v].median)
-        rows += of_clock.values()
-        for over, name in ((next(iter(times)), "the plain loop"), (fp32, f"{fp32!r}")):
-            for variant, ours in times.items():
-                each = [base / mine for base, mine in zip(times[over], ours, strict=True)]
-                ratio = entry(variant, each, f"{clock} ratio over {name}", "x")
-                share = of_clock[over].median / of_clock[variant].median
-                rows.append(replace(ratio, median=round(share, 3)))
+    count = step_operations(next(iter(variants.values())))
+    times = interleave(variants, options.repeats, 2, device=options.device)
+    of = {v: entry(v, t, "time", "ms") for v, t in times.items()}
+    rows = list(of.values())
+    for variant, each in times.items():
+        kind_of = "bf16" if "bf16" in variant else "fp32"
+        top = highest(limits, kind_of)
+        rows.append(entry(variant, [1e3 * options.batch / t for t in each], "rate", "images/s"))
+        shares = [100 * count / (1e-3 * t * top) for t in each]
+        rows.append(entry(variant, shares, f"share of a {kind_of} product's rate", "%"))
+    fp32 = min((v for v in times if "bf16" not in v), key=lambda v: of[v].median)
+    for over, name in ((next(iter(times)), "the plain loop"), (fp32, "the fastest fp32")):
+        for variant, ours in times.items():
+            each = [base / mine for base, mine in zip(times[over], ours, strict=True)]
+            ratio = entry(variant, each, f"ratio over {name}", "x")
+            rows.append(replace(ratio, median=round(of[over].median / of[variant].median, 3)))
     for variant, seconds in compiling.items():
         if seconds():
             rows.append(entry(variant, [seconds()], "compile", "s"))
@@ -218,12 +204,22 @@ def accuracies(options: Options) -> list[Row]:
 
 def main(options: Options) -> None:
     """Run what is asked for and write after each."""
-    rows: list[Row] = []
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    append = options.append
+    limits: list[Row] = []
+    if set(options.only) - {"accuracy"}:
+        limits = ceilings(options.device, options.repeats)
+        show(limits)
+        write(limits, options.out, append)
+        append = True
     for name in options.only:
-        new = accuracies(options) if name == "accuracy" else ladder(options, cast(Kind, name))
-        show(new)
-        rows = new
-        write(rows, options.out, append=options.append or name != options.only[0])
+        if name == "accuracy":
+            rows = accuracies(options)
+        else:
+            rows = ladder(options, cast(Kind, name), limits)
+        show(rows)
+        write(rows, options.out, append)
+        append = True
 
 
 if __name__ == "__main__":
