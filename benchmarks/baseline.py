@@ -33,7 +33,7 @@ import tyro
 from baseline_data import Images
 from baseline_evaluation import evaluate
 from baseline_methods import Name, Training, forget
-from baseline_model import load, stored_preset
+from baseline_model import facts, load, stored_preset
 from safetensors.torch import save_file
 from spans import Spans
 
@@ -90,7 +90,8 @@ def run_forget(options: Forget, spans: Spans) -> None:
     with spans("saving"):
         options.out.mkdir(parents=True, exist_ok=True)
         state = {k: v.cpu() for k, v in model.net.state_dict().items()}
-        save_file(state, options.out / "weights.safetensors")
+        told = facts(options.weights)  # architecture and preset, which `evaluate` reads
+        save_file(state, options.out / "weights.safetensors", metadata=told)
 
 
 def run_evaluate(options: Evaluate, spans: Spans) -> None:

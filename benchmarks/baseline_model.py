@@ -32,17 +32,21 @@ class Normalised(nn.Module):
         return logits
 
 
+def facts(weights: Path) -> dict[str, str]:
+    """What the file says of itself."""
+    with safe_open(weights, framework="pt") as file:
+        return dict(file.metadata())
+
+
 def stored_preset(weights: Path) -> Preset:
     """How the stored network wants its images."""
-    with safe_open(weights, framework="pt") as file:
-        facts = json.loads(file.metadata()["preset"])
-    return Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+    told = json.loads(facts(weights)["preset"])
+    return Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
 
 
 def load(weights: Path, device: torch.device) -> Normalised:
     """A stored resnet18 or small network, in evaluation mode, NCHW float32."""
-    with safe_open(weights, framework="pt") as file:
-        name = file.metadata()["architecture"]
+    name = facts(weights)["architecture"]
     state = load_file(weights)
     classes = len(state["fc.weight"])
     net = resnet18(num_classes=classes) if name == "resnet18" else Small(classes)

@@ -25,7 +25,7 @@ from letheon.engine.recipe import Recipe
 from letheon.loaders.choose import make_loader
 from letheon.loaders.data import open_data
 from letheon.loaders.preset import Preset
-from letheon.methods.finetune import Retrain
+from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
 
 HERE = Path(__file__).parent

@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from letheon.engine.method import Method
-from letheon.methods.finetune import Finetune, Retrain
+from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 

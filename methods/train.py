@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from letheon.engine.method import Method, Phase, Run
-from letheon.engine.recipe import Recipe
-from letheon.methods.finetune import cross_entropy
+from letheon.loaders.batch import Reads
+from letheon.methods.retrain import FromScratch
 
 
 @dataclass(frozen=True)
-class Train(Method):
+class Train(FromScratch):
     """Train a new network on everything, forget and retain set alike."""
 
-    recipe: Recipe = Recipe(epochs=182, lr=0.1, schedule="cosine")
-    fresh: ClassVar[bool] = True
-
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
-        """One pass over the whole training set."""
-        return [Phase("all", "mixed", cross_entropy)]
+    reads: ClassVar[Reads] = "mixed"

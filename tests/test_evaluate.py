@@ -17,8 +17,8 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.launch import evaluate, forget
 from letheon.launch.measured import Extent
-from letheon.methods.finetune import Retrain
 from letheon.methods.head_distillation import HeadDistillation
+from letheon.methods.retrain import Retrain
 from tests.launch_tools import ROOT, Scripts, torchrun
 
 SCHEMA = json.loads((ROOT / "docs" / "metrics.schema.json").read_text(encoding="utf-8"))

@@ -18,10 +18,11 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch, Loader, Reads
 from letheon.loaders.errors import InputError
-from letheon.methods.finetune import Finetune, Retrain
+from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 from tests.world import run_of

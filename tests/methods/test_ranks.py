@@ -12,11 +12,12 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Method
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.methods.finetune import Finetune, Retrain
+from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 from tests.pool import on_ranks

@@ -1,0 +1,175 @@
+"""Retraining, the expensive reference: the fast recipe beside the plain schedule's shape.
+
+    python benchmarks/bench_retrain.py --data CIFAR10 --out benchmarks/results/retrain_cpu.csv
+
+Plain: SGD, 0.1 to 0 by a cosine over 182 epochs, scaled down to `--plain-epochs`. Fast: fewer
+epochs, small images first, a large batch, a triangular rate, smoothed labels, no decay of norms, an
+average of the weights, bfloat16, and the mirrored image beside the image at the test. The same
+network, images, loader and seeds; one class is left out, and accuracy is on the test images of the
+others. Images are decoded before the clock starts. Time is of the processor, all threads, for the
+training alone. The exit code is 1 where fast is less accurate by more than a point.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+import tyro
+from harness import Row, row, show, write
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.method import Run
+from letheon.engine.model import Classifier, build
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.loaders.data import open_data
+from letheon.loaders.images import ArrayImages, ImageSet
+from letheon.loaders.preset import Preset
+from letheon.loaders.torch_loader import TorchLoader
+from letheon.methods.retrain import Retrain
+
+SIZE = 32
+HALF = (0.5, 0.5, 0.5)
+PRESET = Preset(SIZE, HALF, HALF, "none", SIZE, augment="pad-crop-flip")
+POINT = 0.01
+
+
+@dataclass(frozen=True)
+class Options:
+    """On what, and how long."""
+
+    data: Path
+    """Folder with train/<class>/ and test/<class>/ of small images."""
+    out: Path = Path("benchmarks/results/retrain_cpu.csv")
+    per_class: int = 1000
+    """Training images of each class."""
+    test_per_class: int = 500
+    model: str = "small"
+    seeds: tuple[int, ...] = (1, 2, 3)
+    plain_epochs: int = 45
+    """182, scaled down by four."""
+    fast_epochs: int = 12
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """A way to retrain, and its number format."""
+
+    method: Retrain
+    precision: Precision
+    flip: bool = False
+
+
+def recipes(options: Options) -> dict[str, Recipes]:
+    """The plain schedule, the fast one, and the fast one in the plain one's precision."""
+    plain = Retrain(Recipe(epochs=options.plain_epochs, lr=0.1, batch_size=256, schedule="cosine"))
+    n = options.fast_epochs
+    recipe = Recipe(
+        epochs=n, lr=0.4, batch_size=256, schedule="linear", warmup=n / 5, ema=0.95,
+    )  # fmt: skip
+    fast = Retrain(
+        recipe, label_smoothing=0.1, sizes=(24, SIZE), grow_at=(2 * n // 3,), decay_norms=False
+    )
+    return {
+        "plain": Recipes(plain, Precision("fp32")),
+        "fast": Recipes(fast, Precision("bf16"), flip=True),
+        "fast, fp32": Recipes(fast, Precision("fp32"), flip=True),
+    }
+
+
+def some(images: ImageSet, per_class: int) -> ArrayImages:
+    """The first images of each class, decoded, at 32 pixels."""
+    firsts = [np.flatnonzero(images.labels == c)[:per_class] for c in np.unique(images.labels)]
+    chosen = np.sort(np.concatenate(firsts))
+    pixels = np.stack([np.asarray(image) for image in images.read_many(chosen)])
+    assert pixels.shape[1:] == (SIZE, SIZE, 3), "expected images of 32 x 32 pixels"
+    return ArrayImages("some", pixels, images.labels[chosen], list(images.classes))
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, images: ArrayImages, flip: bool) -> float:
+    """The share of right answers, float32; with `flip`, of the mean with the mirrored image's."""
+    loader = TorchLoader(images, np.zeros(len(images), bool), PRESET, 500, 0)
+    model.eval()
+    device, right = next(model.parameters()).device, 0
+    for batch in loader.sweep():
+        logits = model(batch.images.to(device)).logits
+        if flip:
+            logits = logits + model(batch.images.flip(3).to(device)).logits
+        right += int((logits.argmax(1).cpu() == batch.labels).sum())
+    return right / len(images)
+
+
+def once(
+    told: Recipes, train: ArrayImages, test: ArrayImages, seed: int, options: Options
+) -> dict[str, float]:
+    """Retrain without class 0: seconds of the processor and the wall, and the accuracy."""
+    forget, device = train.labels == 0, torch.device(options.device)
+    model = build(options.model, len(train.classes), seed, PRESET)
+    recipe = told.method.recipe
+    run = Run(
+        model=model, loader=TorchLoader(train, forget, PRESET, recipe.batch_size, seed),
+        recipe=recipe, ranks=Ranks(device=device), seed=seed,
+        forget=torch.from_numpy(forget).to(device), forget_classes=(0,), precision=told.precision,
+    )  # fmt: skip
+    wall, processor = time.perf_counter(), time.process_time()
+    run_method(told.method, run)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    spent = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+    return {**spent, "accuracy": accuracy(model, test, told.flip)}
+
+
+def rows_of(found: Mapping[str, list[dict[str, float]]], x: str, device: str) -> list[Row]:
+    """Seconds, accuracies, and ratios to the plain recipe seed by seed."""
+    rows = []
+    for variant, runs in found.items():
+        for metric, unit in (("processor", "s"), ("wall", "s"), ("accuracy", "share")):
+            values = [run[metric] for run in runs]
+            rows.append(row("retrain", variant, values, metric=metric, unit=unit, mode="training",
+                            x=x, device=device))  # fmt: skip
+        if variant != "plain":
+            for metric in ("processor", "wall"):
+                pairs = zip(found["plain"], runs, strict=True)
+                ratios = [plain[metric] / run[metric] for plain, run in pairs]
+                rows.append(row("retrain", variant, ratios, metric=f"ratio, {metric}",
+                                unit="times", mode="training", x=x, device=device))  # fmt: skip
+    return rows
+
+
+def main(options: Options) -> int:
+    """Train all, seed by seed, recipes in turn."""
+    data = open_data(str(options.data))
+    train, test = some(data.train, options.per_class), some(data.test, options.test_per_class)
+    kept = np.flatnonzero(test.labels != 0)
+    test = ArrayImages("test", test.pixels[kept], test.labels[kept], list(test.classes))
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in options.seeds:
+        for variant, told in recipes(options).items():
+            done = once(told, train, test, seed, options)
+            found.setdefault(variant, []).append(done)
+            print(seed, variant, {k: round(v, 3) for k, v in done.items()}, flush=True)
+    n = int((train.labels != 0).sum())
+    x = f"{options.model}, {SIZE} px, {n} images, {len(test)} tested"
+    epochs = f"{options.plain_epochs} and {options.fast_epochs} epochs"
+    rows = rows_of(found, f"{x}, {epochs}", options.device)
+    write(rows, options.out)
+    show(rows)
+    lost = fmean(r["accuracy"] for r in found["plain"]) - fmean(
+        r["accuracy"] for r in found["fast"]
+    )
+    print(f"fast less plain: {-100 * lost:+.2f} points")
+    return int(lost > POINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

@@ -1,0 +1,87 @@
+"""Retraining: a new network that never sees the forget set, and what makes training fast.
+
+Smaller images first, smoothed labels, batch-norm without decay: the schedule of ffcv-imagenet
+(Leclerc et al. 2023), whose presets are in `launch/recipes/`. All off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, cast
+
+import torch
+
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.recipe import Recipe
+from letheon.loaders.backend import Backend
+from letheon.loaders.batch import Reads
+from letheon.loaders.errors import InputError
+from letheon.methods.finetune import cross_entropy
+
+
+@dataclass(frozen=True)
+class FromScratch(Method):
+    """Cross-entropy from new weights; `Train` and `Retrain` say what is read."""
+
+    recipe: Recipe = Recipe(epochs=182, lr=0.1, schedule="cosine")
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes."""
+    sizes: tuple[int, ...] = ()
+    """Pixels to train at, one after another; default: the model's own, which it is tested at."""
+    grow_at: tuple[int, ...] = ()
+    """First epoch of each size after the first: --sizes 160 192 --grow-at 12."""
+    decay_norms: bool = True
+    """Decay biases and batch-norm too, as the field's codes do. LARS never does."""
+    fresh: ClassVar[bool] = True
+    reads: ClassVar[Reads]
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"got label smoothing {self.label_smoothing}; expected 0 or more, below 1"
+            )
+        if self.sizes and min(self.sizes) < 8:
+            raise InputError(f"got --sizes {self.sizes}; expected 8 pixels or more")
+        if len(self.grow_at) != max(0, len(self.sizes) - 1):
+            raise InputError(
+                f"got {len(self.sizes)} --sizes and {len(self.grow_at)} --grow-at; expected one "
+                "epoch for each size after the first"
+            )
+        if list(self.grow_at) != sorted(set(self.grow_at)) or min(self.grow_at, default=1) < 1:
+            raise InputError(f"got --grow-at {self.grow_at}; expected rising epochs from 1 on")
+
+    def size(self, epoch: int) -> int | None:
+        """Pixels of an epoch; None for the model's own."""
+        return self.sizes[sum(epoch >= at for at in self.grow_at)] if self.sizes else None
+
+    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+        """One pass at the size of this epoch; each size is a phase, so that each has its graph."""
+        size = self.size(number)
+        name: str = "all" if self.reads == "mixed" else self.reads
+        if size is not None:
+            preset = run.model.preset
+            margin = round(preset.resize_to * size / preset.size)
+            # Every loader of ours follows its preset from one epoch to the next.
+            cast(Backend, run.loader).preset = replace(preset, size=size, resize_to=margin)
+            name += f" {size} px"
+        return [Phase(name, self.reads, partial(cross_entropy, smoothing=self.label_smoothing))]
+
+    def optimiser(self, run: Run) -> torch.optim.Optimizer:
+        """The recipe's, with tensors of one dimension in a group without decay where asked for."""
+        optimizer = run.recipe.optimiser(run.parameters)
+        if not self.decay_norms:
+            (group,) = optimizer.param_groups
+            flat = [p for p in group["params"] if p.dim() < 2]
+            group["params"] = [p for p in group["params"] if p.dim() > 1]
+            optimizer.add_param_group({"params": flat, "weight_decay": 0.0})
+        return optimizer
+
+
+@dataclass(frozen=True)
+class Retrain(FromScratch):
+    """Train a new network on the retain set alone: the reference every other method is held to."""
+
+    reads: ClassVar[Reads] = "retain"

@@ -1,0 +1,78 @@
+"""Options of training from new weights, against their definitions written out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from letheon.engine.loop import run_method
+from letheon.engine.recipe import Recipe
+from letheon.loaders.batch import Batch, Reads
+from letheon.loaders.errors import InputError
+from letheon.methods.finetune import cross_entropy
+from letheon.methods.retrain import Retrain
+from letheon.methods.train import Train
+from tests.world import PRESET, network, run_of, trained
+
+RECIPE = Recipe(epochs=1, lr=0.1, batch_size=64, momentum=0.0, weight_decay=0.3)
+
+
+def one_batch(reads: Reads) -> Batch:
+    (batch,) = run_of(Train(RECIPE)).loader.train(reads, 0)
+    return batch
+
+
+def test_smoothing_spreads_a_share_of_the_label() -> None:
+    model, batch = network().eval(), one_batch("mixed")
+    logs = model(batch.images).logits.log_softmax(1)
+    target = torch.full_like(logs, 0.2 / 4)
+    target[torch.arange(len(logs)), batch.labels] += 0.8
+    expected = -(target * logs).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(model, batch, 0.2), expected)
+
+
+def test_biases_and_batch_norm_keep_from_decaying_where_asked() -> None:
+    model, batch = network().train(), one_batch("retain")
+    names = [name for name, _ in model.named_parameters()]
+    weights = list(model.parameters())
+    loss = cross_entropy(model, batch, 0.1)
+    grads = torch.autograd.grad(loss, weights)
+    run, _ = trained(Retrain(RECIPE, label_smoothing=0.1, decay_norms=False))
+    found = dict(run.model.named_parameters())
+    for name, weight, grad in zip(names, weights, grads, strict=True):
+        decay = 0.3 if weight.dim() > 1 else 0.0
+        torch.testing.assert_close(found[name], weight - 0.1 * (grad + decay * weight))
+    assert {name for name in names if found[name].dim() < 2} == {
+        "net.0.bias", "net.1.weight", "net.1.bias", "net.5.bias",
+    }  # fmt: skip
+
+
+def test_images_grow_at_the_epochs_told_and_the_model_keeps_its_size() -> None:
+    method = Train(replace(RECIPE, epochs=4), sizes=(8, 12, 16), grow_at=(1, 3))
+    run = run_of(method)
+    seen: list[int] = []
+    inner = run.loader.train
+
+    def told(reads: Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        for batch in inner(reads, epoch, skip):
+            seen.append(batch.images.shape[-1])
+            yield batch
+
+    run.loader.train = told  # type: ignore[method-assign]
+    lines: list[str] = []
+    run_method(method, run, lambda kind, **numbers: lines.append(str(numbers["phase"])))
+    assert seen == [8, 12, 12, 16]
+    assert lines == ["all 8 px", "all 12 px", "all 12 px", "all 16 px"]
+    assert run.model.preset == PRESET
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for wrong in (
+        {"label_smoothing": 1.0}, {"sizes": (4,)}, {"sizes": (8, 16)}, {"grow_at": (3,)},
+        {"sizes": (8, 12, 16), "grow_at": (3, 2)}, {"sizes": (8, 16), "grow_at": (0,)},
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="got"):
+            Retrain(**wrong)  # type: ignore[arg-type]
