@@ -34,6 +34,7 @@ from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.step import Step, assemble
+from letheon.loaders.batch import Batch
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -45,7 +46,7 @@ class Seconds:
 
     prepare: float = 0.0  # teachers, masks, one-shot edits
     compile: float = 0.0  # forward and backward of the first call of each graph
-    train: float = 0.0  # everything else between the first batch and the last step
+    train: float = 0.0  # everything else from the first batch of each pass to its last step
     start: Start = ""  # cold: a graph was compiled; warm: all came from the cache; "": no graph
 
 
@@ -61,6 +62,19 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
         RuntimeError: a retain phase met a forget sample, or the ranks' weights differ.
     """
     seconds = Seconds()
+    for one in passes(method, run, seconds, log):
+        one.begin()
+        for batch in _bar(run, one):
+            one.take(batch)
+    return seconds
+
+
+def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pass]:
+    """The run as the passes over the data it asks for; whoever iterates begins and feeds each.
+
+    What lies before, between and after the passes is done here, and `seconds` filled in. Raises as
+    `run_method`.
+    """
     run.epoch = run.epoch.to(run.ranks.device)
     run.precision.apply(run.model, run.ranks.device)
     started = time.perf_counter()
@@ -69,58 +83,78 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
     seconds.prepare = time.perf_counter() - started
     step = assemble(method, run)
     cache = cache_watch()
-    started = time.perf_counter()
     for number in range(run.recipe.epochs):
         run.epoch.fill_(number)
-        for phase in method.epoch(run, number):
-            _pass(run, step, phase, number, log)
+        phases = method.epoch(run, number)
+        for later, phase in zip(reversed(range(len(phases))), phases, strict=True):
+            one = Pass(run, step, phase, number, later, log)
+            yield one
+            one.close()
+            seconds.train += time.perf_counter() - one.started
     step.finish()
     seconds.compile, seconds.start = step.compile_seconds, cache()
-    seconds.train = time.perf_counter() - started - seconds.compile
+    seconds.train -= seconds.compile
     method.finish(run)
     run.model.eval()
     require_equal(run.ranks, "weights at the end", weights_digest(run.model))
-    return seconds
 
 
-def _pass(run: Run, step: Step, phase: Phase, number: int, log: Log) -> None:
-    """One phase of one epoch: all its batches, then one look at what they added up to."""
-    _set_mode(run, phase)
-    steps = run.loader.steps(phase.reads)
-    device = run.ranks.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, samples, forget, retain
-    compiling = step.compile_seconds
-    started = time.perf_counter()
-    for position, batch in enumerate(_bar(run, phase, number, steps)):
-        batch = batch.to(device)
-        rate = run.recipe.rate(number + position / steps)
-        loss = step.take(phase, batch, rate)
+class Pass:
+    """One phase of one epoch: it is begun, fed all its batches and closed."""
+
+    def __init__(self, run: Run, step: Step, phase: Phase, number: int, later: int, log: Log):
+        self.run, self.step, self.phase, self.log = run, step, phase, log
+        self.number = number  # of the epoch
+        self.later = later  # passes that follow in the same epoch
+        self.steps = run.loader.steps(phase.reads)
+
+    def begin(self) -> None:
+        """Before the first batch."""
+        _set_mode(self.run, self.phase)
+        # Loss, samples, forget, retain.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.run.ranks.device)
+        self.compiled = self.step.compile_seconds
+        self.position, self.rate = 0, 0.0
+        self.started = time.perf_counter()
+
+    def take(self, batch: Batch) -> None:
+        """One optimisation step on this rank's part of the next global batch."""
+        run = self.run
+        batch = batch.to(run.ranks.device)
+        self.rate = run.recipe.rate(self.number + self.position / self.steps)
+        loss = self.step.take(self.phase, batch, self.rate)
         told = run.forget[batch.index].sum()
-        sums += torch.stack([loss.double() * len(batch.labels), *_counts(batch.labels, told)])
-    compiling = step.compile_seconds - compiling
-    sum_over_ranks([sums], run.ranks)
-    _average_batch_norm(run, phase)
-    total, samples, forget, retain = sums.tolist()
-    elapsed = time.perf_counter() - started - compiling
-    mean = total / samples
-    log(
-        "phase",
-        epoch=number,
-        phase=phase.name,
-        reads=phase.reads,
-        loss=mean if math.isfinite(mean) else str(mean),
-        forget_read=int(forget),
-        retain_read=int(retain),
-        lr=rate,
-        seconds=elapsed,
-        compile_seconds=compiling,
-        images_per_second=samples / elapsed,
-    )
-    _audit(phase, int(forget), int(retain))
-    if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"mean loss of phase {phase.name} in epoch {number} is {mean}; lower --lr or --epochs"
+        self.sums += torch.stack([loss.double() * len(batch.labels), *_counts(batch.labels, told)])
+        self.position += 1
+
+    def close(self) -> None:
+        """After the last batch: one look at what they added up to."""
+        run, phase = self.run, self.phase
+        compiling = self.step.compile_seconds - self.compiled
+        sum_over_ranks([self.sums], run.ranks)
+        _average_batch_norm(run, phase)
+        total, samples, forget, retain = self.sums.tolist()
+        elapsed = time.perf_counter() - self.started - compiling
+        mean = total / samples
+        self.log(
+            "phase",
+            epoch=self.number,
+            phase=phase.name,
+            reads=phase.reads,
+            loss=mean if math.isfinite(mean) else str(mean),
+            forget_read=int(forget),
+            retain_read=int(retain),
+            lr=self.rate,
+            seconds=elapsed,
+            compile_seconds=compiling,
+            images_per_second=samples / elapsed,
         )
+        _audit(phase, int(forget), int(retain))
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"mean loss of phase {phase.name} in epoch {self.number} is {mean}; "
+                "lower --lr or --epochs"
+            )
 
 
 def _counts(labels: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,12 +171,12 @@ def _audit(phase: Phase, forget: int, retain: int) -> None:
         raise RuntimeError(f"phase {phase.name} reads forget but met {retain} retain samples")
 
 
-def _bar(run: Run, phase: Phase, number: int, steps: int) -> Iterator:  # type: ignore[type-arg]
-    """The phase's batches, with a progress bar on rank 0 of a terminal."""
+def _bar(run: Run, one: Pass) -> Iterator[Batch]:
+    """The pass's batches, with a progress bar on rank 0 of a terminal."""
     yield from tqdm(
-        run.loader.train(phase.reads, number),
-        total=steps,
-        desc=f"epoch {number + 1}/{run.recipe.epochs} {phase.name}",
+        run.loader.train(one.phase.reads, one.number),
+        total=one.steps,
+        desc=f"epoch {one.number + 1}/{run.recipe.epochs} {one.phase.name}",
         disable=None if run.ranks.main else True,
         leave=False,
     )

@@ -19,6 +19,7 @@ from letheon.loaders.batch import Batch, Reads
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ImageSet
 from letheon.loaders.preset import Preset
+from letheon.loaders.readable import Readable
 from letheon.loaders.relabel import Relabelled
 
 Made = TypeVar("Made")
@@ -56,7 +57,8 @@ class Backend(ABC):
                 "expected at least one image each; start fewer processes or raise the batch size"
             )
         self.images, self.forget, self.preset = images, forget, preset
-        self.source = unwrapped(images)  # where the pixels come from; the labels are `images`'
+        # Where the pixels come from, and the number in it of each image; labels are `images`'.
+        self.source, self.numbers = unwrapped(images)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.workers, self.device = workers, torch.device(device)
 
@@ -89,6 +91,10 @@ class Backend(ABC):
         cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
         return self._batches([order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts], None)
 
+    def made(self, parts: list[order.Part], epoch: int) -> Iterator[Batch]:
+        """The batches of any parts of an epoch, augmented as they are in it."""
+        return self._batches(parts, epoch)
+
     @abstractmethod
     def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
         """The batches of `parts`, in order; `epoch` None is the test transform."""
@@ -108,11 +114,14 @@ class Backend(ABC):
         return Batch(images, labels, forget, index, part.total).to(self.device)
 
 
-def unwrapped(images: ImageSet) -> ImageSet:
-    """The set itself, below other label numbers for it."""
-    while isinstance(images, Relabelled):
+def unwrapped(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The set itself, below other labels and choices, and the number in it of each image."""
+    numbers = np.arange(len(images))
+    while isinstance(images, Relabelled | Readable):
+        if isinstance(images, Readable):
+            numbers = images.numbers[numbers]
         images = images.images
-    return images
+    return images, numbers
 
 
 def prefetched(make: Callable[[order.Part], Made], parts: list[order.Part]) -> Iterator[Made]:
