@@ -15,7 +15,6 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from letheon.kernels import keyed
 from letheon.loaders.images import ArrayImages
@@ -28,6 +27,8 @@ TEST_SHARE = 0.2
 @cache
 def _scans() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(1797, 16, 16) strokes in 0..255, bright on dark, and (1797,) labels."""
+    from sklearn.datasets import load_digits  # here: half a second that other sets need not wait
+
     raw = load_digits()
     x = np.asarray(raw.images).astype(np.int64)  # (1797, 8, 8), 0..16
     for axis in (1, 2):
