@@ -5,23 +5,27 @@
     python benchmarks/bench_end_to_end.py --device cuda --ranks 8 --out results/end_to_end_gpu.csv
 
 FT, GA, SalUn and SPKD, then one table of the original, the retrained and the four. Each is a
-process of its own, the sides in turn. The exit code is 1 where ours in float32 differs from the
-baseline beyond tolerance.
+process of its own, the sides in turn; a setting is repeated as often as `--repeats` and `--minutes`
+allow. The exit code is 1 where ours in float32 differs from the baseline beyond tolerance.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
+from baseline_methods import Name
 from end_to_end_sides import METHODS, Setting, Side, Spent, starting_models
-from harness import Row, row, show, write
+from harness import Row, row, write
 from photographs import gather
+from plot import read, table
 from safetensors.torch import load_file
 from spans import PARTS
 
@@ -31,7 +35,8 @@ HALF = (0.5, 0.5, 0.5)
 RATES = {"ft": 1e-3, "ga": 1e-4, "salun": 1e-3, "spkd": 1e-5}
 SETTINGS = {
     "resnet18, 224 px": Setting(
-        "resnet18, 224 px", "resnet18", Preset(224), (6, 3, 3), 2, 16, RATES, None
+        "resnet18, 224 px", "resnet18", Preset(224), (6, 3, 3), 2, 16, RATES, None,
+        once=("ft", "ga"),
     ),
     "small, 64 px": Setting(
         "small, 64 px", "small", Preset(64, HALF, HALF, "short", 64, augment="pad-crop-flip"),
@@ -54,7 +59,10 @@ class Options:
     """Folder with train/<class>/ and val/<class>/ of JPEGs; default: images drawn here."""
     out: Path = Path("benchmarks/results/end_to_end_cpu.csv")
     settings: tuple[str, ...] = tuple(SETTINGS)
-    repeats: int = 1
+    methods: tuple[Name, ...] = METHODS
+    repeats: int = 3
+    minutes: float = 7
+    """Of a setting: no repeat begins that would last longer, as the first one lasted."""
     scale: float = 1
     """Multiplies the number of images."""
     device: str = "cpu"
@@ -76,8 +84,7 @@ def main(options: Options) -> int:
         rows += new
         far += differences
         write(rows, options.out)
-    print("\nratios: how many times faster than the baseline")
-    show([r for r in rows if r.metric.startswith("ratio")])
+    print(f"\n{table(read(options.out))}")
     print("\n".join(f"beyond tolerance: {text}" for text in far))
     return int(bool(far))
 
@@ -99,21 +106,23 @@ def one_setting(setting: Setting, options: Options, root: Path) -> tuple[list[Ro
             Side(f"ours {dtype}", setting, root, options.device, dtype, options.ranks)
         )  # fmt: skip
     spent: dict[tuple[str, str], list[Spent]] = {}
+    begun = time.perf_counter()
     for repeat in range(options.repeats):
-        last = repeat == options.repeats - 1
-        for step in ("prepare", *METHODS, "evaluate"):
-            for side in sides:
-                done = _step(side, step)
+        passed = time.perf_counter() - begun
+        if repeat and passed * (repeat + 1) / repeat > 60 * options.minutes:
+            break
+        now = [m for m in options.methods if not repeat or m not in setting.once]
+        for step in ("prepare", *now, "evaluate"):
+            for side in sides if repeat % 2 == 0 else reversed(sides):
+                done = _step(side, step, options.methods)
                 if done is not None:
                     spent.setdefault((side.name, step), []).append(done)
                     print(f"{setting.name}: {side.name}, {step}: {done.wall:.1f} s", flush=True)
-        if not last:
-            for side in sides:
-                _clear(side.place)
     far = []
-    rows = timings(setting, [side.name for side in sides], spent, options.device)
+    names = [side.name for side in sides]
+    rows = timings(setting, names, spent, options.device, options.methods)
     for side in sides[1:]:
-        new = differences(side, sides[0], options.device)
+        new = differences(side, sides[0], options.device, options.methods)
         rows += new
         if side.name == "ours fp32":
             over = [r for r in new if not r.median <= TOLERANCE[r.mode]]  # NaN is over
@@ -121,15 +130,12 @@ def one_setting(setting: Setting, options: Options, root: Path) -> tuple[list[Ro
     return rows, far
 
 
-def _step(side: Side, step: str) -> Spent | None:
+def _step(side: Side, step: str, methods: Sequence[str]) -> Spent | None:
+    made = {"prepare": "prepared", "evaluate": "table"}.get(step, step)
+    shutil.rmtree(side.place / made, ignore_errors=True)
     if step == "prepare":
         return side.prepare()
-    return side.evaluate() if step == "evaluate" else side.forget(step)
-
-
-def _clear(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    return side.evaluate(methods) if step == "evaluate" else side.forget(step)
 
 
 def timings(
@@ -137,10 +143,12 @@ def timings(
     sides: Sequence[str],
     spent: dict[tuple[str, str], list[Spent]],
     device: str,
+    methods: Sequence[str] = METHODS,
 ) -> list[Row]:
     """Rows of seconds and ratios, by method and for the whole job.
 
-    A method's time is its own run, all of the preparation, and a sixth of the table of six models.
+    A method's time is its own run, all of the preparation, and its share of the table, which is
+    one model of `2 + len(methods)`.
     "ratio" is by wall clock against the baseline as published; "ratio without validation" leaves
     out what the baseline measures between epochs; "ratio, processor" is by processor time, which a
     neighbour's load moves less.
@@ -148,10 +156,10 @@ def timings(
     rows: list[Row] = []
     totals: dict[tuple[str, str], tuple[list[float], list[float], list[float]]] = {}
     for side in sides:
-        for step, shares in _jobs().items():
+        for step, shares in _jobs(methods).items():
             taken = [(spent[side, s], share) for s, share in shares.items() if (side, s) in spent]
             weights = [share for _, share in taken]
-            repeats = zip(*(runs for runs, _ in taken), strict=True)
+            repeats = zip(*(runs for runs, _ in taken), strict=False)  # some run once
             sums = [_sum(repeat, weights) for repeat in repeats]
             x = f"{setting.name}: {step}"
             walls, cpus = [s.wall for s in sums], [s.cpu for s in sums]
@@ -174,11 +182,11 @@ def timings(
     return rows
 
 
-def _jobs() -> dict[str, dict[str, float]]:
+def _jobs(methods: Sequence[str] = METHODS) -> dict[str, dict[str, float]]:
     """What each line of the table is made of: process -> share of it."""
-    models = 2 + len(METHODS)
-    jobs = {m: {"prepare": 1.0, m: 1.0, "evaluate": 1 / models} for m in METHODS}
-    whole = {"prepare": 1.0, **dict.fromkeys(METHODS, 1.0), "evaluate": 1.0}
+    models = 2 + len(methods)
+    jobs = {m: {"prepare": 1.0, m: 1.0, "evaluate": 1 / models} for m in methods}
+    whole = {"prepare": 1.0, **dict.fromkeys(methods, 1.0), "evaluate": 1.0}
     return {**jobs, "evaluation": {"evaluate": 1.0}, "all": whole}
 
 
@@ -195,7 +203,9 @@ def _row(
     return row("end_to_end", side, values, metric=metric, unit=unit, mode=mode, x=x, device=device)
 
 
-def differences(side: Side, baseline: Side, device: str) -> list[Row]:
+def differences(
+    side: Side, baseline: Side, device: str, methods: Sequence[str] = METHODS
+) -> list[Row]:
     """How far the results of `side` are from the baseline's: weights by method, the table's rows.
 
     `mode` of a row says what is compared; NaN where one of the two is missing.
@@ -203,9 +213,9 @@ def differences(side: Side, baseline: Side, device: str) -> list[Row]:
     rows = []
     start = load_file(side.root / "original.safetensors")
     ours, theirs = side.rows(), baseline.rows()
-    for name in ("original", "retrained", *METHODS):
+    for name in ("original", "retrained", *methods):
         x = f"{side.setting.name}: {name}"
-        if name in METHODS:
+        if name in methods:
             left, right = (
                 load_file(s.place / name / "weights.safetensors") for s in (side, baseline)
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from baseline_methods import Name
 from spans import FIRST, RESULT, SPAWNED
 
 from letheon.engine.checkpoint import save_model
@@ -29,7 +30,7 @@ from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
 
 HERE = Path(__file__).parent
-METHODS = ("ft", "ga", "salun", "spkd")
+METHODS: tuple[Name, ...] = ("ft", "ga", "salun", "spkd")
 OURS = {
     "ft": ["finetune"],
     "ga": ["grad-ascent"],
@@ -51,6 +52,7 @@ class Setting:
     rates: dict[str, float]  # method -> learning rate
     prepared: int | None  # ours decodes once to this size; None: reads the files each epoch
     forget: tuple[int, ...] = (0, 3, 7)
+    once: tuple[str, ...] = ()  # methods that only the first repeat runs, for want of time
 
 
 @dataclass(frozen=True)
@@ -137,18 +139,18 @@ class Side:
         told = ["--weights", weights, "--method", method]
         return self._baseline("forget", [*told, "--out", out, *recipe])
 
-    def evaluate(self) -> Spent:
-        """Measure original, retrained and the four results; `rows` has them."""
+    def evaluate(self, methods: Sequence[str] = METHODS) -> Spent:
+        """Measure original, retrained and the results of the methods; `rows` has them."""
         domains, out = self.root / "images" / "downstream", self.place / "table"
         batch = ["--batch-size", self.setting.batch_size]
         first = [self.root / f"{name}.safetensors" for name in ("original", "retrained")]
-        runs = [self.place / method for method in METHODS]
+        runs = [self.place / method for method in methods]
         if self.name != "baseline":
             told = ["--data", self.data, "--original", first[0], "--retrained", first[1]]
             told += ["--runs", *runs, "--downstream", domains, "--out", out]
             told += ["--cka", "legacy", "--split", "legacy", "--dtype", self.dtype]
             request = "class:" + ",".join(map(str, self.setting.forget))
-            told += ["--device", self.device, "--forget", request]
+            told += ["--device", self.device, "--dtype", self.dtype, "--forget", request]
             return self._ours("evaluate", [*told, *batch], self.ranks)
         weights = [*first, *(run / "weights.safetensors" for run in runs)]
         told = ["--models", *weights, "--retrained", weights[1], "--domains", domains]
