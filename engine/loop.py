@@ -48,6 +48,7 @@ class Seconds:
     compile: float = 0.0  # forward and backward of the first call of each graph
     train: float = 0.0  # everything else from the first batch of each pass to its last step
     start: Start = ""  # cold: a graph was compiled; warm: all came from the cache; "": no graph
+    together: int = 1  # runs, at most, that were fed in one pass; their steps are in `train` too
 
 
 def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Seconds:
@@ -91,6 +92,7 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
             yield one
             one.close()
             seconds.train += time.perf_counter() - one.started
+            seconds.together = max(seconds.together, one.together)
     step.finish()
     seconds.compile, seconds.start = step.compile_seconds, cache()
     seconds.train -= seconds.compile
@@ -107,6 +109,7 @@ class Pass:
         self.number = number  # of the epoch
         self.later = later  # passes that follow in the same epoch
         self.steps = run.loader.steps(phase.reads)
+        self.together = 1  # runs that are fed in this pass
 
     def begin(self) -> None:
         """Before the first batch."""
@@ -148,6 +151,7 @@ class Pass:
             seconds=elapsed,
             compile_seconds=compiling,
             images_per_second=samples / elapsed,
+            **({"together": self.together} if self.together > 1 else {}),
         )
         _audit(phase, int(forget), int(retain))
         if not math.isfinite(mean):

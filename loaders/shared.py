@@ -129,12 +129,11 @@ def planned(streams: Sequence[Sequence[Part]], room: int) -> Plan:
             pieces.append((chunk, row[mine[rows]], rows))
         servings.append(Serving(stream, part, pieces))
         uses[mine] -= 1
-        for chunk, count in zip(
-            *np.unique(places[uses[mine] == 0], return_counts=True), strict=True
-        ):
-            wanted[int(chunk)] -= int(count)
-            if not wanted[int(chunk)]:
-                del wanted[int(chunk)]
+        over, counts = np.unique(places[uses[mine] == 0], return_counts=True)
+        for chunk, count in zip(over.tolist(), counts.tolist(), strict=True):
+            wanted[chunk] -= count
+            if not wanted[chunk]:
+                del wanted[chunk]
         waiting = sum(len(members[chunk]) for chunk in wanted)
         for chunk in list(wanted):
             if waiting <= room:

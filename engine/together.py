@@ -1,0 +1,177 @@
+"""Several runs in one process, fed from one pass over the data wherever their passes can share it.
+
+Each run has its own model, optimiser, state and random numbers and steps on the batches it would
+have got alone, so it ends as it would have ended alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Log, Pass, Seconds, passes
+from letheon.engine.method import Method, Run
+from letheon.loaders.batch import Batch
+from letheon.loaders.errors import InputError
+from letheon.loaders.shared import shared_pass, source
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several runs."""
+
+    name: str
+    method: Method
+    start: Callable[[], tuple[Run, Log]]
+    """Called once, right before it is prepared, under its own random numbers."""
+    end: Callable[[Run, Seconds], object]
+    """Called once it is trained, such as to save it; its memory is let go after that."""
+
+
+def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, str]:
+    """Train all of them; each is ended as soon as its own training is over.
+
+    Every rank must call, with the same members.
+
+    Returns:
+        name -> what went wrong, for those that did not end. With several ranks only what every
+        rank sees alike is survived: numbers that are not finite.
+
+    Raises:
+        InputError: the data cannot be read; whoever had not ended does not end.
+        Exception: with several ranks, whatever one of the runs raises.
+    """
+    failed: dict[str, str] = {}
+    jobs = [_Job(member, ranks, failed) for member in members]
+    for job in jobs:
+        job.attempt(job.start)
+    while waiting := [job for job in jobs if job.now is not None]:
+        group = meeting(waiting)
+        for job in group:
+            job.at.together = len(group)
+            job.at.begin()
+        for those, batch in _bar(group, ranks):
+            batch = batch.to(ranks.device)
+            for k in those:
+                group[k].attempt(group[k].take, batch)
+            if not any(job.now for job in group):
+                break
+        for job in group:
+            job.attempt(job.advance)
+    return failed
+
+
+class _Job:
+    """A member on its way: which pass it is at, and its own random numbers."""
+
+    def __init__(self, member: Member, ranks: Ranks, failed: dict[str, str]):
+        self.member, self.ranks, self.failed = member, ranks, failed
+        self.seconds = Seconds()
+        self.run: Run | None = None  # until it has started, and once it has ended
+        self.now: Pass | None = None
+        self._passes: Iterator[Pass] = iter(())
+        self._random = _random(ranks)
+
+    @property
+    def at(self) -> Pass:
+        """The pass it is at, while there is one."""
+        assert self.now is not None
+        return self.now
+
+    def start(self) -> None:
+        """Up to its first pass."""
+        self.run, log = self.member.start()
+        self._passes = passes(self.member.method, self.run, self.seconds, log)
+        self.advance()
+
+    def take(self, batch: Batch) -> None:
+        """One step; nothing for one that has failed."""
+        if self.now is not None:
+            self.now.take(batch)
+
+    def advance(self) -> None:
+        """Close the pass it is at and find the next; without one it has ended."""
+        if self.run is None:
+            return
+        self.now = next(self._passes, None)
+        if self.now is None:
+            self.member.end(self.run, self.seconds)
+            self.run = None
+
+    def attempt(self, work: Callable[..., None], *args: Batch) -> None:
+        """Do it under its own random numbers; what goes wrong ends this run and no other."""
+        outer = _random(self.ranks)
+        _set_random(self._random, self.ranks)
+        try:
+            work(*args)
+        except Exception as error:
+            known = isinstance(error, FloatingPointError | InputError)
+            if self.ranks.world > 1 and not isinstance(error, FloatingPointError):
+                raise  # perhaps on this rank alone: the others would wait for it
+            if not known:
+                traceback.print_exc(file=sys.stderr)
+            self.failed[self.member.name] = str(error) or type(error).__name__
+            self.run = self.now = None
+            self._passes = iter(())
+        finally:
+            self._random = _random(self.ranks)
+            _set_random(outer, self.ranks)
+
+
+def meeting(jobs: Sequence[_Job]) -> list[_Job]:
+    """Whose next passes are made as one.
+
+    Of those that share the first one's source: the earliest epoch, and in it whoever has the most
+    passes still to come, so that all meet at the last; and whoever reads what one of these reads.
+    """
+    first = _source(jobs[0])
+    if first is None:
+        return [jobs[0]]
+    near = [job for job in jobs if _source(job) == first]
+    epoch = min(job.at.number for job in near)
+    near = [job for job in near if job.at.number == epoch]
+    most = max(job.at.later for job in near)
+    read = {job.at.phase.reads for job in near if job.at.later == most}
+    return [job for job in near if job.at.phase.reads in read]
+
+
+def _source(job: _Job) -> Hashable:
+    return source(job.at.run.loader)
+
+
+def _bar(group: Sequence[_Job], ranks: Ranks) -> Iterator[tuple[list[int], Batch]]:
+    """Who is fed with which batch, with a progress bar on rank 0 of a terminal."""
+    reads = [job.at.phase.reads for job in group]
+    number = group[0].at.number
+    if len(group) == 1:
+        alone = group[0].at.run.loader.train(reads[0], number)
+        batches: Iterator[tuple[list[int], Batch]] = (([0], batch) for batch in alone)
+    else:
+        batches = shared_pass([job.at.run.loader for job in group], reads, number)
+    yield from tqdm(
+        batches,
+        desc=f"epoch {number + 1} " + ", ".join(job.member.name for job in group),
+        disable=None if ranks.main else True,
+        leave=False,
+    )
+
+
+def _random(ranks: Ranks) -> list[Tensor]:
+    """The state of torch's generators that a step may draw from."""
+    states = [torch.get_rng_state()]
+    if ranks.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(ranks.device))
+    return states
+
+
+def _set_random(states: Sequence[Tensor], ranks: Ranks) -> None:
+    torch.set_rng_state(states[0])
+    if ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], ranks.device)
