@@ -1,9 +1,11 @@
-# make forget: the main job on the embedded data. make test: the tests. Both install first, once.
+# make forget: the main job on the embedded data. make test: the tests. make bench: speed against a
+# plain baseline, in build/bench (PHOTOS=folder with train/ and val/, else images are drawn). All
+# install first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu ffcv check clean
+.PHONY: install forget test test-all test-gpu bench ffcv check clean
 
 install: .venv/installed
 
@@ -26,6 +28,18 @@ test-all: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# Fails where a result differs from the baseline's, or something grows too fast; never for seconds.
+bench: install
+	@failed=0; \
+	$(BIN)/python benchmarks/bench_growth.py --out build/bench/growth_cpu.csv || failed=1; \
+	$(BIN)/python benchmarks/bench_end_to_end.py $(if $(PHOTOS),--photos "$(PHOTOS)") \
+	  --out build/bench/end_to_end_cpu.csv || failed=1; \
+	$(BIN)/python benchmarks/regression.py build/bench/end_to_end_cpu.csv \
+	  benchmarks/results/end_to_end_cpu.csv || true; \
+	$(BIN)/python benchmarks/plot.py --results build/bench --pictures build/bench \
+	  --readme build/bench/none; \
+	exit $$failed
 
 ffcv: install
 	sh launch/recipes/install_ffcv.sh $(BIN)/python

@@ -49,30 +49,50 @@ def read(path: Path) -> list[Line]:
 
 def table(lines: Sequence[Line]) -> str:
     """The performance table in Markdown, from the rows of end_to_end_*.csv."""
-    cells = {(r["x"], r["variant"], r["metric"]): float(r["median"]) for r in lines}
+    cells = {(r["x"], r["variant"], r["metric"]): r for r in lines}
     devices = "; ".join(sorted({r["device"] for r in lines}))
-    runs = max(int(r["n"]) for r in lines)
     text = [
-        f"On {devices}; n = {runs}; seconds of wall clock, and how many times faster than the",
-        "baseline. `docs/benchmarks.md` says what the columns are.",
+        f"On {devices}; medians of n repeats, with the 20th and 80th percentile; seconds of wall",
+        "clock, and how many times faster than the baseline. `docs/benchmarks.md` says what the",
+        "columns are.",
         "",
-        "| setting | job | baseline s | ours s | faster | without validation | processor | bf16 |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| setting | job | n | baseline s | ours s | faster | without validation | processor "
+        "| bf16 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for x in dict.fromkeys(r["x"] for r in lines if r["metric"] == "wall"):
         setting, _, job = x.rpartition(": ")
 
         def cell(variant: str, metric: str, digits: int = 2, x: str = x) -> str:
-            value = cells.get((x, variant, metric))
-            return "-" if value is None else f"{value:.{digits}f}"
+            found = cells.get((x, variant, metric))
+            if found is None:
+                return "-"
+            median, low, high = (float(found[k]) for k in ("median", "p20", "p80"))
+            spread = f" ({low:.{digits}f}-{high:.{digits}f})" if low < high else ""
+            return f"{median:.{digits}f}{spread}"
 
         found = [
+            cells[x, "baseline", "wall"]["n"],
             cell("baseline", "wall", 1), cell("ours fp32", "wall", 1), cell("ours fp32", "ratio"),
             cell("ours fp32", "ratio without validation"), cell("ours fp32", "ratio, processor"),
             cell("ours bf16", "ratio"),
         ]  # fmt: skip
         text.append(f"| {setting} | {TITLES.get(job, job)} | {' | '.join(found)} |")
-    return "\n".join(text)
+    return "\n".join([*text, *gaps(lines)])
+
+
+def gaps(lines: Sequence[Line]) -> list[str]:
+    """How far results are from the baseline's, at most, in two lines; none without such rows."""
+    text = []
+    for variant in ("ours fp32", "ours bf16"):
+        most: dict[str, float] = {}
+        for r in lines:
+            if r["metric"] == "difference" and r["variant"] == variant:
+                most[r["mode"]] = max(most.get(r["mode"], 0.0), float(r["median"]))
+        if most:
+            named = ", ".join(f"{mode} {value:.2g}" for mode, value in most.items())
+            text.append(f"Largest differences of {variant} from the baseline: {named}.")
+    return ["", *text] if text else []
 
 
 def between(text: str) -> str | None:

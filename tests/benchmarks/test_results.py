@@ -12,7 +12,7 @@ HEAD = "name,variant,mode,metric,unit,x,median,p20,p80,n,device,versions,revisio
 
 def results(path: Path, *cells: tuple[str, str, str, str, float]) -> Path:
     lines = [
-        f"{n},{v},,{m},s,{x!r},{value},0,0,1,cpu,,,".replace("'", '"')
+        f"{n},{v},,{m},s,{x!r},{value},{value},{value},1,cpu,,,".replace("'", '"')
         for n, v, m, x, value in cells
     ]
     path.write_text(HEAD + "\n".join(lines) + "\n")
@@ -50,7 +50,7 @@ def test_the_table_is_written_between_the_markers_and_checked(tmp_path: Path) ->
     assert main(Options(**told)) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| small, 64 px | SPKD | 12.0 | 3.0 | 4.00 | - | - | - |" in text
+    assert "| small, 64 px | SPKD | 1 | 12.0 | 3.0 | 4.00 | - | - | - |" in text
     assert main(Options(**told, check=True)) == 0
     assert main(Options(readme, results=tmp_path / "none")) == 2
     assert "<svg" in (tmp_path / "pictures" / "end_to_end_cpu.svg").read_text()
