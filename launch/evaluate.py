@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from letheon.launch.job import Job
 from letheon.launch.measured import Extent, Measuring
 from letheon.launch.rows import Comparison, planned
 from letheon.loaders.errors import InputError
+from letheon.loaders.readable import told_left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
             print("\n".join(f"{key}: {text}" for key, (_, _, _, text) in metrics.items()))
         return
     comparison = together(ranks, lambda: settings.comparison(ranks))
+    for line in told_left_out(comparison.sets) if ranks.main else ():
+        print(line, file=sys.stderr)
     measuring = Measuring(
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks
     )
@@ -106,6 +110,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         )
     if settings.out is not None:
         facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
+        facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
         written(settings, rows, {**facts, "versions": versions(ranks)})
 
 

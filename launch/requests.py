@@ -13,7 +13,6 @@ from letheon.engine.model import Classifier
 from letheon.eval.features import extract
 from letheon.eval.nearest import ranked_classes
 from letheon.launch.job import Job
-from letheon.loaders.data import open_domains
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import Data
 from letheon.loaders.request import Request, resolve
@@ -35,10 +34,14 @@ class Forgetting(Job):
 
     def opened(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
         """The model, the data in its class numbers and the request; the same on every rank."""
+        model, data, nearest = self.found(ranks)
+        return model, data, resolve(self.forget, data, self.seed, nearest)
+
+    def found(self, ranks: Ranks) -> tuple[Classifier, Data, list[int] | None]:
+        """What does not depend on the seed: the model, the data and, for top:K, its ranking."""
         model = load_model(self.weights, name=self.model)
         data = self.upstream(model)
-        nearest = self._nearest(model, ranks) if self.forget.startswith("top:") else None
-        return model, data, resolve(self.forget, data, self.seed, nearest)
+        return model, data, self._nearest(model, ranks) if self.forget.startswith("top:") else None
 
     def _nearest(self, model: Classifier, ranks: Ranks) -> list[int]:
         """Each rank ranks for itself: it may find bad input, and no other may wait for it."""
@@ -47,7 +50,7 @@ class Forgetting(Job):
         alone = Ranks(device=ranks.device)
         model.to(ranks.device)
         outputs = []
-        for images in open_domains(self.downstream).values():
+        for images in self.opened_domains(self.downstream).values():
             nothing = np.zeros(len(images), dtype=bool)
             loader = self.reader(images, nothing, model.preset, 256, alone)
             outputs.append(extract(model, loader, alone))

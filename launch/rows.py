@@ -15,14 +15,13 @@ from letheon.engine.checkpoint import load_model, weights_digest
 from letheon.engine.model import Classifier, build
 from letheon.engine.record import FINISHED
 from letheon.launch.job import Job
-from letheon.loaders.data import open_domains
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import Data, ImageSet
 from letheon.loaders.request import Request, forget_mask, resolve
 
 CONTROLS = ("Finetune", "HeadDistillation")
 """Methods whose runs are controls of a table."""
-_NOT_THE_METHOD = ("seed", "out", "overwrite", "device", "workers", "loader")
+_NOT_THE_METHOD = ("seed", "out", "overwrite", "device", "workers", "loader", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Entry:
     model: Classifier
     weights: str  # digest of the weights that were loaded
     seconds: float | None = None  # of forgetting: preparation and training
+    together: int = 1  # runs that this clock counts, where one pass fed several
     seed: int | None = None
     settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
 
@@ -97,7 +97,7 @@ def planned(
                 f"{len(data.classes)}; compare models of one data set"
             )
     request = _request([path for path, _ in paths if path.is_dir()], forget, data, job.seed)
-    domains = open_domains(downstream) if downstream is not None else {}
+    domains = job.opened_domains(downstream) if downstream is not None else {}
     if random_control:
         entries.insert(len(first) + len(retrained), _random(entries, job.seed))
     return Comparison(entries, data, domains, request)
@@ -147,12 +147,14 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
         )
     seconds = facts.get("seconds")
     spent = None if seconds is None else seconds["prepare"] + seconds["train"]
+    runs = 1 if seconds is None else seconds.get("together", 1)
     known = "control" if facts.get("method") in CONTROLS else "unlearned"
     seed = settings.get("seed")
     method = {"method": facts.get("method", str(path))}
     told = method | {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD}
     return Entry(
-        name, role or known, loaded, digest, spent, seed, json.dumps(told, sort_keys=True)
+        name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
+        json.dumps(told, sort_keys=True),
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from letheon.engine.model import build
 from letheon.engine.record import check_free
 from letheon.launch.command import run_command, together
 from letheon.launch.job import Job, Plan, train_and_save
-from letheon.loaders.data import open_data
 from letheon.methods.train import Train
 
 
@@ -42,7 +41,7 @@ class Settings(Job):
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Everything that can be wrong with the input, found before anything is written."""
         check_free(self.out, self.overwrite)
-        data = open_data(self.data)
+        data = self.opened_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
             preset = dataclasses.replace(model.preset, size=self.size, resize_to=self.size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -51,16 +52,24 @@ class Backend(ABC):
             InputError: Fewer samples in the set or in a batch than ranks.
         """
         assert forget.shape == (len(images),) and forget.dtype == np.bool_ and 0 <= rank < world
-        if min(batch_size, len(images)) < world or batch_size < 1:
-            raise InputError(
-                f"got {world} processes for a batch of {batch_size} out of {len(images)} images, "
-                "expected at least one image each; start fewer processes or raise the batch size"
-            )
+        check_batch(batch_size, len(images), world)
         self.images, self.forget, self.preset = images, forget, preset
         # Where the pixels come from, and the number in it of each image; labels are `images`'.
         self.source, self.numbers = unwrapped(images)
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.workers, self.device = workers, torch.device(device)
+
+    def resplit(self, forget: NDArray[np.bool_], batch_size: int, seed: int) -> Self:
+        """A second loader over the same images, which are kept once; not for use in two threads.
+
+        Raises:
+            InputError: Fewer samples in a batch than ranks.
+        """
+        assert forget.shape == self.forget.shape
+        check_batch(batch_size, len(self.images), self.world)
+        other = copy.copy(self)
+        other.forget, other.batch_size, other.seed = forget, batch_size, seed
+        return other
 
     def train(self, reads: Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, as `Loader.train`; audited by index.
@@ -112,6 +121,15 @@ class Backend(ABC):
             return batch
         labels, forget, index = (tensor.pin_memory() for tensor in batch[1:4])
         return Batch(images, labels, forget, index, part.total).to(self.device)
+
+
+def check_batch(batch_size: int, count: int, world: int) -> None:
+    """Refuse a batch, or a set of `count` images, that leaves a rank with nothing."""
+    if min(batch_size, count) < world or batch_size < 1:
+        raise InputError(
+            f"got {world} processes for a batch of {batch_size} out of {count} images, "
+            "expected at least one image each; start fewer processes or raise the batch size"
+        )
 
 
 def unwrapped(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:

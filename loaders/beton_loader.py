@@ -18,17 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.loaders import augment, jpeg
+from letheon.loaders import augment, encoded, jpeg
 from letheon.loaders.backend import AHEAD, Backend, normalised_on
 from letheon.loaders.batch import Batch
 from letheon.loaders.beton import BetonImages
 from letheon.loaders.buffers import Buffers
 from letheon.loaders.errors import InputError
-from letheon.loaders.files import FileImages
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
 from letheon.loaders.rows import fill
-from letheon.loaders.stored import Stored, from_file, from_pixels
+from letheon.loaders.stored import Stored
 
 ROWS = 16  # images of one task: few enough to share out a small batch, many for numpy's overhead
 
@@ -52,8 +51,6 @@ class BetonLoader(Backend):
         scaled: decode crops of at least twice the wanted size at half the scale: a tenth faster at
             128 pixels from 500, nothing at 224; else all pixels are the plain loader's to the bit.
         codec: JPEG library; None takes the fastest there is.
-        drop_unreadable: leave an unreadable image out of its batch, whose `total` still counts it,
-            instead of raising; `dropped` tells which and why.
     """
 
     def __init__(
@@ -61,13 +58,11 @@ class BetonLoader(Backend):
         *args: Any,
         scaled: bool = False,
         codec: jpeg.Codec | None = None,
-        drop_unreadable: bool = False,
         **kwargs: Any,
     ) -> None:
         """As `Backend`."""
         super().__init__(*args, **kwargs)
-        self.scaled, self.codec, self.drop_unreadable = scaled, codec, drop_unreadable
-        self.dropped: dict[int, str] = {}
+        self.scaled, self.codec = scaled, codec
         self._buffers = Buffers(keep=AHEAD + 2)
 
     def _batches(self, parts: list[Part], epoch: int | None) -> Iterator[Batch]:
@@ -76,12 +71,13 @@ class BetonLoader(Backend):
             for part in parts:
                 job = self._job(part, epoch, preset)
                 starts = range(0, len(part.samples), ROWS)
-                bad = [row for start in starts for row in self._fill(job, start, preset)]
-                yield self._done(job, bad, preset)
+                for start in starts:
+                    self._fill(job, start, preset)
+                yield self._done(job, preset)
             return
         # One thread each: torch would start a team of its own in every one of ours.
         pool = ThreadPoolExecutor(self.workers, "decode", torch.set_num_threads, (1,))
-        waiting: deque[tuple[_Job, list[Future[list[tuple[int, InputError]]]]]] = deque()
+        waiting: deque[tuple[_Job, list[Future[None]]]] = deque()
         try:
             for k in range(len(parts) + AHEAD):
                 if k < len(parts):
@@ -91,14 +87,16 @@ class BetonLoader(Backend):
                     waiting.append((job, tasks))
                 if k >= AHEAD and waiting:
                     job, tasks = waiting.popleft()
-                    yield self._done(job, [row for task in tasks for row in task.result()], preset)
+                    for task in tasks:
+                        task.result()
+                    yield self._done(job, preset)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _job(self, part: Part, epoch: int | None, preset: Preset) -> _Job:
         samples, turn, _ = part
         if isinstance(self.source, BetonImages):
-            self.source.will_need(samples)
+            self.source.will_need(self.numbers[samples])
         shape = (len(samples), preset.size, preset.size, 3)
         if self.device.type == "cpu":
             images = self._buffers.take(shape, np.float32)
@@ -109,42 +107,17 @@ class BetonLoader(Backend):
             u = augment.draws(self.seed, epoch, turn, samples, preset)
         return _Job(part, images, u)
 
-    def _fill(self, job: _Job, start: int, preset: Preset) -> list[tuple[int, InputError]]:
-        """Make `ROWS` rows of the batch from `start`; returns those that could not be made."""
+    def _fill(self, job: _Job, start: int, preset: Preset) -> None:
+        """Make `ROWS` rows of the batch from `start`; raises `InputError` naming an image."""
         rows = slice(start, start + ROWS)
         stored = self._stored(job.part.samples[rows])
         u = None if job.u is None else job.u[rows]
-        bad = fill(job.images[rows], stored, u, preset, self.scaled, self.codec)
-        return [(start + row, error) for row, error in bad]
+        fill(job.images[rows], stored, u, preset, self.scaled, self.codec)
 
-    def _stored(self, indices: NDArray[np.int64]) -> Sequence[Stored | InputError]:
-        if isinstance(self.source, BetonImages):
-            return self.source.stored(indices)
-        return [self._one(i) for i in indices.tolist()]
+    def _stored(self, samples: NDArray[np.int64]) -> Sequence[Stored | InputError]:
+        return encoded.stored(self.source, self.numbers[samples])
 
-    def _one(self, i: int) -> Stored | InputError:
-        try:
-            if isinstance(self.source, FileImages):
-                return from_file(self.source.tree.read(self.source.file(i)), self.source.path(i))
-            return from_pixels(self.source.read(i), self.source.path(i))
-        except InputError as error:
-            return error
-
-    def _done(self, job: _Job, bad: list[tuple[int, InputError]], preset: Preset) -> Batch:
-        images, part = self._without(job.images, job.part, bad)
+    def _done(self, job: _Job, preset: Preset) -> Batch:
         if self.device.type == "cpu":
-            return self._finished(images.permute(0, 3, 1, 2), part)
-        return self._finished(normalised_on(images, preset, self.device), part)
-
-    def _without(
-        self, images: Tensor, part: Part, bad: list[tuple[int, InputError]]
-    ) -> tuple[Tensor, Part]:
-        """Batch and part without the bad rows, where that was asked for; else raises the first."""
-        if not bad:
-            return images, part
-        if not self.drop_unreadable or len(bad) == len(images):
-            raise bad[0][1]
-        self.dropped.update((int(part.samples[row]), str(error)) for row, error in bad)
-        good = np.setdiff1d(np.arange(len(images)), [row for row, _ in bad])
-        kept = images[torch.from_numpy(good).to(images.device)]
-        return kept, Part(part.samples[good], part.turn[good], part.total)
+            return self._finished(job.images.permute(0, 3, 1, 2), job.part)
+        return self._finished(normalised_on(job.images, preset, self.device), job.part)

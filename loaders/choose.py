@@ -73,7 +73,7 @@ def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind
     ffcv and DALI are never taken unasked: `beton` has measured faster than ffcv at the same boxes
     (`benchmarks/results/loaders_cpu.csv`), and DALI on a GPU has not been measured.
     """
-    images = unwrapped(images)
+    images, _ = unwrapped(images)
     if device.type == "cuda":
         needed, free = _bytes(images, preset), free_bytes(device)
         if needed is not None and needed <= RESIDENT_SHARE * free:

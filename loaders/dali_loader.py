@@ -75,7 +75,6 @@ class DaliLoader(BetonLoader):
         images = torch.empty(
             (len(stored), preset.size, preset.size, 3), device=self.device
         )  # (B, S, S, 3)
-        bad: list[tuple[int, InputError]] = []
         if theirs.any():
             rows = np.flatnonzero(theirs)
             jpegs = [one for one in stored if isinstance(one, Stored) and _for_dali(one)]
@@ -90,11 +89,9 @@ class DaliLoader(BetonLoader):
             rows = np.flatnonzero(~theirs)
             rest = torch.empty((len(rows), preset.size, preset.size, 3), dtype=torch.uint8)
             left = [stored[k] for k in rows.tolist()]
-            found = fill(rest, left, None if u is None else u[rows], preset)
-            bad = [(int(rows[k]), error) for k, error in found]
+            fill(rest, left, None if u is None else u[rows], preset)
             made = normalised_on(rest, preset, self.device).permute(0, 2, 3, 1)
             images[torch.from_numpy(rows).to(self.device)] = made
-        images, part = self._without(images, part, bad)
         return self._finished(images.permute(0, 3, 1, 2), part)
 
     def _run(self, jpegs: list[Stored], u: NDArray[np.float64] | None, preset: Preset) -> Tensor:

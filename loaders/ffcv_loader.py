@@ -86,17 +86,16 @@ class FfcvLoader(BetonLoader):
         return prefetched(lambda part: self._batch(part, epoch, preset), parts)
 
     def _batch(self, part: Part, epoch: int, preset: Preset) -> Batch:
-        images, bad = self._pixels(part, epoch, preset)
-        kept, part = self._without(torch.from_numpy(images), part, bad)
+        images = self._pixels(part, epoch, preset)
         if self.device.type == "cpu":
-            return self._finished(transform.normalised(kept.numpy(), preset), part)
-        return self._finished(normalised_on(kept.pin_memory(), preset, self.device), part)
+            return self._finished(transform.normalised(images, preset), part)
+        pinned = torch.from_numpy(images).pin_memory()
+        return self._finished(normalised_on(pinned, preset, self.device), part)
 
-    def _pixels(
-        self, part: Part, epoch: int, preset: Preset
-    ) -> tuple[NDArray[np.uint8], list[tuple[int, InputError]]]:
-        """(B, S, S, 3) and the unreadable rows; runs in the one thread that calls numba's."""
-        rows = self._source.table[part.samples]
+    def _pixels(self, part: Part, epoch: int, preset: Preset) -> NDArray[np.uint8]:
+        """(B, S, S, 3); runs in the one thread that calls numba's."""
+        places = self.numbers[part.samples]
+        rows = self._source.table[places]
         shapes = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
         u = augment.draws(self.seed, epoch, part.turn, part.samples, preset)
         cut, mirror = augment.boxes(u, shapes), augment.mirrored(u, preset)
@@ -104,7 +103,7 @@ class FfcvLoader(BetonLoader):
         codes = np.zeros(len(rows), np.int64)
         decode = self._compiled()
         importlib.import_module("numba").set_num_threads(max(1, self.workers))  # of this thread
-        samples = part.samples.astype(np.uint64)
+        samples = places.astype(np.uint64)
         for start in range(0, len(rows), ROWS):
             now = slice(start, start + ROWS)
             memory = (out[now], self._scratch, cut[now], mirror[now], codes[now])
@@ -113,10 +112,9 @@ class FfcvLoader(BetonLoader):
         # Where ffcv's decoder complained, Pillow judges; some warnings are harmless.
         doubtful = np.flatnonzero(codes)
         again = torch.from_numpy(out[doubtful])
-        stored = self._source.stored(part.samples[doubtful])
-        bad = fill(again, stored, u[doubtful], preset, codec="pillow")
+        fill(again, self._stored(part.samples[doubtful]), u[doubtful], preset, codec="pillow")
         out[doubtful] = again.numpy()
-        return out, [(int(doubtful[k]), error) for k, error in bad]
+        return out
 
     def _compiled(self) -> Callable[..., Any]:
         if self._decode is not None:

@@ -22,6 +22,7 @@ class ImageSet(ABC):
     name: str  # for messages and tables
     labels: NDArray[np.int64]  # (N,), in [0, len(classes))
     classes: tuple[str, ...]  # unique names, in label order
+    left_out: tuple[str, ...] = ()  # what was unreadable and dropped on request: name and reason
 
     @property
     @abstractmethod

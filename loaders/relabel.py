@@ -20,7 +20,7 @@ class Relabelled(ImageSet):
         place = {name: number for number, name in enumerate(classes)}
         table = np.array([place[name] for name in images.classes], dtype=np.int64)
         self.images = images
-        self.name = images.name
+        self.name, self.left_out = images.name, images.left_out
         self.classes = classes
         self.labels = table[images.labels]
 

@@ -46,6 +46,11 @@ def resolve(
     rest = rest.strip()
     present = np.unique(data.train.labels)
     if kind == "samples" and rest:
+        if data.train.left_out:
+            raise InputError(
+                f"got {text!r} and {len(data.train.left_out)} unreadable images left out, which "
+                "changes the numbers; mend these images, or prepare the set and number it anew"
+            )
         listed = [_number(token, rest) for token in _lines(rest)]
         return _samples(text, listed, len(data.train))
     if kind in ("class", "file") and rest:

@@ -93,12 +93,12 @@ class ResidentLoader(BetonLoader):
             square = np.full((len(kept), 2), self.preset.size)
             return square, square
         if isinstance(self.source, BetonImages):
-            rows = self.source.table[kept]
+            rows = self.source.table[self.numbers[kept]]
             originals = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
         elif isinstance(self.source, ArrayImages):
             originals = np.tile(np.array(self.source.pixels.shape[1:3]), (len(kept), 1))
         else:  # every file is opened once for its size, and once more for its pixels
-            found = [self._one(i) for i in kept.tolist()]
+            found = self._stored(kept)
             originals = np.array([_size(one) for one in found], np.int64).reshape(-1, 2)
         if self.side is None:
             return originals, originals
@@ -122,7 +122,7 @@ class ResidentLoader(BetonLoader):
         return pixels
 
     def _read(self, i: np.int64) -> NDArray[np.uint8]:
-        image = self.source.read(int(i))
+        image = self.images.read(int(i))
         if not self._box:
             return transform.fitted(image, self._kept_as)
         if self.side is not None and max(image.shape[:2]) > self.side:
@@ -157,13 +157,11 @@ class ResidentLoader(BetonLoader):
         )
         rows = np.flatnonzero(~here)
         rest = torch.empty((len(rows), preset.size, preset.size, 3), dtype=torch.uint8)
-        found = fill(
+        fill(
             rest, self._stored(part.samples[rows]), None if u is None else u[rows], preset,
             self.scaled, self.codec,
         )  # fmt: skip
         images[self._moved(rows)] = normalised_on(rest, preset, self.device)
-        bad = [(int(rows[k]), error) for k, error in found]
-        images, part = self._without(images, part, bad)
         return self._finished(images, part)
 
     def _made(

@@ -25,8 +25,8 @@ def fill(
     preset: Preset,
     scaled: bool = False,
     codec: jpeg.Codec | None = None,
-) -> list[tuple[int, InputError]]:
-    """Write each image into its row of `out`; returns the rows that could not be made, and why.
+) -> None:
+    """Write each image into its row of `out`.
 
     Args:
         out: (B, S, S, 3), float32 for normalised pixels or uint8 for plain ones.
@@ -35,31 +35,29 @@ def fill(
         preset: the geometry and scale.
         scaled: decode large crops at a smaller scale, see `jpeg.cropped`.
         codec: the JPEG library; None takes the fastest.
+
+    Raises:
+        InputError: Naming the first image that cannot be read.
     """
     boxes: list[jpeg.Box] = []
     if u is not None and preset.augment == "resized-crop-flip":
         sides = [(1, 1) if isinstance(s, InputError) else (s.height, s.width) for s in stored]
         boxes = augment.boxes(u, np.array(sides, np.int64).reshape(-1, 2)).tolist()
     mirror = np.zeros(len(stored), np.bool_) if u is None else augment.mirrored(u, preset)
-    bad: list[tuple[int, InputError]] = []
     for k, image in enumerate(stored):
-        try:
-            if isinstance(image, InputError):
-                raise image
-            if boxes:
-                part = image.cropped(boxes[k], preset.size if scaled else 0, codec)
-                square = transform.resized(part, preset.size, preset.size, preset)
-                row = torch.from_numpy(np.ascontiguousarray(square))
-                write(out[k], row.flip(1) if mirror[k] else row, preset)
-            elif u is None:
-                square = transform.fitted(image.pixels(codec), preset)
-                write(out[k], torch.from_numpy(np.ascontiguousarray(square)), preset)
-            else:
-                square = transform.augmented([image.pixels(codec)], u[k : k + 1], preset)[0]
-                write(out[k], torch.from_numpy(square), preset)
-        except InputError as error:
-            bad.append((k, error))
-    return bad
+        if isinstance(image, InputError):
+            raise image
+        if boxes:
+            part = image.cropped(boxes[k], preset.size if scaled else 0, codec)
+            square = transform.resized(part, preset.size, preset.size, preset)
+            row = torch.from_numpy(np.ascontiguousarray(square))
+            write(out[k], row.flip(1) if mirror[k] else row, preset)
+        elif u is None:
+            square = transform.fitted(image.pixels(codec), preset)
+            write(out[k], torch.from_numpy(np.ascontiguousarray(square)), preset)
+        else:
+            square = transform.augmented([image.pixels(codec)], u[k : k + 1], preset)[0]
+            write(out[k], torch.from_numpy(square), preset)
 
 
 def write(out: Tensor, pixels: Tensor, preset: Preset) -> None:

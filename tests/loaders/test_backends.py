@@ -22,7 +22,6 @@ from letheon.loaders.beton_loader import BetonLoader
 from letheon.loaders.beton_writer import write_beton
 from letheon.loaders.choose import Kind, make_loader
 from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import Relabelled
 from letheon.loaders.resident_loader import ResidentLoader
@@ -193,46 +192,6 @@ def test_an_epoch_left_early_leaves_nothing_behind(make: Make, kind: Kind) -> No
         seen.append(_memory())
         assert set(threading.enumerate()) <= before
     assert max(seen[-5:]) - max(seen[: epochs // 2]) < 8 * 2**20
-
-
-def broken(images: BetonImages, tmp_path: Path) -> tuple[BetonImages, int]:
-    """The same file with the second half of its first JPEG wiped out, and that sample."""
-    i = int(np.flatnonzero(images.table["mode"] == 0)[0])
-    (one,) = images.stored(np.array([i]))
-    data = bytearray(images.file.read_bytes())
-    start = int(images.table["pointer"][i])
-    data[start + len(one.data) // 2 : start + len(one.data)] = bytes(-(-len(one.data) // 2))
-    (tmp_path / "broken.beton").write_bytes(data)
-    return BetonImages(tmp_path / "broken.beton"), i
-
-
-def test_an_image_that_broke_is_named(images: BetonImages, kind: Kind, tmp_path: Path) -> None:
-    worse, i = broken(images, tmp_path)
-    loader = (
-        make_loader(kind, worse, np.zeros(34, np.bool_), PRESET, 8, 3)
-        if kind != "resident"
-        else None
-    )
-    with pytest.raises(InputError, match=rf"broken\.beton\[{i}\].*unreadable"):
-        if loader is None:
-            make_loader(kind, worse, np.zeros(34, np.bool_), PRESET, 8, 3)
-        else:
-            list(loader.train("mixed", 0))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_broke_may_be_dropped_and_counted(
-    images: BetonImages, tmp_path: Path, workers: int
-) -> None:
-    worse, i = broken(images, tmp_path)
-    forget = np.arange(34) % 4 == 0
-    loader = BetonLoader(worse, forget, PRESET, 8, 3, workers=workers, drop_unreadable=True)
-    there = dict(rows(loader.train("mixed", 0)))
-    whole = dict(rows(BetonLoader(images, forget, PRESET, 8, 3).train("mixed", 0)))
-    assert whole.pop(i) and there == whole
-    assert list(loader.dropped) == [i] and "unreadable" in loader.dropped[i]
-    totals = [batch.total for batch in loader.train("mixed", 0)]
-    assert totals == [8, 8, 8, 5, 5]
 
 
 def test_scaled_decoding_is_near_and_only_where_the_crop_is_large(images: BetonImages) -> None:

@@ -18,6 +18,7 @@ from letheon.loaders.data import open_source
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ImageSet
 from letheon.loaders.preset import Preset
+from letheon.loaders.readable import readable
 
 PRESET = Preset(size=32, resize_to=40)
 needs_dali = pytest.mark.skipif(not dali_loader.installed(), reason="DALI is not installed")
@@ -52,7 +53,7 @@ def test_other_formats_go_round_dali(tmp_path: Path) -> None:
 
 @needs_dali
 @pytest.mark.parametrize("fault", ["cut", "cut but ended", "empty", "text"])
-def test_a_broken_image_is_named_or_dropped_and_the_rest_goes_on(
+def test_a_broken_image_is_named_or_left_out_and_the_rest_goes_on(
     tmp_path: Path, fault: str
 ) -> None:
     out = io.BytesIO()
@@ -68,10 +69,11 @@ def test_a_broken_image_is_named_or_dropped_and_the_rest_goes_on(
         with pytest.raises(InputError) as caught:
             list(DaliLoader(images, none, PRESET, 4, 0).train("mixed", 0))
         assert str(caught.value) == str(error)
-        loader = DaliLoader(images, none, PRESET, 4, 0, drop_unreadable=True)
+        good = readable(images)
+        assert good.left_out == (str(error),)
+        loader = DaliLoader(good, none[1:], PRESET, 4, 0)
         for _ in range(2):
             assert sum(len(batch.labels) for batch in loader.train("mixed", 0)) == 11
-        assert len(loader.dropped) == 1
     else:
         assert fault == "cut but ended"  # a warning for Pillow too
 

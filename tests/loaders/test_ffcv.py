@@ -119,9 +119,9 @@ def test_a_truncated_image_is_not_trained_on_as_grey(files: FileImages, tmp_path
     with open(path, "r+b") as file:
         file.seek(int(images.table["pointer"][4]) + len(one.data) // 2)
         file.write(bytes(len(one.data) - len(one.data) // 2))
-    loader = FfcvLoader(images, np.zeros(34, np.bool_), PRESET, 8, 3, drop_unreadable=True)
-    assert sum(len(batch.labels) for batch in loader.train("mixed", 0)) == 33
-    assert list(loader.dropped) == [4]
+    loader = FfcvLoader(images, np.zeros(34, np.bool_), PRESET, 8, 3)
+    with pytest.raises(InputError, match=r"set\.beton\[4\].*unreadable"):
+        list(loader.train("mixed", 0))
 
 
 def test_what_ffcv_cannot_do_is_said(files: FileImages, tmp_path: Path) -> None:

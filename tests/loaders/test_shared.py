@@ -1,0 +1,140 @@
+"""Streams fed from one pass against the same streams read alone: bitwise, for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from letheon.loaders import shared
+from letheon.loaders.admit import Encoding
+from letheon.loaders.backend import Backend
+from letheon.loaders.batch import Batch, Reads
+from letheon.loaders.beton import BetonImages
+from letheon.loaders.beton_writer import write_beton
+from letheon.loaders.choose import Kind, make_loader
+from letheon.loaders.data import open_source
+from letheon.loaders.errors import InputError
+from letheon.loaders.order import Part, epoch_parts
+from letheon.loaders.preset import Preset
+from letheon.loaders.shared import planned, served, shared_pass, source
+from letheon.loaders.torch_loader import TorchLoader
+from tests.world import images as noise
+
+PRESET = Preset(size=32, resize_to=40)
+# Who reads what in which batches: two alike, two sizes of one stream, and every other stream.
+READERS: tuple[tuple[Reads, int], ...] = (
+    ("retain", 8), ("forget", 8), ("mixed", 7), ("retain", 8), ("retain", 5), ("paired", 6),
+)  # fmt: skip
+FORGET = np.arange(101) % 5 == 2
+
+
+@pytest.fixture(scope="module")
+def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonImages:
+    out = tmp_path_factory.mktemp("beton") / "set.beton"
+    found = open_source(str(photographs))
+    assert isinstance(found, dict)
+    write_beton(next(iter(found.values())), out, Encoding(raw=0.4))
+    return BetonImages(out)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("room", [0, 9, 10**6])
+@pytest.mark.parametrize("kind", ["torch", "beton", "resident"])
+def test_as_read_alone(
+    kind: Kind, room: int, world: int, images: BetonImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_room", lambda loader: room)
+    forget = np.arange(len(images)) % 3 == 0
+    orders = []
+    for rank in range(world):
+        loaders = [
+            make_loader(kind, images, forget, PRESET, size, 4, rank, world, 2)
+            for _, size in READERS
+        ]
+        assert len({source(loader) for loader in loaders}) == 1
+        found: list[list[Batch]] = [[] for _ in READERS]
+        turns = []
+        for those, batch in shared_pass(loaders, [reads for reads, _ in READERS], 2):
+            turns.append(those)
+            for k in those:
+                found[k].append(batch)
+        orders.append(turns)
+        assert all(one is other for one, other in zip(found[0], found[3], strict=True))
+        for (reads, _), loader, got in zip(READERS, loaders, found, strict=True):
+            for ours, theirs in zip(got, loader.train(reads, 2), strict=True):
+                assert ours.total == theirs.total
+                for a, b in zip(ours[:4], theirs[:4], strict=True):
+                    assert torch.equal(a, b) and a.stride() == b.stride() and a.dtype == b.dtype
+    assert all(turns == orders[0] for turns in orders)  # the ranks must step in one order
+
+
+def test_another_seed_preset_or_split_is_another_source() -> None:
+    data = noise()
+    forget = data.labels == 1
+    same = Preset(size=8, resize="none", resize_to=8, augment="shift")
+    other = Preset(size=8, resize="none", resize_to=8, augment="none")
+    first = TorchLoader(data, forget, same, 8, 0)
+    assert source(first) == source(TorchLoader(data, forget, same, 4, 0))
+    for differing in (
+        TorchLoader(data, forget, same, 8, 1),
+        TorchLoader(data, ~forget, same, 8, 0),
+        TorchLoader(data, forget, other, 8, 0),
+    ):
+        assert source(first) != source(differing)
+
+
+def index_only(parts: list[Part]) -> Iterator[Batch]:
+    """Batches whose images are (sample, turn), without a picture."""
+    for part in parts:
+        told = torch.from_numpy(np.stack([part.samples, part.turn], axis=1)).float()
+        number = torch.from_numpy(part.samples)
+        yield Batch(told[:, :, None, None], number, number > 0, number, part.total)
+
+
+@pytest.mark.parametrize("room", [0, 10, 30, 200])
+@pytest.mark.parametrize("world", [1, 2])
+def test_nothing_is_made_twice_within_the_room(room: int, world: int) -> None:
+    """And no more than the room is kept, beside the newest chunk."""
+    readers: tuple[tuple[Reads, int], ...] = (("retain", 16), ("mixed", 16), ("forget", 8))
+    for rank in range(world):
+        streams = [epoch_parts(reads, FORGET, size, 7, 3, rank, world) for reads, size in readers]
+        plan = planned(streams, room)
+        made = np.concatenate([chunk.samples for chunk in plan.chunks])
+        wanted = np.unique(np.concatenate([part.samples for s in streams for part in s]))
+        assert np.array_equal(np.unique(made), wanted)
+        if room == 200:
+            assert len(made) == len(wanted)
+        got: list[list[Batch]] = [[] for _ in streams]
+        for stream, batch in served(plan, index_only):
+            got[stream].append(batch)
+        for stream, parts in enumerate(streams):
+            for batch, part in zip(got[stream], parts, strict=True):
+                assert torch.equal(batch.index, torch.from_numpy(part.samples))
+                assert torch.equal(batch.images[:, 0, 0, 0], batch.index.float())
+                assert torch.equal(batch.images[:, 1, 0, 0], torch.from_numpy(part.turn).float())
+
+
+def test_one_rank_needs_little_room() -> None:
+    """All streams run through the samples in one order: what waits is about a batch of each."""
+    readers: tuple[tuple[Reads, int], ...] = (("retain", 16), ("mixed", 16), ("forget", 8))
+    forget = np.arange(5000) % 5 == 2
+    streams = [epoch_parts(reads, forget, size, 7, 3) for reads, size in readers]
+    plan = planned(streams, 400)
+    assert sum(len(chunk.samples) for chunk in plan.chunks) == 5000
+
+
+def test_a_resident_set_is_kept_once(images: BetonImages) -> None:
+    forget = np.arange(len(images)) % 3 == 0
+    first = cast(Backend, make_loader("resident", images, forget, PRESET, 8, 1))
+    other = first.resplit(~forget, 5, 2)
+    fresh = make_loader("resident", images, ~forget, PRESET, 5, 2)
+    for a, b in zip(other.train("forget", 1), fresh.train("forget", 1), strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.forget, b.forget)
+    assert first.batch_size == 8 and first.seed == 1 and first.forget is forget
+    with pytest.raises(InputError, match="expected at least one image each"):
+        first.resplit(forget, 0, 1)
