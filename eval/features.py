@@ -72,6 +72,7 @@ def answers(
     indices: Sequence[int] | None = None,
     precision: Precision | None = None,
     taps: Sequence[str] = (),
+    flip: bool = False,
 ) -> Generator[dict[str, Tensor], None, None]:
     """This rank's part of a pass, on the host, in parts of at most about 256 MiB.
 
@@ -85,7 +86,11 @@ def answers(
         for batch in loader.sweep(indices):
             on_device = batch.to(device)
             with precision.autocast(device):
-                logits, features = model(on_device.images)
+                mirrored = model(on_device.images.flip(3)) if flip else None
+                logits, features = model(on_device.images)  # last, so that the taps are its
+            if mirrored is not None:
+                logits = (logits.float() + mirrored.logits.float()) / 2
+                features = (features.float() + mirrored.features.float()) / 2
             rows = {"features": features.float(), "logits": logits.float()}
             rows |= {f"tap {name}": seen[name] for name in taps}
             rows |= {"labels": on_device.labels, "forget": on_device.forget}
@@ -128,6 +133,7 @@ def extract(
     device: torch.device | None = None,
     precision: Precision | None = None,
     taps: Sequence[str] = (),
+    flip: bool = False,
 ) -> Outputs:
     """Read `indices` (default: all) once, test transform, sharded over the ranks.
 
@@ -139,6 +145,8 @@ def extract(
         device: default `ranks.device`; the model must be there.
         precision: default float32. Results are float32 whatever it is.
         taps: names of modules whose output is wanted too, averaged over positions.
+        flip: logits and features are the mean of the image's and its mirror image's; taps are the
+            image's own.
 
     Returns:
         Outputs in sample-index order, bitwise equal on every rank.
@@ -150,7 +158,7 @@ def extract(
     parts: list[dict[str, Tensor]] = []
     problem = None
     try:
-        parts.extend(answers(model, loader, device or ranks.device, wanted, precision, taps))
+        parts.extend(answers(model, loader, device or ranks.device, wanted, precision, taps, flip))
     except InputError as error:  # an image one rank cannot read: the others must not wait
         problem = str(error)
     agree(ranks, problem)

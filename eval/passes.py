@@ -77,6 +77,7 @@ def sweep(
     taps: Sequence[str] = (),
     store: Store | None = None,
     parts: Mapping[str, Sequence[int]] | None = None,
+    flip: bool = False,
 ) -> Passes:
     """One inference pass of `model` over each set; every rank must call, and gets the same.
 
@@ -90,6 +91,7 @@ def sweep(
         taps: modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives.
         store: passes found there are not made again, those made are kept there; needs `weights`.
         parts: sets of which these samples alone are read, with taps.
+        flip: each image is seen mirrored too, and the two answers averaged (test-time flip).
 
     Raises:
         InputError: no train or test set, an unknown tap, or an image that cannot be read.
@@ -102,13 +104,24 @@ def sweep(
         indices = (parts or {}).get(key)
         wanted = tuple(taps) if key == "test" or indices is not None else ()
         if store is None:
-            outputs[key] = extract(model, loader, ranks, indices, precision=precision, taps=wanted)
+            outputs[key] = extract(
+                model, loader, ranks, indices, precision=precision, taps=wanted, flip=flip
+            )
             continue
         assert weights, "a store needs the digest of the weights"
         digest, samples = store.sets[key]
         facts = {"weights": weights, "model": model.name, "data": digest}
         facts["preset"] = repr(sorted(asdict(model.preset).items()))
         outputs[key] = extract_stored(
-            store.folder, facts, model, loader, samples, ranks, indices, precision, wanted
+            store.folder,
+            facts,
+            model,
+            loader,
+            samples,
+            ranks,
+            indices,
+            precision,
+            wanted,
+            flip,
         )
     return Passes(name, outputs, weights)

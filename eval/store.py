@@ -45,6 +45,7 @@ def extract_stored(
     indices: Sequence[int] | None = None,
     precision: Precision | None = None,
     taps: Sequence[str] = (),
+    flip: bool = False,
 ) -> Outputs:
     """As `extract`, but read from `folder` where it is there, and written there where it is not.
 
@@ -59,6 +60,7 @@ def extract_stored(
         indices: samples to read; default all.
         precision: default float32.
         taps: names of modules.
+        flip: as in `extract`.
 
     Returns:
         Outputs over memory-mapped files. Writing to its tensors does not change the files.
@@ -70,10 +72,11 @@ def extract_stored(
     precision = (precision or Precision("fp32")).resolved(ranks.device)
     full: dict[str, Any] = {**facts, "format": _FORMAT, "samples": samples, "taps": list(taps)}
     full |= {"dtype": precision.dtype, "device": ranks.device.type, "indices": _digest(wanted)}
+    full |= {"flip": True} if flip else {}
     place = folder / _digest(full)[:32]
     here = torch.tensor([place.joinpath(_FACTS).is_file()])
     if not bool(gather_rows(here, ranks).all()):
-        parts = answers(model, loader, ranks.device, wanted, precision, taps)
+        parts = answers(model, loader, ranks.device, wanted, precision, taps, flip)
         try:
             _write(place, full, parts, wanted, taps, ranks)
         finally:

@@ -42,6 +42,9 @@ class Extent:
     cache: Path | None = None
     """Folder where outputs are kept and found again; on a file system that all ranks share."""
 
+    flip: bool = False
+    """Show each image mirrored too and average the two answers (test-time flip)."""
+
     def __post_init__(self) -> None:
         if self.relearn < 0:
             raise InputError(f"got --relearn {self.relearn}; expected a number of steps, or 0")
@@ -106,6 +109,11 @@ class Measuring:
         if full:
             more = audit(subject, beside, self.ranks)
             row |= {**more, "why": row["why"] | more["why"]}
+        if entry.together > 1:
+            row["why"]["seconds"] = (
+                f"{entry.together} runs were trained together, and the clock counts the others' "
+                "steps; run it alone for its time"
+            )
         if subject is first:
             _blank(row, several=len(beside.retrained) > 1)
         return {
@@ -147,6 +155,7 @@ class Measuring:
         passes = sweep(
             entry.name, model, loaders, ranks, entry.weights,
             self.job.precision.resolved(ranks.device), taps, self._store(), parts,
+            extent.flip,
         )  # fmt: skip
         model.to("cpu")
         return Subject(passes, model)

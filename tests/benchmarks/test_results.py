@@ -112,6 +112,28 @@ def test_update_gap_and_shares_of_a_job() -> None:
     assert total.wall == pytest.approx(7.0) and total.parts["data"] == pytest.approx(7 / 6)
 
 
+def test_retraining_ratios_are_seed_by_seed() -> None:
+    from bench_retrain import rows_of
+
+    runs = {
+        "plain": [{"processor": t, "wall": t, "accuracy": 0.5} for t in (10.0, 20.0, 30.0)],
+        "fast": [{"processor": t, "wall": t, "accuracy": 0.6} for t in (2.0, 5.0, 5.0)],
+    }
+    found = {(r.variant, r.metric): r for r in rows_of(runs, "x", "cpu")}
+    assert found["fast", "ratio, processor"].median == 5.0  # of 5, 4 and 6
+    assert found["fast", "accuracy"].median == 0.6 and ("plain", "ratio, wall") not in found
+
+
+def test_peers_give_our_answers() -> None:
+    import torch
+    from bench_peers import accuracies, neighbours
+
+    for ways in (neighbours(60, 20, 8, 4), accuracies(40, 4)):
+        ours = ways.pop("ours")()
+        for way in ways.values():  # those that are installed
+            torch.testing.assert_close(way().to(ours.dtype), ours)
+
+
 @pytest.mark.slow
 def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -> None:
     import csv

@@ -129,3 +129,17 @@ def test_where_keeps_rows_together() -> None:
     assert kept.labels.tolist() == [0, 2, 4]
     assert kept.taps["tap"][:, 0].tolist() == [0, 200, 400]
     assert len(kept) == 3
+
+
+def test_flip_is_the_mean_with_the_mirror_image() -> None:
+    model = build("small", CLASSES, seed=3)
+    read = loader(Ranks())
+    got = extract(model, read, Ranks(), flip=True, taps=("net.conv1",))
+    images = torch.cat([batch.images for batch in read.sweep()])
+    with torch.no_grad():
+        plain, mirrored = model.eval()(images), model(images.flip(-1))
+    torch.testing.assert_close(got.logits, (plain.logits + mirrored.logits) / 2)
+    torch.testing.assert_close(got.features, (plain.features + mirrored.features) / 2)
+    assert not torch.allclose(got.logits, plain.logits)
+    alone = extract(model, read, Ranks(), taps=("net.conv1",))
+    torch.testing.assert_close(got.taps["net.conv1"], alone.taps["net.conv1"])

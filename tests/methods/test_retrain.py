@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from letheon.engine.loop import run_method
 from letheon.engine.recipe import Recipe
+from letheon.launch.command import parse
 from letheon.loaders.batch import Batch, Reads
 from letheon.loaders.errors import InputError
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
+from tests.launch_tools import ROOT, SCRIPTS
 from tests.world import PRESET, network, run_of, trained
 
 RECIPE = Recipe(epochs=1, lr=0.1, batch_size=64, momentum=0.0, weight_decay=0.3)
@@ -76,3 +81,28 @@ def test_what_does_not_fit_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match="got"):
             Retrain(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("epochs", "grow"), [(16, 12), (32, 25), (88, 71)])
+def test_the_presets_parse_and_grow_where_ffcv_imagenet_does(
+    model: str, epochs: int, grow: int
+) -> None:
+    script = ROOT / "launch" / "recipes" / "imagenet-fast.sh"
+    ended = subprocess.run(
+        ["sh", str(script), "/data/imagenet", model, str(epochs), "file:list.txt"],
+        env={**os.environ, "DRY": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for line in ended.stdout.splitlines():
+        script_name, *words = line.split()
+        settings = parse(SCRIPTS[script_name.removesuffix(".py")].Settings, words)
+        if script_name != "evaluate.py":
+            method = settings.method
+            # Published: interpolated from 160 to 192 between two epochs, in steps of 32.
+            start, end = {16: (11, 13), 32: (23, 27), 88: (65, 76)}[epochs]
+            sizes = [32 * round(float(np.interp(e, [start, end], [160, 192])) / 32)
+                     for e in range(epochs)]  # fmt: skip
+            assert [method.size(e) for e in range(epochs)] == sizes
+            assert method.recipe.rate(2) == method.recipe.lr > method.recipe.rate(3)
+            assert method.recipe.rate(epochs) == 0 == method.recipe.rate(0)
+    assert grow == sizes.index(192)
