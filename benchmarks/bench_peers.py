@@ -138,8 +138,13 @@ def epochs(photos: Path) -> dict[str, Answer]:
             color_jitter=None, num_workers=WORKERS, use_prefetcher=False, device="cpu",
         )  # fmt: skip
         found[called("timm", "timm")] = lambda: sum(len(labels) for _, labels in loader)
-    if installed("spdl.io", "spdl") is not None and installed("spdl.pipeline", "spdl") is not None:
-        found[called("spdl, whole image", "spdl")] = lambda: spdl_epoch(paths, preset)
+    if (spdl := installed("spdl.io", "spdl")) is not None:
+        try:
+            spdl.load_image_batch(paths[:1], width=224, height=224)
+        except RuntimeError:
+            print("left out spdl: it cannot decode; it needs FFmpeg's shared libraries", flush=True)
+        else:
+            found[called("spdl, whole image", "spdl")] = lambda: spdl_epoch(paths, preset)
     return found
 
 
