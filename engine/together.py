@@ -35,7 +35,7 @@ class Member:
     """Called once it is trained, such as to save it; its memory is let go after that."""
 
 
-def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, str]:
+def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, Exception]:
     """Train all of them; each is ended as soon as its own training is over.
 
     Every rank must call, with the same members.
@@ -48,7 +48,7 @@ def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, str]:
         InputError: the data cannot be read; whoever had not ended does not end.
         Exception: with several ranks, whatever one of the runs raises.
     """
-    failed: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     jobs = [_Job(member, ranks, failed) for member in members]
     for job in jobs:
         job.attempt(job.start)
@@ -71,7 +71,7 @@ def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, str]:
 class _Job:
     """A member on its way: which pass it is at, and its own random numbers."""
 
-    def __init__(self, member: Member, ranks: Ranks, failed: dict[str, str]):
+    def __init__(self, member: Member, ranks: Ranks, failed: dict[str, Exception]):
         self.member, self.ranks, self.failed = member, ranks, failed
         self.seconds = Seconds()
         self.run: Run | None = None  # until it has started, and once it has ended
@@ -117,7 +117,7 @@ class _Job:
                 raise  # perhaps on this rank alone: the others would wait for it
             if not known:
                 traceback.print_exc(file=sys.stderr)
-            self.failed[self.member.name] = str(error) or type(error).__name__
+            self.failed[self.member.name] = error.with_traceback(None)  # which holds the memory
             self.run = self.now = None
             self._passes = iter(())
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -22,9 +22,16 @@ def run_command(settings: Callable[..., T], main: Callable[[T, Ranks], None]) ->
     0: done. 2: bad input, told in one line by the first rank. 3: the numbers became non-finite.
     Anything else is a fault of ours and shows its traceback.
     """
+    run_several(lambda: [parse(settings)], lambda chosen, ranks: main(chosen[0], ranks))
+
+
+def run_several(
+    read: Callable[[], Sequence[T]], main: Callable[[Sequence[T], Ranks], None]
+) -> None:
+    """The same for a command line that `read` makes several settings of, all for one device."""
     try:
-        chosen = parse(settings)
-        with joined(getattr(chosen, "device", "auto")) as ranks:
+        chosen = read()
+        with joined(getattr(chosen[0], "device", "auto")) as ranks:
             main(chosen, ranks)
     except (InputError, FloatingPointError) as error:
         if os.environ.get("RANK", "0") == "0":

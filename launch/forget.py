@@ -1,28 +1,39 @@
-"""Make a trained network forget classes, by one method.
+"""Make a trained network forget classes, by one method, or by several in one pass over the data.
 
     python launch/forget.py --weights runs/original --forget class:3,8 --out runs/salun \
         salun --density 0.5 random-label --epochs 5
     torchrun --nproc_per_node=8 launch/forget.py --data /data/imagenet --weights resnet50.pth \
         --model resnet50 --forget file:random100.txt --out runs/spkd spkd
+    python launch/forget.py --weights runs/original --forget class:3,8 --seed 1,2 --out runs/all \
+        finetune --lr 0.1,0.01 + salun random-label + spkd
 
 `--help` lists the methods; `launch/forget.py METHOD --help` their options. `retrain` starts from
-new weights of the same architecture. Leaves a run folder with the request it resolved.
+new weights of the same architecture. Leaves a run folder with the request it resolved; of several
+runs, one each in --out, as each would leave it alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
-from letheon.engine.model import build
-from letheon.engine.record import check_free
-from letheon.launch.command import method_choice, run_command, together
+from letheon.engine.model import Classifier, build
+from letheon.engine.record import FINISHED, check_free
+from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.job import Plan, train_and_save
+from letheon.launch.joblist import job_names, split
 from letheon.launch.requests import Forgetting
-from letheon.loaders.request import forget_mask
+from letheon.launch.several import Planned, train_all
+from letheon.loaders.batch import Loader
+from letheon.loaders.errors import InputError
+from letheon.loaders.images import Data
+from letheon.loaders.request import forget_mask, resolve
+from letheon.methods import catalogue
 
 if TYPE_CHECKING:
     Choice = Method
@@ -30,27 +41,46 @@ else:
     Choice = method_choice()
 
 
+FLAGS = ("--overwrite", "--no-overwrite", "--channels-last", "--no-channels-last")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(Forgetting):
-    """Make a trained network forget what --forget names."""
+    """Make a trained network forget what --forget names.
+
+    Several runs are fed from one pass over the data: `METHOD options + METHOD options`, and a list
+    of numbers (--lr 0.1,0.01) after an option of a method or after --seed. Each is then a folder
+    in --out.
+    """
 
     method: Choice
     out: Path
-    """Run folder to make."""
+    """Run folder to make; of several runs, the folder of their folders."""
     overwrite: bool = False
-    """Replace a run that is already in --out."""
+    """Replace a run that is already there."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Everything that can be wrong with the input, found before anything is written."""
         check_free(self.out, self.overwrite)
-        model, data, request = self.opened(ranks)
+        return self.planned(*self.found(ranks), ranks)
+
+    def planned(
+        self,
+        model: Classifier,
+        data: Data,
+        nearest: list[int] | None,
+        ranks: Ranks,
+        like: Loader | None = None,
+    ) -> tuple[Plan, Run]:
+        """The same for a model and data that have been opened."""
+        request = resolve(self.forget, data, self.seed, nearest)
         if self.method.fresh:
             names = model.class_names
             model = build(model.name, model.classes, self.seed, model.preset)
             model.class_names = names
         forget = forget_mask(request, data.train.labels)
         plan = Plan(self, self.method.recipe, model, data, forget, request)
-        run = plan.run(ranks)
+        run = plan.run(ranks, like)
         self.method.check(run)
         return plan, run
 
@@ -61,5 +91,50 @@ def main(settings: Settings, ranks: Ranks) -> None:
     train_and_save(plan, settings.method, run, settings.out)
 
 
+def plan_all(chosen: Sequence[Settings], ranks: Ranks) -> list[Planned]:
+    """Every run of several, before anything is written; model and data are opened once."""
+    first = chosen[0]
+    for settings in chosen:
+        for field in fields(Settings):
+            if field.name in ("method", "seed"):
+                continue
+            if getattr(settings, field.name) != getattr(first, field.name):
+                raise InputError(
+                    f"got another {field.name} for one of several runs; only the method, its "
+                    "options and --seed may differ; say the rest before the first method"
+                )
+    if (first.out / FINISHED).exists():
+        raise InputError(f"got --out {first.out}; it is itself a run; name a folder for several")
+    names = job_names([(one.seed, one.method) for one in chosen], catalogue())
+    each = [replace(s, out=first.out / name) for s, name in zip(chosen, names, strict=True)]
+    for settings in each:
+        check_free(settings.out, settings.overwrite)
+    model, data, nearest = first.found(ranks)
+    jobs: list[Planned] = []
+    for settings, name in zip(each, names, strict=True):
+        like = jobs[0].run.loader if jobs else None
+        plan, run = settings.planned(model, data, nearest, ranks, like)
+        jobs.append(Planned(name, settings.method, plan, run, settings.out))
+    return jobs
+
+
+def main_of_several(chosen: Sequence[Settings], ranks: Ranks) -> None:
+    """Plan all of them together, then forget and save; one alone as `main`."""
+    if len(chosen) == 1:
+        main(chosen[0], ranks)
+    else:
+        train_all(together(ranks, lambda: plan_all(chosen, ranks)), ranks)
+
+
+def start() -> None:
+    """From the command line to the end of the process."""
+
+    def chosen() -> list[Settings]:
+        jobs = split(sys.argv[1:], list(catalogue()), FLAGS)
+        return [parse(Settings, args) for args in jobs]
+
+    run_several(chosen, main_of_several)
+
+
 if __name__ == "__main__":
-    run_command(Settings, main)
+    start()

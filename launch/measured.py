@@ -114,6 +114,11 @@ class Measuring:
                 f"{entry.together} runs were trained together, and the clock counts the others' "
                 "steps; run it alone for its time"
             )
+        if entry.together > 1:
+            row["why"]["seconds"] = (
+                f"{entry.together} runs were trained together, and the clock counts the others' "
+                "steps; run it alone for its time"
+            )
         if subject is first:
             _blank(row, several=len(beside.retrained) > 1)
         return {

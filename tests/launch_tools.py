@@ -38,7 +38,10 @@ class Scripts:
         self.capsys.readouterr()
         code = 0
         try:
-            run_command(module.Settings, module.main)
+            if script == "forget":
+                forget.start()
+            else:
+                run_command(module.Settings, module.main)
         except SystemExit as end:
             code = int(end.code or 0)
         out, err = self.capsys.readouterr()

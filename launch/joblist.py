@@ -1,0 +1,128 @@
+"""One command line that asks for several runs, as the command lines of the single ones.
+
+    --weights W --forget F --out runs --seed 1,2 finetune --lr 0.1,0.01 + salun random-label
+
+`+` begins another method, and a list of numbers after `--seed` or an option of a method is one run
+each; what stands before the first method is said for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from letheon.engine.method import Method
+from letheon.loaders.errors import InputError
+
+
+def split(args: Sequence[str], methods: Collection[str], flags: Collection[str]) -> list[list[str]]:
+    """The arguments of each run; `args` itself where it asks for one.
+
+    Args:
+        args: the command line without the script's name.
+        methods: the names a method may have.
+        flags: options that take no value, with their dashes.
+
+    Raises:
+        InputError: `+` without a method, an unknown method after it, or a list with a gap or with
+            a number twice.
+    """
+    if "--help" in args or "-h" in args:
+        return [list(args)]
+    sections: list[list[str]] = [[]]
+    for word in args:
+        if word == "+":
+            sections.append([])
+        else:
+            sections[-1].append(word)
+    at = _method_at(sections[0], methods, flags)
+    common, sections[0] = sections[0][:at], sections[0][at:]
+    if len(sections) > 1:
+        for section in sections:
+            if not section or section[0] not in methods:
+                raise InputError(
+                    f"got {section[0] if section else 'nothing'} where a method begins; expected "
+                    f"one of {', '.join(methods)} before and after each +"
+                )
+    jobs = []
+    for section in sections:
+        chosen = [_choices(common, k, ("--seed",)) for k in range(len(common))]
+        chosen += [_choices(section, k) for k in range(len(section))]
+        jobs += [list(words) for words in itertools.product(*chosen)]
+    return jobs
+
+
+def _method_at(words: Sequence[str], methods: Collection[str], flags: Collection[str]) -> int:
+    """Where the method stands: its name, where no option waits for a value."""
+    for k, word in enumerate(words):
+        before = words[k - 1] if k else ""
+        waits = before.startswith("--") and "=" not in before and before not in flags
+        if word in methods and not waits:
+            return k
+    return len(words)
+
+
+def _choices(words: Sequence[str], k: int, only: Collection[str] | None = None) -> list[str]:
+    """What stands for word k in each run: more than one where it is an option's list of numbers."""
+    word = words[k]
+    option, equals, value = word.partition("=")
+    if not (equals and option.startswith("--")):
+        option, equals, value = words[k - 1] if k else "", "", word
+    numbers = value.split(",")
+    if not option.startswith("--") or (only is not None and option not in only):
+        return [word]
+    if len(numbers) == 1 or not all(_number(number) or not number for number in numbers):
+        return [word]
+    if "" in numbers:
+        raise InputError(f"got {option} {value}; expected a number between the commas")
+    twice = [n for n, count in Counter(map(float, numbers)).items() if count > 1]
+    if twice:
+        raise InputError(f"got {option} {value}; it has {twice[0]:g} twice; give each number once")
+    return [f"{option}={number}" if equals else number for number in numbers]
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def job_names(
+    jobs: Sequence[tuple[int, Method]], catalogue: Mapping[str, type[Method]]
+) -> list[str]:
+    """A name for each (seed, method): the method's, and what tells it from the others.
+
+    Raises:
+        InputError: two are the same.
+    """
+    known = {kind: name for name, kind in catalogue.items()}
+    seeds = len({seed for seed, _ in jobs}) > 1
+    facts = [_facts(method, known) for _, method in jobs]
+    names = []
+    for (seed, _), mine in zip(jobs, facts, strict=True):
+        alike = [other for other in facts if other[""] == mine[""]]
+        differ = [k for k in mine if len({o[k] for o in alike if k in o}) > 1]
+        names.append("-".join([mine[""], *(mine[k] for k in differ)] + [f"seed{seed}"] * seeds))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"got {twice[0]} twice; give each method, setting and seed once")
+    return names
+
+
+def _facts(value: Any, known: Mapping[Any, str], path: str = "") -> dict[str, str]:
+    """Every setting of a method by its path, as it would stand in a name."""
+    if not dataclasses.is_dataclass(value):
+        last = path.rpartition(".")[2].replace("_", "-")
+        text = value.stem if isinstance(value, Path) else str(value)
+        return {path: last + "".join(c if c.isalnum() or c in "-+." else "_" for c in text)}
+    found = {path: known[type(value)]} if type(value) in known else {}
+    for field in dataclasses.fields(value):
+        below = f"{path}.{field.name}" if path else field.name
+        found |= _facts(getattr(value, field.name), known, below)
+    return found

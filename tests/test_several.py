@@ -1,0 +1,213 @@
+"""Several runs from one pass over the data: each ends as it ends alone, or is named unfinished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from letheon.launch import several
+from letheon.loaders.torch_loader import TorchLoader
+from tests.launch_tools import Scripts, torchrun
+
+REQUEST = ("--forget", "class:3,8", "--data", "digits")
+# name -> the method and its options; batches of two sizes, every stream, two epochs.
+RUNS: dict[str, str] = {
+    "finetune": "finetune --epochs 2 --lr 0.05",
+    "grad-ascent": "grad-ascent --epochs 3 --lr 1e-4",
+    "salun": "salun --density 0.3 random-label --epochs 2 --lr 0.02",
+    "spkd": "spkd --epochs 2 --lr 1e-4",
+    "random-label": "random-label --order paired --epochs 2 --lr 0.02",
+    "head-distillation": "head-distillation --epochs 1",
+    "retrain": "retrain --epochs 1 --batch-size 100",
+}
+
+
+def joined(runs: dict[str, str]) -> list[str]:
+    return " + ".join(runs.values()).split()
+
+
+def digest(run: Path) -> str:
+    return str(json.loads((run / "run.json").read_text())["weights"])
+
+
+def rows(run: Path) -> list[dict[str, object]]:
+    """What happened in each phase, the clock apart."""
+    clock = ("at", "seconds", "images_per_second", "compile_seconds", "together")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    phases = [line for line in lines if line["kind"] == "phase"]
+    return [{k: v for k, v in phase.items() if k not in clock} for phase in phases]
+
+
+def same(one: Path, other: Path) -> None:
+    assert digest(one) == digest(other), one
+    assert rows(one) == rows(other)
+    settings = [json.loads((run / "settings.json").read_text()) for run in (one, other)]
+    assert settings[0] | {"out": ""} == settings[1] | {"out": ""}
+    assert (one / "request.json").read_text() == (other / "request.json").read_text()
+    files = [sorted(p.name for p in run.iterdir()) for run in (one, other)]
+    assert files[0] == files[1]
+
+
+def test_together_is_as_alone(scripts: Scripts, original: Path, tmp_path: Path) -> None:
+    args = ("--weights", original, *REQUEST)
+    ended = scripts("forget", *args, "--out", tmp_path / "all", *joined(RUNS))
+    assert ended.code == 0, ended.err
+    assert "7 runs" in ended.err and "all at once" in ended.err
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == sorted(RUNS)
+    for name, method in RUNS.items():
+        assert scripts("forget", *args, "--out", tmp_path / name, *method.split()).code == 0
+        same(tmp_path / "all" / name, tmp_path / name)
+
+
+def test_seeds_and_rates(scripts: Scripts, original: Path, tmp_path: Path) -> None:
+    args = ("--weights", original, "--forget", "random:2")
+    method = ("finetune", "--epochs", "1", "--lr")
+    ended = scripts(
+        "forget", *args, "--seed", "1,2", "--out", tmp_path / "all", *method, "0.1,0.01"
+    )
+    assert ended.code == 0, ended.err
+    names = {p.name for p in (tmp_path / "all").iterdir()}
+    assert names == {f"finetune-lr{lr}-seed{s}" for lr in ("0.1", "0.01") for s in (1, 2)}
+    for seed in ("1", "2"):
+        alone = tmp_path / seed
+        ended = scripts("forget", *args, "--seed", seed, "--out", alone, *method, "0.01")
+        assert ended.code == 0, ended.err
+        same(tmp_path / "all" / f"finetune-lr0.01-seed{seed}", alone)
+
+
+def test_two_ranks(original: Path, tmp_path: Path) -> None:
+    runs = {k: v for k, v in RUNS.items() if k in ("finetune", "grad-ascent", "salun", "spkd")}
+    args = ("--weights", original, *REQUEST)
+    ended = torchrun(2, "forget", *args, "--out", tmp_path / "all", *joined(runs))
+    assert ended.code == 0, ended.err
+    for name, method in runs.items():
+        ended = torchrun(2, "forget", *args, "--out", tmp_path / name, *method.split())
+        assert ended.code == 0, ended.err
+        same(tmp_path / "all" / name, tmp_path / name)
+
+
+def test_one_that_diverges_leaves_the_others(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all"
+    args = ("--weights", original, *REQUEST, "--out", out)
+    wild = "grad-ascent --lr 1e20 --epochs 3"
+    ended = scripts("forget", *args, *joined({"": RUNS["finetune"], "wild": wild}))
+    assert ended.code == 3
+    assert "1 of 2 runs are unfinished: grad-ascent: mean loss" in ended.err
+    assert (out / "finetune" / "run.json").exists()
+    assert not (out / "grad-ascent" / "run.json").exists()
+    ended = scripts("evaluate", "--original", original, "--runs", out / "grad-ascent")
+    assert ended.code == 2 and "unfinished" in ended.err
+    # As a single run: a folder that is there is refused, and replaced where that is asked for.
+    ended = scripts("forget", *args, *joined({"": RUNS["finetune"], "x": "grad-ascent"}))
+    assert ended.code == 2 and "a finished run" in ended.err
+    ended = scripts("forget", *args, "--overwrite", *joined({"": RUNS["finetune"], "x": "spkd"}))
+    assert ended.code == 0, ended.err
+    assert (out / "spkd" / "run.json").exists()
+
+
+def test_a_fault_of_one_leaves_the_others(
+    scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from letheon.methods.grad_ascent import GradAscent
+
+    def broken(self: object, run: object) -> None:
+        raise MemoryError("nothing left")
+
+    monkeypatch.setattr(GradAscent, "edit_grads", broken)
+    args = ("--weights", original, *REQUEST, "--out", tmp_path / "all")
+    with pytest.raises(RuntimeError, match="1 of 2 runs are unfinished: grad-ascent: nothing left"):
+        scripts("forget", *args, *joined({"": RUNS["finetune"], "x": "grad-ascent"}))
+    assert (tmp_path / "all" / "finetune" / "run.json").exists()
+
+
+def test_one_after_another_where_memory_is_short(
+    scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(several, "free_bytes", lambda device: 1000)
+    args = ("--weights", original, *REQUEST)
+    runs = {k: RUNS[k] for k in ("finetune", "spkd")}
+    ended = scripts("forget", *args, "--out", tmp_path / "all", *joined(runs))
+    assert ended.code == 0 and "1, then 1" in ended.err
+    for name, method in runs.items():
+        assert scripts("forget", *args, "--out", tmp_path / name, *method.split()).code == 0
+        same(tmp_path / "all" / name, tmp_path / name)
+
+
+def test_what_is_shared_is_made_once(
+    scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    plain = TorchLoader._batches
+
+    def counted(self: TorchLoader, parts: list, epoch: int | None) -> object:  # type: ignore[type-arg]
+        if epoch is not None:
+            made.append(sum(len(part.samples) for part in parts))
+        return plain(self, parts, epoch)
+
+    monkeypatch.setattr(TorchLoader, "_batches", counted)
+    methods = "finetune --epochs 2 + l1-sparse --epochs 2 --batch-size 64 + random-label --epochs 2"
+    out = tmp_path / "all"
+    args = ("--weights", original, *REQUEST, "--out", out, *methods.split(), "+", "grad-ascent")
+    ended = scripts("forget", *args)
+    assert ended.code == 0, ended.err
+    [[everything], [kept]] = (
+        {int(str(r["forget_read"])) + int(str(r["retain_read"])) for r in rows(out / run)}
+        for run in ("random-label", "finetune")
+    )
+    # Two epochs for all four, of which the mixed pass has every image; then ascent goes on alone.
+    assert made == [everything] * 2 + [everything - kept] * 3
+    facts = json.loads((out / "grad-ascent" / "run.json").read_text())
+    assert facts["seconds"]["together"] == 4
+    # Such a clock is no method's own.
+    ended = scripts("evaluate", "--original", original, "--runs", out / "finetune",
+                    "--out", tmp_path / "table")  # fmt: skip
+    assert ended.code == 0, ended.err
+    row = json.loads((tmp_path / "table" / "metrics.json").read_text())["rows"][1]
+    assert row["seconds"] is None and "together" in row["why"]["seconds"]
+
+
+BAD: dict[str, tuple[str, str]] = {
+    "nothing after +": ("got nothing where a method begins", "finetune +"),
+    "nothing between": ("got nothing where a method begins", "finetune + + spkd"),
+    "unknown method": ("got forgetful where a method begins", "finetune + forgetful"),
+    "unknown first": ("where a method begins", "forgetful + finetune"),
+    "the same twice": ("got finetune twice", "finetune --epochs 1 + finetune --epochs 1"),
+    "a number twice": ("has 0.1 twice", "finetune --lr 0.1,0.10"),
+    "a gap": ("a number between the commas", "finetune --lr 0.1,"),
+    "a seed twice": ("has 1 twice", "--seed 1,1 finetune"),
+    "other data": ("got another data", "finetune + spkd --data elsewhere --out {tmp}/all "
+                   "--weights {weights} --forget class:3"),
+    "one of them wrong": ("cannot read", "finetune + salun --mask {tmp}/none random-label"),
+    "out of range": ("density", "finetune + salun --density 0.5,1.5 random-label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_all_before_the_start(
+    case: str, scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    expected, words = BAD[case]
+    out = tmp_path / "all"
+    args = ("--weights", original, "--forget", "class:3", "--out", out)
+    ended = scripts("forget", *args, *words.format(tmp=tmp_path, weights=original).split())
+    assert ended.code == 2, ended.err
+    assert ended.err.startswith("error: ") and expected in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_an_option_of_another_method(scripts: Scripts, original: Path, tmp_path: Path) -> None:
+    args = ("--weights", original, "--forget", "class:3", "--out", tmp_path / "all")
+    ended = scripts("forget", *args, "finetune", "+", "grad-ascent", "--density", "0.5")
+    assert ended.code == 2 and "--density" in ended.err + ended.out
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_run_is_no_folder_of_runs(scripts: Scripts, original: Path) -> None:
+    ended = scripts("forget", "--weights", original, "--forget", "class:3", "--out", original,
+                    "--overwrite", "finetune", "+", "spkd")  # fmt: skip
+    assert ended.code == 2 and "it is itself a run" in ended.err
