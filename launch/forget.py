@@ -26,7 +26,7 @@ from letheon.engine.model import Classifier, build
 from letheon.engine.record import FINISHED, check_free
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.job import Plan, train_and_save
-from letheon.launch.joblist import job_names, split
+from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.requests import Forgetting
 from letheon.launch.several import Planned, train_all
 from letheon.loaders.batch import Loader
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     Choice = Method
 else:
     Choice = method_choice()
-
-
-FLAGS = ("--overwrite", "--no-overwrite", "--channels-last", "--no-channels-last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ def start() -> None:
     """From the command line to the end of the process."""
 
     def chosen() -> list[Settings]:
-        jobs = split(sys.argv[1:], list(catalogue()), FLAGS)
+        jobs = split(sys.argv[1:], list(catalogue()), flags_of(Settings))
         return [parse(Settings, args) for args in jobs]
 
     run_several(chosen, main_of_several)

@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from letheon.engine.method import Method
 from letheon.loaders.errors import InputError
@@ -54,6 +54,18 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
         chosen += [_choices(section, k) for k in range(len(section))]
         jobs += [list(words) for words in itertools.product(*chosen)]
     return jobs
+
+
+def flags_of(settings: type) -> list[str]:
+    """The options of a script's settings that take no value, with their dashes."""
+    found = []
+    for name, kind in get_type_hints(settings).items():
+        if kind is bool:
+            option = name.replace("_", "-")
+            found += [f"--{option}", f"--no-{option}"]
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            found += flags_of(kind)
+    return found
 
 
 def _method_at(words: Sequence[str], methods: Collection[str], flags: Collection[str]) -> int:

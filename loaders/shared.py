@@ -43,8 +43,8 @@ class Plan(NamedTuple):
 
 def source(loader: Loader) -> Hashable:
     """Equal for loaders whose streams may share a pass; None for one that cannot share."""
-    if not isinstance(loader, TorchLoader | Backend):
-        return None
+    if not isinstance(loader, TorchLoader | Backend) or getattr(loader, "shard", False):
+        return None  # where ranks give each other rows, all must draw the same number of batches
     images = unwrapped(loader.images)
     return (
         type(loader), id(images), loader.images.labels.tobytes(), loader.forget.tobytes(),

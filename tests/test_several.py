@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from letheon.launch import several
+from letheon.engine.method import Method
+from letheon.engine.recipe import Recipe
+from letheon.launch import forget, several
+from letheon.launch.joblist import flags_of, job_names, split
 from letheon.loaders.torch_loader import TorchLoader
+from letheon.methods import METHODS
+from letheon.methods.finetune import Finetune
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn
+from letheon.methods.spkd import Spkd
 from tests.launch_tools import Scripts, torchrun
 
 REQUEST = ("--forget", "class:3,8", "--data", "digits")
@@ -205,6 +213,48 @@ def test_an_option_of_another_method(scripts: Scripts, original: Path, tmp_path:
     ended = scripts("forget", *args, "finetune", "+", "grad-ascent", "--density", "0.5")
     assert ended.code == 2 and "--density" in ended.err + ended.out
     assert not (tmp_path / "all").exists()
+
+
+def test_the_command_lines_of_the_single_runs() -> None:
+    methods = ("finetune", "spkd", "salun", "random-label")
+    flags = flags_of(forget.Settings)
+    assert {"--overwrite", "--no-channels-last"} <= set(flags) and "--seed" not in flags
+
+    def found(line: str) -> list[str]:
+        return [" ".join(words) for words in split(line.split(), methods, flags)]
+
+    for single in (
+        "--seed 1 --forget class:3,8 finetune --lr 0.1",
+        "--data spkd --overwrite finetune",
+        "--forget class:3 salun --mask a,b.safetensors random-label",
+        "finetune + spkd --help",
+        "",
+    ):
+        assert found(single) == [single]
+    assert found("--out finetune --seed=3,4 --overwrite spkd --lr 1e-3,2 + finetune") == [
+        "--out finetune --seed=3 --overwrite spkd --lr 1e-3",
+        "--out finetune --seed=3 --overwrite spkd --lr 2",
+        "--out finetune --seed=4 --overwrite spkd --lr 1e-3",
+        "--out finetune --seed=4 --overwrite spkd --lr 2",
+        "--out finetune --seed=3 --overwrite finetune",
+        "--out finetune --seed=4 --overwrite finetune",
+    ]
+
+
+def test_a_run_is_called_after_what_tells_it_apart() -> None:
+    jobs: list[tuple[int, Method]] = [
+        (1, Finetune(Recipe(lr=0.1))),
+        (1, Finetune(Recipe(lr=0.01))),
+        (1, SalUn(Finetune(), density=0.1)),
+        (1, SalUn(RandomLabel(Finetune().recipe), density=0.1)),
+        (1, Spkd()),
+    ]
+    names = ["finetune-lr0.1", "finetune-lr0.01", "salun-finetune", "salun-random-label", "spkd"]
+    assert job_names(jobs, METHODS) == names
+    assert job_names([*jobs, (2, Spkd())], METHODS) == [
+        *(f"{name}-seed1" for name in names),
+        "spkd-seed2",
+    ]
 
 
 def test_a_run_is_no_folder_of_runs(scripts: Scripts, original: Path) -> None:

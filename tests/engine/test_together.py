@@ -91,6 +91,7 @@ def losses(lines: Lines) -> list[tuple[object, ...]]:
     return [
         tuple(line[key] for key in ("epoch", "phase", "loss", "forget_read", "retain_read", "lr"))
         for line in lines
+        if line["kind"] == "phase"
     ]
 
 
