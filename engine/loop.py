@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,7 @@ from letheon.engine.checkpoint import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.progress import Progress
 from letheon.engine.step import Step, assemble
 from letheon.loaders.batch import Batch
 
@@ -82,7 +84,10 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
     method.prepare(run)
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
     seconds.prepare = time.perf_counter() - started
+    known = len(run.notes)
     step = assemble(method, run)
+    for note in run.notes[known:]:
+        log("note", text=note)
     cache = cache_watch()
     for number in range(run.recipe.epochs):
         run.epoch.fill_(number)
@@ -118,6 +123,7 @@ class Pass:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.run.ranks.device)
         self.compiled = self.step.compile_seconds
         self.position, self.rate = 0, 0.0
+        self.progress = self._progress()
         self.started = time.perf_counter()
 
     def take(self, batch: Batch) -> None:
@@ -129,11 +135,22 @@ class Pass:
         told = run.forget[batch.index].sum()
         self.sums += torch.stack([loss.double() * len(batch.labels), *_counts(batch.labels, told)])
         self.position += 1
+        if self.progress is not None:
+            self.progress.step(self.position, self.sums, self.rate)
+
+    def _progress(self) -> Progress | None:
+        """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
+        if not self.run.recipe.log_every or not self.run.ranks.main:
+            return None
+        write = partial(self.log, "steps", epoch=self.number, phase=self.phase.name)
+        return Progress(self.run.recipe.log_every, write)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""
         run, phase = self.run, self.phase
         compiling = self.step.compile_seconds - self.compiled
+        if self.progress is not None:
+            self.progress.read()
         sum_over_ranks([self.sums], run.ranks)
         _average_batch_norm(run, phase)
         total, samples, forget, retain = self.sums.tolist()

@@ -18,8 +18,9 @@ from letheon.engine.model import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.reduce import Flat
-from letheon.engine.teacher import frozen_copy
+from letheon.engine.teacher import shared_copy
 from letheon.loaders.batch import Batch, Loader, Reads
+from letheon.loaders.errors import InputError
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""
@@ -60,6 +61,15 @@ class Run:
     state: dict[str, Any] = field(default_factory=dict)
     """What a method keeps between its events: masks, class means. Never saved."""
 
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        compiling = self.precision.compile
+        if self.recipe.batch_norm == "sync" and self.ranks.world > 1 and compiling != "off":
+            raise InputError(
+                f"got --batch-norm sync with --compile {compiling}; its exchange between the ranks "
+                "would cut the graph; use --batch-norm local or frozen, or --compile off"
+            )
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the order of the model's own listing."""
@@ -69,10 +79,11 @@ class Run:
         """A frozen copy of the model as it is at the first call (so call it in `prepare`).
 
         Batch-norm is folded into its convolutions and the weights are in the type of the run's
-        autocast, under which it is to be called.
+        autocast, under which it is to be called. Runs of one process that start from the same
+        weights have one teacher. Ask it for features by `teacher_features`.
         """
         if "teacher" not in self.state:
-            self.state["teacher"] = frozen_copy(self.model, self.precision)
+            self.state["teacher"] = shared_copy(self.model, self.precision)
         teacher: Classifier = self.state["teacher"]
         return teacher
 

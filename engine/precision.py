@@ -25,7 +25,8 @@ class Precision:
     reduce: Literal["auto", "ddp", "flat"] = "auto"
     """How gradients are averaged over ranks. ddp: in buckets during the backward pass; flat: one
     all-reduce of one buffer after it, which also makes SalUn's step one pass over flat buffers;
-    auto: flat with several ranks and compile, where buckets would cut the graph, else ddp."""
+    auto: flat with several ranks and compile, where buckets would cut the graph; else, in a run of
+    200 steps or more, whichever is quicker in a trial before the first step; else ddp."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
 

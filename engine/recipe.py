@@ -39,13 +39,15 @@ class Recipe:
     ema: float = 0.0
     """Share of a running average of the weights that stays at each step; the average is what is
     saved. Batch-norm's running statistics are the network's own. 0: none is kept."""
+    log_every: int = 0
+    """Steps from one line of progress to the next in metrics.jsonl; 0: one line a pass."""
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """local: each rank's own batch statistics, running ones averaged over ranks each epoch;
     sync: statistics of the global batch (CUDA); frozen: running statistics, unchanged."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name, lowest in (("epochs", 0), ("batch_size", 1), ("accumulate", 1)):
+        for name, lowest in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("log_every", 0)):
             if getattr(self, name) < lowest:
                 raise InputError(f"got {name} {getattr(self, name)}; expected {lowest} or more")
         for name in ("lr", "weight_decay", "warmup"):

@@ -57,12 +57,15 @@ class Buckets(Alone):
         parameters: Sequence[nn.Parameter],
         ranks: Ranks,
         wire: Literal["fp32", "bf16"],
+        static: bool = False,
     ):
+        """`static` promises DDP that every backward pass reaches the same parameters."""
         self._parameters = parameters
         self.ddp = DistributedDataParallel(
             model,
             device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            static_graph=static,
             **_NO_BUFFER_SYNC,
         )
         if wire == "bf16":

@@ -5,6 +5,7 @@ Nothing in it waits for the host.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.compiled import compiled
 from letheon.engine.method import Loss, Method, Phase, Run
 from letheon.engine.reduce import Alone, Buckets, Flat
+from letheon.engine.reduce_auto import quicker, worth_trying
 from letheon.loaders.batch import Batch
 
 
@@ -102,20 +104,35 @@ def assemble(method: Method, run: Run) -> Step:
     if run.ranks.world > 1 and run.recipe.batch_norm == "sync":
         run.model.net = nn.SyncBatchNorm.convert_sync_batchnorm(run.model.net)
     scaler = torch.amp.GradScaler(run.ranks.device.type, enabled=run.precision.scales_loss)
-    reducer = _reducer(run)
+    reducer = _reducer(method, run)
     run.flat = reducer if isinstance(reducer, Flat) else None
     step = Step(method, run, reducer, scaler)
     step.averages = [weight.clone() for weight in step._averaged()]
     return step
 
 
-def _reducer(run: Run) -> Alone:
+def _reducer(method: Method, run: Run) -> Alone:
     way = run.precision.reduction(run.ranks.world)
     if way == "none" or not run.parameters:
         return Alone(run.model, run.parameters)
+    if way == "ddp" and run.precision.reduce == "auto" and worth_trying(method, run):
+        way, line = quicker(run)
+        run.notes.append(line)
+        if run.ranks.main:
+            print(line, file=sys.stderr)
     if way == "flat":
         return Flat(run.model, run.parameters, run.ranks, run.precision.wire)
-    return Buckets(run.model, run.parameters, run.ranks, run.precision.wire)
+    return Buckets(
+        run.model, run.parameters, run.ranks, run.precision.wire, _one_graph(method, run)
+    )
+
+
+def _one_graph(method: Method, run: Run) -> bool:
+    """True where every backward pass of the run is the same: one phase, in whole batches."""
+    if run.recipe.accumulate > 1 or not run.recipe.epochs:
+        return False
+    ends = (0, run.recipe.epochs - 1)
+    return len({phase.name for number in ends for phase in method.epoch(run, number)}) == 1
 
 
 def pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:

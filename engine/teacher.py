@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from letheon.engine.checkpoint import weights_digest
 from letheon.engine.model import Classifier, Head
 from letheon.engine.precision import Precision
 
@@ -33,6 +35,40 @@ def frozen_copy(model: Classifier, precision: Precision) -> Classifier:
     if precision.channels_last:
         teacher.to(memory_format=torch.channels_last)
     return teacher
+
+
+_made: WeakValueDictionary[tuple[object, ...], Classifier] = WeakValueDictionary()
+_last: WeakKeyDictionary[Classifier, tuple[ref[Tensor], int, Tensor]] = WeakKeyDictionary()
+
+
+def shared_copy(model: Classifier, precision: Precision) -> Classifier:
+    """`frozen_copy`, or the one that another run of this process holds of the same weights."""
+    device = next(model.parameters()).device
+    key = (weights_digest(model), model.name, precision.dtype, precision.channels_last, device)
+    teacher = _made.get(key)
+    if teacher is None:
+        teacher = _made[key] = frozen_copy(model, precision)
+    return teacher
+
+
+def teacher_features(teacher: Classifier, images: Tensor) -> Tensor:
+    """The teacher's pooled features (B, D), without a gradient.
+
+    Asked again about the very batch it was last asked about, as by the next of several runs that
+    are fed in one pass, it answers with the same tensor. (Every batch of a loader is a new tensor.)
+    In a compiled graph it always computes.
+    """
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            return teacher(images).features
+    if teacher in _last:
+        seen, version, answer = _last[teacher]
+        if seen() is images and version == images._version:
+            return answer
+    with torch.no_grad():
+        answer = teacher(images).features
+    _last[teacher] = (ref(images), images._version, answer)
+    return answer
 
 
 class _Tracer(fx.Tracer):

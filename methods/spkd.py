@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.teacher import teacher_features
 from letheon.kernels.similarity import similarity_loss
 from letheon.loaders.batch import Batch
 from letheon.loaders.errors import InputError
@@ -89,8 +90,7 @@ class Spkd(Method):
         squared = self.norm == "squared"
 
         def restore(net: nn.Module, batch: Batch) -> Tensor:
-            with torch.no_grad():
-                goal = teacher(batch.images).features
+            goal = teacher_features(teacher, batch.images)
             output = net(batch.images)
             ce = F.cross_entropy(output.logits, batch.labels)
             if self.gram == "gathered":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,19 @@ def test_the_second_run_starts_warm(tmp_path: Path) -> None:
     assert starts == ["cold", "warm"]
 
 
+@pytest.mark.slow
+def test_a_kernel_search_ends_as_the_plain_run() -> None:
+    """`--compile max` with the real code generator, on whatever device the tests have."""
+    method = GradAscent(replace(RECIPE, epochs=1))
+    run = run_of(method)
+    run.precision = Precision("fp32", compile="max")
+    seconds = run_method(method, run)
+    assert seconds.compile > 0
+    plain, _ = trained(method)
+    for key, value in weights(plain).items():
+        torch.testing.assert_close(weights(run)[key], value, atol=2e-5, rtol=1e-4, msg=key)
+
+
 class Watched(Finetune):
     """Keeps the weights after each step."""
 
@@ -161,3 +175,32 @@ def test_the_average_keeps_masked_weights() -> None:
     run_method(method, run)
     for now, start, mask in zip(run.parameters, before, run.state["mask"], strict=True):
         assert torch.equal(now[~mask].view(torch.int32), start[~mask].view(torch.int32))
+
+
+def progress(ranks: Ranks, every: int) -> list[dict[str, Any]]:
+    method = Retrain(replace(RECIPE, epochs=2, log_every=every))
+    _, lines = trained(method, ranks)
+    return lines
+
+
+def test_progress_is_the_mean_since_the_last_line() -> None:
+    """31 images to retain in batches of 7: sizes 7, 7, 7 and a shared rest."""
+    sizes = [len(batch.labels) for batch in run_of(Retrain(RECIPE)).loader.train("retain", 0)]
+    single = [line for line in progress(Ranks(), 1) if line["kind"] == "steps"]
+    double = [line for line in progress(Ranks(), 2) if line["kind"] == "steps"]
+    passes = [line for line in progress(Ranks(), 0) if line["kind"] == "phase"]
+    assert [line["kind"] for line in progress(Ranks(), 0)] == ["phase", "phase"]
+    steps = len(sizes)
+    assert [(line["epoch"], line["step"]) for line in single] == [
+        (epoch, step) for epoch in range(2) for step in range(1, steps + 1)
+    ]
+    for epoch in range(2):
+        losses = [line["loss"] for line in single if line["epoch"] == epoch]
+        whole = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+        assert whole == pytest.approx(passes[epoch]["loss"], rel=1e-6)
+        pairs = [line for line in double if line["epoch"] == epoch]
+        assert [line["step"] for line in pairs] == list(range(2, steps + 1, 2))
+        for line in pairs:
+            last = line["step"]
+            mean = sum(losses[i] * sizes[i] for i in (last - 2, last - 1))
+            assert line["loss"] == pytest.approx(mean / sum(sizes[last - 2 : last]), rel=1e-6)

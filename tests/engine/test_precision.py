@@ -31,12 +31,12 @@ RECIPE = Recipe(epochs=1, lr=0.005, batch_size=7)
 
 
 def methods(recipe: Recipe) -> dict[str, Method]:
-    """Each method, and between them each optimiser, an average and micro-batches."""
+    """Each method, and between them each optimiser, an average, progress and micro-batches."""
     adam = replace(recipe, optimizer="adamw")
     return {
         "retrain": Retrain(recipe),
         "finetune": Finetune(replace(recipe, optimizer="lars", ema=0.9)),
-        "grad-ascent": GradAscent(recipe),
+        "grad-ascent": GradAscent(replace(recipe, log_every=1)),
         "l1-sparse": L1Sparse(recipe, alpha=1e-2),
         "random-label": RandomLabel(replace(recipe, accumulate=2), order="paired"),
         "salun": SalUn(RandomLabel(recipe), density=0.3),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from letheon.engine import reduce_auto, step
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method
@@ -18,6 +19,7 @@ from letheon.loaders.batch import Batch
 from letheon.loaders.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 from tests.pool import on_ranks
 from tests.world import run_of, weights
@@ -109,6 +111,99 @@ def test_the_way_that_is_chosen() -> None:
     assert Precision(reduce="flat").reduction(1) == "flat"
     with pytest.raises(InputError, match="--reduce ddp"):
         Precision(compile="max", reduce="ddp")
+
+
+def chosen(ranks: Ranks, said: dict[str, list[float]]) -> tuple[str, str]:
+    run = run_of(Finetune(RECIPE), ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce_auto, "_seconds", lambda _, way: said[way][ranks.rank])
+        return reduce_auto.quicker(run)
+
+
+@pytest.mark.parametrize(
+    ("said", "way"),
+    [
+        ({"ddp": [1.0, 5.0], "flat": [2.0, 3.0]}, "flat"),  # the slowest rank counts
+        ({"ddp": [2.0, 1.0], "flat": [1.0, 4.0]}, "ddp"),
+        ({"ddp": [1.0, 1.0], "flat": [1.0, 1.0]}, "ddp"),
+    ],
+)
+def test_all_ranks_take_what_is_quicker_on_the_slowest(
+    said: dict[str, list[float]], way: str
+) -> None:
+    answers = on_ranks(2, chosen, said)
+    assert answers[0] == answers[1]
+    assert answers[0][0] == way and f"reduce {way}:" in answers[0][1]
+
+
+def tried(ranks: Ranks, epochs: int) -> tuple[dict[str, torch.Tensor], list[str], bool]:
+    """A run that chooses for itself; whether the trial left weights and random numbers alone."""
+    method = Finetune(replace(RECIPE, epochs=epochs))
+    run = run_of(method, ranks)
+    run.precision = Precision("fp32")
+    before, drawn = weights(run), torch.get_rng_state()
+    reduce_auto.quicker(run)
+    alone = all(torch.equal(value, before[key]) for key, value in weights(run).items())
+    alone &= torch.equal(drawn, torch.get_rng_state())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce_auto, "LEAST_STEPS", 8)  # 31 images to retain, batches of 8
+        run_method(method, run)
+    return weights(run), run.notes, alone
+
+
+def test_a_trial_changes_nothing_and_is_told() -> None:
+    alone = end(Ranks(), Finetune(RECIPE), Precision("fp32"))
+    for result, notes, untouched in on_ranks(2, tried, 2):
+        assert untouched
+        assert len(notes) == 1 and notes[0].startswith("reduce ")
+        assert_close(result, alone, TOLERANCE)
+    assert all(not notes for _, notes, _ in on_ranks(2, tried, 1))  # four steps: no trial
+
+
+def partly_frozen(ranks: Ranks, method: Method) -> tuple[dict[str, torch.Tensor], bool | None]:
+    """With the first layer frozen; whether DDP was told that its graph is static."""
+    run = run_of(method, ranks)
+    run.precision = Precision("fp32", reduce="ddp" if ranks.world > 1 else "auto")
+    for parameter in run.model.net[0].parameters():
+        parameter.requires_grad_(False)
+    ways: list[bool | None] = []
+    make = step.Buckets.__init__
+
+    def seen(self: step.Buckets, *args: object) -> None:
+        make(self, *args)  # type: ignore[arg-type]
+        ways.append(self.ddp.static_graph)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step.Buckets, "__init__", seen)
+        run_method(method, run)
+    return weights(run), ways[0] if ways else None
+
+
+@pytest.mark.parametrize(
+    ("method", "static"),
+    [
+        (SalUn(RandomLabel(RECIPE), density=0.3), True),
+        (SalUn(RandomLabel(RECIPE, order="sequential"), density=0.3), False),
+        (RandomLabel(replace(RECIPE, accumulate=2)), False),
+    ],
+)
+def test_a_static_graph_with_frozen_weights_and_masks(method: Method, static: bool) -> None:
+    alone, _ = partly_frozen(Ranks(), method)
+    start = weights(run_of(method))
+    assert torch.equal(alone["0.weight"], start["0.weight"])
+    assert not torch.equal(alone["5.weight"], start["5.weight"])
+    for result, told in on_ranks(3, partly_frozen, method):
+        assert told is static
+        assert_close(result, alone, TOLERANCE)
+
+
+def test_batch_norm_over_ranks_is_refused_in_a_compiled_graph() -> None:
+    run = run_of(Finetune(replace(RECIPE, batch_norm="sync")))
+    two = Ranks(world=2)
+    with pytest.raises(InputError, match="--batch-norm sync with --compile max"):
+        replace(run, ranks=two, precision=Precision(compile="max"))
+    replace(run, ranks=two)  # not compiled
+    replace(run, precision=Precision(compile="max"))  # one rank
 
 
 def test_similarities_of_a_whole_batch_refuse_micro_batches() -> None:

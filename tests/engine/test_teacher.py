@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Log, run_method
+from letheon.engine.method import Method, Run
 from letheon.engine.model import Classifier, build
 from letheon.engine.precision import Precision
-from letheon.engine.teacher import folded, frozen_copy
+from letheon.engine.recipe import Recipe
+from letheon.engine.teacher import folded, frozen_copy, teacher_features
+from letheon.engine.together import Member, run_together
+from letheon.loaders.torch_loader import TorchLoader
 from letheon.methods.finetune import Finetune
-from tests.world import network, run_of
+from letheon.methods.spkd import Spkd
+from tests.world import PRESET, network, run_of, weights
+from tests.world import images as images_of_the_world
 
 # Features and logits are of the order of 1; folding rounds each weight once more.
 TOLERANCE = 1e-4
@@ -75,6 +83,77 @@ def test_the_network_is_not_touched_and_the_copy_does_not_follow() -> None:
             parameter.add_(1.0)
     assert run.teacher() is teacher
     assert torch.equal(teacher(images).logits, answer)
+
+
+def test_runs_from_the_same_weights_have_one_teacher() -> None:
+    one, same, other = (run_of(Finetune()) for _ in range(3))
+    with torch.no_grad():
+        other.parameters[0].view(-1)[0] += 1e-3
+    assert one.teacher() is same.teacher()
+    assert other.teacher() is not one.teacher()
+    half = run_of(Finetune())
+    half.precision = Precision("bf16")
+    assert half.teacher() is not one.teacher()
+
+
+class Counted:
+    """How often a teacher has run."""
+
+    def __init__(self, teacher: Classifier):
+        self.calls = 0
+        self.hook = teacher.register_forward_hook(lambda *_: self.count())
+
+    def count(self) -> None:
+        self.calls += 1
+
+
+def test_a_teacher_answers_the_same_batch_once() -> None:
+    teacher = run_of(Finetune()).teacher()
+    images, others = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    wanted, other = teacher(images).features, teacher(others).features
+    counted = Counted(teacher)
+    for asked, answer, calls in (
+        (images, wanted, 1),
+        (images, wanted, 1),  # the same batch
+        (others, other, 2),
+        (images, wanted, 3),  # only the last is kept
+        (images.clone(), wanted, 4),  # equal numbers in another batch
+    ):
+        assert torch.equal(teacher_features(teacher, asked), answer)
+        assert counted.calls == calls
+    kept = others.clone()
+    teacher_features(teacher, kept)
+    kept.copy_(images)  # the tensor is the same, its numbers are not
+    assert torch.equal(teacher_features(teacher, kept), wanted)
+    counted.hook.remove()
+
+
+def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
+    recipe = Recipe(epochs=2, lr=0.01, batch_size=7)
+    methods = [Spkd(recipe, sp_weight=weight) for weight in (10.0, 100.0)]
+    alone = []
+    for method in methods:
+        run = run_of(method)
+        run_method(method, run)
+        alone.append(weights(run))
+    data, ended, counts = images_of_the_world(), [], []
+
+    def member(method: Method) -> Member:
+        def start() -> tuple[Run, Log]:
+            run = run_of(method)
+            forget = run.forget.numpy()
+            run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, 0)
+            if not counts:
+                counts.append(Counted(run.teacher()))
+            return run, lambda *_, **__: None
+
+        return Member(str(method), method, start, lambda run, _: ended.append(weights(run)))
+
+    assert not run_together([member(method) for method in methods], Ranks())
+    steps = 2 * run_of(methods[0]).loader.steps("retain")
+    assert counts[0].calls == steps  # not 2 * steps
+    for ours, theirs in zip(ended, alone, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 class Twice(nn.Module):
