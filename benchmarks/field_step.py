@@ -41,7 +41,7 @@ def field_step(
     optimiser = torch.optim.SGD(parameters, lr, 0.9, weight_decay=5e-4)
 
     def cast() -> AbstractContextManager[object]:
-        return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+        return torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def step() -> float:
         with cast():

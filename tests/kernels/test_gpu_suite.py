@@ -1,5 +1,6 @@
 """The GPU suite: refuses in one line without a GPU, passes all of its checks with one."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,20 @@ def test_without_a_gpu_it_says_so_and_exits_2(tmp_path):
 def test_all_checks_pass(tmp_path):
     result = run("--only", "checks", "--out", str(tmp_path / "gpu.csv"))
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("section", ["checks", "ladder", "methods"])
+def test_a_rehearsal_without_a_gpu_writes_every_row(tmp_path, section):
+    out = tmp_path / "rehearsal.csv"
+    result = run("--device", "cpu", "--repeats", "1", "--only", section, "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "FAILED" not in result.stderr
+    rows = list(csv.DictReader(out.open()))
+    metrics = {row["metric"] for row in rows}
+    wanted = {
+        "checks": {"difference"},
+        "ladder": {"time", "rate", "share of a bf16 product's rate", "compile"},
+        "methods": {"time", "more than the plain step", "share of what its operations allow"},
+    }
+    assert wanted[section] <= metrics
+    assert all(float(row["median"]) == float(row["median"]) for row in rows)
