@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.model import Classifier, build
-from letheon.engine.record import FINISHED, check_free
+from letheon.engine.record import check_free
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.job import Plan, train_and_save
 from letheon.launch.joblist import flags_of, job_names, split
@@ -88,10 +88,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
     train_and_save(plan, settings.method, run, settings.out)
 
 
-def plan_all(chosen: Sequence[Settings], ranks: Ranks) -> list[Planned]:
+def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[Planned]:
     """Every run of several, before anything is written; model and data are opened once."""
-    first = chosen[0]
-    for settings in chosen:
+    first = runs[0]
+    for settings in runs:
         for field in fields(Settings):
             if field.name in ("method", "seed"):
                 continue
@@ -100,10 +100,10 @@ def plan_all(chosen: Sequence[Settings], ranks: Ranks) -> list[Planned]:
                     f"got another {field.name} for one of several runs; only the method, its "
                     "options and --seed may differ; say the rest before the first method"
                 )
-    if (first.out / FINISHED).exists():
+    if (first.out / "settings.json").exists():
         raise InputError(f"got --out {first.out}; it is itself a run; name a folder for several")
-    names = job_names([(one.seed, one.method) for one in chosen], catalogue())
-    each = [replace(s, out=first.out / name) for s, name in zip(chosen, names, strict=True)]
+    names = job_names([(one.seed, one.method) for one in runs], catalogue())
+    each = [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
     for settings in each:
         check_free(settings.out, settings.overwrite)
     model, data, nearest = first.found(ranks)
@@ -115,22 +115,22 @@ def plan_all(chosen: Sequence[Settings], ranks: Ranks) -> list[Planned]:
     return jobs
 
 
-def main_of_several(chosen: Sequence[Settings], ranks: Ranks) -> None:
+def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     """Plan all of them together, then forget and save; one alone as `main`."""
-    if len(chosen) == 1:
-        main(chosen[0], ranks)
+    if len(runs) == 1:
+        main(runs[0], ranks)
     else:
-        train_all(together(ranks, lambda: plan_all(chosen, ranks)), ranks)
+        train_all(together(ranks, lambda: plan_all(runs, ranks)), ranks)
+
+
+def chosen(args: Sequence[str]) -> list[Settings]:
+    """The settings of each run that a command line asks for."""
+    return [parse(Settings, one) for one in split(args, list(catalogue()), flags_of(Settings))]
 
 
 def start() -> None:
     """From the command line to the end of the process."""
-
-    def chosen() -> list[Settings]:
-        jobs = split(sys.argv[1:], list(catalogue()), flags_of(Settings))
-        return [parse(Settings, args) for args in jobs]
-
-    run_several(chosen, main_of_several)
+    run_several(lambda: chosen(sys.argv[1:]), main_of_several)
 
 
 if __name__ == "__main__":

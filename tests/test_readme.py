@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from letheon.launch.command import parse
+from letheon.launch.forget import chosen
 from letheon.methods import METHODS
 from tests.launch_tools import ROOT, SCRIPTS
 
@@ -27,7 +28,9 @@ def test_every_command_parses(page: Path) -> None:
     for words in commands(page.read_text(encoding="utf-8")):
         place = next(i for i, word in enumerate(words) if word.startswith("launch/"))
         name = Path(words[place]).stem
-        if name in SCRIPTS:
+        if name == "forget":
+            chosen(words[place + 1 :])
+        elif name in SCRIPTS:
             parse(SCRIPTS[name].Settings, words[place + 1 :])
 
 
