@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import tyro
 from baseline_methods import Name
-from end_to_end_sides import METHODS, Setting, Side, Spent, starting_models
+from end_to_end_sides import METHODS, TOGETHER, Setting, Side, Spent, starting_models
 from harness import Row, row, write
 from photographs import gather
 from plot import read, table
@@ -32,15 +32,16 @@ from spans import PARTS
 from letheon.loaders.preset import Preset
 
 HALF = (0.5, 0.5, 0.5)
+ONE_PASS = "all, one pass"
 RATES = {"ft": 1e-3, "ga": 1e-4, "salun": 1e-3, "spkd": 1e-5}
 SETTINGS = {
     "resnet18, 224 px": Setting(
         "resnet18, 224 px", "resnet18", Preset(224), (6, 3, 3), 2, 16, RATES, None,
-        once=("ft", "ga"),
+        once=("ft", "ga", TOGETHER),
     ),
     "small, 64 px": Setting(
         "small, 64 px", "small", Preset(64, HALF, HALF, "short", 64, augment="pad-crop-flip"),
-        (40, 10, 10), 4, 64, RATES, 64, once=("ft", "ga"),
+        (40, 10, 10), 4, 64, RATES, 64, once=("ft", "ga", TOGETHER),
     ),
 }  # fmt: skip
 TOLERANCE = {
@@ -108,7 +109,7 @@ def one_setting(setting: Setting, options: Options, root: Path) -> tuple[list[Ro
     spent: dict[tuple[str, str], list[Spent]] = {}
     begun = time.perf_counter()
     for repeat in range(options.repeats):
-        now = [m for m in options.methods if not repeat or m not in setting.once]
+        now = [m for m in (*options.methods, TOGETHER) if not repeat or m not in setting.once]
         last = (runs[-1].wall for (_, step), runs in spent.items() if step not in setting.once)
         if repeat and time.perf_counter() - begun + sum(last) > 60 * options.minutes:
             break
@@ -135,6 +136,8 @@ def _step(side: Side, step: str, methods: Sequence[str]) -> Spent | None:
     shutil.rmtree(side.place / made, ignore_errors=True)
     if step == "prepare":
         return side.prepare()
+    if step == TOGETHER:
+        return side.together(methods)
     return side.evaluate(methods) if step == "evaluate" else side.forget(step)
 
 
@@ -157,6 +160,8 @@ def timings(
     totals: dict[tuple[str, str], tuple[list[float], list[float], list[float]]] = {}
     for side in sides:
         for step, shares in _jobs(methods).items():
+            if step == ONE_PASS and (side, TOGETHER) not in spent:
+                shares = _jobs(methods)["all"]  # the baseline: one process after the other
             taken = [(spent[side, s], share) for s, share in shares.items() if (side, s) in spent]
             weights = [share for _, share in taken]
             repeats = zip(*(runs for runs, _ in taken), strict=False)  # some run once
@@ -187,7 +192,8 @@ def _jobs(methods: Sequence[str] = METHODS) -> dict[str, dict[str, float]]:
     models = 2 + len(methods)
     jobs = {m: {"prepare": 1.0, m: 1.0, "evaluate": 1 / models} for m in methods}
     whole = {"prepare": 1.0, **dict.fromkeys(methods, 1.0), "evaluate": 1.0}
-    return {**jobs, "evaluation": {"evaluate": 1.0}, "all": whole}
+    once = {"prepare": 1.0, TOGETHER: 1.0, "evaluate": 1.0}
+    return {**jobs, "evaluation": {"evaluate": 1.0}, "all": whole, ONE_PASS: once}
 
 
 def _sum(run: Sequence[Spent], weights: Sequence[float]) -> Spent:

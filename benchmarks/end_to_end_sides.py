@@ -31,6 +31,7 @@ from letheon.methods.train import Train
 
 HERE = Path(__file__).parent
 METHODS: tuple[Name, ...] = ("ft", "ga", "salun", "spkd")
+TOGETHER = "together"
 OURS = {
     "ft": ["finetune"],
     "ga": ["grad-ascent"],
@@ -52,7 +53,7 @@ class Setting:
     rates: dict[str, float]  # method -> learning rate
     prepared: int | None  # ours decodes once to this size; None: reads the files each epoch
     forget: tuple[int, ...] = (0, 3, 7)
-    once: tuple[str, ...] = ()  # methods that only the first repeat runs, for want of time
+    once: tuple[str, ...] = ()  # steps that only the first repeat runs, for want of time
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,34 @@ class Side:
 
     def forget(self, method: str) -> Spent:
         """Train one method; weights.safetensors is in `place/method` afterwards."""
-        setting, out = self.setting, self.place / method
-        recipe = ["--epochs", setting.epochs, "--lr", setting.rates[method]]
-        recipe += ["--batch-size", setting.batch_size]
-        weights = self.root / "original.safetensors"
+        weights, out = self.root / "original.safetensors", self.place / method
         if self.name != "baseline":
-            request = "class:" + ",".join(map(str, setting.forget))
-            told = ["--data", self.data, "--weights", weights, "--forget", request, "--out", out]
-            more = ["--device", self.device, "--dtype", self.dtype]
-            return self._ours("forget", [*told, *more, *OURS[method], *recipe], self.ranks)
-        told = ["--weights", weights, "--method", method]
-        return self._baseline("forget", [*told, "--out", out, *recipe])
+            return self._ours("forget", [*self._told(out), *self._method(method)], self.ranks)
+        told = ["--weights", weights, "--method", method, "--out", out, *self._recipe(method)]
+        return self._baseline("forget", told)
+
+    def together(self, methods: Sequence[str] = METHODS) -> Spent | None:
+        """All methods by one command, which ours feeds from one pass over the images."""
+        if self.name == "baseline":
+            return None
+        told = self._told(self.place / TOGETHER)
+        for method in methods:
+            told += ["+", *self._method(method)] if method != methods[0] else self._method(method)
+        return self._ours("forget", told, self.ranks)
+
+    def _told(self, out: Path) -> list[object]:
+        request = "class:" + ",".join(map(str, self.setting.forget))
+        weights = self.root / "original.safetensors"
+        told = ["--data", self.data, "--weights", weights, "--forget", request, "--out", out]
+        return [*told, "--device", self.device, "--dtype", self.dtype]
+
+    def _method(self, method: str) -> list[object]:
+        return [*OURS[method], *self._recipe(method)]
+
+    def _recipe(self, method: str) -> list[object]:
+        setting = self.setting
+        recipe = ["--epochs", setting.epochs, "--lr", setting.rates[method]]
+        return [*recipe, "--batch-size", setting.batch_size]
 
     def evaluate(self, methods: Sequence[str] = METHODS) -> Spent:
         """Measure original, retrained and the results of the methods; `rows` has them."""

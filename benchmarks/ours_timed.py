@@ -13,6 +13,7 @@ from spans import Spans
 
 from letheon.engine.checkpoint import save_model, weights_digest
 from letheon.engine.loop import run_method
+from letheon.engine.together import run_together
 from letheon.eval.measure import measure
 from letheon.eval.passes import sweep
 from letheon.eval.report import write_report
@@ -56,7 +57,7 @@ def replace(original: Callable[..., Any], made: Callable[..., Any]) -> None:
 def wrap(spans: Spans) -> None:
     """Let the parts of the scripts book their time."""
     parts: dict[str, tuple[Callable[..., Any], ...]] = {
-        "compute": (run_method,),
+        "compute": (run_method, run_together),
         "data": (prepare_set,),
         "evaluation": (sweep,),
         "statistics": (measure, top_masks, weights_digest),
@@ -75,7 +76,10 @@ def main() -> None:
     wrap(spans)
     script = SCRIPTS[sys.argv[1]]
     sys.argv = sys.argv[1:]
-    run_command(script.Settings, script.main)
+    if script is forget:  # one run or several
+        forget.start()
+    else:
+        run_command(script.Settings, script.main)
     spans.write()
 
 
