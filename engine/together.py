@@ -155,8 +155,10 @@ def _bar(group: Sequence[_Job], ranks: Ranks) -> Iterator[tuple[list[int], Batch
         batches: Iterator[tuple[list[int], Batch]] = (([0], batch) for batch in alone)
     else:
         batches = shared_pass([job.at.run.loader for job in group], reads, number)
+    streams = {(job.at.phase.reads, job.at.run.recipe.batch_size): job.at.steps for job in group}
     yield from tqdm(
         batches,
+        total=sum(streams.values()),
         desc=f"epoch {number + 1} " + ", ".join(job.member.name for job in group),
         disable=None if ranks.main else True,
         leave=False,
