@@ -33,7 +33,7 @@ test-gpu: install
 bench: install
 	@failed=0; \
 	$(BIN)/python benchmarks/bench_growth.py --out build/bench/growth_cpu.csv || failed=1; \
-	$(BIN)/python benchmarks/bench_end_to_end.py $(if $(PHOTOS),--photos "$(PHOTOS)") \
+	$(BIN)/python benchmarks/bench_end_to_end.py --minutes 6 $(if $(PHOTOS),--photos "$(PHOTOS)") \
 	  --out build/bench/end_to_end_cpu.csv || failed=1; \
 	$(BIN)/python benchmarks/regression.py build/bench/end_to_end_cpu.csv \
 	  benchmarks/results/end_to_end_cpu.csv || true; \
