@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from letheon.loaders.errors import InputError
 from letheon.loaders.order import share
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,18 @@ def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tenso
     return rows.to(tensor.dtype)
 
 
+def gather_objects(own: Told, ranks: Ranks) -> list[Told]:
+    """What each rank tells, a small object that can be pickled, in rank order, on every rank."""
+    if ranks.world == 1:
+        return [own]
+    told: list[Any] = [None] * ranks.world
+    dist.all_gather_object(told, own)
+    return told
+
+
 def agree(ranks: Ranks, problem: str | None = None) -> None:
     """Meet the other ranks; if any has a problem, raise the first one as InputError on all."""
-    problems: list[str | None] = [problem]
-    if ranks.world > 1:
-        problems = [None] * ranks.world
-        dist.all_gather_object(problems, problem)
-    first = next((text for text in problems if text is not None), None)
+    first = next((text for text in gather_objects(problem, ranks) if text is not None), None)
     if first is not None:
         raise InputError(first)
 

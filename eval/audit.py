@@ -64,7 +64,7 @@ def audit(subject: Subject, beside: Beside, ranks: Ranks | None = None) -> dict[
     Args:
         subject: what is measured; IDI needs the "balanced" set with taps among its passes.
         beside: what it is compared with, prepared in the same way.
-        ranks: then every rank must call, and gets the same.
+        ranks: then every rank must call, computes its share, and gets the same.
 
     Returns:
         Additions to the row of `measure`, with "audit" (sample limits) and "why".
@@ -72,10 +72,10 @@ def audit(subject: Subject, beside: Beside, ranks: Ranks | None = None) -> dict[
     Raises:
         InputError: logits or features that are not numbers.
     """
-    model, found = subject.passes, Findings()
+    model, found = subject.passes, Findings(ranks or Ranks())
     others = [other.passes for other in beside.retrained if other is not subject]
     membership(model, others, found)
-    probes(model, beside.forgotten, beside.names, found, ranks)
+    probes(model, beside.forgotten, beside.names, found)
     _divergences(subject, beside, found)
 
     def information() -> dict[str, Any]:
@@ -91,6 +91,7 @@ def audit(subject: Subject, beside: Beside, ranks: Ranks | None = None) -> dict[
         ("retrained", lambda: beside.references(subject)),
     ):
         _moved(label, subject, of, found)
+    found.share()
     limits = {"membership_rows": MOST, "few_shot": SHOTS}
     if BALANCED in model.outputs:
         limits["information_rows"] = len(model.outputs[BALANCED])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from letheon.eval.audit_membership import some
-from letheon.eval.findings import Findings
-from letheon.eval.membership_challenge import forgetting_quality
+from letheon.eval.findings import Findings, needed
+from letheon.eval.membership_challenge import challenge_score, forgetting_quality
 from letheon.eval.membership_models import klom, u_lira
 from letheon.eval.membership_signals import margin
 from letheon.eval.passes import Passes
@@ -30,30 +31,47 @@ def margins(model: Passes) -> Tensor:
     return margin(train.logits[rows], train.labels[rows])
 
 
-def ensemble(unlearned: Sequence[Tensor], retrained: Sequence[Tensor]) -> Findings:
-    """U-LiRA, KLOM and the challenge's quality of one method; the same for each of its runs.
+@dataclass(frozen=True)
+class Runs:
+    """Models that differ by the seed alone."""
+
+    margins: Sequence[Tensor]  # (n,) `margins` of each
+    accuracies: Mapping[str, float | None]  # RA and TRA, means over the models
+
+    def accuracy(self, key: str) -> float:
+        """One of the mean accuracies; an InputError where it is not known."""
+        return needed(self.accuracies.get(key), f"got no {key}: no samples")
+
+
+def ensemble(unlearned: Runs, retrained: Runs) -> Findings:
+    """U-LiRA, KLOM and the challenge's score of one method; the same for each of its runs.
 
     Args:
-        unlearned: (n,) `margins` of each run of the method, with different seeds.
-        retrained: the same of the retrained models.
+        unlearned: the runs of the method.
+        retrained: the retrained models.
     """
 
     def of_method() -> dict[str, Any]:
-        if min(len(unlearned), len(retrained)) < LEAST:
+        counts = len(unlearned.margins), len(retrained.margins)
+        if min(counts) < LEAST:
             raise InputError(
-                f"got {len(unlearned)} runs of this method and {len(retrained)} retrained models; "
+                f"got {counts[0]} runs of this method and {counts[1]} retrained models; "
                 f"needs {LEAST} of each, with different seeds"
             )
-        ours, theirs = torch.stack(list(unlearned)), torch.stack(list(retrained))
+        ours, theirs = (torch.stack(list(side.margins)) for side in (unlearned, retrained))
         divergence = klom(ours, theirs)
         every = -(-ours.shape[1] // _CHALLENGED)
+        quality = forgetting_quality(ours[:, ::every], theirs[:, ::every])
+        retain, test = ((unlearned.accuracy(key), retrained.accuracy(key)) for key in ("RA", "TRA"))
         return {
             "u_lira": u_lira(ours, theirs).accuracy,
             "klom_mean": float(divergence.mean()),
             "klom_p95": float(np.percentile(divergence, 95)),
-            "challenge_quality": forgetting_quality(ours[:, ::every], theirs[:, ::every]),
+            "challenge_quality": quality,
+            "challenge_score": challenge_score(quality, retain, test),
         }
 
     found = Findings()
-    found.add(("u_lira", "klom_mean", "klom_p95", "challenge_quality"), of_method)
+    keys = ("u_lira", "klom_mean", "klom_p95", "challenge_quality", "challenge_score")
+    found.add(keys, of_method)
     return found

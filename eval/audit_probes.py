@@ -33,7 +33,6 @@ def probes(
     forgotten: Sequence[int],
     names: Sequence[str],
     found: Findings,
-    ranks: Ranks | None = None,
 ) -> None:
     """Enter the probes, the confusions and the picture of the forgotten classes.
 
@@ -42,8 +41,8 @@ def probes(
         forgotten: class numbers; empty where single samples were forgotten, which leaves all out.
         names: of all classes.
         found: is added to.
-        ranks: then every rank must call; the neighbours are searched by all.
     """
+    alone = Ranks(device=found.ranks.device)
     train, test = model.outputs["train"], model.outputs["test"]
     gone = torch.tensor(list(forgotten), dtype=torch.int64)
 
@@ -68,7 +67,7 @@ def probes(
         whole_classes()
         return {
             "head_confusion": confusion.by_head(test, forgotten, names),
-            "knn_confusion": confusion.by_neighbours(train, test, forgotten, names, ranks=ranks),
+            "knn_confusion": confusion.by_neighbours(train, test, forgotten, names, ranks=alone),
         }
 
     def plane() -> dict[str, Any]:
@@ -108,7 +107,8 @@ def check_finite(model: Passes) -> None:
     Raises:
         InputError: NaN or infinity; the text has the layer, the model and the set.
     """
-    for key, side in model.outputs.items():
+    # Sets with layers first: the others can name no layer but the last two.
+    for key, side in sorted(model.outputs.items(), key=lambda item: not item[1].taps):
         layers: Mapping[str, torch.Tensor] = {
             **{f"layer {name}": rows for name, rows in side.taps.items()},
             "the pooled features": side.features,

@@ -1,4 +1,4 @@
-"""Relearn curves of a model from images: the whole network, and the head on frozen features."""
+"""Relearn curves of a model from images: the whole network, the head alone, from related data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from letheon.eval.probes_relearn import (
     relearn,
 )
 
-WHOLE, HEAD = "whole network", "head only"
+WHOLE, HEAD, RELATED = "whole network", "head only", "related data"
 SLACK = 0.05
 """Below the original's held-out accuracy on the forgotten classes: what counts as relearned."""
 _BATCH = 64
@@ -34,6 +34,7 @@ class Lesson:
     held_images: Tensor  # (m, 3, H, W) held-out images of the forgotten classes
     held_labels: Tensor  # (m,) int64
     steps: int
+    related: tuple[Tensor, Tensor] | None = None  # images and labels as above, of other images
 
 
 def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str, Relearned]:
@@ -50,10 +51,12 @@ def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str,
     learner = copy.deepcopy(model).to(device).eval()
     told, held = (_features(learner, side, device) for side in (lesson.images, lesson.held_images))
     head = head_on_features(learner.head.weight, learner.head.bias)
-    sides = {
-        HEAD: (head, told, held),
-        WHOLE: (learner, lesson.images, lesson.held_images),
+    sides: dict[str, tuple[nn.Module, Tensor, Tensor, Tensor]] = {
+        HEAD: (head, told, lesson.labels, held),
+        WHOLE: (learner, lesson.images, lesson.labels, lesson.held_images),
     }
+    if lesson.related is not None:
+        sides[RELATED] = (learner, *lesson.related, lesson.held_images)
     return {name: _curve(*side, lesson, device) for name, side in sides.items()}
 
 
@@ -64,14 +67,19 @@ def _features(model: Classifier, images: Tensor, device: torch.device) -> Tensor
 
 
 def _curve(
-    net: nn.Module, inputs: Tensor, held: Tensor, lesson: Lesson, device: torch.device
+    net: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    held: Tensor,
+    lesson: Lesson,
+    device: torch.device,
 ) -> Relearned:
-    drawn = feature_batches(inputs, lesson.labels.to(inputs.device), _BATCH, seed=0)
+    drawn = feature_batches(inputs, labels.to(inputs.device), _BATCH, seed=0)
     truth = lesson.held_labels.to(device)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
-        rows, labels = drawn(step)
-        return rows.to(device), labels.to(device)
+        rows, names = drawn(step)
+        return rows.to(device), names.to(device)
 
     def right(now: nn.Module) -> float:
         answers = (now(part.to(device)) for part in held.split(_ROWS))

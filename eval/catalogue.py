@@ -187,6 +187,12 @@ CATALOGUE: dict[str, dict[str, tuple[str, str, str, str]]] = {
             "NeurIPS 2023 challenge: mean over forget images of 2^-floor(epsilon / 0.5), epsilon "
             "the largest that an attack on many unlearned and retrained models shows.",
         ),
+        "challenge_score": (
+            "Challenge score",
+            "score",
+            "high",
+            "F times RA and TRA (means over the runs), each over the retrained models'.",
+        ),
     },
     "Representation and probes": {
         "knn": ("k-NN", "share", "as retrained", _OF_TABLE["knn"]),
@@ -217,9 +223,8 @@ CATALOGUE: dict[str, dict[str, tuple[str, str, str, str]]] = {
             "low",
             "Information Difference Index: what the layers tell about 'is it forgotten' beyond "
             "the retrained model, over the same of the original; 0 ideal, 1 as if nothing was "
-            "done (Jeon et al. 2026). Estimated here by InfoNCE on held-out samples with a "
-            "linear critic unless stated otherwise; the paper's critic is built of the later "
-            "layers.",
+            "done (Jeon et al. 2026). InfoNCE on held-out samples, with a linear critic (ours) or, "
+            "by --critic layers, one built of the later layers, as the paper has it.",
         ),
         "relearn_steps": (
             "Relearn time",

@@ -90,8 +90,8 @@ def information(
     the other (a seeded split, each class halved), since on its own samples a critic of many
     weights shows log 2 for noise; a negative estimate is given as 0; Z is the layer's pooled
     output, scaled to unit variance; and the default critic is linear, in which case the number is
-    a linear probe's log-loss reading. The paper's critic is built from the layers that follow; to
-    come nearer to it, pass `critic`.
+    a linear probe's log-loss reading. The paper's critic is built from the layers that follow:
+    `probes_critic`.
 
     Args:
         features: (n, D) pooled outputs of the layer.
@@ -110,11 +110,7 @@ def information(
             f"got {int(truth.sum())} forget samples among {len(truth)} labels for {len(table)} "
             "rows; expected at least two forget and two other samples"
         )
-    order = permutation(seed, "information", 0, len(table)).numpy()
-    # Ranks within each side, so that both halves hold both sides.
-    sides = [order[truth[order]], order[~truth[order]]]
-    fit = np.concatenate([side[::2] for side in sides])
-    ask = np.concatenate([side[1::2] for side in sides])
+    fit, ask = halves(truth, seed)
     mean, spread = table[fit].mean(axis=0), table[fit].std(axis=0)
     spread[spread <= 1e-12 * (1 + np.abs(mean))] = np.inf
     scaled = (table - mean) / spread
@@ -124,6 +120,14 @@ def information(
         else _trained_scores(scaled[fit], truth[fit], scaled[ask], critic, steps, seed)
     )
     return max(0.0, info_nce(scores, torch.from_numpy(truth[ask])))
+
+
+def halves(truth: NDArray[np.bool_], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to fit a critic on and rows to ask it, each with half of either side."""
+    order = permutation(seed, "information", 0, len(truth)).numpy()
+    sides = [order[truth[order]], order[~truth[order]]]
+    fit, ask = (np.concatenate([side[start::2] for side in sides]) for start in (0, 1))
+    return fit, ask
 
 
 class Idi(NamedTuple):

@@ -95,8 +95,9 @@ Ends = tuple[float, float]
 
 
 def short(text: str, most: int) -> str:
-    """At most `most` characters, with an ellipsis where some were cut."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """At most `most` characters, an ellipsis for those cut; the end stays, where runs differ."""
+    tail = most // 3
+    return text if len(text) <= most else text[: most - tail - 1] + "…" + text[-tail:]
 
 
 def _points(plot: Any, series: Sequence[Series], band: tuple[Ends, Ends] | None) -> None:

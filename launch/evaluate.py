@@ -31,6 +31,7 @@ from letheon.eval.table import markdown, plain
 from letheon.launch.command import run_command, together
 from letheon.launch.job import Job
 from letheon.launch.measured import Extent, Measuring
+from letheon.launch.related import related
 from letheon.launch.rows import Comparison, planned
 from letheon.loaders.errors import InputError
 from letheon.loaders.readable import told_left_out
@@ -79,10 +80,13 @@ class Settings(Job):
             raise InputError("got --report, --depth full or --relearn without a folder; add --out")
         if self.page and importlib.util.find_spec("matplotlib") is None:
             raise InputError("got no matplotlib, which draws the report; pip install matplotlib")
-        return planned(
+        found = planned(
             self, self.original, self.retrained, self.runs, self.model, self.forget,
             self.downstream, self.random_control,
         )  # fmt: skip
+        if self.extent.related is not None:
+            related(self.extent.related, found, self.seed, 1)  # refuses what cannot be learned from
+        return found
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

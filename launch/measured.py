@@ -6,21 +6,25 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks
 from letheon.eval.audit import Beside, Subject, audit
-from letheon.eval.audit_ensemble import ensemble, margins
+from letheon.eval.audit_ensemble import Runs, ensemble, margins
 from letheon.eval.audit_membership import some
 from letheon.eval.audit_probes import BALANCED, check_finite
 from letheon.eval.audit_relearn import Lesson, curves, told
 from letheon.eval.layers import stages
 from letheon.eval.measure import Conditions, cka_band, measure
 from letheon.eval.passes import Store, sweep
+from letheon.eval.probes_critic import through_layers
 from letheon.launch.job import Job
+from letheon.launch.related import related
 from letheon.launch.rows import Comparison, Entry
 from letheon.loaders.batch import Loader
 from letheon.loaders.errors import InputError
@@ -39,6 +43,12 @@ class Extent:
     layer by layer, the domain matrix, confusions and weight distances."""
     relearn: int = 0
     """Steps of the relearn curves; 0 draws none."""
+    related: str | None = None
+    """Relearn from related images too: class:NAMES that were kept, or a folder of other images of
+    the models' classes. As many retain images are learned beside them."""
+    critic: Literal["linear", "layers"] = "linear"
+    """IDI's critic. linear: a logistic regression; layers: the network's own later layers, trained
+    for each layer and model, as the paper has it; slow."""
     cache: Path | None = None
     """Folder where outputs are kept and found again; on a file system that all ranks share."""
 
@@ -48,6 +58,8 @@ class Extent:
     def __post_init__(self) -> None:
         if self.relearn < 0:
             raise InputError(f"got --relearn {self.relearn}; expected a number of steps, or 0")
+        if self.related is not None and not self.relearn:
+            raise InputError("got --related without --relearn; add --relearn and a number of steps")
 
     @property
     def full(self) -> bool:
@@ -108,12 +120,8 @@ class Measuring:
         )
         if full:
             more = audit(subject, beside, self.ranks)
+            more["audit"]["critic"] = self.extent.critic
             row |= {**more, "why": row["why"] | more["why"]}
-        if entry.together > 1:
-            row["why"]["seconds"] = (
-                f"{entry.together} runs were trained together, and the clock counts the others' "
-                "steps; run it alone for its time"
-            )
         if entry.together > 1:
             row["why"]["seconds"] = (
                 f"{entry.together} runs were trained together, and the clock counts the others' "
@@ -135,16 +143,26 @@ class Measuring:
         """What needs several runs of a method, in the row of each run."""
         if not known:
             return
-        retrained = [known[entry.name] for entry in self.comparison.of_role("retrained")]
+        by_name = {row["name"]: row for row in rows}
+
+        def runs(entries: Sequence[Entry]) -> Runs:
+            of = [by_name[entry.name] for entry in entries]
+            means = {}
+            for key in ("RA", "TRA"):
+                shares = [row[key] for row in of if row[key] is not None]
+                means[key] = fmean(shares) if shares else None
+            return Runs([known[entry.name] for entry in entries], means)
+
+        retrained = runs(self.comparison.of_role("retrained"))
         for entry, row in zip(self.comparison.entries, rows, strict=True):
             if entry.role not in ("unlearned", "control"):
                 continue
             alike = [
-                known[other.name]
+                other
                 for other in self.comparison.of_role(entry.role)
                 if other.settings == entry.settings
             ]
-            found = ensemble(alike, retrained)
+            found = ensemble(runs(alike), retrained)
             row |= {**found.values, "why": row["why"] | found.why}
 
     def _subject(self, entry: Entry) -> Subject:
@@ -162,6 +180,11 @@ class Measuring:
             self.job.precision.resolved(ranks.device), taps, self._store(), parts,
             extent.flip,
         )  # fmt: skip
+        if extent.full and extent.critic == "layers":
+            rows, alone = self._balanced(), Ranks(device=ranks.device)
+            images, _ = _read(self._reader("train", entry, alone), rows)
+            member = torch.from_numpy(of.told("train"))[rows]
+            passes.information |= through_layers(model, taps, images, member, ranks)
         model.to("cpu")
         return Subject(passes, model)
 
@@ -196,8 +219,8 @@ class Measuring:
         found = {}
         for entry in of.entries:
             images, labels = _read(self._reader("train", entry, alone), self._balanced())
-            held_images, held_labels = _read(self._reader("test", entry, alone), asked)
-            lesson = Lesson(images, labels, held_images, held_labels, self.extent.relearn)
+            held = _read(self._reader("test", entry, alone), asked)
+            lesson = Lesson(images, labels, *held, self.extent.relearn, self._related(entry))
             found[entry.name] = curves(entry.model, lesson, alone.device)
         original, first = (
             next((found[entry.name] for entry in of.of_role(role)), None)
@@ -206,6 +229,21 @@ class Measuring:
         for row in rows:
             reference = None if found[row["name"]] is first else first
             row |= told(found[row["name"]], original, reference)
+
+    def _related(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
+        """Images and labels to relearn from besides the forgotten ones, where they are wanted."""
+        of, alone = self.comparison, Ranks(device=self.ranks.device)
+        if self.extent.related is None:
+            return None
+        parts = []
+        for source in related(self.extent.related, of, self.job.seed, _BALANCED_MOST):
+            none = np.zeros(len(source.images), dtype=bool)
+            loader = self.job.reader(
+                source.images, none, entry.model.preset, self.batch_size, alone
+            )
+            images, labels = _read(loader, source.indices)
+            parts.append((images, source.numbers[labels]))
+        return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
 
 
 def _read(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from letheon.engine.checkpoint import load_model, save_model
@@ -155,6 +158,41 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
         assert first[key] == again[key]
 
 
+def test_related_data_and_the_critic_of_later_layers(
+    original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
+) -> None:
+    args = (
+        "--original", original, "--retrained", runs["retrain-2"], "--runs", runs["head"],
+        "--out", tmp_path / "out", "--depth", "full", "--relearn", "10",
+    )  # fmt: skip
+    ended = scripts("evaluate", *args, "--critic", "layers", "--related", "class:5,9")
+    assert ended.code == 0, ended.err
+    rows = rows_of(tmp_path / "out")
+    assert rows["head"]["idi"] == pytest.approx(1, abs=1e-6)
+    assert rows["head"]["audit"]["critic"] == "layers"
+    told = rows["original"]["information_by_layer"]
+    assert all(0 <= value <= math.log(2) for value in told.values()) and told["net.conv1"] > 0.2
+    assert told == pytest.approx(rows["head"]["information_by_layer"], abs=1e-6)
+    curve = rows["head"]["relearn"]["related data"]
+    assert curve["steps"] == list(range(11)) and max(curve["accuracy"]) < 0.9
+    ended = scripts("evaluate", *args, "--overwrite", "--related", "class:3")
+    assert ended.code == 2 and "was to be forgotten" in ended.err
+    ended = scripts("evaluate", *args[:-2], "--overwrite", "--related", "class:5")
+    assert ended.code == 2 and "add --relearn" in ended.err
+    # A folder: its classes go by their names.
+    for name in ("3", "stranger"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((16, 16, 3), 40 * number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    ended = scripts("evaluate", *args, "--overwrite", "--related", tmp_path / "photos")
+    assert ended.code == 0, ended.err
+    assert "related data" in rows_of(tmp_path / "out")["head"]["relearn"]
+    (tmp_path / "photos" / "3").rename(tmp_path / "photos" / "unknown")
+    ended = scripts("evaluate", *args, "--overwrite", "--related", tmp_path / "photos")
+    assert ended.code == 2 and "none of the models'" in ended.err
+
+
 def test_files_need_a_folder_and_names_must_differ(
     original: Path, runs: dict[str, Path], scripts: Scripts
 ) -> None:
@@ -169,10 +207,13 @@ def test_a_model_that_diverged_is_refused_by_name(
 ) -> None:
     model = load_model(original)
     with torch.no_grad():
-        model.net.get_parameter("conv3.weight").mul_(1e37)
+        model.net.get_parameter("conv3.weight").mul_(1e38)
     save_model(tmp_path / "huge.safetensors", model)
     args = ("--forget", "class:3", "--depth", "full", "--out", tmp_path / "out")
     ended = scripts("evaluate", "--original", tmp_path / "huge.safetensors", *args)
+    assert ended.code == 2 and re.search(r"layer net\.conv[34] of huge", ended.err), ended.err
+    quick = ("--forget", "class:3", "--original", tmp_path / "huge.safetensors")
+    ended = scripts("evaluate", *quick)
     assert ended.code == 2 and "pooled features of huge" in ended.err, ended.err
     weights = load_file(original / "weights.safetensors")
     weights["conv2.weight"][0, 0] = float("nan")

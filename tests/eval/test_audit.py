@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from letheon.engine.model import Classifier, build
 from letheon.eval.audit import Beside, Subject, audit
-from letheon.eval.audit_ensemble import ensemble, margins
+from letheon.eval.audit_ensemble import Runs, ensemble, margins
 from letheon.eval.audit_membership import some
 from letheon.eval.audit_probes import BALANCED, check_finite
 from letheon.eval.audit_relearn import HEAD, WHOLE, Lesson, curves, told
@@ -162,11 +162,14 @@ def test_values_that_are_not_numbers_name_their_layer(where: str, named: str) ->
 def test_methods_of_several_runs() -> None:
     passes = [subject(str(seed), seed).passes for seed in range(1, 8)]
     ours, theirs = [[margins(p) for p in part] for part in (passes[:3], passes[3:])]
-    found = ensemble(ours, theirs)
+    retrained = Runs(theirs, {"RA": 0.8, "TRA": 0.5})
+    found = ensemble(Runs(ours, {"RA": 0.6, "TRA": 0.4}), retrained)
     assert found.values["u_lira"] == u_lira(torch.stack(ours), torch.stack(theirs)).accuracy
     spread = klom(torch.stack(ours), torch.stack(theirs))
     assert found.values["klom_p95"] == pytest.approx(np.quantile(spread, 0.95))
-    few = ensemble(ours[:2], theirs)
+    quality = found.values["challenge_quality"]
+    assert found.values["challenge_score"] == pytest.approx(quality * 0.75 * 0.8)
+    few = ensemble(Runs(ours[:2], {}), retrained)
     assert few.values["u_lira"] is None and "needs 3 of each" in few.why["u_lira"]
 
 

@@ -13,7 +13,9 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from letheon.engine.model import Classifier, build
 from letheon.eval import probes, probes_information, probes_relearn
+from letheon.eval.probes_critic import critic_information, critic_of
 from letheon.loaders.errors import InputError
 
 
@@ -278,3 +280,39 @@ def test_relearn_that_diverges_names_the_step() -> None:
     x, y = torch.full((4, 1), 1e30), torch.tensor([0, 1, 0, 1])
     with pytest.raises(InputError, match="step 5"):
         probes_relearn.relearn(nn.Linear(1, 2), lambda s: (x, y), lambda n: 0.0, lr=1e30)
+
+
+def test_a_critic_of_later_layers_reads_what_its_layer_holds() -> None:
+    """Bright images are members: told by every layer, unless an earlier one destroyed it."""
+    generator = torch.Generator().manual_seed(0)
+    member = torch.arange(200) % 2 == 0
+    images = torch.randn(200, 3, 16, 16, generator=generator) + 2.0 * member[:, None, None, None]
+    model = build("small", 4, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    device = torch.device("cpu")
+
+    def told(of: Classifier, tap: str) -> float:
+        return critic_information(of, tap, images, member, device, steps=60)
+
+    assert told(model, "net.conv1") > 0.6 and told(model, "features") > 0.4
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    shuffled = member[torch.randperm(200, generator=generator)]
+    noise = torch.randn(200, 3, 16, 16, generator=generator)
+    assert critic_information(model, "net.conv1", noise, shuffled, device, steps=60) < 0.1
+    # The head plays no part, so head distillation has the original's values.
+    other = copy.deepcopy(model)
+    torch.nn.init.normal_(other.head.weight)
+    assert told(other, "net.conv2") == told(model, "net.conv2")
+    # What a frozen layer has thrown away stays away.
+    with torch.no_grad():
+        other.net.get_parameter("conv2.weight").zero_()
+    assert told(other, "net.conv2") < 1e-6
+
+
+def test_only_what_follows_a_layer_is_trained() -> None:
+    net, learned = critic_of(build("small", 4, 1), "net.conv2", 0)
+    names = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert len(names) == len(learned) and net.head.out_features == 2
+    assert all(name.startswith(("net.conv3", "net.conv4", "net.bn", "net.fc")) for name in names)
+    assert {"net.conv3.weight", "net.conv4.weight"} < names
+    assert not names & {"net.conv1.weight", "net.conv2.weight", "net.bn1.weight"}
