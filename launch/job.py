@@ -22,7 +22,7 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.record import Record
 from letheon.loaders.batch import Loader
-from letheon.loaders.choose import Kind, make_loader
+from letheon.loaders.choose import Keeping, Kind, make_loader
 from letheon.loaders.data import open_data, open_domains
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ArrayImages, Data, ImageSet
@@ -46,6 +46,7 @@ class Job:
     """Backend that reads the images; auto takes what suits the set and says so."""
     workers: int = 2
     """Loader processes or threads per rank for sets read from files; sets in memory need none."""
+    keeping: Keeping = field(default_factory=Keeping)
     unreadable: Literal["error", "drop"] = "error"
     """error: an image that cannot be read ends the job, which names it; drop: all are read once
     before the start, and what cannot be read is left out, counted and named."""
@@ -71,6 +72,7 @@ class Job:
         return make_loader(
             self.loader, images, forget, preset, batch_size, self.seed,
             ranks.rank, ranks.world, workers, ranks.device, tell if ranks.main else lambda _: None,
+            self.keeping,
         )  # fmt: skip
 
     def opened_data(self) -> Data:

@@ -21,7 +21,9 @@ from letheon.loaders.request import Request, forget_mask, resolve
 
 CONTROLS = ("Finetune", "HeadDistillation")
 """Methods whose runs are controls of a table."""
-_NOT_THE_METHOD = ("seed", "out", "overwrite", "device", "workers", "loader", "unreadable")
+_NOT_THE_METHOD = (
+    "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,6 +28,27 @@ Kind = Literal["auto", "torch", "beton", "ffcv", "dali", "resident"]
 RESIDENT_SHARE = 0.25  # of the free device memory that `auto` gives to images
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """What the backends that keep decoded images keep."""
+
+    resident_shard: bool = False
+    """resident: each rank keeps its share of the images, and they give each other the rows of a
+    batch; sweeps read the originals on the host."""
+    dali_cache: float = 0.0
+    """dali: GiB of decoded images to keep on the device, or on the host where there is no GPU."""
+
+    def check(self, kind: Kind) -> None:
+        """Raises `InputError` for an option of another backend than `kind`."""
+        if self.resident_shard and kind not in ("auto", "resident"):
+            raise InputError(f"got --resident-shard with --loader {kind}; use --loader resident")
+        if self.dali_cache < 0 or (self.dali_cache and kind != "dali"):
+            raise InputError(
+                f"got --dali-cache {self.dali_cache} with --loader {kind}; give --loader dali and "
+                "a size in GiB, or leave it out"
+            )
+
+
 def make_loader(
     kind: Kind,
     images: ImageSet,
@@ -39,6 +61,7 @@ def make_loader(
     workers: int = 0,
     device: torch.device | str = "cpu",
     tell: Callable[[str], object] = lambda text: None,
+    keeping: Keeping | None = None,
 ) -> Loader:
     """A `Loader` over `images`; `tell` is given one line about the choice of `auto`.
 
@@ -51,6 +74,8 @@ def make_loader(
     """
     if kind not in get_args(Kind):
         raise InputError(f"got --loader {kind}, expected one of {', '.join(get_args(Kind))}")
+    keeping = keeping or Keeping()
+    keeping.check(kind)
     device = torch.device(device)
     if kind == "auto":
         kind, reason = suited(images, preset, device)
@@ -63,8 +88,8 @@ def make_loader(
     if kind == "ffcv":
         return FfcvLoader(*told)
     if kind == "dali":
-        return DaliLoader(*told)
-    return ResidentLoader(*told, tell=tell)
+        return DaliLoader(*told, cache=int(keeping.dali_cache * 2**30), tell=tell)
+    return ResidentLoader(*told, shard=keeping.resident_shard, tell=tell)
 
 
 def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:

@@ -2,6 +2,8 @@
 
 For sets that fit, and for a part of one that does not: the forget set of a large training set is
 kept, and what is not kept is decoded on the host as it is needed. One kernel call makes a batch.
+A set that fits on all ranks together may be shared out: each rank keeps every world-th image, and
+makes the rows of these for whichever rank's batch they belong to.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from letheon.loaders.batch import Batch
 from letheon.loaders.beton import BetonImages
 from letheon.loaders.beton_loader import BetonLoader
 from letheon.loaders.errors import InputError
+from letheon.loaders.exchange import back_in_place, exchanged, told_to_all
 from letheon.loaders.images import ArrayImages
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
@@ -45,6 +48,8 @@ class ResidentLoader(BetonLoader):
         side: longer sides are made this long; None keeps the images as they are. The test
             transform then reads the originals, so that a sweep does not depend on this.
         filter: of the resize: `bilinear` is the plain loader's, before its rounding.
+        shard: keep this rank's share alone. Every rank must then draw the same training batches at
+            the same time; the test transform reads the originals on the host.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class ResidentLoader(BetonLoader):
         keep: NDArray[np.bool_] | None = None,
         side: int | None = None,
         filter: Filter = "bilinear",
+        shard: bool = False,
         tell: Callable[[str], object] = lambda text: None,
         **kwargs: Any,
     ) -> None:
@@ -62,8 +68,12 @@ class ResidentLoader(BetonLoader):
             InputError: The kept images do not fit, or one is unreadable.
         """
         super().__init__(*args, **kwargs)
-        self.side, self.filter = side, filter
+        self.side, self.filter, self.shard = side, filter, shard and self.world > 1
         self.keep = np.ones(len(self.images), np.bool_) if keep is None else keep
+        if self.shard:
+            assert keep is None, "a share is of the whole set"
+            self._owner = np.arange(len(self.images)) % self.world  # (N,) the rank that keeps it
+            self.keep = self._owner == self.rank
         assert self.keep.shape == (len(self.images),)
         self._box = self.preset.augment == "resized-crop-flip"
         if self._box:
@@ -139,8 +149,10 @@ class ResidentLoader(BetonLoader):
                 f"expected that in the preset too, not {preset.augment!r} at {preset.size}; make "
                 "a new loader"
             )
-        if epoch is None and self.side is not None:
+        if epoch is None and (self.side is not None or self.shard):
             return super()._batches(parts, None)
+        if epoch is not None and self.shard:
+            return self._shared_out(parts, epoch, preset)
         return (self._batch(part, epoch, preset) for part in parts)
 
     def _batch(self, part: Part, epoch: int | None, preset: Preset) -> Batch:
@@ -163,6 +175,24 @@ class ResidentLoader(BetonLoader):
         )  # fmt: skip
         images[self._moved(rows)] = normalised_on(rest, preset, self.device)
         return self._finished(images, part)
+
+    def _shared_out(self, parts: list[Part], epoch: int, preset: Preset) -> Iterator[Batch]:
+        """The batches of this rank, whose rows are made by the ranks that keep the images."""
+        asked = told_to_all([(part.samples, part.turn) for part in parts], self.world)
+        assert len({len(theirs) for theirs in asked}) == 1, "the ranks draw different batches"
+        for k, part in enumerate(parts):
+            now = [theirs[k] for theirs in asked]
+            mine = [self.keep[samples] for samples, _ in now]  # what of each rank's is kept here
+            samples, turn = (
+                np.concatenate([ask[of][here] for ask, here in zip(now, mine, strict=True)])
+                for of in (0, 1)
+            )
+            u = augment.draws(self.seed, epoch, turn, samples, preset)
+            made = self._made(samples, u, preset).permute(0, 2, 3, 1)
+            owners = self._owner[part.samples]
+            received = np.bincount(owners, minlength=self.world).tolist()
+            rows = exchanged(made, [int(here.sum()) for here in mine], received)
+            yield self._finished(back_in_place(rows, owners).permute(0, 3, 1, 2), part)
 
     def _made(
         self, samples: NDArray[np.int64], u: NDArray[np.float64] | None, preset: Preset

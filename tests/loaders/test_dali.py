@@ -12,7 +12,7 @@ from PIL import Image
 
 from letheon.loaders import dali_loader
 from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.choose import make_loader
+from letheon.loaders.choose import Keeping, make_loader
 from letheon.loaders.dali_loader import DaliLoader
 from letheon.loaders.data import open_source
 from letheon.loaders.errors import InputError
@@ -83,3 +83,44 @@ def test_what_dali_cannot_do_is_said(tmp_path: Path) -> None:
     preset = Preset(size=32, augment="shift")
     with pytest.raises(InputError, match="shift" if dali_loader.installed() else "extra 'dali'"):
         make_loader("dali", images, np.zeros(12, np.bool_), preset, 4, 0)
+
+
+@needs_dali
+def test_decoded_images_are_kept_and_change_no_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, none = folder(tmp_path), np.zeros(12, np.bool_)
+    lines: list[str] = []
+    plain = DaliLoader(images, none, PRESET, 5, 0)
+    for room, kept in ((2**20, 10), (30_000, 3)):  # 50 x 60 and larger: 9,000 bytes and more
+        loader = DaliLoader(images, none, PRESET, 5, 0, cache=room, tell=lines.append)
+        for epoch in (0, 1):
+            mine, theirs = loader.train("mixed", epoch), plain.train("mixed", epoch)
+            for one, other in zip(mine, theirs, strict=True):
+                assert torch.equal(one.index, other.index)
+                assert (one.images - other.images).abs().max() * 58 < 1.1
+        for one, other in zip(loader.sweep(), plain.sweep(), strict=True):
+            assert torch.equal(one.images, other.images)
+        assert len(loader._decoded) == kept  # neither the CMYK image nor the PNG
+        assert sum(image.nbytes for image in loader._decoded.values()) <= room
+    assert lines[0].startswith("--loader dali keeps decoded images: up to 0.00 GiB of ")
+    seen: list[str] = []
+    run = DaliLoader._run
+    monkeypatch.setattr(
+        DaliLoader, "_run", lambda self, *args: (seen.append(args[0]), run(self, *args))[1]
+    )
+    loader = DaliLoader(images, none, PRESET, 12, 0, cache=2**20)
+    for epoch in (0, 1):
+        list(loader.train("mixed", epoch))
+    assert seen == ["image", "image"]
+
+
+@needs_dali
+def test_a_cache_that_does_not_fit_or_serves_no_one_is_refused(tmp_path: Path) -> None:
+    images, none = folder(tmp_path), np.zeros(12, np.bool_)
+    with pytest.raises(InputError, match="got a cache of 1048576.00 GiB"):
+        make_loader("dali", images, none, PRESET, 5, 0, keeping=Keeping(dali_cache=2.0**20))
+    with pytest.raises(InputError, match="--dali-cache 1.0 with --loader beton"):
+        make_loader("beton", images, none, PRESET, 5, 0, keeping=Keeping(dali_cache=1.0))
+    with pytest.raises(InputError, match="--resident-shard with --loader dali"):
+        make_loader("dali", images, none, PRESET, 5, 0, keeping=Keeping(resident_shard=True))

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from letheon.engine.distributed import Ranks
 from letheon.loaders import resident_loader
+from letheon.loaders.batch import Reads
 from letheon.loaders.beton_loader import BetonLoader
+from letheon.loaders.choose import Keeping, make_loader
 from letheon.loaders.data import open_source
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.resident_loader import ResidentLoader
+from tests.pool import on_ranks
 
 PRESET = Preset(size=32, resize_to=40)
 FORGET = np.arange(34) % 4 == 0
@@ -81,6 +85,54 @@ def test_small_sets_are_kept_in_their_test_geometry(array_images: Any) -> None:
     loader.preset = Preset(size=24, resize="none", augment="pad-crop-flip")
     with pytest.raises(InputError, match="make a new loader"):
         loader.train("mixed", 0)
+
+
+def drawn(
+    ranks: Ranks, folder: str, preset: Preset, batch_size: int, shard: bool
+) -> tuple[int, list[tuple[list[int], int, torch.Tensor]], list[torch.Tensor]]:
+    """Bytes kept; what this rank trains on for two epochs of two streams; what it sweeps."""
+    (images,) = open_source(folder).values()  # type: ignore[union-attr]
+    assert isinstance(images, ImageSet)
+    loader = make_loader(
+        "resident", images, FORGET, preset, batch_size, 3, ranks.rank, ranks.world,
+        keeping=Keeping(resident_shard=shard),
+    )  # fmt: skip
+    assert isinstance(loader, ResidentLoader)
+    streams: tuple[Reads, ...] = ("paired", "mixed")
+    found = [
+        (batch.index.tolist(), batch.total, batch.images)
+        for reads in streams
+        for epoch in (0, 1)
+        for batch in loader.train(reads, epoch, skip=epoch)
+    ]
+    return loader._pixels.nbytes, found, [batch.images for batch in loader.sweep()]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(
+    "preset", [PRESET, Preset(16, resize="square", resize_to=18, augment="pad-crop-flip")]
+)
+def test_a_set_shared_out_over_the_ranks_gives_the_batches_of_a_whole_one(
+    photographs: Path, world: int, preset: Preset
+) -> None:
+    for batch_size in (8, 5):  # with 5, a rank may keep none of a batch
+        whole = on_ranks(world, drawn, str(photographs), preset, batch_size, False)
+        shared = on_ranks(world, drawn, str(photographs), preset, batch_size, True)
+        (_, alone, _) = drawn(Ranks(), str(photographs), preset, batch_size, False)
+        for (taken, one, swept), (all_taken, other, all_swept) in zip(shared, whole, strict=True):
+            assert world == 1 or taken < 0.7 * all_taken
+            for mine, theirs in zip(one, other, strict=True):
+                assert mine[:2] == theirs[:2] and torch.allclose(mine[2], theirs[2], atol=1e-5)
+            for mine_swept, theirs_swept in zip(swept, all_swept, strict=True):
+                assert mine_swept.shape == theirs_swept.shape
+                # In the shared-out set, the test transform is the host's.
+                assert (mine_swept - theirs_swept).abs().mean() < 0.02
+        for k, (index, _, images) in enumerate(alone):  # one rank that keeps everything
+            known = dict(zip(index, images, strict=True)) if len(set(index)) == len(index) else {}
+            for _, one, _ in shared:
+                for i, image in zip(one[k][0], one[k][2], strict=True):
+                    assert i in index
+                    assert i not in known or torch.allclose(known[i], image, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,40 @@
+"""Rows made by the rank that keeps their images, given to the rank whose batch they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def exchanged(rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """(n, ...) for this rank, from the rows that every rank made; every rank must call.
+
+    Args:
+        rows: (m, ...) made here, those for rank 0 first; trailing sizes equal on every rank.
+        sent: how many of them are for each rank.
+        received: how many come from each rank; the result holds those of rank 0 first.
+    """
+    out = rows.new_empty((sum(received), *rows.shape[1:]))
+    dist.all_to_all_single(out, rows.contiguous(), list(received), list(sent))
+    return out
+
+
+def told_to_all(mine: Any, world: int) -> list[Any]:
+    """What each rank tells, on every rank; every rank must call."""
+    told: list[Any] = [None] * world
+    dist.all_gather_object(told, mine)
+    return told
+
+
+def back_in_place(rows: Tensor, owners: NDArray[np.int64]) -> Tensor:
+    """`rows` sorted by owner, as `exchanged` gives them, in the order of `owners` (n,)."""
+    out = torch.empty_like(rows)
+    places = torch.from_numpy(np.argsort(owners, kind="stable"))
+    out[places.to(rows.device)] = rows
+    return out
