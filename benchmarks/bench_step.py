@@ -27,11 +27,11 @@ import tyro
 from ceilings import ceilings, highest, step_operations
 from field_step import Kind, field_step
 from harness import Row, interleave, row, show, write
+from kept_memory import keep_freed_memory
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
-from letheon.engine.memory import keep_freed_memory
 from letheon.engine.method import Method, Run
 from letheon.engine.model import Classifier, build
 from letheon.engine.precision import Precision

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
 SCRIPT = """
 import resource, sys, torch
-from letheon.engine.memory import keep_freed_memory
+from kept_memory import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 def fetched():
@@ -22,7 +25,8 @@ print(min(fetched() for _ in range(5)))
 
 
 def pages(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True)
+    command = [sys.executable, "-c", SCRIPT, mode]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS)
     if done.returncode == 3:
         pytest.skip("this C library cannot be told")
     assert done.returncode == 0, done.stderr
