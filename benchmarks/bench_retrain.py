@@ -61,7 +61,7 @@ class Options:
     batch_size: int = 64
     """Of the fast recipe; the plain one has 256. Its peak rate is 0.1 for 64, in proportion."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of both. On a CPU bfloat16 is slower for so small a network."""
+    """Of both recipes."""
     device: str = "cpu"
 
 
