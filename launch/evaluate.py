@@ -53,7 +53,8 @@ class Settings(Job):
     forget: str | None = None
     """What was forgotten, where no run folder tells: class:3,8, file:LIST or random:100."""
     downstream: str | None = None
-    """Set for k-NN: `digits`, or <domain>/<class>/ folders such as Office-Home; default: none."""
+    """Set for k-NN: `digits`, or <domain>/<class>/ folders such as Office-Home, with
+    <domain>_list.txt files if there are some (DomainNet-126); default: none."""
     random_control: bool = False
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256

@@ -1,10 +1,10 @@
-"""Opening data by path: "digits", a folder, an archive or a prepared set."""
+"""Opening data by path: "digits", a folder, an archive, a list file or a prepared set."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from letheon.loaders import digits, folders, prepared
+from letheon.loaders import digits, folders, lists, prepared
 from letheon.loaders.archives import open_tree
 from letheon.loaders.betons import is_betons, open_betons
 from letheon.loaders.cifar import read_cifar
@@ -16,7 +16,7 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
     """Whatever is at `path`: train and test, or domains by name.
 
     Raises:
-        InputError: Nothing is there, or it has no layout that `folders` knows.
+        InputError: Nothing is there, or it has no layout that `folders` or `lists` know.
     """
     if path == "digits":
         train, test = digits.upstream()
@@ -25,11 +25,15 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
         return prepared.opened(Path(path))
     if is_betons(Path(path)):
         return open_betons(Path(path))
+    if (listed := lists.named(Path(path))) is not None:
+        return listed
     tree = open_tree(Path(path))
     cifar = read_cifar(tree)
     if cifar is not None:
         return cifar
     layout = folders.recognised(tree)
+    if (listed := lists.beside(tree, layout)) is not None:
+        return listed
     if layout.kind == "splits":
         return folders.splits(tree, layout)
     if layout.kind == "flat":
@@ -53,7 +57,7 @@ def open_data(path: str) -> Data:
 
 
 def open_domains(path: str) -> dict[str, ImageSet]:
-    """Domains by name: "digits" (four redrawings), Office-Home's layout, or one class folder set.
+    """Domains by name: "digits" (four redrawings), a layout of domains, lists, or class folders.
 
     Raises:
         InputError: As `open_source`, or the set has train and test instead.

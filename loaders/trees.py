@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from letheon.loaders.errors import InputError
@@ -47,13 +47,16 @@ class Tree(ABC):
 class Folder(Tree):
     """A directory; names that start with a dot are left out, links followed unless they loop."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tops: Collection[str] | None = None) -> None:
+        """With `tops`, only these of the folders directly in `root` are looked into."""
         files: list[str] = []
         folders: list[str] = []
         self._real: dict[str, str] = {}  # where the name on disk is not in form C
         for base, inner, names in os.walk(root, onerror=_refused, followlinks=True):
             inner[:] = [n for n in inner if not n.startswith(".") and not _loops(base, n)]
             below = Path(base).relative_to(root).as_posix()
+            if tops is not None and below == ".":
+                inner[:] = [n for n in inner if unicodedata.normalize("NFC", n) in tops]
             prefix = "" if below == "." else f"{below}/"
             folders += [self._noted(prefix + name) for name in inner]
             files += [self._noted(prefix + n) for n in names if not n.startswith(".")]

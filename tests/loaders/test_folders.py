@@ -164,9 +164,9 @@ def test_links_are_followed_but_not_round_in_circles(draw: Drawn) -> None:
 def test_refusals(draw: Drawn, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_data(str(tmp_path / "nowhere"))
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     with pytest.raises(InputError, match=r"expected a folder, a \.zip or a \.tar"):
-        open_data(str(tmp_path / "notes.txt"))
+        open_data(str(tmp_path / "notes.md"))
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="got no image"):
         open_data(str(tmp_path / "bare"))
