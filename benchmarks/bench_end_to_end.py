@@ -41,7 +41,7 @@ SETTINGS = {
     ),
     "small, 64 px": Setting(
         "small, 64 px", "small", Preset(64, HALF, HALF, "short", 64, augment="pad-crop-flip"),
-        (40, 10, 10), 4, 64, RATES, 64, once=("ft", "ga", TOGETHER),
+        (120, 30, 30), 4, 64, RATES, 64, once=("ft", "ga", TOGETHER),
     ),
 }  # fmt: skip
 TOLERANCE = {
@@ -64,6 +64,8 @@ class Options:
     repeats: int = 3
     minutes: float = 7
     """Of a setting: no repeat begins that would go beyond, if it took as long as the last."""
+    every: bool = False
+    """Repeat FT, GA and the one command too, which else run once, for want of time."""
     scale: float = 1
     """Multiplies the number of images."""
     device: str = "cpu"
@@ -79,7 +81,8 @@ def main(options: Options) -> int:
     far: list[str] = []
     for name in options.settings:
         found = SETTINGS[name]
-        setting = replace(found, counts=_scaled(found.counts, options.scale))
+        once = () if options.every else found.once
+        setting = replace(found, counts=_scaled(found.counts, options.scale), once=once)
         with tempfile.TemporaryDirectory() as folder:
             new, differences = one_setting(setting, options, Path(folder))
         rows += new

@@ -124,11 +124,23 @@ def test_retraining_ratios_are_seed_by_seed() -> None:
     assert found["fast", "accuracy"].median == 0.6 and ("plain", "ratio, wall") not in found
 
 
+def test_what_a_number_format_costs_is_paired_by_seed() -> None:
+    from bench_dtype import METRICS, lost, rows_of
+
+    shares = {("salun", "fp32"): (0.9, 0.5), ("salun", "bf16"): (0.8, 0.6)}
+    found = {key: [dict.fromkeys(METRICS, v) for v in values] for key, values in shares.items()}
+    assert lost(found, "salun") == pytest.approx([0.1, -0.1])
+    rows = {(r.variant, r.metric): r for r in rows_of(found, "x", "cpu")}
+    assert rows["bf16", "TRA difference"].p20 == pytest.approx(-0.06)  # of -0.1 and 0.1
+    assert rows["fp32", "FA"].median == 0.7 and ("fp32", "TRA difference") not in rows
+
+
 def test_peers_give_our_answers() -> None:
     import torch
     from bench_peers import accuracies, neighbours
 
-    for ways in (neighbours(60, 20, 8, 4), accuracies(40, 4)):
+    # Two classes and an odd number of votes: no ties, which lightly breaks otherwise.
+    for ways in (neighbours(60, 20, 8, 2), accuracies(40, 4)):
         ours = ways.pop("ours")()
         for way in ways.values():  # those that are installed
             torch.testing.assert_close(way().to(ours.dtype), ours)
