@@ -1,7 +1,9 @@
 # make forget: the main job on the embedded data. make test: the tests. make bench: speed against a
-# plain baseline, in build/bench (PHOTOS=folder with train/ and val/, else images are drawn). All
-# install first, once.
+# plain baseline, in build/bench (PHOTOS=folder with train/ and val/, else images are drawn;
+# MINUTES of repeating each setting, BENCH for more options of bench_end_to_end.py). All install
+# first, once.
 PYTHON ?= python3
+MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -33,7 +35,7 @@ test-gpu: install
 bench: install
 	@failed=0; \
 	$(BIN)/python benchmarks/bench_growth.py --out build/bench/growth_cpu.csv || failed=1; \
-	$(BIN)/python benchmarks/bench_end_to_end.py --minutes 6 $(if $(PHOTOS),--photos "$(PHOTOS)") \
+	$(BIN)/python benchmarks/bench_end_to_end.py --minutes $(MINUTES) $(BENCH) $(if $(PHOTOS),--photos "$(PHOTOS)") \
 	  --out build/bench/end_to_end_cpu.csv || failed=1; \
 	$(BIN)/python benchmarks/regression.py build/bench/end_to_end_cpu.csv \
 	  benchmarks/results/end_to_end_cpu.csv || true; \
