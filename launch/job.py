@@ -47,6 +47,9 @@ class Job:
     workers: int = 2
     """Loader processes or threads per rank for sets read from files; sets in memory need none."""
     keeping: Keeping = field(default_factory=Keeping)
+    block: int = 0
+    """For sets larger than memory: so many neighbouring images are one block, and an epoch shuffles
+    the images of 64 blocks at a time, in place of all; 0: a full shuffle."""
     unreadable: Literal["error", "drop"] = "error"
     """error: an image that cannot be read ends the job, which names it; drop: all are read once
     before the start, and what cannot be read is left out, counted and named."""
@@ -72,7 +75,7 @@ class Job:
         return make_loader(
             self.loader, images, forget, preset, batch_size, self.seed,
             ranks.rank, ranks.world, workers, ranks.device, tell if ranks.main else lambda _: None,
-            self.keeping,
+            self.keeping, self.block,
         )  # fmt: skip
 
     def opened_data(self) -> Data:

@@ -31,8 +31,10 @@ class Backend(ABC):
     """A `Loader` whose batches are made by `_batches` of a subclass.
 
     `preset` may be set to another one between two epochs, for a training whose resolution grows;
-    the next `train` or `sweep` follows it.
+    the next `train` or `sweep` follows it. `block` is that of `order.epoch_parts`, 0 if not set.
     """
+
+    block = 0
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class Backend(ABC):
                 is unreadable.
         """
         parts = order.epoch_parts(
-            reads, self.forget, self.batch_size, self.seed, epoch, self.rank, self.world
+            reads, self.forget, self.batch_size, self.seed, epoch, self.rank, self.world, self.block
         )
         for part in parts:
             order.audit(reads, self.forget[part.samples])

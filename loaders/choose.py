@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.loaders import jpeg
-from letheon.loaders.backend import unwrapped
+from letheon.loaders.backend import Backend, unwrapped
 from letheon.loaders.batch import Loader
 from letheon.loaders.beton import BetonImages
 from letheon.loaders.beton_loader import BetonLoader
@@ -35,6 +35,9 @@ class Keeping:
     resident_shard: bool = False
     """resident: each rank keeps its share of the images, and they give each other the rows of a
     batch; sweeps read the originals on the host."""
+    resident_forget: bool = False
+    """resident: keep the forget set alone, of a set that does not fit; the other images are decoded
+    as they are needed."""
     dali_cache: float = 0.0
     """dali: GiB of decoded images to keep on the device, or on the host where there is no GPU."""
 
@@ -42,6 +45,11 @@ class Keeping:
         """Raises `InputError` for an option of another backend than `kind`."""
         if self.resident_shard and kind not in ("auto", "resident"):
             raise InputError(f"got --resident-shard with --loader {kind}; use --loader resident")
+        if self.resident_forget and (kind != "resident" or self.resident_shard):
+            raise InputError(
+                f"got --resident-forget with --loader {kind}"
+                f"{' and --resident-shard' * self.resident_shard}; use --loader resident alone"
+            )
         if self.dali_cache < 0 or (self.dali_cache and kind != "dali"):
             raise InputError(
                 f"got --dali-cache {self.dali_cache} with --loader {kind}; give --loader dali and "
@@ -62,34 +70,42 @@ def make_loader(
     device: torch.device | str = "cpu",
     tell: Callable[[str], object] = lambda text: None,
     keeping: Keeping | None = None,
+    block: int = 0,
 ) -> Loader:
     """A `Loader` over `images`; `tell` is given one line about the choice of `auto`.
 
     All kinds deliver the same samples in the same order with the same boxes and mirrors; pixels
     differ by the resize filter, see `docs/loaders.md`. `torch` delivers to the host, the others to
-    `device`.
+    `device`. `block` is that of `order.epoch_parts`.
 
     Raises:
         InputError: The kind is unknown, not installed, or does not suit the images or the preset.
     """
     if kind not in get_args(Kind):
         raise InputError(f"got --loader {kind}, expected one of {', '.join(get_args(Kind))}")
+    if block < 0:
+        raise InputError(f"got --block {block}, expected a number of images, or 0 for none")
     keeping = keeping or Keeping()
     keeping.check(kind)
     device = torch.device(device)
     if kind == "auto":
         kind, reason = suited(images, preset, device)
         tell(f"--loader auto takes {kind}: {reason}")
-    if kind == "torch":
-        return TorchLoader(images, forget, preset, batch_size, seed, rank, world, workers)
     told = (images, forget, preset, batch_size, seed, rank, world, workers, device)
-    if kind == "beton":
-        return BetonLoader(*told)
-    if kind == "ffcv":
-        return FfcvLoader(*told)
-    if kind == "dali":
-        return DaliLoader(*told, cache=int(keeping.dali_cache * 2**30), tell=tell)
-    return ResidentLoader(*told, shard=keeping.resident_shard, tell=tell)
+    made: Backend
+    if kind == "torch":
+        made = TorchLoader(*told[:-1])
+    elif kind == "beton":
+        made = BetonLoader(*told)
+    elif kind == "ffcv":
+        made = FfcvLoader(*told)
+    elif kind == "dali":
+        made = DaliLoader(*told, cache=int(keeping.dali_cache * 2**30), tell=tell)
+    else:
+        keep = forget if keeping.resident_forget else None
+        made = ResidentLoader(*told, keep=keep, shard=keeping.resident_shard, tell=tell)
+    made.block = block
+    return made
 
 
 def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:

@@ -16,6 +16,8 @@ from letheon.kernels import keyed
 from letheon.loaders.batch import Reads
 from letheon.loaders.errors import InputError
 
+MIXED = 64  # blocks whose samples are shuffled among each other, where there are blocks
+
 
 class Part(NamedTuple):
     """One rank's part of one global batch."""
@@ -70,10 +72,20 @@ def stream_sizes(
     return parts
 
 
-def _shuffled(indices: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """`indices` by the keyed number of each sample: leaving samples out keeps the others' order."""
+def _shuffled(
+    indices: NDArray[np.int64], seed: int, epoch: int, block: int, n: int
+) -> NDArray[np.int64]:
+    """`indices` by the keyed number of each sample: leaving samples out keeps the others' order.
+
+    With blocks of neighbours, those of the n samples of the set come in a keyed order, and the
+    samples of each `MIXED` of them are shuffled among each other.
+    """
     keys = keyed.hashed(seed, "order", epoch, torch.from_numpy(indices), 1)[:, 0]
-    return indices[torch.argsort(keys, stable=True).numpy()]
+    if not block:
+        return indices[torch.argsort(keys, stable=True).numpy()]
+    place = np.empty(-(-n // block), np.int64)
+    place[keyed.permutation(seed, "blocks", epoch, len(place)).numpy()] = np.arange(len(place))
+    return indices[np.lexsort((keys.numpy(), place[indices // block] // MIXED))]
 
 
 def turn_epoch(epoch: int, turn: int) -> int:
@@ -89,8 +101,12 @@ def epoch_parts(
     epoch: int,
     rank: int = 0,
     world: int = 1,
+    block: int = 0,
 ) -> list[Part]:
     """This rank's parts of all the global batches of one epoch.
+
+    A `block` is so many samples with neighbouring numbers, which lie together on the disk; an epoch
+    then reads `MIXED` blocks at a time, on all ranks together. 0 is a full shuffle.
 
     For ``paired`` a part is the rank's share of the retain half followed by its share of the
     forget half. The forget half runs through the forget set turn after turn, each turn in a new
@@ -100,14 +116,17 @@ def epoch_parts(
         InputError: As `stream_sizes`.
     """
     counts = stream_sizes(reads, forget, batch_size, world)
-    everyone = np.arange(len(forget))
+    n = len(forget)
+    everyone = np.arange(n)
     chosen = {"forget": forget, "mixed": np.ones_like(forget)}.get(reads, ~forget)
-    main = _shuffled(everyone[chosen], seed, epoch)
+    main = _shuffled(everyone[chosen], seed, epoch, block, n)
     cycle = turns = main[:0]
     if reads == "paired":
         members = everyone[forget]
         rounds = range(-(-len(main) // len(members)))
-        cycle = np.concatenate([_shuffled(members, seed, turn_epoch(epoch, t)) for t in rounds])
+        cycle = np.concatenate(
+            [_shuffled(members, seed, turn_epoch(epoch, t), block, n) for t in rounds]
+        )
         turns = np.repeat(np.arange(len(rounds)), len(members))
     parts: list[Part] = []
     start = 0

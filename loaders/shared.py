@@ -48,7 +48,7 @@ def source(loader: Loader) -> Hashable:
     images = unwrapped(loader.images)
     return (
         type(loader), id(images), loader.images.labels.tobytes(), loader.forget.tobytes(),
-        loader.preset, loader.seed,
+        loader.preset, loader.seed, loader.block,
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def shared_pass(
     for (what, batch_size), _ in readers.items():
         first = backends[0]
         parts = order.epoch_parts(
-            what, first.forget, batch_size, first.seed, epoch, first.rank, first.world
+            what, first.forget, batch_size, first.seed, epoch, first.rank, first.world, first.block
         )
         for part in parts:
             order.audit(what, first.forget[part.samples])

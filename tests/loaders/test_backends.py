@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from letheon.loaders import dali_loader, ffcv_loader, jpeg
+from letheon.loaders import dali_loader, ffcv_loader, jpeg, order
 from letheon.loaders.admit import Encoding
 from letheon.loaders.batch import Batch, Loader, Reads
 from letheon.loaders.beton import BetonImages
@@ -22,6 +22,7 @@ from letheon.loaders.beton_loader import BetonLoader
 from letheon.loaders.beton_writer import write_beton
 from letheon.loaders.choose import Kind, make_loader
 from letheon.loaders.data import open_source
+from letheon.loaders.errors import InputError
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import Relabelled
 from letheon.loaders.resident_loader import ResidentLoader
@@ -150,6 +151,19 @@ def test_workers_epochs_and_skips(make: Make) -> None:
     assert len(list(make().train("mixed", 4, skip=2))) == len(first) - 2
     assert not any(map(same, first, make().train("mixed", 5)))
     assert not any(map(same, first, make(seed=4).train("mixed", 4)))
+
+
+def test_blocks_change_the_order_and_no_pixel(
+    images: BetonImages, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "MIXED", 2)
+    told = (kind, images, np.arange(34) % 4 == 0, PRESET, 8, 3)
+    full = make_loader(*told).train("mixed", 1)
+    blocks = list(make_loader(*told, block=4).train("mixed", 1))
+    assert dict(rows(iter(blocks))) == dict(rows(full))
+    assert len(set((blocks[0].index // 4).tolist())) == 2
+    with pytest.raises(InputError, match="--block -1"):
+        make_loader(*told, block=-1)
 
 
 def test_batches_do_not_change_while_they_are_held(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -33,9 +34,15 @@ def test_sizes(n: int, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("reads", get_args(Reads))
 @pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_together_make_the_one_rank_batches(reads: Reads, world: int) -> None:
-    alone = order.epoch_parts(reads, FORGET, 16, 7, 3)
-    shares = [order.epoch_parts(reads, FORGET, 16, 7, 3, rank, world) for rank in range(world)]
+@pytest.mark.parametrize("block", [0, 4])
+def test_ranks_together_make_the_one_rank_batches(
+    reads: Reads, world: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "MIXED", 3)
+    alone = order.epoch_parts(reads, FORGET, 16, 7, 3, block=block)
+    shares = [
+        order.epoch_parts(reads, FORGET, 16, 7, 3, rank, world, block) for rank in range(world)
+    ]
     for step, whole in enumerate(alone):
         parts = [mine[step] for mine in shares]
         together = np.concatenate([part.samples for part in parts])
@@ -56,6 +63,44 @@ def test_each_sample_once_an_epoch(reads: Reads, n: int) -> None:
         assert len(seen) == len(set(seen)) == n
         if reads != "mixed":
             assert (FORGET[seen] == (reads == "forget")).all()
+
+
+def samples(reads: Reads, epoch: int = 0, seed: int = 0, block: int = 5) -> list[int]:
+    parts = order.epoch_parts(reads, FORGET, 16, seed, epoch, block=block)
+    return np.concatenate([part.samples for part in parts]).tolist()
+
+
+def test_blocks_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """101 samples in blocks of 5: each three blocks follow each other, all mixed up inside."""
+    monkeypatch.setattr(order, "MIXED", 3)
+    seen = samples("mixed")
+    assert sorted(seen) == list(range(101))
+    blocks = [sample // 5 for sample in seen]
+    turns: list[set[int]] = []
+    while blocks:
+        turns.append(now := set())
+        while blocks and (blocks[0] in now or len(now) < 3):
+            now.add(blocks.pop(0))
+    assert [len(turn) for turn in turns] == [3] * 7
+    assert sorted(block for turn in turns for block in turn) == list(range(21))
+    blocks = [sample // 5 for sample in seen]
+    assert any(a != b for a, b in zip(sorted(blocks[:15]), blocks[:15], strict=True))
+    assert sum(a != b for a, b in pairwise(blocks)) > 50
+    assert seen != samples("mixed", epoch=1) and seen != samples("mixed", seed=1)
+    assert seen != samples("mixed", block=0)
+
+
+@pytest.mark.parametrize("reads", ["forget", "retain"])
+def test_leaving_samples_out_keeps_the_order_of_blocks(
+    reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "MIXED", 3)
+    of = [sample for sample in samples("mixed") if FORGET[sample] == (reads == "forget")]
+    assert samples(reads) == of
+
+
+def test_few_blocks_are_a_full_shuffle() -> None:
+    assert samples("mixed", block=2) == samples("mixed", block=0)
 
 
 def test_paired_cycles_the_forget_set_in_new_orders() -> None:

@@ -53,7 +53,15 @@ def test_what_does_not_fit_is_refused_before_it_is_taken(
 
 
 def test_a_kept_part_mixes_with_images_from_the_host(images: ImageSet) -> None:
-    part = ResidentLoader(images, FORGET, PRESET, 8, 3, keep=FORGET)
+    lines: list[str] = []
+    part = make_loader(
+        "resident", images, FORGET, PRESET, 8, 3,
+        tell=lines.append, keeping=Keeping(resident_forget=True),
+    )  # fmt: skip
+    assert lines[0].startswith(f"{FORGET.sum()} of 34 images as bytes")
+    for kind, shard in (("beton", False), ("auto", False), ("resident", True)):
+        with pytest.raises(InputError, match="--resident-forget"):
+            Keeping(shard, resident_forget=True).check(kind)  # type: ignore[arg-type]
     whole = ResidentLoader(images, FORGET, PRESET, 8, 3)
     host = BetonLoader(images, FORGET, PRESET, 8, 3)
     for one, kept, other in zip(
