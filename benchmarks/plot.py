@@ -96,6 +96,12 @@ def gaps(lines: Sequence[Line]) -> list[str]:
     return ["", *text] if text else []
 
 
+def tables(results: Path) -> str | None:
+    """What the README shows: one table for each machine's end_to_end_cpu*.csv; None without."""
+    found = [table(read(source)) for source in sorted(results.glob("end_to_end_cpu*.csv"))]
+    return "\n\n".join(found) or None
+
+
 def between(text: str) -> str | None:
     """What stands between the markers of a README; None without markers."""
     if START not in text or END not in text:
@@ -148,6 +154,7 @@ def growth(metric: str) -> Callable[[Sequence[Line], Any], None]:
 
 PICTURES: dict[str, tuple[str, Callable[[Sequence[Line], Any], None]]] = {
     "end_to_end_cpu": ("end_to_end_cpu.csv", end_to_end),
+    "end_to_end_cpu_zen4": ("end_to_end_cpu_zen4.csv", end_to_end),
     "end_to_end_gpu": ("end_to_end_gpu.csv", end_to_end),
     "growth_time": ("growth_cpu.csv", growth("time")),
     "growth_memory": ("growth_cpu.csv", growth("memory")),
@@ -177,11 +184,11 @@ def draw(results: Path, out: Path) -> list[Path]:
 
 def main(options: Options) -> int:
     """Write or compare; the exit code."""
-    source = options.results / "end_to_end_cpu.csv"
-    if not source.is_file():
-        print(f"plot: got no {source}; make it with benchmarks/bench_end_to_end.py")
+    content = tables(options.results)
+    if content is None:
+        name = options.results / "end_to_end_cpu.csv"
+        print(f"plot: got no {name}; make it with benchmarks/bench_end_to_end.py")
         return 2
-    content = table(read(source))
     text = options.readme.read_text(encoding="utf-8") if options.readme.is_file() else ""
     found = between(text)
     if options.check:
