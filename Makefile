@@ -7,7 +7,7 @@ MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu bench ffcv check clean
+.PHONY: install forget test test-all test-gpu bench extras ffcv check clean
 
 install: .venv/installed
 
@@ -42,6 +42,10 @@ bench: install
 	$(BIN)/python benchmarks/plot.py --results build/bench --pictures build/bench \
 	  --readme build/bench/none; \
 	exit $$failed
+
+# The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss.
+extras: install
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,faiss]'
 
 ffcv: install
 	sh launch/recipes/install_ffcv.sh $(BIN)/python

@@ -12,6 +12,8 @@ python=${1:-python}
 }
 
 packages="g++ pkg-config libturbojpeg0-dev libopencv-core-dev libopencv-imgproc-dev"
+"$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
+  packages="$packages python3.11-dev"
 missing=
 for package in $packages; do
   dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
@@ -21,7 +23,8 @@ if [ -n "$missing" ]; then
     echo "error: got no$missing, expected them for building ffcv; run: sudo apt-get install$missing" >&2
     exit 2
   fi
-  apt-get -o DPkg::Lock::Timeout=180 update -qq
+  export DEBIAN_FRONTEND=noninteractive
+  [ -n "${APT_UPDATED:-}" ] || apt-get -o DPkg::Lock::Timeout=180 update -qq
   # shellcheck disable=SC2086
   apt-get -o DPkg::Lock::Timeout=180 install -y -qq --no-install-recommends $missing
 fi

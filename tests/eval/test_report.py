@@ -367,7 +367,7 @@ def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) 
     url = (tmp_path / "frame.html").as_uri()
     dom = subprocess.run(
         [*base, "--virtual-time-budget=10000", "--dump-dom", url],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
     told = dict(re.findall(r'data-(\w+)="(\d+)"', dom))
     assert int(told["wide"]) <= width
@@ -375,7 +375,7 @@ def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) 
     shot = tmp_path / "shot.png"
     subprocess.run(
         [*base, f"--window-size={max(width, 500)},9000", f"--screenshot={shot}", url],
-        capture_output=True, timeout=120, check=True,
+        capture_output=True, timeout=300, check=True,
     )  # fmt: skip
     ink = np.asarray(Image.open(shot).convert("L"))[: int(told["tall"]), :width] < 200
     bands = np.array_split(ink, 10)
