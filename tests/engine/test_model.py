@@ -210,6 +210,7 @@ def test_copies_memory_format_and_autocast() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "efficientnet_lite0"])
 def test_compiles_whole(name: str) -> None:
+    torch._dynamo.reset()  # a second size of image would be compiled for any size: half an hour
     model = build(name, 10).eval()
     x = images(model)
     with torch.no_grad():
