@@ -18,7 +18,8 @@ from letheon.engine.distributed import Ranks
 from letheon.eval import cka, knn, splits
 from letheon.eval.accuracy import per_class
 from letheon.eval.passes import Passes, sweep
-from letheon.eval.search import Metric, Proposer
+from letheon.eval.search import Proposer
+from letheon.eval.search_scores import Metric
 from letheon.loaders.errors import InputError
 
 DOMAIN = "domain/"

@@ -13,7 +13,8 @@ from torch import Tensor
 from letheon.eval import search
 from letheon.eval.features import Outputs
 from letheon.eval.knn import domain_matrix, knn
-from letheon.eval.search import Metric, Proposer, nearest
+from letheon.eval.search import Proposer, nearest
+from letheon.eval.search_scores import Metric
 from letheon.eval.splits import split
 from letheon.loaders.errors import InputError
 

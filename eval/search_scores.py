@@ -1,0 +1,105 @@
+"""Scores of database rows, in float64 as they are defined and in float32 as they are searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
+
+Metric = Literal["cosine", "l2"]
+
+_CACHED, _HELD = 2**16, 2**25  # numbers in float64 at once: by a CPU's core in its cache, by a GPU
+_PREPARED = 2**23  # the same, for whole tiles
+_RANGE = 2.0**60  # norms within 1/_RANGE.._RANGE cannot leave float32's range in a product
+
+
+class Scores:
+    """score(q, x_i) = q . (x_i - centre) scale_i + bias_i, at most about 1 in size.
+
+    `database` holds this rank's rows, wherever they lie; `queries` and all arithmetic are on
+    `ranks.device`. What scores are relative to is the same on every rank.
+    """
+
+    def __init__(
+        self, database: Tensor, queries: Tensor, metric: Metric, ranks: Ranks, tile: tuple[int, int]
+    ) -> None:
+        self.database, self.device = database, ranks.device
+        self.tile = tile
+        gpu = self.device.type == "cuda"
+        self.held = _HELD if gpu else _CACHED * torch.get_num_threads()
+        self.centre: Tensor | None = None
+        wide = queries.to(self.device).double()
+        if metric == "cosine":
+            norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            self.queries = wide / torch.where(norms > 0, norms, 1.0)  # (Q, D) float64
+            lengths = self._lengths()
+            filled = torch.where(lengths > 0, lengths, 1.0).sqrt()
+            self.scale = 1 / filled  # (N,) float64
+            self.bias = torch.zeros_like(lengths)  # (N,) float64
+            self.unit, self.offset = 1.0, torch.zeros_like(norms)
+            self.plain = bool(((filled < _RANGE) & (filled > 1 / _RANGE)).all())
+            return
+        # Distances do not change when both sides move: the smaller the vectors, the less is lost.
+        sums = [torch.zeros_like(wide[0]), wide.new_tensor(len(database))]
+        for rows in self._tiles():
+            sums[0] += rows.sum(dim=0)
+        sum_over_ranks(sums, ranks)
+        self.centre = sums[0] / sums[1]
+        if database.dtype != torch.float64:
+            self.centre = self.centre.float().double()  # any centre will do: one float32 can hold
+        self.queries = wide - self.centre
+        lengths, asked = self._lengths(), self.queries.square().sum(dim=1, keepdim=True)
+        far = float(gather_rows(torch.cat([lengths, lengths.new_zeros(1)]), ranks).max())
+        self.unit = max(float(asked.max()) ** 0.5 * far**0.5 + far / 2, 1e-300)
+        self.scale = torch.full_like(lengths, 1 / self.unit)
+        self.bias = lengths / (-2 * self.unit)
+        self.offset = asked / 2
+        self.plain = 1 / _RANGE < self.unit < _RANGE and float(asked.max()) < _RANGE
+
+    def moved(self, rows: Tensor) -> Tensor:
+        """(..., D) float64 on the device, about the centre, from raw database rows."""
+        wide = rows.to(self.device).double()
+        return wide if self.centre is None else wide - self.centre
+
+    def _tiles(self) -> Iterator[Tensor]:
+        """All rows by (n, D) float64, few at once."""
+        for rows in self.database.split(max(1, self.held // self.database.shape[1])):
+            yield self.moved(rows)
+
+    def _lengths(self) -> Tensor:
+        """(N,) float64: |x - centre|^2."""
+        return torch.cat([rows.square().sum(dim=1) for rows in self._tiles()])
+
+    def prepared(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Tiles: the first position, (n, D) float64 moved and scaled rows, (n,) their biases."""
+        step = max(1, min(self.tile[1], _PREPARED // self.database.shape[1]))
+        for start in range(0, len(self.database), step):
+            here = slice(start, start + step)
+            yield start, self.moved(self.database[here]) * self.scale[here, None], self.bias[here]
+
+    def fast(
+        self, dtype: torch.dtype
+    ) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
+        """Tiles: the first position, (n, D) rows in `dtype`, (n,) float32 factors and biases.
+
+        Where a factor or a bias is None it is 1 or 0. Rows are in float32 what they are in memory,
+        or rounded once; only numbers that could leave its range are scaled in float64 first.
+        """
+        for start in range(0, len(self.database), self.tile[1]):
+            here = slice(start, start + self.tile[1])
+            rows, scale = self.database[here], self.scale[here].float()
+            bias = None if self.centre is None else self.bias[here].float()
+            if not self.plain:
+                yield start, (self.moved(rows) * self.scale[here, None]).to(dtype), None, bias
+                continue
+            if self.centre is None:
+                near = rows.to(self.device)
+            elif rows.dtype == torch.float64:
+                near = self.moved(rows)
+            else:
+                near = rows.to(self.device).float() - self.centre.float()
+            yield start, near.to(dtype), scale, bias
