@@ -30,8 +30,8 @@ class Count(NamedTuple):
 
 def _right(outputs: Outputs) -> Tensor:
     """(n,) bool: the largest logit is the label's (the first of equal ones counts as largest)."""
-    parts = outputs.logits.split(8192)
-    broken = sum(int(part.isnan().any(dim=1).sum()) for part in parts)
+    parts = [part.max(dim=1) for part in outputs.logits.split(8192)]  # NaN where a row has any
+    broken = sum(int(part.values.isnan().sum()) for part in parts)
     if broken:
         raise InputError(
             f"got NaN logits for {broken} of {len(outputs)} samples; expected numbers; "
@@ -39,7 +39,7 @@ def _right(outputs: Outputs) -> Tensor:
         )
     if len(outputs) == 0:
         return torch.zeros(0, dtype=torch.bool)
-    return torch.cat([part.argmax(dim=1) for part in parts]) == outputs.labels
+    return torch.cat([part.indices for part in parts]) == outputs.labels
 
 
 def top1(outputs: Outputs, where: Tensor | None = None) -> Count:
