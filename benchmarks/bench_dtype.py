@@ -58,9 +58,9 @@ class Options:
     model: str = "resnet18"
     size: int = 64
     seeds: tuple[int, ...] = (1, 2, 3)
-    epochs: int = 8
+    epochs: int = 6
     """Of the original and of retraining."""
-    forget_epochs: int = 2
+    forget_epochs: int = 1
     """Of the others."""
     batch_size: int = 64
     forget: tuple[int, ...] = (0, 3)
