@@ -1,11 +1,12 @@
-"""Retraining, the expensive reference: the fast recipe beside the plain schedule's shape.
+"""Retraining, the expensive reference: the fast recipe beside the plain schedule.
 
     python benchmarks/bench_retrain.py --data CIFAR10 --out benchmarks/results/retrain_cpu.csv
 
-Plain: SGD, 0.1 to 0 by a cosine over 182 epochs, as published. Fast: a quarter of the epochs, small images first, a triangular rate, smoothed labels, no decay of norms, an average of the
-weights, and the mirrored image beside the image at the test. The same network, images, loader,
-precision and seeds; one class is left out, and accuracy is on the test images of the others. Images
-are decoded before the clock starts. Time is of the processor, all threads, for the training alone.
+Plain: SGD, 0.1 to 0 by a cosine over 182 epochs, as published. Fast: a quarter of the epochs, small
+images first, a triangular rate, smoothed labels, no decay of norms, an average of the weights, and
+the mirrored image beside the image at the test. The same network, images, loader, precision and
+seeds; one class is left out, and accuracy is on the test images of the others. Images are decoded
+before the clock starts. Time is of the processor, all threads, for the training alone.
 The exit code is 1 where fast is less accurate by more than a point.
 """
 
