@@ -28,6 +28,7 @@ def summed_gradients(run: Run, reads: Reads, loss: Loss) -> list[Tensor]:
     Returns:
         One tensor per trainable parameter, float32, bitwise equal on every rank.
     """
+    run.decide_dtype()
     model = run.model
     was_training = model.training
     model.eval()

@@ -79,12 +79,13 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
     `run_method`.
     """
     run.epoch = run.epoch.to(run.ranks.device)
+    known = len(run.notes)
+    run.decide_dtype()
     run.precision.apply(run.model, run.ranks.device)
     started = time.perf_counter()
     method.prepare(run)
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
     seconds.prepare = time.perf_counter() - started
-    known = len(run.notes)
     step = assemble(method, run)
     for note in run.notes[known:]:
         log("note", text=note)
@@ -165,6 +166,7 @@ class Pass:
             forget_read=int(forget),
             retain_read=int(retain),
             lr=self.rate,
+            dtype=run.precision.dtype,
             seconds=elapsed,
             compile_seconds=compiling,
             images_per_second=samples / elapsed,

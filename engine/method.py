@@ -6,6 +6,7 @@ It holds no state: what it needs between events lives in the `Run`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -74,6 +75,17 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the order of the model's own listing."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def decide_dtype(self) -> None:
+        """Where `--dtype auto` is still open, decide and tell; every rank must call.
+
+        Not while a run is planned, when a rank may already have left on bad input.
+        """
+        self.precision, line = self.precision.decided(self.model.preset.size, self.ranks)
+        if line:
+            self.notes.append(line)
+            if self.ranks.main:
+                print(line, file=sys.stderr)
 
     def teacher(self) -> Classifier:
         """A frozen copy of the model as it is at the first call (so call it in `prepare`).

@@ -80,6 +80,7 @@ class Record:
         self.folder = folder
         self.main = ranks.main
         self._started = time.time()
+        self._facts: dict[str, Any] = {}
         if not self.main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,12 @@ class Record:
             write_atomically(self.folder / name, text + "\n")
 
     def log(self, kind: str, **numbers: Any) -> None:
-        """Append one line to metrics.jsonl, at once on disk for whoever watches."""
+        """Append one line to metrics.jsonl, at once on disk for whoever watches.
+
+        The `dtype` that a line names is in `run.json` too.
+        """
+        if "dtype" in numbers:
+            self._facts["dtype"] = numbers["dtype"]
         if self.main:
             at = round(time.time() - self._started, 3)
             line = json.dumps({"kind": kind, "at": at, **numbers}, default=str)
@@ -104,7 +110,7 @@ class Record:
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as."""
-        self.write(FINISHED, facts)
+        self.write(FINISHED, self._facts | facts)
 
 
 def versions(ranks: Ranks) -> dict[str, Any]:
