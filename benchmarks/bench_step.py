@@ -1,13 +1,15 @@
 """The whole training step, rung by rung, from the field's plain loop to ours compiled.
 
     python benchmarks/bench_step.py --out benchmarks/results/step_cpu.csv
-    python benchmarks/bench_step.py --out ... --append --only accuracy --data FOLDER
+    python benchmarks/bench_step.py --size 224 --batch 16 --only plain --no-compile --append
+    python benchmarks/bench_step.py --append --only accuracy --data FOLDER
 
 Synthetic input that is already on the device. The first rungs are the plain loop (field_step.py);
 from "our step" on it is the step of `engine/step.py`: fused optimiser, SalUn's mask in one pass,
-the teacher folded, nothing read back. Every repeat runs all rungs in turn. The ceilings of the
-machine are measured first (ceilings.py). Rows named "ratio" divide medians: over the first rung,
-and over the fastest eager fp32 rung.
+the teacher folded, nothing read back. "Small images by torch" is our step without the products that
+small images become on a CPU (`engine/small_images.py`). Every repeat runs all rungs in turn. The
+ceilings of the machine are measured first (ceilings.py). Rows named "ratio" divide medians: over
+the first rung, and over the fastest eager fp32 rung.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ceilings import ceilings, highest, step_operations
 from field_step import Kind, field_step
 from harness import Row, interleave, row, show, write
 from kept_memory import keep_freed_memory
-from torch import Tensor
+from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
@@ -36,7 +38,9 @@ from letheon.engine.method import Method, Run
 from letheon.engine.model import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.small_images import SmallConv2d
 from letheon.engine.step import assemble
+from letheon.engine.teacher import frozen_copy
 from letheon.eval.accuracy import top1
 from letheon.eval.features import extract
 from letheon.kernels.keyed import uniform
@@ -98,9 +102,17 @@ def masks_of(model: Classifier) -> list[Tensor]:
 
 
 def our_step(
-    model: Classifier, batch: Batch, kind: Kind, masks: list[Tensor], precision: Precision
+    model: Classifier,
+    batch: Batch,
+    kind: Kind,
+    masks: list[Tensor],
+    precision: Precision,
+    products: bool = True,
 ) -> tuple[Callable[[], object], Callable[[], float]]:
-    """The engine's step on its own copy of the model, and the seconds it has compiled for."""
+    """The engine's step on its own copy of the model, and the seconds it has compiled for.
+
+    Without `products` every convolution is torch's, those of small images too.
+    """
     methods: dict[Kind, Method] = {
         "plain": Finetune(RECIPE),
         "salun": SalUn(RandomLabel(RECIPE)),
@@ -113,6 +125,11 @@ def our_step(
     )  # fmt: skip
     run.epoch = run.epoch.to(run.ranks.device)
     precision.apply(run.model, run.ranks.device)
+    for module in run.model.modules():
+        if not products and type(module) is SmallConv2d:
+            module.__class__ = nn.Conv2d
+    if not products and kind == "spkd":  # not the teacher that the other rungs share
+        run.state["teacher"] = frozen_copy(run.model, precision)
     if isinstance(method, SalUn):  # the mask is given, not made of gradients
         run.state["mask"] = masks
         method.inner.prepare(run)
@@ -160,12 +177,18 @@ def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
         variants[name] = field_step(model, batch, kind, masks, last, bf16, 1e-4)
     compiling = {}
     for name, precision in (
+        ("our step, fp32, small images by torch", Precision("fp32")),
         ("our step, fp32", Precision("fp32")),
+        ("our step, bf16, small images by torch", Precision("bf16")),
         ("our step, bf16", Precision("bf16")),
         ("our step, bf16, compiled", Precision("bf16", compile="default")),
     ):
+        if "by torch" in name and options.size > 96:
+            continue  # nothing is small there
         if precision.compile == "off" or options.compile:
-            variants[name], compiling[name] = our_step(model, batch, kind, masks, precision)
+            variants[name], compiling[name] = our_step(
+                model, batch, kind, masks, precision, "by torch" not in name
+            )
     x = f"{options.model} {options.size}px b{options.batch}"
 
     def entry(variant: str, values: list[float], metric: str, unit: str) -> Row:
