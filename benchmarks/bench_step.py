@@ -2,20 +2,18 @@
 
     python benchmarks/bench_step.py --out benchmarks/results/step_cpu.csv
     python benchmarks/bench_step.py --size 224 --batch 16 --only plain --no-compile --append
-    python benchmarks/bench_step.py --append --only accuracy --data FOLDER
 
 Synthetic input that is already on the device. The first rungs are the plain loop (field_step.py);
 from "our step" on it is the step of `engine/step.py`: fused optimiser, SalUn's mask in one pass,
 the teacher folded, nothing read back. "Small images by torch" is our step without the products that
 small images become on a CPU (`engine/small_images.py`). Every repeat runs all rungs in turn. The
 ceilings of the machine are measured first (ceilings.py). Rows named "ratio" divide medians: over
-the first rung, and over the fastest eager fp32 rung.
+the first rung, and over the fastest eager fp32 rung. What bf16 does to accuracy: bench_dtype.py.
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import tyro
 from ceilings import ceilings, highest, step_operations
@@ -33,7 +30,6 @@ from kept_memory import keep_freed_memory
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.model import Classifier, build
 from letheon.engine.precision import Precision
@@ -41,17 +37,11 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.small_images import SmallConv2d
 from letheon.engine.step import assemble
 from letheon.engine.teacher import frozen_copy
-from letheon.eval.accuracy import top1
-from letheon.eval.features import extract
-from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.loaders.data import open_data
-from letheon.loaders.torch_loader import TorchLoader
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
-from letheon.methods.train import Train
 
 RECIPE = Recipe(epochs=1, lr=1e-4)
 
@@ -73,16 +63,7 @@ class Options:
     device: str = "cpu"
     threads: int = 0
     """of torch on the CPU; 0 for as many as it takes by itself"""
-    only: tuple[str, ...] = ("plain", "salun", "spkd", "accuracy")
-    data: str = "digits"
-    """for the accuracies"""
-    network: str = "small"
-    """for the accuracies"""
-    epochs: int = 8
-    """for the accuracies"""
-    train_images: int = 0
-    """for the accuracies; 0 for all"""
-    seeds: int = 3
+    only: tuple[Kind, ...] = ("plain", "salun", "spkd")
 
 
 def synthetic(options: Options) -> Batch:
@@ -218,58 +199,17 @@ def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
     return rows
 
 
-def accuracies(options: Options) -> list[Row]:
-    """Top-1 on held-out images after the same short training in fp32 and in bf16."""
-    data = open_data(options.data)
-    rows, device = [], torch.device(options.device)
-    recipe = Recipe(epochs=options.epochs, lr=0.1, batch_size=64, schedule="cosine")
-    n = len(data.train.labels)
-    for dtype in ("fp32", "bf16"):
-        shares = []
-        for seed in range(options.seeds):
-            model = build(options.network, len(data.classes), seed)
-            forget = np.zeros(n, bool)
-            if options.train_images:  # the rest is left out: a phase on "retain" alone
-                order = uniform(0, "subset", 0, torch.arange(n), 1)[:, 0].argsort().numpy()
-                forget[order[options.train_images :]] = True
-            loader = TorchLoader(data.train, forget, model.preset, 64, seed)
-            method: Method = Finetune(recipe) if options.train_images else Train(recipe)
-            run = Run(model, loader, recipe, Ranks(device=device), seed,
-                      torch.from_numpy(forget).to(device), (),
-                      Precision(dtype).resolved(device))  # type: ignore[arg-type]  # fmt: skip
-            started = time.perf_counter()
-            run_method(method, run)
-            spent = time.perf_counter() - started
-            test = TorchLoader(data.test, np.zeros(len(data.test), bool), model.preset, 250, 0)
-            share = top1(extract(model, test, Ranks(device=device))).share
-            shares.append(float(share or 0.0))
-            print(f"{dtype} seed {seed}: {shares[-1]:.4f} in {spent:.1f} s", flush=True)
-        x = f"{options.network} {Path(options.data).name} {options.train_images or n} images"
-        x += f" {options.epochs} epochs"
-        rows.append(row("accuracy", dtype, shares, metric="top-1, held out", unit="share",
-                        mode="train", x=x, device=options.device))  # fmt: skip
-    return rows
-
-
 def main(options: Options) -> None:
     """Run what is asked for and write after each."""
     set_threads(options)
-    append = options.append
-    limits: list[Row] = []
-    if set(options.only) - {"accuracy"}:
-        limits = ceilings(options.device, options.repeats)
-        show(limits)
-        write(limits, options.out, append)
-        append = True
+    limits = ceilings(options.device, options.repeats)
+    show(limits)
+    write(limits, options.out, options.append)
     for name in options.only:
-        if name == "accuracy":
-            rows = accuracies(options)
-        else:
-            with ProcessPoolExecutor(1, get_context("spawn"), set_threads, (options,)) as own:
-                rows = own.submit(ladder, options, cast(Kind, name), limits).result()
+        with ProcessPoolExecutor(1, get_context("spawn"), set_threads, (options,)) as own:
+            rows = own.submit(ladder, options, name, limits).result()
         show(rows)
-        write(rows, options.out, append)
-        append = True
+        write(rows, options.out, append=True)
 
 
 def set_threads(options: Options) -> None:
