@@ -33,7 +33,7 @@ from letheon.eval.cka import centred, linear_cka
 from letheon.eval.knn import knn
 from letheon.eval.layers import convolutions, layer_cka
 from letheon.eval.measure import Conditions, measure
-from letheon.eval.passes import Passes, sweep
+from letheon.eval.passes import Passes, Swept, sweep_together
 from letheon.loaders.data import open_data, open_domains
 from letheon.loaders.errors import InputError
 from letheon.loaders.images import ArrayImages
@@ -131,18 +131,19 @@ def bench_model(options: Options) -> list[Row]:
             cut = splits.split(len(own))
             knn(own[cut.database], labels[cut.database], own[cut.queries], labels[cut.queries])
 
-    def passes(net: Classifier, dtype: Any = "fp32") -> Passes:
-        return sweep("model", net, loaders, Ranks(), precision=Precision(dtype), parts=chosen)
+    def passes(*nets: Classifier, dtype: Any = "fp32") -> list[Passes]:
+        swept = [Swept("model", net) for net in nets]
+        return sweep_together(swept, loaders, Ranks(), Precision(dtype), parts=chosen)
 
     kept = {(key, part): field_features(theirs[1], read(key, part)) for key, part in parts}
-    known, known_bf16 = passes(retrained), passes(retrained, "bf16")
+    known, known_bf16 = passes(retrained)[0], passes(retrained, dtype="bf16")[0]
     variants: dict[str, Callable[[], object]] = {
         "field": field,
         "field, reference known": lambda: field(kept),
-        "ours": lambda: finished(passes(model), passes(retrained)),
-        "ours, reference known": lambda: finished(passes(model), known),
-        "ours, bf16": lambda: finished(passes(model, "bf16"), passes(retrained, "bf16")),
-        "ours, bf16, reference known": lambda: finished(passes(model, "bf16"), known_bf16),
+        "ours": lambda: finished(*passes(model, retrained)),
+        "ours, reference known": lambda: finished(*passes(model), known),
+        "ours, bf16": lambda: finished(*passes(model, retrained, dtype="bf16")),
+        "ours, bf16, reference known": lambda: finished(*passes(model, dtype="bf16"), known_bf16),
     }
     counts = f"{sum(len(v) for k, v in chosen.items() if '/' not in k)} images, " + (
         f"{sum(len(v) for k, v in chosen.items() if '/' in k)} of domains"

@@ -7,7 +7,7 @@ result, so accuracies are exact sums over exact counts and two models' rows can 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.engine.precision import Precision
 from letheon.eval.taps import tapped
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Batch, Loader
 from letheon.loaders.errors import InputError
 
 _HELD_BYTES = 256 * 2**20  # on the device, before a part of the results is moved to the host
@@ -84,23 +84,76 @@ def answers(
     held = 0
     with evaluating(model), tapped(model, taps) as seen:
         for batch in loader.sweep(indices):
-            on_device = batch.to(device)
-            with precision.autocast(device):
-                mirrored = model(on_device.images.flip(3)) if flip else None
-                logits, features = model(on_device.images)  # last, so that the taps are its
-            if mirrored is not None:
-                logits = (logits.float() + mirrored.logits.float()) / 2
-                features = (features.float() + mirrored.features.float()) / 2
-            rows = {"features": features.float(), "logits": logits.float()}
-            rows |= {f"tap {name}": seen[name] for name in taps}
-            rows |= {"labels": on_device.labels, "forget": on_device.forget}
-            waiting.append(rows | {"index": on_device.index})
+            waiting.append(_answer(model, seen, batch.to(device), precision, taps, flip))
             held += sum(values.nbytes for values in waiting[-1].values())
             if held > _HELD_BYTES:
                 yield _on_host(waiting)
                 waiting, held = [], 0
     if waiting:
         yield _on_host(waiting)
+
+
+def _answer(
+    model: nn.Module,
+    seen: dict[str, Tensor],
+    batch: Batch,
+    precision: Precision,
+    taps: Sequence[str],
+    flip: bool,
+) -> dict[str, Tensor]:
+    with precision.autocast(batch.images.device):
+        mirrored = model(batch.images.flip(3)) if flip else None
+        logits, features = model(batch.images)  # last, so that the taps are its
+    if mirrored is not None:
+        logits = (logits.float() + mirrored.logits.float()) / 2
+        features = (features.float() + mirrored.features.float()) / 2
+    rows = {"features": features.float(), "logits": logits.float()}
+    rows |= {f"tap {name}": seen[name] for name in taps}
+    return rows | {"labels": batch.labels, "forget": batch.forget, "index": batch.index}
+
+
+@torch.no_grad()
+def answers_together(
+    models: Sequence[nn.Module],
+    loader: Loader,
+    device: torch.device,
+    indices: Sequence[int] | None,
+    precision: Precision | None,
+    taps: Sequence[Sequence[str]],
+    flip: bool,
+) -> list[Generator[dict[str, Tensor], None, None]]:
+    """What `answers` gives of each model, from one reading of the images; `taps` are each model's.
+
+    The parts of all models are held on the host, until they are taken. An image that cannot be read
+    raises its error where its part would come.
+    """
+    precision = (precision or Precision("fp32")).resolved(device)
+    held: list[list[dict[str, Tensor]]] = [[] for _ in models]
+    problem = None
+    with ExitStack() as stack:
+        try:
+            seen = []
+            for model, names in zip(models, taps, strict=True):
+                stack.enter_context(evaluating(model))
+                seen.append(stack.enter_context(tapped(model, names)))
+            for batch in loader.sweep(indices):
+                there = batch.to(device)
+                for number, model in enumerate(models):
+                    found = _answer(model, seen[number], there, precision, taps[number], flip)
+                    held[number].append(_on_host([found]))
+        except InputError as error:
+            problem = error
+    return [_taken(parts, problem) for parts in held]
+
+
+def _taken(
+    parts: list[dict[str, Tensor]], problem: InputError | None
+) -> Generator[dict[str, Tensor], None, None]:
+    parts.reverse()
+    while parts:
+        yield parts.pop()
+    if problem is not None:
+        raise problem
 
 
 def _on_host(waiting: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -134,6 +187,7 @@ def extract(
     precision: Precision | None = None,
     taps: Sequence[str] = (),
     flip: bool = False,
+    made: Generator[dict[str, Tensor], None, None] | None = None,
 ) -> Outputs:
     """Read `indices` (default: all) once, test transform, sharded over the ranks.
 
@@ -147,6 +201,7 @@ def extract(
         taps: names of modules whose output is wanted too, averaged over positions.
         flip: logits and features are the mean of the image's and its mirror image's; taps are the
             image's own.
+        made: this rank's part of the pass, by `answers_together`; else it is made here.
 
     Returns:
         Outputs in sample-index order, bitwise equal on every rank.
@@ -158,7 +213,8 @@ def extract(
     parts: list[dict[str, Tensor]] = []
     problem = None
     try:
-        parts.extend(answers(model, loader, device or ranks.device, wanted, precision, taps, flip))
+        device = device or ranks.device
+        parts.extend(made or answers(model, loader, device, wanted, precision, taps, flip))
     except InputError as error:  # an image one rank cannot read: the others must not wait
         problem = str(error)
     agree(ranks, problem)

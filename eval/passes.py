@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from torch import Tensor
 from letheon.engine.distributed import Ranks
 from letheon.engine.model import Classifier
 from letheon.engine.precision import Precision
+from letheon.engine.teacher import frozen_copy
 from letheon.eval import cka
 from letheon.eval.accuracy import Count, forgetting
-from letheon.eval.features import Outputs, extract
-from letheon.eval.store import extract_stored
+from letheon.eval.features import Outputs, answers_together, extract
+from letheon.eval.store import extract_stored, is_stored
 from letheon.loaders.batch import Loader
 from letheon.loaders.errors import InputError
 
@@ -79,16 +81,42 @@ def sweep(
     parts: Mapping[str, Sequence[int]] | None = None,
     flip: bool = False,
 ) -> Passes:
-    """One inference pass of `model` over each set; every rank must call, and gets the same.
+    """`sweep_together` of one model: what it says of `name`, `model`, `weights` and `taps`."""
+    swept = Swept(name, model, weights, tuple(taps))
+    return sweep_together([swept], loaders, ranks, precision, store, parts, flip)[0]
+
+
+class Swept(NamedTuple):
+    """A model to be swept."""
+
+    name: str  # what tables and messages call it
+    model: Classifier  # on the ranks' device
+    weights: str = ""  # digest of its weights, kept beside what is measured
+    taps: tuple[str, ...] = ()
+    """Modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives."""
+
+
+def sweep_together(
+    swept: Sequence[Swept],
+    loaders: Mapping[str, Loader],
+    ranks: Ranks,
+    precision: Precision | None = None,
+    store: Store | None = None,
+    parts: Mapping[str, Sequence[int]] | None = None,
+    flip: bool = False,
+) -> list[Passes]:
+    """One inference pass of each model over each set; every rank must call, and gets the same.
+
+    Each image is read once and shown to every model; the answers are bit for bit those of a sweep
+    of each model alone. In float32 a set without taps is shown to a copy with its batch-norms
+    folded, equal to the model to rounding.
 
     Args:
-        name: what tables and messages call the model.
-        model: on `ranks.device`.
+        swept: models of one preset; the outputs of all are held in memory, this rank's part of one
+            set twice.
         loaders: "train", "test" and any "domain/<name>".
         ranks: the job.
-        weights: digest of the model's weights, kept beside what is measured.
         precision: default float32.
-        taps: modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives.
         store: passes found there are not made again, those made are kept there; needs `weights`.
         parts: sets of which these samples alone are read, with taps.
         flip: each image is seen mirrored too, and the two answers averaged (test-time flip).
@@ -99,29 +127,60 @@ def sweep(
     missing = {"train", "test"} - set(loaders)
     if missing:
         raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
-    outputs = {}
+    precision = (precision or Precision("fp32")).resolved(ranks.device)
+    quick: dict[int, Classifier] = {}
+
+    def network(number: int, taps: Sequence[str]) -> Classifier:
+        model = swept[number].model
+        if taps or precision.dtype not in ("auto", "fp32"):
+            return model
+        if number not in quick:
+            quick[number] = frozen_copy(model, precision)
+        return quick[number]
+
+    outputs: list[dict[str, Outputs]] = [{} for _ in swept]
     for key, loader in loaders.items():
         indices = (parts or {}).get(key)
-        wanted = tuple(taps) if key == "test" or indices is not None else ()
-        if store is None:
-            outputs[key] = extract(
-                model, loader, ranks, indices, precision=precision, taps=wanted, flip=flip
-            )
-            continue
-        assert weights, "a store needs the digest of the weights"
-        digest, samples = store.sets[key]
-        facts = {"weights": weights, "model": model.name, "data": digest}
-        facts["preset"] = repr(sorted(asdict(model.preset).items()))
-        outputs[key] = extract_stored(
-            store.folder,
-            facts,
-            model,
-            loader,
-            samples,
-            ranks,
-            indices,
-            precision,
-            wanted,
-            flip,
-        )
-    return Passes(name, outputs, weights)
+        taps = [each.taps if key == "test" or indices is not None else () for each in swept]
+        facts = [_facts(each, store, key) for each in swept]
+        new = list(range(len(swept)))
+        if store is not None:
+            known = [
+                is_stored(
+                    store.folder, facts[i], store.sets[key][1], ranks, indices, precision, taps[i],
+                    flip,
+                )
+                for i in new
+            ]  # fmt: skip
+            new = [i for i in new if not known[i]]
+        networks = {i: network(i, taps[i]) for i in new}
+        made = {}
+        if len(new) > 1:
+            asked = None if indices is None else sorted({int(i) for i in indices})
+            several = answers_together(
+                list(networks.values()), loader, ranks.device, asked, precision,
+                [taps[i] for i in new], flip,
+            )  # fmt: skip
+            made = dict(zip(new, several, strict=True))
+        for i, each in enumerate(swept):
+            net, own = networks.get(i, each.model), made.get(i)
+            if store is None:
+                outputs[i][key] = extract(
+                    net, loader, ranks, indices, None, precision, taps[i], flip, own
+                )
+            else:
+                outputs[i][key] = extract_stored(
+                    store.folder, facts[i], net, loader, store.sets[key][1], ranks, indices,
+                    precision, taps[i], flip, own,
+                )  # fmt: skip
+    return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
+
+
+def _facts(swept: Swept, store: Store | None, key: str) -> dict[str, str]:
+    """What outputs depend on, beside what the store adds."""
+    if store is None:
+        return {}
+    assert swept.weights, "a store needs the digest of the weights"
+    preset = repr(sorted(asdict(swept.model.preset).items()))
+    data = store.sets[key][0]
+    return {"weights": swept.weights, "model": swept.model.name, "data": data, "preset": preset}

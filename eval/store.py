@@ -46,6 +46,7 @@ def extract_stored(
     precision: Precision | None = None,
     taps: Sequence[str] = (),
     flip: bool = False,
+    made: Generator[dict[str, Tensor], None, None] | None = None,
 ) -> Outputs:
     """As `extract`, but read from `folder` where it is there, and written there where it is not.
 
@@ -60,7 +61,8 @@ def extract_stored(
         indices: samples to read; default all.
         precision: default float32.
         taps: names of modules.
-        flip: as in `extract`.
+        flip: as in `extract`, as is made.
+        made: only where `is_stored` says no.
 
     Returns:
         Outputs over memory-mapped files. Writing to its tensors does not change the files.
@@ -69,19 +71,51 @@ def extract_stored(
         InputError: as `extract`, or a folder that the ranks do not share or cannot be written.
     """
     wanted = None if indices is None else sorted({int(i) for i in indices})
-    precision = (precision or Precision("fp32")).resolved(ranks.device)
-    full: dict[str, Any] = {**facts, "format": _FORMAT, "samples": samples, "taps": list(taps)}
-    full |= {"dtype": precision.dtype, "device": ranks.device.type, "indices": _digest(wanted)}
-    full |= {"flip": True} if flip else {}
-    place = folder / _digest(full)[:32]
-    here = torch.tensor([place.joinpath(_FACTS).is_file()])
-    if not bool(gather_rows(here, ranks).all()):
-        parts = answers(model, loader, ranks.device, wanted, precision, taps, flip)
+    place, full = _place(folder, facts, samples, ranks, wanted, precision, taps, flip)
+    if made is not None or not _here(place, ranks):
+        parts = made or answers(model, loader, ranks.device, wanted, precision, taps, flip)
         try:
             _write(place, full, parts, wanted, taps, ranks)
         finally:
             parts.close()
     return _read(place, full, wanted, taps)
+
+
+def is_stored(
+    folder: Path,
+    facts: Facts,
+    samples: int,
+    ranks: Ranks,
+    indices: Sequence[int] | None = None,
+    precision: Precision | None = None,
+    taps: Sequence[str] = (),
+    flip: bool = False,
+) -> bool:
+    """Whether `extract_stored` would run no network; every rank must call, and gets the same."""
+    wanted = None if indices is None else sorted({int(i) for i in indices})
+    return _here(_place(folder, facts, samples, ranks, wanted, precision, taps, flip)[0], ranks)
+
+
+def _place(
+    folder: Path,
+    facts: Facts,
+    samples: int,
+    ranks: Ranks,
+    wanted: Sequence[int] | None,
+    precision: Precision | None,
+    taps: Sequence[str],
+    flip: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """Where the outputs are kept, and all the facts that name the place."""
+    precision = (precision or Precision("fp32")).resolved(ranks.device)
+    full: dict[str, Any] = {**facts, "format": _FORMAT, "samples": samples, "taps": list(taps)}
+    full |= {"dtype": precision.dtype, "device": ranks.device.type, "indices": _digest(wanted)}
+    full |= {"flip": True} if flip else {}
+    return folder / _digest(full)[:32], full
+
+
+def _here(place: Path, ranks: Ranks) -> bool:
+    return bool(gather_rows(torch.tensor([place.joinpath(_FACTS).is_file()]), ranks).all())
 
 
 def _digest(content: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, gather_rows
 from letheon.eval.audit import Beside, Subject, audit
 from letheon.eval.audit_ensemble import Runs, ensemble, margins
 from letheon.eval.audit_membership import some
@@ -21,11 +22,11 @@ from letheon.eval.audit_probes import BALANCED, check_finite
 from letheon.eval.audit_relearn import Lesson, curves, told
 from letheon.eval.layers import stages
 from letheon.eval.measure import Conditions, cka_band, measure
-from letheon.eval.passes import Store, sweep
+from letheon.eval.passes import Store, Swept, sweep_together
 from letheon.eval.probes_critic import through_layers
 from letheon.launch.job import Job
 from letheon.launch.related import related
-from letheon.launch.rows import Comparison, Entry
+from letheon.launch.rows import Comparison, Entry, grouped
 from letheon.loaders.batch import Loader
 from letheon.loaders.errors import InputError
 
@@ -81,31 +82,54 @@ class Measuring:
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """One row per model, and the band of CKA between the retrained ones."""
         of = self.comparison
-        kept = {
-            id(entry): self._subject(entry)
+        references = [
+            entry
             for entry in of.entries
             if entry.role in ("original", "retrained") or entry.name == "random"
-        }
-        original, untrained = (
-            next((kept[id(entry)] for entry in of.entries if wanted(entry)), None)
-            for wanted in (
-                lambda entry: entry.role == "original",
-                lambda entry: entry.role == "control" and id(entry) in kept,
-            )
-        )
-        retrained = tuple(kept[id(entry)] for entry in of.of_role("retrained"))
-        beside = Beside(
-            original, retrained, untrained.passes if untrained else None,
-            of.request.classes, of.data.classes,
-        )  # fmt: skip
+        ]  # they come first
+        subjects: dict[str, Subject] = {}
+        waiting, groups = list(of.entries), self._groups()
         rows, known = [], {}
-        for entry in of.entries:
-            subject = kept.get(id(entry)) or self._subject(entry)
-            rows.append(self._row(entry, subject, beside))
-            if self.extent.full:
-                known[entry.name] = margins(subject.passes)
+        beside: Beside | None = None
+        for group in groups:
+            subjects |= zip([entry.name for entry in group], self._subjects(group), strict=True)
+            if any(entry.name not in subjects for entry in references):
+                continue
+            beside = beside or self._beside({e.name: subjects[e.name] for e in references})
+            while waiting and waiting[0].name in subjects:
+                entry = waiting.pop(0)
+                subject = subjects[entry.name]
+                rows.append(self._row(entry, subject, beside))
+                if self.extent.full:
+                    known[entry.name] = margins(subject.passes)
+                if entry not in references:
+                    del subjects[entry.name]
         self._of_methods(rows, known)
-        return rows, cka_band([subject.passes for subject in retrained], self.ranks)
+        retrained = [subjects[entry.name].passes for entry in of.of_role("retrained")]
+        return rows, cka_band(retrained, self.ranks)
+
+    def _beside(self, kept: Mapping[str, Subject]) -> Beside:
+        of = self.comparison
+
+        def first(role: str) -> Subject | None:
+            return next((kept[e.name] for e in of.of_role(role) if e.name in kept), None)
+
+        untrained = first("control")
+        return Beside(
+            first("original"),
+            tuple(kept[entry.name] for entry in of.of_role("retrained")),
+            untrained.passes if untrained else None, of.request.classes, of.data.classes,
+        )  # fmt: skip
+
+    def _groups(self) -> list[list[Entry]]:
+        """Models to be swept together; the same on every rank."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = int(gather_rows(torch.tensor([memory // (8 * here)]), self.ranks).min())
+        sizes = [len(images) for images in self.comparison.sets.values()]
+        kept = self.extent.cache is not None  # on disk, but for this rank's part of one set
+        images = max(sizes) // self.ranks.world if kept else sum(sizes)
+        return grouped(self.comparison.entries, images, room)
 
     def _row(self, entry: Entry, subject: Subject, beside: Beside) -> dict[str, Any]:
         check_finite(subject.passes)
@@ -165,28 +189,31 @@ class Measuring:
             found = ensemble(runs(alike), retrained)
             row |= {**found.values, "why": row["why"] | found.why}
 
-    def _subject(self, entry: Entry) -> Subject:
-        """The model's passes over all sets, with the layers where they are wanted."""
+    def _subjects(self, entries: Sequence[Entry]) -> list[Subject]:
+        """The models' passes over all sets, with the layers where they are wanted."""
         ranks, extent, of = self.ranks, self.extent, self.comparison
-        model = entry.model.to(ranks.device)
-        loaders: dict[str, Loader] = {key: self._reader(key, entry, ranks) for key in of.sets}
+        first = entries[0]
+        loaders: dict[str, Loader] = {key: self._reader(key, first, ranks) for key in of.sets}
         parts: dict[str, list[int]] = {}
-        taps: tuple[str, ...] = ()
         if extent.full:
-            loaders[BALANCED], taps = loaders["train"], stages(model)
+            loaders[BALANCED] = loaders["train"]
             parts[BALANCED] = self._balanced()
-        passes = sweep(
-            entry.name, model, loaders, ranks, entry.weights,
-            self.job.precision.resolved(ranks.device), taps, self._store(), parts,
-            extent.flip,
-        )  # fmt: skip
-        if extent.full and extent.critic == "layers":
-            rows, alone = self._balanced(), Ranks(device=ranks.device)
-            images, _ = _read(self._reader("train", entry, alone), rows)
-            member = torch.from_numpy(of.told("train"))[rows]
-            passes.information |= through_layers(model, taps, images, member, ranks)
-        model.to("cpu")
-        return Subject(passes, model)
+        swept = []
+        for entry in entries:
+            taps = stages(entry.model) if extent.full else ()
+            swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
+        precision = self.job.precision.resolved(ranks.device)
+        passes = sweep_together(swept, loaders, ranks, precision, self._store(), parts, extent.flip)
+        subjects = []
+        for own, each in zip(passes, swept, strict=True):
+            if extent.full and extent.critic == "layers":
+                rows, alone = self._balanced(), Ranks(device=ranks.device)
+                images, _ = _read(self._reader("train", first, alone), rows)
+                member = torch.from_numpy(of.told("train"))[rows]
+                own.information |= through_layers(each.model, each.taps, images, member, ranks)
+            each.model.to("cpu")
+            subjects.append(Subject(own, each.model))
+        return subjects
 
     def _reader(self, key: str, entry: Entry, ranks: Ranks) -> Loader:
         images, preset = self.comparison.sets[key], entry.model.preset

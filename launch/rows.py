@@ -21,6 +21,7 @@ from letheon.loaders.request import Request, forget_mask, resolve
 
 CONTROLS = ("Finetune", "HeadDistillation")
 """Methods whose runs are controls of a table."""
+_TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
     "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
 )  # fmt: skip
@@ -65,6 +66,28 @@ class Comparison:
         if key == "train" or (key == "test" and self.request.samples is None):
             return forget_mask(self.request, labels)
         return np.zeros(len(labels), dtype=bool)
+
+
+def grouped(entries: Sequence[Entry], images: int, room: int) -> list[list[Entry]]:
+    """Neighbours of one preset whose outputs fit in memory: these are shown each image at once.
+
+    Args:
+        entries: in order, which is kept.
+        images: how many rows of outputs a model has in memory.
+        room: bytes for the outputs of a group; one model is a group whatever it needs.
+    """
+    groups: list[list[Entry]] = []
+    held = 0
+    for entry in entries:
+        head = entry.model.head
+        size = 4 * images * (head.in_features + head.out_features)
+        held += size
+        alike = groups and groups[-1][0].model.preset == entry.model.preset
+        if not alike or held > room or len(groups[-1]) == _TOGETHER:
+            groups.append([])
+            held = size
+        groups[-1].append(entry)
+    return groups
 
 
 def planned(

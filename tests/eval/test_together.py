@@ -1,0 +1,102 @@
+"""Models that are shown each image together answer bit for bit as each does alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.model import build
+from letheon.eval.features import Outputs
+from letheon.eval.layers import stages
+from letheon.eval.passes import Store, Swept, sweep, sweep_together
+from letheon.launch.rows import Entry, grouped
+from letheon.loaders.errors import InputError
+from letheon.loaders.preset import Preset
+from tests.eval.test_features import CLASSES, loader
+from tests.pool import on_ranks
+
+
+def equal(a: Outputs, b: Outputs) -> bool:
+    columns = [(getattr(a, c), getattr(b, c)) for c in ("features", "logits", "labels", "index")]
+    columns += [(a.taps[name], b.taps[name]) for name in a.taps]
+    return list(a.taps) == list(b.taps) and all(torch.equal(x, y) for x, y in columns)
+
+
+def together(ranks: Ranks, folder: Path | None = None) -> list[bool]:
+    """Whether every set of every model is the same: fresh, and once more where it is stored."""
+    models = [build("small", CLASSES, seed=seed) for seed in (1, 2, 3)]
+    swept = [Swept(str(i), model, f"w{i}", stages(model)[:i]) for i, model in enumerate(models)]
+    loaders = {"train": loader(ranks), "test": loader(ranks, 30), "few": loader(ranks)}
+    more: dict[str, Any] = {"parts": {"few": [8, 5, 8]}, "flip": True}
+    alone = [sweep(s.name, s.model, loaders, ranks, s.weights, taps=s.taps, **more) for s in swept]
+    if folder is not None:
+        known = {"train": ("a", 47), "test": ("b", 30), "few": ("a", 47)}
+        more["store"] = Store(folder / str(ranks.world), known)
+        sweep_together(swept[1:2], loaders, ranks, **more)  # one of them is stored already
+    found = []
+    for _ in range(2):
+        joint = sweep_together(swept, loaders, ranks, **more)
+        for one, two in zip(alone, joint, strict=True):
+            assert (one.name, one.weights) == (two.name, two.weights)
+            found += [equal(one.outputs[key], two.outputs[key]) for key in loaders]
+    return found
+
+
+def unreadable(ranks: Ranks) -> str:
+    read = loader(ranks)
+    inner = read.images.read_many
+
+    def refuse(indices: Any) -> Any:
+        if 46 in indices:
+            raise InputError("got image 46, which cannot be read")
+        return inner(indices)
+
+    read.images.read_many = refuse  # type: ignore[method-assign]
+    try:
+        swept = [Swept(str(seed), build("small", CLASSES, seed=seed)) for seed in (1, 2)]
+        sweep_together(swept, {"train": read, "test": loader(ranks, 30)}, ranks)
+    except InputError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stored", [False, True])
+def test_together_is_each_alone(world: int, stored: bool, tmp_path: Path) -> None:
+    for found in on_ranks(world, together, tmp_path if stored else None):
+        assert len(found) == 18 and all(found)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_unreadable_image_stops_every_rank(world: int) -> None:
+    assert set(on_ranks(world, unreadable)) == {"got image 46, which cannot be read"}
+
+
+def test_each_image_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    train = loader(Ranks())
+    inner = train.images.read_many
+    monkeypatch.setattr(train.images, "read_many", lambda i: read.extend(i) or inner(i))
+    swept = [Swept(str(seed), build("small", CLASSES, seed=seed)) for seed in (1, 2, 3)]
+    sweep_together(swept, {"train": train, "test": loader(Ranks(), 30)}, Ranks())
+    assert sorted(read) == list(range(47))
+
+
+def test_groups_have_one_preset_and_fit_in_memory() -> None:
+    model = build("small", CLASSES)
+    other = build("small", CLASSES, preset=Preset(64))
+    row = 4 * (model.head.in_features + CLASSES)
+    entries = [Entry(str(i), "", net, "") for i, net in enumerate([model] * 5 + [other] * 2)]
+
+    def sizes(room: int) -> list[int]:
+        groups = grouped(entries, 100, room)
+        assert [e for group in groups for e in group] == entries
+        return [len(group) for group in groups]
+
+    assert sizes(1000 * row) == [5, 2]
+    assert sizes(200 * row) == [2, 2, 1, 2]
+    assert sizes(0) == [1] * 7
