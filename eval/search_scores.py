@@ -12,7 +12,9 @@ from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
 
 Metric = Literal["cosine", "l2"]
 
-_CACHED, _HELD = 2**16, 2**25  # numbers in float64 at once: by a CPU's core in its cache, by a GPU
+# Numbers in float64 at once: on one core what its cache holds; on several, where each small operation
+# waits for them all, more; on a GPU.
+_CACHED, _SHARED, _HELD = 2**16, 2**18, 2**25
 _PREPARED = 2**23  # the same, for whole tiles
 _RANGE = 2.0**60  # norms within 1/_RANGE.._RANGE cannot leave float32's range in a product
 
@@ -29,8 +31,10 @@ class Scores:
     ) -> None:
         self.database, self.device = database, ranks.device
         self.tile = tile
-        gpu = self.device.type == "cuda"
-        self.held = _HELD if gpu else _CACHED * torch.get_num_threads()
+        cores = torch.get_num_threads()
+        self.held = _CACHED if cores == 1 else _SHARED * cores
+        if self.device.type == "cuda":
+            self.held = _HELD
         self.centre: Tensor | None = None
         wide = queries.to(self.device).double()
         if metric == "cosine":
