@@ -12,7 +12,7 @@ from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
 
 Metric = Literal["cosine", "l2"]
 
-# Numbers in float64 at once: on one core what its cache holds; on several, where each small operation
+# Numbers in float64 at once: on one core what its cache holds; on several, where each operation
 # waits for them all, more; on a GPU.
 _CACHED, _SHARED, _HELD = 2**16, 2**18, 2**25
 _PREPARED = 2**23  # the same, for whole tiles
