@@ -27,6 +27,7 @@ from letheon.kernels.flat import Layout
 from letheon.kernels.masked_sgd import masked_sgd_, masked_sgd_reference_
 from letheon.kernels.moments import BatchHsic, Moments
 from letheon.kernels.similarity import angle_loss, distance_loss, similarity_loss
+from letheon.kernels.small_conv import small_conv2d
 from letheon.kernels.threshold import top_masks, top_masks_reference
 
 HYPER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
@@ -220,12 +221,41 @@ def bench_moments(device: str, repeats: int) -> list[Row]:
     return rows + compare("hsic pairs", variants, few, 1, x=shape, device=device)
 
 
+def bench_small_conv(device: str, repeats: int) -> list[Row]:
+    """Forward and both gradients of the last layers of a ResNet at 64 and 96 pixels; CPU only."""
+    if device != "cpu":
+        return []
+    rows = []
+    for side, inputs, outputs, stride in ((4, 256, 512, 2), (2, 512, 512, 1), (3, 512, 512, 1)):
+        draw = torch.Generator().manual_seed(0)
+        image = torch.randn(64, inputs, side, side, generator=draw)
+        weight = torch.randn(outputs, inputs, 3, 3, generator=draw)
+        image, weight = (
+            t.contiguous(memory_format=torch.channels_last).requires_grad_()
+            for t in (image, weight)
+        )
+
+        def both(way: Callable[..., Tensor], image: Tensor = image, weight: Tensor = weight,
+                 stride: int = stride) -> object:  # fmt: skip
+            out = way(image, weight, None, (stride, stride), (1, 1))
+            return torch.autograd.grad(out, (image, weight), torch.ones_like(out))
+
+        variants: dict[str, Callable[[], object]] = {
+            "torch": lambda both=both: both(F.conv2d),
+            "ours": lambda both=both: both(small_conv2d),
+        }
+        x = f"64 x {inputs} x {side} x {side} to {outputs}, stride {stride}"
+        rows += compare("small_conv", variants, repeats, 2, mode="both", x=x, device=device)
+    return rows
+
+
 BENCHES = {
     "masked_sgd": bench_masked_sgd,
     "threshold": bench_threshold,
     "augment": bench_augment,
     "losses": bench_losses,
     "moments": bench_moments,
+    "small_conv": bench_small_conv,
 }
 
 
@@ -234,7 +264,7 @@ class Options:
     """Which kernels to time, and where the rows go."""
 
     only: tuple[str, ...] = tuple(BENCHES)
-    """of masked_sgd, threshold, augment, losses, moments"""
+    """of masked_sgd, threshold, augment, losses, moments, small_conv"""
     repeats: int = 30
     """timed calls of each variant, after three of warm-up"""
     threads: int = 1
