@@ -27,7 +27,8 @@ Proposer = Literal["auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-
 
 - ``torch``, ``torch-bf16``: tiled GEMM with a running top-k, in float32 or bfloat16.
 - ``torch-fp64``: no proposal, every score in float64: the specification.
-- ``auto``: torch-fp64 for a database hardly larger than the candidates, else torch.
+- ``auto``: torch-fp64 for a small database, where scoring the candidates again costs more than
+  proposing saves; else torch.
 - ``faiss``: a flat index on the CPU, or on the GPUs where the installed FAISS has them.
 - ``faiss-ivf``: inverted lists: misses neighbours, and says what share it finds.
 """
@@ -38,7 +39,10 @@ _LEAST = torch.iinfo(torch.int64).min
 _NONE = -1.5  # the score of no row
 _SPARE = 16  # candidates beyond k, at least
 _TILE = {"cpu": (512, 32768), "cuda": (4096, 65536)}  # queries x database rows of one GEMM
-_WORTH = 2  # database rows a candidate, below which proposing costs more than it saves
+_WORTH = {"cpu": 32, "cuda": 2}
+"""Database rows a candidate, below which proposing costs more than it saves. On a CPU by
+`bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 rows, even
+for 8,000 and slower for 32,000. Not measured on a GPU."""
 _SAMPLED = 256  # queries on which recall is measured
 
 
@@ -178,7 +182,8 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     everything = torch.arange(len(scores.queries), device=scores.device)
     n, width = scores.database.shape
     m = min(n, 2 * k + 8 * _SPARE if backend == "torch-bf16" else k + k // 8 + _SPARE)
-    if backend == "torch-fp64" or (backend == "auto" and n <= _WORTH * m):
+    small = n <= m * _WORTH.get(scores.device.type, _WORTH["cpu"])
+    if backend == "torch-fp64" or (backend == "auto" and small):
         return _exhaustive(scores, everything, k)
     with _full_float32():
         if backend in ("faiss", "faiss-ivf"):
