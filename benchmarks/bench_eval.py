@@ -178,7 +178,6 @@ def bench_search(options: Options, queries: int = 500, width: int = 2048) -> lis
             return knn(*near, q, truth, (1, 5, 10, 20, 200), backend=backend)
 
         variants: dict[str, Callable[[], object]] = {
-            "ours, auto, five k": lambda search=search: search("auto"),
             "ours, torch, five k": lambda search=search: search("torch"),
         }
         if importlib.util.find_spec("faiss"):

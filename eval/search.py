@@ -39,10 +39,10 @@ _LEAST = torch.iinfo(torch.int64).min
 _NONE = -1.5  # the score of no row
 _SPARE = 16  # candidates beyond k, at least
 _TILE = {"cpu": (512, 32768), "cuda": (4096, 65536)}  # queries x database rows of one GEMM
-_WORTH = {"cpu": 32, "cuda": 2}
+_WORTH = {"cpu": 40, "cuda": 2}
 """Database rows a candidate, below which proposing costs more than it saves. On a CPU by
-`bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 rows, even
-for 8,000 and slower for 32,000. Not measured on a GPU."""
+`bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 and 8,000
+rows, slower for 32,000. Not measured on a GPU."""
 _SAMPLED = 256  # queries on which recall is measured
 
 
