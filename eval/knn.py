@@ -40,7 +40,7 @@ class Neighbours:
     counts: dict[int, Count]  # k -> queries whose vote is their label
     predictions: dict[int, Tensor]  # k -> (Q,) int64
     index: Tensor  # (Q, max k) int64, positions in the database, nearest first
-    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf only
+    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf and -cagra only
 
     @property
     def accuracy(self) -> dict[int, float | None]:
@@ -99,7 +99,8 @@ def knn(
         weights: each neighbour's vote. temperature is exp(cos / T), for l2 exp(-d^2 / 2T), which
             is the same on unit vectors.
         temperature: T.
-        backend: what proposes candidates; the answer does not depend on it (faiss-ivf apart).
+        backend: what proposes candidates; the answer does not depend on it, faiss-ivf and
+            faiss-cagra apart.
         ranks: each rank searches its share of the database, on its device, and gets the whole
             answer; all pass the same. Default: this process alone, on the database's device.
         names: what the two sets are called in messages.

@@ -22,7 +22,9 @@ from letheon.eval import search_faiss
 from letheon.eval.search_scores import Metric, Scores
 from letheon.kernels.keyed import permutation
 
-Proposer = Literal["auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-ivf"]
+Proposer = Literal[
+    "auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-ivf", "faiss-cagra"
+]  # fmt: skip
 """What proposes candidates.
 
 - ``torch``, ``torch-bf16``: tiled GEMM with a running top-k, in float32 or bfloat16.
@@ -31,7 +33,10 @@ Proposer = Literal["auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-
   proposing saves; else torch.
 - ``faiss``: a flat index on the CPU, or on the GPUs where the installed FAISS has them.
 - ``faiss-ivf``: inverted lists: misses neighbours, and says what share it finds.
+- ``faiss-cagra``: a graph on a GPU, where FAISS has cuVS: likewise; never run here.
 """
+
+_APPROXIMATE = {"faiss-ivf": search_faiss.inverted_lists, "faiss-cagra": search_faiss.cagra}
 
 _GRID = 2.0**36  # scores closer than 2^-36 of the largest possible one are equal
 _INDEX_BITS = 26  # beside 37 bits of score and a sign
@@ -51,7 +56,7 @@ class Nearest(NamedTuple):
 
     places: Tensor  # (Q, k) int64
     similarity: Tensor  # (Q, k) float64: the cosine, or -d^2 / 2 for l2
-    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf only
+    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf and -cagra only
 
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:
@@ -128,11 +133,11 @@ def _propose(scores: Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return torch.cat([a for a, _ in best]), torch.cat([b for _, b in best])
 
 
-def _propose_faiss(scores: Scores, m: int, lists: bool) -> tuple[Tensor, Tensor]:
+def _propose_faiss(scores: Scores, m: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     queries = search_faiss.packed(scores.queries, torch.ones_like(scores.queries[:, 0]))
     tiles = (search_faiss.packed(rows, bias) for _, rows, bias in scores.prepared())
-    if lists:
-        values, places = search_faiss.inverted_lists(list(tiles), queries, m)
+    if backend in _APPROXIMATE:
+        values, places = _APPROXIMATE[backend](list(tiles), queries, m)
     else:
         values, places = search_faiss.flat(tiles, queries, m)
     return values.to(scores.device), places.to(scores.device)
@@ -186,8 +191,8 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     if backend == "torch-fp64" or (backend == "auto" and small):
         return _exhaustive(scores, everything, k)
     with _full_float32():
-        if backend in ("faiss", "faiss-ivf"):
-            fast, places = _propose_faiss(scores, m, backend == "faiss-ivf")
+        if backend == "faiss" or backend in _APPROXIMATE:
+            fast, places = _propose_faiss(scores, m, backend)
         else:
             dtype = torch.bfloat16 if backend == "torch-bf16" else torch.float32
             fast, places = _propose(scores, m, dtype)
@@ -198,7 +203,7 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     # A row this much below the k-th best fast score is truly below k others, by more than the grid.
     floor = fast[:, k - 1 : k].double() - 2 * error - 2 / _GRID
     counts, unproven = (fast >= floor).sum(dim=1), fast[:, -1:] >= floor
-    if backend in ("faiss-ivf", "torch-bf16"):
+    if backend in _APPROXIMATE or backend == "torch-bf16":
         counts = counts.new_full((len(places),), m)
     exact = _rescored(scores, places, counts)
     if backend == "torch-bf16":
@@ -206,8 +211,8 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
         unproven = kth <= fast[:, -1:] + 4 * float((fast - exact).abs().max())
     order = _keys(exact, places).topk(k, dim=1).indices  # (Q, k)
     places, values = places.gather(1, order), exact.gather(1, order)
-    if backend == "faiss-ivf":
-        unproven = values[:, -1:] == _NONE  # the lists read held fewer than k rows
+    if backend in _APPROXIMATE:
+        unproven = values[:, -1:] == _NONE  # fewer than k rows were found
     elif m == n:
         return places, values
     again = unproven.nonzero()[:, 0]
@@ -234,7 +239,7 @@ def nearest(
         metric: cosine or l2.
         backend: what proposes candidates. With float32 the proof is by the bound (D + 8) 2^-24 on
             the error of an inner product of unit vectors; with bfloat16 by four times the largest
-            error seen among the rescored pairs; faiss-ivf has none.
+            error seen among the rescored pairs; faiss-ivf and faiss-cagra have none.
         ranks: each rank searches its share of the database on its device, and all get the whole
             answer; default: this process alone, on the database's device.
 
@@ -259,7 +264,7 @@ def nearest(
         keys = gather_rows(padded, ranks).movedim(0, 1).flatten(1).topk(k, dim=1).values
     places, values = _decoded(keys)
     found = Nearest(places, values * scores.unit - scores.offset)
-    if backend == "faiss-ivf":
+    if backend in _APPROXIMATE:
         return found._replace(recall=_recall(database, queries, found, metric, ranks))
     return found
 

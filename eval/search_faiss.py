@@ -1,4 +1,4 @@
-"""Candidates from FAISS, which is optional: a flat index, or inverted lists for very large sets."""
+"""Candidates from FAISS, which is optional: a flat index, or approximate ones for huge sets."""
 
 from __future__ import annotations
 
@@ -74,4 +74,31 @@ def inverted_lists(
     for tile in tiles:
         index.add(tile)
     values, places = index.search(queries, m)
+    return torch.from_numpy(values), torch.from_numpy(places)
+
+
+def cagra(
+    tiles: list[NDArray[np.float32]], queries: NDArray[np.float32], m: int
+) -> tuple[Tensor, Tensor]:
+    """As `flat`, by walking a graph of near rows on a GPU (Ootomo et al. 2023): some are missed.
+
+    Never run on a GPU here: no such machine was at hand.
+
+    Raises:
+        InputError: no GPU, or a FAISS built without cuVS.
+    """
+    faiss = _faiss()
+    if not getattr(faiss, "get_num_gpus", int)() or not hasattr(faiss, "GpuIndexCagra"):
+        raise InputError(
+            "got backend faiss-cagra; expected a GPU and a FAISS built with cuVS; "
+            "use faiss-ivf or auto"
+        )
+    index = faiss.GpuIndexCagra(
+        faiss.StandardGpuResources(), queries.shape[1], faiss.METRIC_INNER_PRODUCT,
+        faiss.GpuIndexCagraConfig(),
+    )  # fmt: skip
+    index.train(np.concatenate(tiles))
+    parameters = faiss.SearchParametersCagra()
+    parameters.itopk_size = 64 * -(-2 * m // 64)  # kept while walking: more than is asked for
+    values, places = index.search(queries, m, params=parameters)
     return torch.from_numpy(values), torch.from_numpy(places)

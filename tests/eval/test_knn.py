@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,3 +199,39 @@ def test_inverted_lists_say_what_they_find() -> None:
     many = nearest(x[:200], q, 150, "cosine", "faiss-ivf")  # more than the lists read hold
     assert many.places.min() >= 0 and many.places.max() < 200
     assert knn(x, labels, q, truth, (10,), backend="faiss").recall == 1
+
+
+@pytest.mark.skipif("faiss" not in PROPOSERS, reason="faiss is not installed")
+def test_a_graph_on_a_gpu_is_refused_without_one_and_says_what_it_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import faiss
+
+    x, q = clusters(300, d=6)[0], clusters(20, d=6, seed=1)[0]
+    if not getattr(faiss, "get_num_gpus", int)():
+        with pytest.raises(InputError, match="faiss-cagra; expected a GPU"):
+            nearest(x, q, 5, "cosine", "faiss-cagra")
+
+    class Graph:  # a stand-in with the interface of faiss.GpuIndexCagra: every other row is found
+        def __init__(self, resources: object, width: int, metric: int, config: object) -> None:
+            assert metric == faiss.METRIC_INNER_PRODUCT
+            self.flat = faiss.IndexFlatIP(width)
+
+        def train(self, rows: np.ndarray) -> None:
+            self.flat.add(np.ascontiguousarray(rows[::2]))
+
+        def search(self, rows: np.ndarray, m: int, params: Any) -> tuple[np.ndarray, np.ndarray]:
+            assert params.itopk_size >= m
+            values, places = self.flat.search(rows, m)
+            return values, 2 * places
+
+    for name in ("StandardGpuResources", "GpuIndexCagraConfig", "SearchParametersCagra"):
+        monkeypatch.setattr(faiss, name, SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexCagra", Graph, raising=False)
+    found = nearest(x, q, 5, "cosine", "faiss-cagra")
+    even = nearest(x[::2], q, 5, "cosine", "torch-fp64")
+    assert torch.equal(found.places, 2 * even.places)
+    want = by_definition(x, q, 5, "cosine")
+    true = [len(set(a) & set(b)) / 5 for a, b in zip(found.places.tolist(), want, strict=True)]
+    assert 0 < found.recall < 1 and found.recall == pytest.approx(np.mean(true))
