@@ -119,7 +119,7 @@ CURVES = {
     "saliency mask": Curve("parameters", mask, (100_000, 1_000_000, 10_000_000, 25_000_000)),
     "CKA of all pairs": Curve("layers", layers, (4, 8, 16)),
     "plan of one rank": Curve("ranks", ranks, (1, 2, 8)),
-    "sum of gradients": Curve("ranks", reduced, (1, 2), True),
+    "sum of gradients": Curve("ranks", reduced, (2, 3, 4), True),
 }
 
 
