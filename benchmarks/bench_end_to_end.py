@@ -33,7 +33,7 @@ from letheon.loaders.preset import Preset
 
 HALF = (0.5, 0.5, 0.5)
 ONE_PASS = "all, one pass"
-RATES = {"ft": 1e-3, "ga": 1e-4, "salun": 1e-3, "spkd": 1e-5}
+RATES = {"ft": 1e-3, "ga": 1e-6, "salun": 1e-3, "spkd": 1e-5}
 SETTINGS = {
     "resnet18, 224 px": Setting(
         "resnet18, 224 px", "resnet18", Preset(224), (6, 3, 3), 2, 16, RATES, None,

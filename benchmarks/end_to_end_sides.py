@@ -22,6 +22,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Run
 from letheon.engine.model import build
+from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.loaders.choose import make_loader
 from letheon.loaders.data import open_data
@@ -197,7 +198,7 @@ def starting_models(setting: Setting, root: Path) -> None:
     """Train original and retrained briefly, at 32 pixels: what they know is not the point."""
     data = open_data(str(root / "images"))
     small = replace(setting.preset, size=32, resize_to=32)
-    recipe = Recipe(epochs=8, lr=0.05, batch_size=20, schedule="cosine")
+    recipe = Recipe(epochs=8, lr=0.01, batch_size=20, schedule="cosine")
     forget = np.isin(data.train.labels, setting.forget)
     for seed, (name, method) in enumerate(
         {"original": Train(recipe), "retrained": Retrain(recipe)}.items()
@@ -208,6 +209,7 @@ def starting_models(setting: Setting, root: Path) -> None:
         run = Run(
             model=model, loader=loader, recipe=recipe, ranks=Ranks(), seed=seed,
             forget=torch.from_numpy(forget), forget_classes=setting.forget,
+            precision=Precision("fp32"),
         )  # fmt: skip
         run_method(method, run)
         save_model(root / f"{name}.safetensors", model)
