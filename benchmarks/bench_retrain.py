@@ -146,17 +146,17 @@ def main(options: Options) -> int:
     train, test = some(data.train, options.per_class), some(data.test, options.test_per_class)
     kept = np.flatnonzero(test.labels != 0)
     test = ArrayImages("test", test.pixels[kept], test.labels[kept], list(test.classes))
+    n = int((train.labels != 0).sum())
+    x = f"{options.model}, {SIZE} px, {n} images, {len(test)} tested"
+    x += f", {options.plain_epochs} and {options.fast_epochs} epochs"
     found: dict[str, list[dict[str, float]]] = {}
     for seed in options.seeds:
         for variant, method in recipes(options).items():
             done = once(method, train, test, seed, options)
             found.setdefault(variant, []).append(done)
             print(seed, variant, {k: round(v, 3) for k, v in done.items()}, flush=True)
-    n = int((train.labels != 0).sum())
-    x = f"{options.model}, {SIZE} px, {n} images, {len(test)} tested"
-    epochs = f"{options.plain_epochs} and {options.fast_epochs} epochs"
-    rows = rows_of(found, f"{x}, {epochs}", options.device)
-    write(rows, options.out)
+        rows = rows_of(found, x, options.device)
+        write(rows, options.out)
     show(rows)
     lost = fmean(r["accuracy"] for r in found["plain"]) - fmean(
         r["accuracy"] for r in found["fast"]
