@@ -15,7 +15,7 @@ from letheon.engine.checkpoint import save_model, weights_digest
 from letheon.engine.loop import run_method
 from letheon.engine.together import run_together
 from letheon.eval.measure import measure
-from letheon.eval.passes import sweep
+from letheon.eval.passes import sweep_together
 from letheon.eval.report import write_report
 from letheon.kernels.threshold import top_masks
 from letheon.launch import evaluate, forget, prepare
@@ -59,7 +59,7 @@ def wrap(spans: Spans) -> None:
     parts: dict[str, tuple[Callable[..., Any], ...]] = {
         "compute": (run_method, run_together),
         "data": (prepare_set,),
-        "evaluation": (sweep,),
+        "evaluation": (sweep_together,),
         "statistics": (measure, top_masks, weights_digest),
         "saving": (save_model, write_report),
     }

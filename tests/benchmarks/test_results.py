@@ -168,3 +168,4 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
         parts = sum(value for metric, value in found.items() if metric.startswith("part "))
         assert parts == pytest.approx(found["wall"], rel=0.01)
         assert found["part compute"] > 0 and found["part data"] > 0
+        assert found["part evaluation"] > 0
