@@ -1,8 +1,13 @@
 """The folders of this checkout under one name: ./engine is imported as letheon.engine."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
+PACKAGES = [
+    found
+    for folder in FOLDERS
+    for found in (folder, *(f"{folder}.{room}" for room in find_packages(folder)))
+]
 
 setup(
     name="letheon",
@@ -11,8 +16,8 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[f"letheon.{folder}" for folder in FOLDERS],
-    package_dir={f"letheon.{folder}": folder for folder in FOLDERS},
+    packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
+    package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
     package_data={"": ["py.typed", "*.txt", "*.json"]},
     install_requires=[
         "torch>=2.11",

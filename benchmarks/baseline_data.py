@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from letheon.loaders import augment, order
+from letheon.loaders import order
 from letheon.loaders.batch import Reads
 from letheon.loaders.preset import Preset
+from letheon.loaders.transforms import augment
 
 Told = tuple[int, NDArray[np.float64]]  # a sample's number and its draws
 Loaded = DataLoader[tuple[Tensor, Tensor]]

@@ -14,7 +14,7 @@ from spans import Spans
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from letheon.eval.splits import split
+from letheon.eval.metrics.knn_splits import split
 
 CKA_BATCH = 512
 

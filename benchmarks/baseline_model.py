@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from letheon.engine.small import Small
+from letheon.engine.models.small import Small
 from letheon.loaders.preset import Preset
 
 

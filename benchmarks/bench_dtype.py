@@ -26,14 +26,14 @@ from harness import Row, row, show, write
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
-from letheon.engine.model import Classifier, build
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.eval.passes import sweep
+from letheon.eval.inference.passes import sweep
 from letheon.loaders.batch import Loader
-from letheon.loaders.choose import make_loader
-from letheon.loaders.data import open_data
-from letheon.loaders.images import Data
+from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.factory import make_loader
+from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel

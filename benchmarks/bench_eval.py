@@ -26,19 +26,19 @@ from harness import Row, compare, ratio, row, show, write
 from sklearn.neighbors import KNeighborsClassifier
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import Classifier, build
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
-from letheon.eval import splits
-from letheon.eval.cka import centred, linear_cka
-from letheon.eval.knn import knn
-from letheon.eval.layers import convolutions, layer_cka
-from letheon.eval.measure import Conditions, measure
-from letheon.eval.passes import Passes, Swept, sweep_together
-from letheon.loaders.data import open_data, open_domains
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ArrayImages
+from letheon.errors import InputError
+from letheon.eval.inference.layer_cka import convolutions, layer_cka
+from letheon.eval.inference.passes import Passes, Swept, sweep_together
+from letheon.eval.metrics import knn_splits
+from letheon.eval.metrics.cka import centred, linear_cka
+from letheon.eval.metrics.knn import knn
+from letheon.eval.quick_row import Conditions, measure
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.image_set import ArrayImages
+from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.preset import Preset
-from letheon.loaders.torch_loader import TorchLoader
 
 CLASSES = 10
 
@@ -128,7 +128,7 @@ def bench_model(options: Options) -> list[Row]:
             if key == "train":  # measure compares the test set
                 linear_cka(x.features[rows], other.features[rows])
             own, labels = x.features[rows], x.labels[rows]
-            cut = splits.split(len(own))
+            cut = knn_splits.split(len(own))
             knn(own[cut.database], labels[cut.database], own[cut.queries], labels[cut.queries])
 
     def passes(*nets: Classifier, dtype: Any = "fp32") -> list[Passes]:

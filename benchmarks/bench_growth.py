@@ -26,12 +26,12 @@ import tyro
 from harness import Row, row, show, write
 
 from letheon.engine.distributed import Ranks, sum_over_ranks
-from letheon.eval.cka import centred, compare
-from letheon.eval.knn import knn
-from letheon.eval.splits import split
+from letheon.eval.metrics.cka import centred, compare
+from letheon.eval.metrics.knn import knn
+from letheon.eval.metrics.knn_splits import split
 from letheon.kernels.threshold import top_masks
+from letheon.loaders.forget_request import Request, forget_mask
 from letheon.loaders.order import epoch_parts
-from letheon.loaders.request import Request, forget_mask
 
 Work = Callable[[], object]
 LIMIT = 1.3  # exponent in the number of images: n log n is 1.07 to 1.15, the rest is noise

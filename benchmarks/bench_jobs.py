@@ -21,8 +21,8 @@ from pathlib import Path
 
 from harness import Row, row, show, write
 
-from letheon.engine.checkpoint import save_model
-from letheon.engine.model import build
+from letheon.engine.checkpoints.model_file import save_model
+from letheon.engine.models.classifier import build
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 2

@@ -28,18 +28,20 @@ import torch
 from harness import Row, row, show, write
 from PIL import Image
 
-from letheon.loaders import augment, beton_writer, order
-from letheon.loaders.admit import Encoding
-from letheon.loaders.beton import BLOB, BetonImages
-from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.dali_loader import DaliLoader
-from letheon.loaders.data import open_source
-from letheon.loaders.ffcv_loader import FfcvLoader
-from letheon.loaders.images import ImageSet
+from letheon.loaders import order
+from letheon.loaders.backends.dali_loader import DaliLoader
+from letheon.loaders.backends.ffcv_loader import FfcvLoader
+from letheon.loaders.backends.threaded_loader import BetonLoader
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.formats import beton_writer
+from letheon.loaders.formats.beton import BLOB, BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
-from letheon.loaders.rows import fill
-from letheon.loaders.torch_loader import TorchLoader
+from letheon.loaders.transforms import augment
+from letheon.loaders.transforms.decode_rows import fill
 
 BATCH = 64
 CLASSES = 4
@@ -218,7 +220,7 @@ def opening(path: Path) -> list[Row]:
         file.write(blobs.tobytes())
     programs = {
         "letheon beton": (
-            "import numpy as np\nfrom letheon.loaders.beton import BetonImages",
+            "import numpy as np\nfrom letheon.loaders.formats.beton import BetonImages",
             "BetonImages(path).stored(np.array([7]))",
         ),
         "ffcv as published": (

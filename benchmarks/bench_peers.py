@@ -23,12 +23,12 @@ import tyro
 from harness import Row, interleave, row, show, write
 from torch import Tensor
 
-from letheon.eval.accuracy import per_class
-from letheon.eval.features import Outputs
-from letheon.eval.knn import knn
-from letheon.loaders.choose import make_loader
-from letheon.loaders.data import open_data
-from letheon.loaders.files import FileImages
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.metrics.accuracy import per_class
+from letheon.eval.metrics.knn import knn
+from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.factory import make_loader
+from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
 
 K = 5

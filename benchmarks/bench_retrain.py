@@ -28,13 +28,13 @@ from harness import Row, row, show, write
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Run
-from letheon.engine.model import Classifier, build
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.loaders.data import open_data
-from letheon.loaders.images import ArrayImages, ImageSet
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.image_set import ArrayImages, ImageSet
+from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
-from letheon.loaders.torch_loader import TorchLoader
 from letheon.methods.retrain import Retrain
 
 SIZE = 32

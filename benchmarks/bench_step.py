@@ -6,8 +6,8 @@
 Synthetic input that is already on the device. The first rungs are the plain loop (field_step.py);
 from "our step" on it is the step of `engine/step.py`: fused optimiser, SalUn's mask in one pass,
 the teacher folded, nothing read back. "Small images by torch" is our step without the products that
-small images become on a CPU (`engine/small_images.py`). Every repeat runs all rungs in turn. The
-ceilings of the machine are measured first (ceilings.py). Rows named "ratio" divide medians: over
+small images become on a CPU (`engine/small_convolutions.py`). Every repeat runs all rungs in turn.
+The machine's ceilings are measured first (ceilings.py). Rows named "ratio" divide medians: over
 the first rung, and over the fastest eager fp32 rung. What bf16 does to accuracy: bench_dtype.py.
 """
 
@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
-from letheon.engine.model import Classifier, build
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.small_images import SmallConv2d
+from letheon.engine.small_convolutions import SmallConv2d
 from letheon.engine.step import assemble
 from letheon.engine.teacher import frozen_copy
 from letheon.loaders.batch import Batch

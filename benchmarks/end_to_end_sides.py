@@ -17,15 +17,15 @@ import torch
 from baseline_methods import Name
 from spans import FIRST, RESULT, SPAWNED
 
-from letheon.engine.checkpoint import save_model
+from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Run
-from letheon.engine.model import build
+from letheon.engine.models.classifier import build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.loaders.choose import make_loader
-from letheon.loaders.data import open_data
+from letheon.loaders.factory import make_loader
+from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train

@@ -21,7 +21,7 @@ from field_step import Kind, field_step
 from harness import Row, interleave, row
 from torch import nn
 
-from letheon.engine.model import build
+from letheon.engine.models.classifier import build
 from letheon.engine.precision import Precision
 
 TESTS = Path(__file__).parents[1] / "tests" / "engine" / "test_precision.py"

@@ -11,18 +11,18 @@ from typing import Any
 
 from spans import Spans
 
-from letheon.engine.checkpoint import save_model, weights_digest
+from letheon.engine.checkpoints.model_file import save_model, weights_digest
 from letheon.engine.loop import run_method
 from letheon.engine.together import run_together
-from letheon.eval.measure import measure
-from letheon.eval.passes import sweep_together
-from letheon.eval.report import write_report
+from letheon.eval.inference.passes import sweep_together
+from letheon.eval.quick_row import measure
+from letheon.eval.report.write import write_report
 from letheon.kernels.threshold import top_masks
 from letheon.launch import evaluate, forget, prepare
 from letheon.launch.command import run_command
 from letheon.loaders.batch import Batch, Loader, Reads
-from letheon.loaders.choose import make_loader
-from letheon.loaders.prepare import prepare as prepare_set
+from letheon.loaders.factory import make_loader
+from letheon.loaders.formats.arrays_writer import prepare as prepare_set
 
 SCRIPTS = {"forget": forget, "evaluate": evaluate, "prepare": prepare}
 

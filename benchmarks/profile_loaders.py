@@ -23,14 +23,14 @@ from bench_loaders import photographs
 from harness import Row, row, show, write
 from numpy.typing import NDArray
 
-from letheon.loaders import augment, rows, transform
-from letheon.loaders.admit import Encoding
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.beton_loader import ROWS
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.jpeg import available
+from letheon.loaders.backends.threaded_loader import ROWS
+from letheon.loaders.decode.jpeg import available
+from letheon.loaders.decode.turbojpeg import Turbo
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.preset import Preset
-from letheon.loaders.turbo import Turbo
+from letheon.loaders.transforms import augment, decode_rows, geometry
 
 Step = Callable[[int], object]  # does it to image k
 
@@ -43,13 +43,13 @@ def steps(images: BetonImages, size: int) -> dict[str, Step]:
     boxes = augment.boxes(u, np.array([(one.height, one.width) for one in stored])).tolist()
     crops = [one.cropped(box) for one, box in zip(stored, boxes, strict=True)]
     squares: list[NDArray[np.uint8]] = [
-        np.ascontiguousarray(transform.resized(crop, size, size, preset)) for crop in crops
+        np.ascontiguousarray(geometry.resized(crop, size, size, preset)) for crop in crops
     ]
     out = torch.empty((ROWS, size, size, 3))
 
     def everything(k: int) -> None:
         if k % ROWS == 0:
-            rows.fill(
+            decode_rows.fill(
                 out[: len(stored[k : k + ROWS])], stored[k : k + ROWS], u[k : k + ROWS], preset
             )
 
@@ -59,8 +59,10 @@ def steps(images: BetonImages, size: int) -> dict[str, Step]:
         found["entropy"] = lambda k: turbo.decode(stored[k].data, None, tuple(boxes[k]), 3)
     return found | {
         "copy" if stored[0].raw else "decode": lambda k: stored[k].cropped(boxes[k]),
-        "resize": lambda k: transform.resized(crops[k], size, size, preset),
-        "normalise": lambda k: rows.write(out[k % ROWS], torch.from_numpy(squares[k]), preset),
+        "resize": lambda k: geometry.resized(crops[k], size, size, preset),
+        "normalise": lambda k: decode_rows.write(
+            out[k % ROWS], torch.from_numpy(squares[k]), preset
+        ),
         "everything": everything,
     }
 

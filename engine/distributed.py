@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 from letheon.loaders.order import share
 
 Told = TypeVar("Told")

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from letheon.engine.checkpoint import weights_digest
+from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.method import Method, Phase, Run

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import Classifier
+from letheon.engine.gradient_sync import Flat
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.reduce import Flat
 from letheon.engine.teacher import shared_copy
+from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads
-from letheon.loaders.errors import InputError
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from letheon.engine.reduce import Flat
+from letheon.engine.gradient_sync import Flat
 from letheon.kernels.masked_sgd import masked_sgd_
 
 

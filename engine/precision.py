@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from letheon.engine.distributed import Ranks, gather_objects
-from letheon.engine.small_images import speed_small_images
-from letheon.loaders.errors import InputError
+from letheon.engine.small_convolutions import speed_small_images
+from letheon.errors import InputError
 
 LEAST_GAIN = 1.4
 """A product in bf16 must be so many times as fast as in fp32 before a CPU trains in bf16. Seen:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from letheon.engine.optimizers import Lars
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.compiled import compiled
+from letheon.engine.gradient_sync import Alone, Buckets, Flat
+from letheon.engine.gradient_sync_trial import quicker, worth_trying
 from letheon.engine.method import Loss, Method, Phase, Run
-from letheon.engine.reduce import Alone, Buckets, Flat
-from letheon.engine.reduce_auto import quicker, worth_trying
 from letheon.loaders.batch import Batch
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from letheon.engine.checkpoint import weights_digest
-from letheon.engine.model import Classifier, Head
+from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.models.classifier import Classifier, Head
 from letheon.engine.precision import Precision
 
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
 from letheon.engine.method import Method, Run
+from letheon.errors import InputError
+from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
-from letheon.loaders.errors import InputError
-from letheon.loaders.shared import shared_pass, source
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 
 _MOST = 10_000  # images: two (n, n) float64 matrices of 800 MB
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from letheon.eval.definitions import define, printed
-from letheon.eval.report_picture import Picture, drawn, looks, shown_name, told
-from letheon.eval.report_plots import Series, curves, scatter
+from letheon.eval.report.definitions import define, printed
+from letheon.eval.report.pictures import Picture, drawn, looks, shown_name, told
+from letheon.eval.report.plots import Series, curves, scatter
+from letheon.eval.report.rows import Prepared
 from letheon.eval.report_plots_tables import Panel, boxes, heat
-from letheon.eval.report_rows import Prepared
 
 _HEATED_CLASSES = 30  # more classes than these are summed up in boxes
 

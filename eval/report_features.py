@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from letheon.eval.report_picture import Picture, Row, chosen, drawn, looks, marks, told
-from letheon.eval.report_plots import Series, curves
+from letheon.eval.report.pictures import Picture, Row, chosen, drawn, looks, marks, told
+from letheon.eval.report.plots import Series, curves
+from letheon.eval.report.rows import Prepared
 from letheon.eval.report_plots_tables import Cloud, Panel, clouds, heat
-from letheon.eval.report_rows import Prepared
 
 
 def cka_layers(prepared: Prepared) -> Picture:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from letheon.eval.report_plots import BLUE, COLOURS, GREY, Ends, Look, drawing_of, short
+from letheon.eval.report.plots import BLUE, COLOURS, GREY, Ends, Look, drawing_of, short
 
 
 class Panel(NamedTuple):

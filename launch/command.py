@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from letheon.engine.distributed import Ranks, agree, joined
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 from letheon.methods import catalogue
 
 T = TypeVar("T")

@@ -23,22 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.record import check_free, versions, write_atomically
-from letheon.eval.catalogue import CATALOGUE
-from letheon.eval.measure import Conditions
-from letheon.eval.report import write_report
-from letheon.eval.table import markdown, plain
+from letheon.engine.runs.plan import JobOptions
+from letheon.engine.runs.run_folder import check_free, versions, write_atomically
+from letheon.errors import InputError
+from letheon.eval.comparison import Comparison, planned
+from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.quick_row import Conditions
+from letheon.eval.related_images import related
+from letheon.eval.report.catalogue import CATALOGUE
+from letheon.eval.report.terminal import markdown, plain
+from letheon.eval.report.write import write_report
 from letheon.launch.command import run_command, together
-from letheon.launch.job import Job
-from letheon.launch.measured import Extent, Measuring
-from letheon.launch.related import related
-from letheon.launch.rows import Comparison, planned
-from letheon.loaders.errors import InputError
-from letheon.loaders.readable import told_left_out
+from letheon.loaders.views import told_left_out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Job):
+class Settings(JobOptions):
     """Measure what any number of models still know of what they were to forget."""
 
     original: Path | None = None

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
-from letheon.engine.model import Classifier, build
-from letheon.engine.record import check_free
+from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.runs.plan import Plan, train_and_save
+from letheon.engine.runs.run_folder import check_free
+from letheon.engine.runs.several import Planned, train_all
+from letheon.errors import InputError
 from letheon.launch.command import method_choice, parse, run_several, together
-from letheon.launch.job import Plan, train_and_save
 from letheon.launch.joblist import flags_of, job_names, split
-from letheon.launch.requests import Forgetting
-from letheon.launch.several import Planned, train_all
+from letheon.launch.options import Forgetting
 from letheon.loaders.batch import Loader
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import Data
-from letheon.loaders.request import forget_mask, resolve
+from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.forget_request import forget_mask, resolve
 from letheon.methods import catalogue
 
 if TYPE_CHECKING:

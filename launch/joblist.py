@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from letheon.engine.method import Method
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 
 
 def split(args: Sequence[str], methods: Collection[str], flags: Collection[str]) -> list[list[str]]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.engine.checkpoint import weights_digest
+from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
-from letheon.engine.record import check_free_file
+from letheon.engine.runs.plan import Plan
+from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
-from letheon.launch.job import Plan
-from letheon.launch.requests import Forgetting
-from letheon.loaders.request import forget_mask
+from letheon.launch.options import Forgetting
+from letheon.loaders.forget_request import forget_mask
 from letheon.methods.mask_file import save_masks
 from letheon.methods.salun import saliency_masks
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from letheon.engine.distributed import Ranks
+from letheon.errors import InputError
 from letheon.launch.command import run_command
-from letheon.loaders.admit import Encoding
-from letheon.loaders.betons import write_betons
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.prepare import prepare
+from letheon.loaders.formats.arrays_writer import prepare
+from letheon.loaders.formats.beton_set import write_betons
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,15 @@ import numpy as np
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
-from letheon.engine.model import build
-from letheon.engine.record import check_free
+from letheon.engine.models.classifier import build
+from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
+from letheon.engine.runs.run_folder import check_free
 from letheon.launch.command import run_command, together
-from letheon.launch.job import Job, Plan, train_and_save
 from letheon.methods.train import Train
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Job):
+class Settings(JobOptions):
     """Train a network on forget and retain classes alike: the model that is to forget later."""
 
     out: Path
@@ -41,7 +41,7 @@ class Settings(Job):
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Everything that can be wrong with the input, found before anything is written."""
         check_free(self.out, self.overwrite)
-        data = self.opened_data()
+        data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
             preset = dataclasses.replace(model.preset, size=self.size, resize_to=self.size)

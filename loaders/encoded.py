@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.errors import InputError
-from letheon.loaders.files import FileImages
-from letheon.loaders.images import ImageSet
-from letheon.loaders.stored import Stored, from_file, from_pixels
+from letheon.errors import InputError
+from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.decode.encoded_image import Stored, from_file, from_pixels
+from letheon.loaders.formats.beton import BetonImages
 
 
 def stored(images: ImageSet, indices: NDArray[np.int64]) -> Sequence[Stored | InputError]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.batch import Reads
-from letheon.loaders.errors import InputError
 
 MIXED = 64  # blocks whose samples are shuffled among each other, where there are blocks
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.loaders import imagenet
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import Data, ImageSet
+from letheon.errors import InputError
+from letheon.loaders.datasets import imagenet
+from letheon.loaders.datasets.image_set import Data, ImageSet
 
 
 class Relabelled(ImageSet):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.loaders.batch import Batch
-from letheon.loaders.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 from letheon.methods.finetune import cross_entropy
 
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from letheon.errors import InputError
 from letheon.kernels.threshold import pack, unpack
-from letheon.loaders.errors import InputError
 
 
 def save_masks(

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import cross_entropy
 
 Draw = Literal["other", "retained", "any"]

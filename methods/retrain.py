@@ -15,9 +15,9 @@ import torch
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
-from letheon.loaders.backend import Backend
+from letheon.errors import InputError
+from letheon.loaders.backends.base import Backend
 from letheon.loaders.batch import Reads
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import cross_entropy
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from letheon.engine.checkpoint import weights_digest
+from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.gradients import summed_gradients
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.kernels.threshold import top_masks
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent, ascent
 from letheon.methods.l1_sparse import L1Sparse

@@ -15,9 +15,9 @@ from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.teacher import teacher_features
+from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
 from letheon.loaders.batch import Batch
-from letheon.loaders.errors import InputError
 from letheon.loaders.order import share
 from letheon.methods.grad_ascent import ascent
 

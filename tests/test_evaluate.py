@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from letheon.engine.checkpoint import load_model, save_model
+from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
+from letheon.eval.evaluate import Extent
 from letheon.launch import evaluate, forget
-from letheon.launch.measured import Extent
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
 from tests.launch_tools import ROOT, Scripts, torchrun
@@ -146,7 +146,7 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
     def refused(*args: object) -> None:
         raise AssertionError("a network was run")
 
-    scripts.monkeypatch.setattr("letheon.engine.model.Classifier.forward", refused)
+    scripts.monkeypatch.setattr("letheon.engine.models.classifier.Classifier.forward", refused)
     cache = written.parent / "cache"
     ended = scripts(
         "evaluate", *asked(original, runs)[:-2], "--cache", cache, "--report",

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
 
-from letheon.engine.checkpoint import load_model
-from letheon.eval.splits import split
-from letheon.loaders.digits import downstream, upstream
+from letheon.engine.checkpoints.model_file import load_model
+from letheon.eval.metrics.knn_splits import split
+from letheon.loaders.datasets.digits import downstream, upstream
 from tests.launch_tools import Scripts, torchrun
 from tests.test_bad_input import images as pictures
 

@@ -9,9 +9,10 @@ import pytest
 
 from letheon.engine.method import Method
 from letheon.engine.recipe import Recipe
-from letheon.launch import forget, several
+from letheon.engine.runs import several
+from letheon.launch import forget
 from letheon.launch.joblist import flags_of, job_names, split
-from letheon.loaders.torch_loader import TorchLoader
+from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.methods import METHODS
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel

@@ -9,11 +9,11 @@ from torch import nn
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
-from letheon.engine.model import Classifier
+from letheon.engine.models.classifier import Classifier
 from letheon.kernels.keyed import uniform
-from letheon.loaders.images import ArrayImages
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.preset import Preset
-from letheon.loaders.torch_loader import TorchLoader
 
 PRESET = Preset(
     size=8, mean=(0.5,) * 3, std=(0.25,) * 3, resize="none", resize_to=8, augment="shift"

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from letheon.engine.checkpoint import load_model, save_model
-from letheon.engine.model import build
-from letheon.eval.cka import legacy_cka
+from letheon.engine.checkpoints.model_file import load_model, save_model
+from letheon.engine.models.classifier import build
+from letheon.eval.metrics.cka import legacy_cka
 from letheon.loaders.preset import Preset
 from tests.launch_tools import Scripts
 

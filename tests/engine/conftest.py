@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from letheon.engine.model import Classifier, build
+from letheon.engine.models.classifier import Classifier, build
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from letheon.engine.checkpoint import load_model
-from letheon.engine.model import Classifier
-from letheon.loaders.errors import InputError
+from letheon.engine.checkpoints.model_file import load_model
+from letheon.engine.models.classifier import Classifier
+from letheon.errors import InputError
 
 
 def state_of(model: Classifier) -> dict[str, Tensor]:

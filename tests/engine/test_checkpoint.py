@@ -15,10 +15,10 @@ import torchvision.models as tv
 from safetensors.torch import load_file
 from torch import nn
 
-from letheon.engine.checkpoint import load_model, save_model, weights_digest
-from letheon.engine.model import Classifier, build
-from letheon.engine.weights_file import write_weights
-from letheon.loaders.errors import InputError
+from letheon.engine.checkpoints.model_file import load_model, save_model, weights_digest
+from letheon.engine.checkpoints.weights_file import write_weights
+from letheon.engine.models.classifier import Classifier, build
+from letheon.errors import InputError
 from tests.engine.files import refusal, saved, state_of
 
 KEY = "layer1.0.conv1.weight"

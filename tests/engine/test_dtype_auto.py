@@ -16,7 +16,7 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Run
 from letheon.engine.precision import LEAST_GAIN, Precision, bf16_gain
 from letheon.engine.recipe import Recipe
-from letheon.engine.record import Record
+from letheon.engine.runs.run_folder import Record
 from letheon.methods.finetune import Finetune
 from tests.pool import on_ranks
 from tests.world import run_of

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from letheon.engine.checkpoint import load_model, weights_digest
-from letheon.engine.model import Classifier, build
-from letheon.engine.weights_file import without_prefixes
+from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.weights_file import without_prefixes
+from letheon.engine.models.classifier import Classifier, build
 from letheon.loaders.preset import Preset
 from tests.engine.files import refusal, saved, state_of
 

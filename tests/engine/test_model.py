@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as tv
 
-from letheon.engine.efficientnet_lite import SameConv2d, same_padding
-from letheon.engine.model import Classifier, build, names
-from letheon.loaders.digits import upstream
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import Classifier, build, names
+from letheon.engine.models.efficientnet_lite import SameConv2d, same_padding
+from letheon.errors import InputError
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.digits import upstream
 from letheon.loaders.preset import Preset
-from letheon.loaders.torch_loader import TorchLoader
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "convnext_tiny", "swin_t", "vit_b_16")
 CHEAP = ("small", "resnet20", "resnet18_cifar", "efficientnet_lite0")

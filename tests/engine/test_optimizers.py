@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.gradient_sync import Flat
 from letheon.engine.optimizers import Lars, MaskedSgd
 from letheon.engine.recipe import Recipe
-from letheon.engine.reduce import Flat
 
 
 def layers() -> nn.Module:

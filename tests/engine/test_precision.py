@@ -16,8 +16,8 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.l1_sparse import L1Sparse

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.record import Record, check_free, check_free_file, write_atomically
-from letheon.loaders.errors import InputError
+from letheon.engine.runs.run_folder import Record, check_free, check_free_file, write_atomically
+from letheon.errors import InputError
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

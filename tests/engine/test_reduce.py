@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from letheon.engine import reduce_auto, step
+from letheon.engine import gradient_sync_trial, step
 from letheon.engine.distributed import Ranks
+from letheon.engine.gradient_sync import Flat
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.reduce import Flat
 from letheon.engine.step import pieces
+from letheon.errors import InputError
 from letheon.loaders.batch import Batch
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
@@ -116,8 +116,8 @@ def test_the_way_that_is_chosen() -> None:
 def chosen(ranks: Ranks, said: dict[str, list[float]]) -> tuple[str, str]:
     run = run_of(Finetune(RECIPE), ranks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduce_auto, "_seconds", lambda _, way: said[way][ranks.rank])
-        return reduce_auto.quicker(run)
+        patch.setattr(gradient_sync_trial, "_seconds", lambda _, way: said[way][ranks.rank])
+        return gradient_sync_trial.quicker(run)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def tried(ranks: Ranks, epochs: int) -> tuple[dict[str, torch.Tensor], list[str]
     run = run_of(method, ranks)
     run.precision = Precision("fp32")
     before, drawn = weights(run), torch.get_rng_state()
-    reduce_auto.quicker(run)
+    gradient_sync_trial.quicker(run)
     alone = all(torch.equal(value, before[key]) for key, value in weights(run).items())
     alone &= torch.equal(drawn, torch.get_rng_state())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduce_auto, "LEAST_STEPS", 8)  # 31 images to retain, batches of 8
+        patch.setattr(gradient_sync_trial, "LEAST_STEPS", 8)  # 31 images to retain, batches of 8
         run_method(method, run)
     return weights(run), run.notes, alone
 

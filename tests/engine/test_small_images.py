@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from letheon.engine import small_images
-from letheon.engine.checkpoint import weights_digest
-from letheon.engine.model import Classifier, build
+from letheon.engine import small_convolutions
+from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
-from letheon.engine.small_images import SmallConv2d, speed_small_images
+from letheon.engine.small_convolutions import SmallConv2d, speed_small_images
 from letheon.engine.teacher import frozen_copy
 
 CPU = torch.device("cpu")
@@ -22,13 +22,13 @@ CPU = torch.device("cpu")
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the images that were computed as products."""
     seen: list[torch.Size] = []
-    ours = small_images.small_conv2d
+    ours = small_convolutions.small_conv2d
 
     def noted(image: Tensor, *rest: object) -> Tensor:
         seen.append(image.shape)
         return ours(image, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(small_images, "small_conv2d", noted)
+    monkeypatch.setattr(small_convolutions, "small_conv2d", noted)
     return seen
 
 

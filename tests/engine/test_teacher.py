@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, run_method
 from letheon.engine.method import Method, Run
-from letheon.engine.model import Classifier, build
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.teacher import folded, frozen_copy, teacher_features
 from letheon.engine.together import Member, run_together
-from letheon.loaders.torch_loader import TorchLoader
+from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.methods.finetune import Finetune
 from letheon.methods.spkd import Spkd
 from tests.world import PRESET, network, run_of, weights

@@ -15,7 +15,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.together import Member, run_together
-from letheon.loaders.torch_loader import TorchLoader
+from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from letheon.eval.accuracy import Count, forgetting, per_class, top1
-from letheon.eval.features import Outputs
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.metrics.accuracy import Count, forgetting, per_class, top1
 
 
 def outputs(n: int, classes: int = 4, seed: int = 0, forget: int | None = 1) -> Outputs:

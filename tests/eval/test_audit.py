@@ -10,19 +10,19 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import roc_auc_score
 
-from letheon.engine.model import Classifier, build
-from letheon.eval.audit import Beside, Subject, audit
-from letheon.eval.audit_ensemble import Runs, ensemble, margins
-from letheon.eval.audit_membership import some
-from letheon.eval.audit_probes import BALANCED, check_finite
-from letheon.eval.audit_relearn import HEAD, WHOLE, Lesson, curves, told
-from letheon.eval.catalogue import CATALOGUE
-from letheon.eval.features import Outputs
-from letheon.eval.membership_models import klom, u_lira
-from letheon.eval.passes import Passes
-from letheon.eval.probes_information import idi, information
-from letheon.eval.probes_relearn import Relearned
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import Classifier, build
+from letheon.errors import InputError
+from letheon.eval.full_row import Beside, Subject, audit
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.inference.passes import Passes
+from letheon.eval.membership.evaluator import some
+from letheon.eval.membership.many_models import klom, u_lira
+from letheon.eval.membership.over_seeds import Runs, ensemble, margins
+from letheon.eval.probes.evaluator import BALANCED, check_finite
+from letheon.eval.probes.information import idi, information
+from letheon.eval.probes.relearn import Relearned
+from letheon.eval.probes.relearn_evaluator import HEAD, WHOLE, Lesson, curves, told
+from letheon.eval.report.catalogue import CATALOGUE
 
 CLASSES = 4
 NAMES = ("ant", "bee", "cat", "dog")

@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.eval.cka import (
+from letheon.errors import InputError
+from letheon.eval.cka_rbf import rbf_cka
+from letheon.eval.metrics.cka import (
     centred,
     compare,
     legacy_cka,
@@ -16,9 +18,7 @@ from letheon.eval.cka import (
     minibatch_cka,
     unbiased_cka,
 )
-from letheon.eval.cka_rbf import rbf_cka
 from letheon.kernels.moments import Moments
-from letheon.loaders.errors import InputError
 
 Array = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def test_minibatch_is_a_ratio_of_sums_and_legacy_a_mean_of_ratios() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(100, 12, 0, shift=50.0), normal(100, 12, 1)
     whole = compare(centred("x", x), centred("y", y))
-    monkeypatch.setattr("letheon.eval.cka._CHUNK", 7)
+    monkeypatch.setattr("letheon.eval.metrics.cka._CHUNK", 7)
     parts = compare(centred("x", x), centred("y", y))
     assert parts[:3] == pytest.approx(whole[:3], abs=1e-12)
 

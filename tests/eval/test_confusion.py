@@ -8,9 +8,9 @@ import torch
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
-from letheon.eval.confusion import OTHERS, by_head, by_neighbours
-from letheon.eval.features import Outputs
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.metrics.confusion import OTHERS, by_head, by_neighbours
 
 NAMES = [f"class {c}" for c in range(20)]
 

@@ -8,8 +8,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from letheon.eval import divergence
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.metrics import divergence
 
 
 def pair(n: int, classes: int, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import Classifier, build
-from letheon.eval.features import Outputs, extract
-from letheon.eval.taps import pooled
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ArrayImages
-from letheon.loaders.torch_loader import TorchLoader
+from letheon.engine.models.classifier import Classifier, build
+from letheon.errors import InputError
+from letheon.eval.inference.extract import Outputs, extract
+from letheon.eval.inference.taps import pooled
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.image_set import ArrayImages
 
 CLASSES = 5
 

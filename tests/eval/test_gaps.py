@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from letheon.eval import bands, gaps
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.metrics import reference, scores
 
 RETRAINED = {
     "FA": 0.0,
@@ -34,7 +34,7 @@ MODEL = {
 
 
 def test_scores_by_hand() -> None:
-    found = gaps.scores(MODEL, ORIGINAL, RETRAINED)
+    found = scores.scores(MODEL, ORIGINAL, RETRAINED)
     agl = 0.98 * 0.98 * 0.97 * 0.96
     agr = 0.8 * 0.95
     want = {
@@ -48,57 +48,57 @@ def test_scores_by_hand() -> None:
         "h_mean": 2 * 0.89 * 0.90 / (0.89 + 0.90),
     }
     assert found == pytest.approx(want)
-    assert set(found) > gaps.UNVERIFIED
+    assert set(found) > scores.UNVERIFIED
 
 
 def test_the_reference_itself_is_ideal() -> None:
-    found = gaps.scores(RETRAINED, ORIGINAL, RETRAINED)
+    found = scores.scores(RETRAINED, ORIGINAL, RETRAINED)
     assert found["average_gap"] == 0
     assert all(found[name] == 1 for name in ("tow", "tow_mia", "agl", "agr", "h_lr"))
 
 
 def test_what_was_not_measured_leaves_scores_out() -> None:
     only = {"FA": 0.1, "RA": 0.9, "TRA": 0.9, "svc_efficacy_confidence": None}
-    assert set(gaps.scores(only, None, RETRAINED)) == {"tow"}
-    assert gaps.scores(only, None, None) == {}
+    assert set(scores.scores(only, None, RETRAINED)) == {"tow"}
+    assert scores.scores(only, None, None) == {}
     with pytest.raises(InputError, match="no svc_efficacy_confidence of the audited"):
-        gaps.average_gap(only, RETRAINED)
+        scores.average_gap(only, RETRAINED)
 
 
 def test_per_cent_is_refused_everywhere() -> None:
     with pytest.raises(InputError, match="not per cent"):
-        gaps.scores(MODEL | {"RA": 97.0}, ORIGINAL, RETRAINED)
+        scores.scores(MODEL | {"RA": 97.0}, ORIGINAL, RETRAINED)
     with pytest.raises(InputError, match="not per cent"):
-        gaps.tow(MODEL, RETRAINED | {"TRA": 94.0})
+        scores.tow(MODEL, RETRAINED | {"TRA": 94.0})
 
 
 def test_h_mean_of_a_model_that_forgot_nothing_is_zero() -> None:
-    assert gaps.h_mean({"TRA": 0.9, "TFA": 0.95}, ORIGINAL) == 0
-    assert gaps.h_mean({"TRA": 0.0, "TFA": 0.95}, ORIGINAL) == 0
+    assert scores.h_mean({"TRA": 0.9, "TFA": 0.95}, ORIGINAL) == 0
+    assert scores.h_mean({"TRA": 0.0, "TFA": 0.95}, ORIGINAL) == 0
 
 
 def test_agr_takes_one_where_retrained_models_were_not_compared() -> None:
     alone = {k: v for k, v in RETRAINED.items() if k != "cka_retrained"}
-    assert gaps.agr(MODEL, alone) == pytest.approx((1 - 0.3) * 0.95)
+    assert scores.agr(MODEL, alone) == pytest.approx((1 - 0.3) * 0.95)
 
 
 def test_band_is_mean_std_and_bootstrap() -> None:
     values = np.array([0.90, 0.92, 0.95, 0.91, 0.97])
-    got = bands.band(values, seed=1)
+    got = reference.band(values, seed=1)
     assert got.mean == pytest.approx(values.mean())
     assert got.std == pytest.approx(values.std(ddof=1))
     want = bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=0)
     assert got.low == pytest.approx(want.confidence_interval.low, abs=2e-3)
     assert got.high == pytest.approx(want.confidence_interval.high, abs=2e-3)
-    assert got == bands.band(values, seed=1)
-    assert bands.band([0.5] * 4) == bands.Band(0.5, 0.0, 0.5, 0.5, 4)
+    assert got == reference.band(values, seed=1)
+    assert reference.band([0.5] * 4) == reference.Band(0.5, 0.0, 0.5, 0.5, 4)
 
 
 def test_one_seed_has_no_band_and_says_so() -> None:
-    one = bands.reference([RETRAINED])
-    assert one.bands["FA"] == bands.Band(0.0, None, None, None, 1)
+    one = reference.reference([RETRAINED])
+    assert one.bands["FA"] == reference.Band(0.0, None, None, None, 1)
     assert "no band" in one.sentence
-    three = bands.reference([RETRAINED | {"seed": s, "RA": 0.9 + s / 100} for s in range(3)])
+    three = reference.reference([RETRAINED | {"seed": s, "RA": 0.9 + s / 100} for s in range(3)])
     assert "3 retrained models" in three.sentence
     assert three.mean["RA"] == pytest.approx(0.91)
     assert three.bands["RA"].std == pytest.approx(0.01)
@@ -106,13 +106,13 @@ def test_one_seed_has_no_band_and_says_so() -> None:
 
 
 def test_a_metric_that_one_seed_lacks_counts_the_others() -> None:
-    found = bands.reference([RETRAINED | {"cka_retrained": None}, RETRAINED, RETRAINED])
+    found = reference.reference([RETRAINED | {"cka_retrained": None}, RETRAINED, RETRAINED])
     assert found.bands["cka_retrained"].seeds == 2
     assert found.seeds == 3
 
 
 def test_bad_references_are_the_users_error() -> None:
     with pytest.raises(InputError, match="no retrained"):
-        bands.reference([])
+        reference.reference([])
     with pytest.raises(InputError, match="NaN"):
-        bands.reference([{"RA": float("nan")}])
+        reference.reference([{"RA": float("nan")}])

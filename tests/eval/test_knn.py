@@ -12,13 +12,13 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from letheon.eval import search
-from letheon.eval.features import Outputs
-from letheon.eval.knn import domain_matrix, knn
-from letheon.eval.search import Proposer, nearest
-from letheon.eval.search_scores import Metric
-from letheon.eval.splits import split
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.metrics.knn import domain_matrix, knn
+from letheon.eval.metrics.knn_splits import split
+from letheon.eval.search import neighbors
+from letheon.eval.search.neighbors import Proposer, nearest
+from letheon.eval.search.scores import Metric
 
 PROPOSERS: list[Proposer] = ["torch", "torch-bf16", "torch-fp64"]
 if importlib.util.find_spec("faiss"):
@@ -93,7 +93,7 @@ def test_tiles_do_not_matter(metric: Metric, monkeypatch: pytest.MonkeyPatch) ->
     q, _ = clusters(50, seed=1)
     whole = nearest(x, q, 9, metric)
     for tile in ((7, 20), (50, 300)):
-        monkeypatch.setattr(search, "_TILE", {"cpu": tile})
+        monkeypatch.setattr(neighbors, "_TILE", {"cpu": tile})
         for backend in PROPOSERS:
             tiled = nearest(x, q, 9, metric, backend)
             assert torch.equal(tiled.places, whole.places)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import build, names
-from letheon.eval.cka import centred, compare
-from letheon.eval.features import extract
-from letheon.eval.layers import LayerCka, convolutions, layer_cka, stages
-from letheon.eval.taps import tapped
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import build, names
+from letheon.errors import InputError
+from letheon.eval.inference.extract import extract
+from letheon.eval.inference.layer_cka import LayerCka, convolutions, layer_cka, stages
+from letheon.eval.inference.taps import tapped
+from letheon.eval.metrics.cka import centred, compare
 from tests.eval.test_features import CLASSES, loader
 
 
@@ -42,7 +42,7 @@ def test_every_layer_and_pair_equals_the_stored_form() -> None:
 
 def test_how_many_rows_are_held_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = work(Ranks())
-    monkeypatch.setattr("letheon.eval.layers._ROWS", 15)
+    monkeypatch.setattr("letheon.eval.inference.layer_cka._ROWS", 15)
     for pair, layers in work(Ranks()).items():
         for tap, got in layers.items():  # type: ignore[attr-defined]
             assert got == pytest.approx(whole[pair][tap], abs=1e-10)  # type: ignore[index]

@@ -12,13 +12,13 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import build
-from letheon.eval.cka import legacy_cka, linear_cka
-from letheon.eval.features import Outputs
-from letheon.eval.measure import Conditions, cka_band, measure
-from letheon.eval.passes import Passes, Store, sweep
-from letheon.eval.splits import split
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import build
+from letheon.errors import InputError
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.inference.passes import Passes, Store, sweep
+from letheon.eval.metrics.cka import legacy_cka, linear_cka
+from letheon.eval.metrics.knn_splits import split
+from letheon.eval.quick_row import Conditions, cka_band, measure
 from tests.eval.test_features import CLASSES, loader
 
 

@@ -13,13 +13,13 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
-from letheon.eval import membership as attacks
-from letheon.eval import membership_challenge as challenge
-from letheon.eval import membership_models as models
-from letheon.eval import membership_roc as curves
-from letheon.eval import membership_signals as signals
+from letheon.errors import InputError
+from letheon.eval.membership import challenge as challenge
+from letheon.eval.membership import many_models as models
+from letheon.eval.membership import roc as curves
+from letheon.eval.membership import signals as signals
+from letheon.eval.membership import single_model as attacks
 from letheon.kernels.keyed import permutation
-from letheon.loaders.errors import InputError
 
 
 def some_logits(n: int = 40, classes: int = 5, scale: float = 3.0) -> tuple[torch.Tensor, ...]:

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from letheon.engine.model import Classifier, build
-from letheon.eval import probes, probes_information, probes_relearn
-from letheon.eval.probes_critic import critic_information, critic_of
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import Classifier, build
+from letheon.errors import InputError
+from letheon.eval.probes import information, linear, relearn
+from letheon.eval.probes.critic import critic_information, critic_of
 
 
 def blobs(n: int, classes: int, width: int, apart: float, seed: int) -> tuple[np.ndarray, ...]:
@@ -37,7 +37,7 @@ def test_linear_probe_is_scikit_learns_on_scaled_features(solver: str) -> None:
         else RidgeClassifier(alpha=2.0)
     ).fit(scale.transform(train), y)
     right = model.predict(scale.transform(test)) == asked
-    got = probes.linear_probe(train, y, test, asked, np.array([1, 3]), solver=solver, strength=2.0)
+    got = linear.linear_probe(train, y, test, asked, np.array([1, 3]), solver=solver, strength=2.0)
     gone = np.isin(asked, [1, 3])
     assert got.forgotten == right[gone].mean()
     assert got.retained == right[~gone].mean()
@@ -48,12 +48,12 @@ def test_linear_probe_is_scikit_learns_on_scaled_features(solver: str) -> None:
 def test_probe_recovers_a_class_the_head_forgot_and_not_one_the_features_lost() -> None:
     train, y = blobs(400, 3, 5, 3.0, 0)
     test, asked = blobs(200, 3, 5, 3.0, 1)
-    kept = probes.linear_probe(train, y, test, asked, np.array([2]))
+    kept = linear.linear_probe(train, y, test, asked, np.array([2]))
     assert kept.forgotten > 0.95
     lost_train, lost_test = train.copy(), test.copy()
     lost_train[y == 2] = train[y != 2][: (y == 2).sum()]
     lost_test[asked == 2] = test[asked != 2][: (asked == 2).sum()]
-    lost = probes.linear_probe(lost_train, y, lost_test, asked, np.array([2]))
+    lost = linear.linear_probe(lost_train, y, lost_test, asked, np.array([2]))
     assert lost.forgotten < 0.6
 
 
@@ -62,9 +62,9 @@ def test_probe_takes_constant_features_and_one_sample_classes() -> None:
     test, asked = blobs(40, 2, 3, 3.0, 1)
     train[:, 1] = test[:, 1] = 5.0
     train, y = np.r_[train, [[9.0, 5.0, 9.0]]], np.r_[y, 7]
-    got = probes.linear_probe(train, y, test, asked, np.array([0]))
+    got = linear.linear_probe(train, y, test, asked, np.array([0]))
     assert got.forgotten > 0.9
-    flat = probes.linear_probe(np.ones((6, 2)), y[:6], np.ones((4, 2)), asked[:4], np.array([0, 1]))
+    flat = linear.linear_probe(np.ones((6, 2)), y[:6], np.ones((4, 2)), asked[:4], np.array([0, 1]))
     assert 0 <= flat.forgotten <= 1
     assert flat.retained is None
 
@@ -72,49 +72,49 @@ def test_probe_takes_constant_features_and_one_sample_classes() -> None:
 def test_probe_errors() -> None:
     train, y = blobs(20, 2, 3, 1.0, 0)
     with pytest.raises(InputError, match="NaN"):
-        probes.linear_probe(train * np.nan, y, train, y, np.array([0]))
+        linear.linear_probe(train * np.nan, y, train, y, np.array([0]))
     with pytest.raises(InputError, match="forgotten"):
-        probes.linear_probe(train, y, train, y, np.array([5]))
+        linear.linear_probe(train, y, train, y, np.array([5]))
     with pytest.raises(InputError, match="widths"):
-        probes.linear_probe(train, y, train[:, :2], y, np.array([0]))
+        linear.linear_probe(train, y, train[:, :2], y, np.array([0]))
 
 
 def test_few_shot_takes_so_many_of_each_class_and_is_seeded() -> None:
     labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
-    chosen = probes.few_shot(labels, 5, seed=0)
+    chosen = linear.few_shot(labels, 5, seed=0)
     assert np.bincount(labels[chosen]).tolist() == [5, 3, 5]
     assert (np.diff(chosen) > 0).all()
-    assert (chosen == probes.few_shot(labels, 5, seed=0)).all()
-    assert (chosen != probes.few_shot(labels, 5, seed=1)).any()
+    assert (chosen == linear.few_shot(labels, 5, seed=0)).all()
+    assert (chosen != linear.few_shot(labels, 5, seed=1)).any()
     train, y = blobs(200, 3, 4, 2.0, 0)
-    got = probes.linear_probe(train, y, train, y, np.array([0]), shots=4, seed=3)
-    few = probes.few_shot(y, 4, 3)
-    want = probes.linear_probe(train[few], y[few], train, y, np.array([0]))
+    got = linear.linear_probe(train, y, train, y, np.array([0]), shots=4, seed=3)
+    few = linear.few_shot(y, 4, 3)
+    want = linear.linear_probe(train[few], y[few], train, y, np.array([0]))
     assert got == want
 
 
 def test_confusion_rows_are_shares() -> None:
     logits = torch.eye(4)[torch.tensor([0, 1, 1, 3, 2, 2])]
     labels = torch.tensor([0, 0, 0, 0, 2, 1])
-    got = probes.confusion(logits, labels, np.array([2, 0]))
+    got = linear.confusion(logits, labels, np.array([2, 0]))
     np.testing.assert_array_equal(got, [[0, 0, 1, 0], [0.25, 0.5, 0, 0.25]])
     with pytest.raises(InputError, match="class 3"):
-        probes.confusion(logits, labels, np.array([3]))
+        linear.confusion(logits, labels, np.array([3]))
 
 
 def test_weight_distance_by_hand() -> None:
     a = {"w": torch.tensor([3.0, 0.0]), "n": torch.tensor(3), "z": torch.zeros(2)}
     b = {"w": torch.tensor([0.0, 4.0]), "n": torch.tensor(5), "z": torch.zeros(2)}
-    got = probes.weight_distance(a, b)
+    got = linear.weight_distance(a, b)
     assert got == {"w": (5.0, 1.25), "z": (0.0, 0.0)}
-    assert probes.weight_distance(b, {**a})["w"].relative == pytest.approx(5 / 3)
-    assert probes.weight_distance({"z": torch.ones(1)}, {"z": torch.zeros(1)})[
+    assert linear.weight_distance(b, {**a})["w"].relative == pytest.approx(5 / 3)
+    assert linear.weight_distance({"z": torch.ones(1)}, {"z": torch.zeros(1)})[
         "z"
     ].relative == float("inf")
     with pytest.raises(InputError, match="extra"):
-        probes.weight_distance(a | {"extra": torch.ones(1)}, b)
+        linear.weight_distance(a | {"extra": torch.ones(1)}, b)
     with pytest.raises(InputError, match="differ in w"):
-        probes.weight_distance(a | {"w": torch.ones(3)}, b)
+        linear.weight_distance(a | {"w": torch.ones(3)}, b)
 
 
 def test_info_nce_is_the_mean_over_all_pairs() -> None:
@@ -124,7 +124,7 @@ def test_info_nce_is_the_mean_over_all_pairs() -> None:
     for k in range(40):
         others = [np.exp(scores[k, y[j]]) for j in range(40)]
         want += (scores[k, y[k]] - np.log(np.mean(others))) / 40
-    got = probes_information.info_nce(torch.from_numpy(scores), torch.from_numpy(y))
+    got = information.info_nce(torch.from_numpy(scores), torch.from_numpy(y))
     assert got == pytest.approx(want, abs=1e-12)
 
 
@@ -144,7 +144,7 @@ def test_information_estimates_the_true_value(apart: float, share: float) -> Non
     rng = np.random.default_rng(5)
     member = torch.arange(8000) % round(1 / share) == 0
     z = rng.normal(size=(8000, 1)) + apart * member.numpy()[:, None]
-    got = probes_information.information(np.c_[z, np.ones(8000)], member)
+    got = information.information(np.c_[z, np.ones(8000)], member)
     assert got == pytest.approx(gaussian_information(apart, share), abs=0.02)
 
 
@@ -152,41 +152,37 @@ def test_information_of_noise_in_many_dimensions_is_none() -> None:
     rng = np.random.default_rng(6)
     member = torch.arange(200) % 2 == 0
     noise = rng.normal(size=(200, 150))
-    assert probes_information.information(noise, member) < 0.05  # on its own samples: log 2
+    assert information.information(noise, member) < 0.05  # on its own samples: log 2
 
 
 def test_a_trained_critic_sees_what_a_linear_one_cannot() -> None:
     rng = np.random.default_rng(7)
     z = rng.uniform(-1, 1, size=(800, 2))
     member = torch.from_numpy(z[:, 0] * z[:, 1] > 0)  # exclusive or: no line divides it
-    linear = probes_information.information(z, member)
+    linear = information.information(z, member)
     state = torch.random.get_rng_state()
-    trained = probes_information.information(
-        z, member, critic=probes_information.small_critic, steps=300
-    )
+    trained = information.information(z, member, critic=information.small_critic, steps=300)
     assert linear < 0.05
     assert trained > 0.45
     assert torch.equal(torch.random.get_rng_state(), state)
-    again = probes_information.information(
-        z, member, critic=probes_information.small_critic, steps=300
-    )
+    again = information.information(z, member, critic=information.small_critic, steps=300)
     assert trained == again
 
 
 def test_idi_by_hand() -> None:
     original, retrained = {"a": 0.6, "b": 0.5}, {"a": 0.1, "b": 0.2}
-    got = probes_information.idi({"a": 0.35, "b": 0.1}, retrained, original)
+    got = information.idi({"a": 0.35, "b": 0.1}, retrained, original)
     assert got.value == pytest.approx((0.25 - 0.1) / 0.8)
-    floored = probes_information.idi({"a": 0.35, "b": 0.1}, retrained, original, floor=True)
+    floored = information.idi({"a": 0.35, "b": 0.1}, retrained, original, floor=True)
     assert floored.value == pytest.approx(0.25 / 0.8)
-    assert probes_information.idi(original, retrained, original).value == 1
-    assert probes_information.idi(retrained, retrained, original).value == 0
+    assert information.idi(original, retrained, original).value == 1
+    assert information.idi(retrained, retrained, original).value == 0
     with pytest.raises(InputError, match="layers"):
-        probes_information.idi({"a": 1.0}, retrained, original)
+        information.idi({"a": 1.0}, retrained, original)
     with pytest.raises(InputError, match="more than 0"):
-        probes_information.idi(original, original, original)
+        information.idi(original, original, original)
     with pytest.raises(InputError, match="NaN"):
-        probes_information.information(np.full((4, 1), np.nan), torch.tensor([0, 0, 1, 1]) > 0)
+        information.information(np.full((4, 1), np.nan), torch.tensor([0, 0, 1, 1]) > 0)
 
 
 def accuracy_on(features: torch.Tensor, labels: torch.Tensor):
@@ -195,10 +191,10 @@ def accuracy_on(features: torch.Tensor, labels: torch.Tensor):
 
 def test_relearn_is_plain_sgd_on_a_copy() -> None:
     x, y = (torch.from_numpy(v) for v in blobs(64, 3, 4, 2.0, 0))
-    head = probes_relearn.head_on_features(torch.zeros(3, 4).double(), None).double()
+    head = relearn.head_on_features(torch.zeros(3, 4).double(), None).double()
     before = copy.deepcopy(head.state_dict())
-    batches = probes_relearn.feature_batches(x, y, 20, seed=1)
-    got = probes_relearn.relearn(head, batches, accuracy_on(x, y), steps=5, every=2, lr=0.1)
+    batches = relearn.feature_batches(x, y, 20, seed=1)
+    got = relearn.relearn(head, batches, accuracy_on(x, y), steps=5, every=2, lr=0.1)
     assert torch.equal(before["weight"], head.weight)
     weight, velocity = torch.zeros(3, 4).double(), torch.zeros(3, 4).double()
     accuracies = []
@@ -218,24 +214,24 @@ def test_relearn_stops_at_its_target_and_index() -> None:
         torch.from_numpy(v).float() if i == 0 else torch.from_numpy(v)
         for i, v in enumerate(blobs(64, 2, 4, 3.0, 0))
     )
-    batches = probes_relearn.feature_batches(x, y, 64, seed=1)
+    batches = relearn.feature_batches(x, y, 64, seed=1)
     blank = nn.Linear(4, 2)
     nn.init.zeros_(blank.weight), nn.init.zeros_(blank.bias)
     with torch.no_grad():
         blank.bias[0] = 3.0
     measure = accuracy_on(x[y == 1], y[y == 1])
-    slow = probes_relearn.relearn(blank, batches, measure, every=1, target=0.9)
+    slow = relearn.relearn(blank, batches, measure, every=1, target=0.9)
     assert slow.accuracy[0] == 0
     assert slow.reached == slow.steps[-1] > 1
     assert slow.accuracy[-1] >= 0.9 > slow.accuracy[-2]
     with torch.no_grad():
         blank.bias[0] = 0.3
-    quick = probes_relearn.relearn(blank, batches, measure, every=1, target=0.9)
+    quick = relearn.relearn(blank, batches, measure, every=1, target=0.9)
     assert quick.reached is not None and quick.reached < slow.reached
-    assert probes_relearn.anamnesis_index(quick, slow) == quick.reached / slow.reached
-    there = probes_relearn.relearn(blank, batches, lambda net: 1.0, target=0.9)
+    assert relearn.anamnesis_index(quick, slow) == quick.reached / slow.reached
+    there = relearn.relearn(blank, batches, lambda net: 1.0, target=0.9)
     assert there == ([0], [1.0], 0)
-    assert probes_relearn.anamnesis_index(quick, there) is None
+    assert relearn.anamnesis_index(quick, there) is None
 
 
 def test_relearn_reads_named_outputs_and_leaves_batch_norm_alone() -> None:
@@ -254,7 +250,7 @@ def test_relearn_reads_named_outputs_and_leaves_batch_norm_alone() -> None:
     net = Net().train()
     seen = []
     x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
-    probes_relearn.relearn(
+    relearn.relearn(
         net,
         lambda step: (x, y),
         lambda learner: seen.append(copy.deepcopy(learner.state_dict())) or 0.0,
@@ -267,19 +263,19 @@ def test_relearn_reads_named_outputs_and_leaves_batch_norm_alone() -> None:
 
 def test_feature_batches_give_each_row_once_an_epoch() -> None:
     x, y = torch.arange(7.0)[:, None], torch.arange(7)
-    batch = probes_relearn.feature_batches(x, y, 3, seed=0)
+    batch = relearn.feature_batches(x, y, 3, seed=0)
     epochs = [torch.cat([batch(e * 3 + s)[1] for s in range(3)]) for e in range(2)]
     assert all(sorted(e.tolist()) == list(range(7)) for e in epochs)
     assert not torch.equal(*epochs)
     assert torch.equal(batch(0)[1], batch(0)[1])
     with pytest.raises(InputError):
-        probes_relearn.feature_batches(x, y[:2], 3, seed=0)
+        relearn.feature_batches(x, y[:2], 3, seed=0)
 
 
 def test_relearn_that_diverges_names_the_step() -> None:
     x, y = torch.full((4, 1), 1e30), torch.tensor([0, 1, 0, 1])
     with pytest.raises(InputError, match="step 5"):
-        probes_relearn.relearn(nn.Linear(1, 2), lambda s: (x, y), lambda n: 0.0, lr=1e30)
+        relearn.relearn(nn.Linear(1, 2), lambda s: (x, y), lambda n: 0.0, lr=1e30)
 
 
 def test_a_critic_of_later_layers_reads_what_its_layer_holds() -> None:

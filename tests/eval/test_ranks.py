@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import build
-from letheon.eval.features import extract
-from letheon.eval.knn import knn
-from letheon.eval.measure import measure
-from letheon.eval.passes import sweep
-from letheon.eval.search import nearest
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import build
+from letheon.errors import InputError
+from letheon.eval.inference.extract import extract
+from letheon.eval.inference.passes import sweep
+from letheon.eval.metrics.knn import knn
+from letheon.eval.quick_row import measure
+from letheon.eval.search.neighbors import nearest
 from tests.eval.test_features import CLASSES, loader
 from tests.eval.test_knn import METRICS, clusters
 from tests.eval.test_layers import work as layers

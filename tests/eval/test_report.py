@@ -19,13 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from letheon.eval import definitions, report
-from letheon.eval.bands import reference
-from letheon.eval.embedding import embed
-from letheon.eval.gaps import UNVERIFIED, scores
-from letheon.eval.report_rows import prepare
-from letheon.eval.report_tables import as_csv, as_json, as_latex, as_markdown
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.metrics.reference import reference
+from letheon.eval.metrics.scores import UNVERIFIED, scores
+from letheon.eval.probes.embedding import embed
+from letheon.eval.report import definitions, write
+from letheon.eval.report.rows import prepare
+from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "docs" / "metrics.schema.json").read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("report")
-    paths = report.write_report(full(), out / "new", heading="Made <up>")
+    paths = write.write_report(full(), out / "new", heading="Made <up>")
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -225,12 +225,12 @@ def test_page_is_one_file_with_every_picture_and_its_words(written: dict[str, st
 
 
 def test_the_same_rows_give_the_same_bytes(written: dict[str, str], tmp_path: Path) -> None:
-    report.write_report(full(), tmp_path, heading="Made <up>")
+    write.write_report(full(), tmp_path, heading="Made <up>")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == written["report.html"]
 
 
 def test_missing_ingredients_are_excused_not_drawn(tmp_path: Path) -> None:
-    report.write_report([{"name": "alone", "knn": 0.5}], tmp_path)
+    write.write_report([{"name": "alone", "knn": 0.5}], tmp_path)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.images == []
     words = " ".join(page.words)
@@ -248,7 +248,7 @@ def test_pictures_cope_with_little(tmp_path: Path) -> None:
         | {"accuracy_by_class": [0.1] * 40, "cka_by_layer": {"conv1": None, "layer1": 0.5}},
         rich("V", "unlearned", 3) | {"cka_by_layer": {"other": 0.5}, "seconds": None},
     ]
-    report.write_report(rows, tmp_path)
+    write.write_report(rows, tmp_path)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(page.images) == 8
     words = " ".join(page.words)
@@ -262,7 +262,7 @@ def test_reasons_for_empty_cells_are_told(tmp_path: Path) -> None:
         row("A", "unlearned"),
         row("B", "control", 1) | {"knn": None, "why": {"knn": "no <samples>"}},
     ]
-    report.write_report(rows, tmp_path)
+    write.write_report(rows, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "B, k-NN %: no &lt;samples&gt;" in text
 
@@ -284,7 +284,7 @@ def test_bad_rows_are_the_users_error_and_write_nothing(
     rows: list[dict[str, Any]], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=said):
-        report.write_report(rows, tmp_path / "out")
+        write.write_report(rows, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -295,9 +295,9 @@ def test_without_matplotlib_the_extra_is_named_and_tables_still_work(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"letheon\[report\]"):
-        report.write_report(full(), tmp_path / "page")
+        write.write_report(full(), tmp_path / "page")
     assert not (tmp_path / "page").exists()
-    written = report.write_report(full(), tmp_path / "tables", page=False)
+    written = write.write_report(full(), tmp_path / "tables", page=False)
     assert [path.suffix for path in written] == [".csv", ".md", ".tex", ".json"]
 
 
@@ -342,7 +342,7 @@ def test_embedding_keeps_separate_classes_apart_and_is_seeded() -> None:
 @pytest.mark.parametrize("width", [400, 1200])
 def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) -> None:
     """Content, not pixels: ink in every part of the page, and nothing wider than the screen."""
-    report.write_report(full(), tmp_path)
+    write.write_report(full(), tmp_path)
     frame = (
         f'<body style="margin:0"><iframe id="f" src="report.html" '
         f'style="width:{width}px;height:9000px;border:0"></iframe><script>'

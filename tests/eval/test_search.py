@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.eval import search
-from letheon.eval.search import nearest
-from letheon.eval.search_scores import Metric, Scores
+from letheon.eval.search import neighbors
+from letheon.eval.search.neighbors import nearest
+from letheon.eval.search.scores import Metric, Scores
 from tests.eval.test_knn import METRICS, PROPOSERS, by_definition, clusters
 
 
@@ -18,7 +18,7 @@ from tests.eval.test_knn import METRICS, PROPOSERS, by_definition, clusters
 def test_groups_hold_the_largest(n: int, m: int) -> None:
     draw = torch.Generator().manual_seed(n)
     for values in (torch.randn(7, n, generator=draw), torch.randint(4, (7, n), generator=draw)):
-        got, columns = search._top(values.float(), m)
+        got, columns = neighbors._top(values.float(), m)
         want = values.float().topk(min(m, n), dim=1).values
         assert torch.equal(got.sort(dim=1, descending=True).values, want)
         assert torch.equal(values.float().gather(1, columns), got)
@@ -33,8 +33,8 @@ def test_no_fast_score_errs_by_more_than_the_bound(metric: Metric, dtype: torch.
     x = (x * torch.logspace(-1, 1, 900)[:, None] + 3).to(dtype)
     before = x.clone()
     scores = Scores(x, q, metric, Ranks(), (64, 256))
-    fast, places = search._propose(scores, 900, torch.float32)
-    exact = search._rescored(scores, places, torch.full((40,), 900))
+    fast, places = neighbors._propose(scores, 900, torch.float32)
+    exact = neighbors._rescored(scores, places, torch.full((40,), 900))
     assert float((fast - exact).abs().max()) < (300 + 8) * 2.0**-24
     assert torch.equal(x, before)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from letheon.eval.splits import load, save, split
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.eval.metrics.knn_splits import load, save, split
 
 
 @pytest.mark.parametrize("rule", ["keyed", "legacy"])

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import build
-from letheon.eval.features import Outputs, extract
-from letheon.eval.layers import convolutions
-from letheon.eval.store import extract_stored
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import build
+from letheon.errors import InputError
+from letheon.eval.inference.cache import extract_stored
+from letheon.eval.inference.extract import Outputs, extract
+from letheon.eval.inference.layer_cka import convolutions
 from tests.eval.test_features import CLASSES, loader
 
 FACTS = {"weights": "w", "data": "d"}

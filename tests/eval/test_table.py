@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from letheon.eval import table
+from letheon.eval.report import terminal
 
 ROWS = [
     {
@@ -22,7 +22,7 @@ ROWS = [
 
 
 def test_plain_table_is_aligned_and_rounded() -> None:
-    lines = table.plain(ROWS).splitlines()
+    lines = terminal.plain(ROWS).splitlines()
     assert " ".join(lines[0].split()) == "model FA % RA % TFA % TRA % k-NN % CKA orig time s"
     assert lines[2].split() == ["original", "100.0", "98.8", "-", "50.0", "43.2", "1.000", "12.3"]
     assert lines[3].split() == ["sal|un", "0.0", "90.0", "0.0", "45.0", "-", "0.000", "-"]
@@ -32,28 +32,28 @@ def test_plain_table_is_aligned_and_rounded() -> None:
 
 
 def test_each_column_shown_has_a_line_of_legend() -> None:
-    text = table.plain(ROWS)
+    text = terminal.plain(ROWS)
     legend = text.split("\n\n")[1].splitlines()
     assert len(legend) == 7
     assert legend[0].startswith("FA %")
 
 
 def test_columns_nobody_has_are_left_out() -> None:
-    assert "gap" not in table.plain(ROWS).splitlines()[0]
-    assert table.plain(ROWS, ["FA"]).splitlines()[0].split() == ["model", "FA", "%"]
-    assert table.plain([]).splitlines()[0] == "model"
+    assert "gap" not in terminal.plain(ROWS).splitlines()[0]
+    assert terminal.plain(ROWS, ["FA"]).splitlines()[0].split() == ["model", "FA", "%"]
+    assert terminal.plain([]).splitlines()[0] == "model"
 
 
 def test_markdown_has_as_many_cells_in_each_row() -> None:
-    lines = table.markdown(ROWS).split("\n\n")[0].splitlines()
+    lines = terminal.markdown(ROWS).split("\n\n")[0].splitlines()
     assert len(lines) == 4
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9}
     assert lines[3].startswith("| sal\\|un | 0.0 |")
 
 
 def test_every_column_has_a_definition_with_its_source() -> None:
-    meant = table.definitions()
-    assert set(table.COLUMNS) <= set(meant)
+    meant = terminal.definitions()
+    assert set(terminal.COLUMNS) <= set(meant)
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in meant.values())
 
 
@@ -72,7 +72,7 @@ def test_conditions_are_told_where_all_rows_share_them() -> None:
         "k-NN: k = 20, l2, temperature 0.1 votes, logits as features, legacy 80/20 split. "
         "CKA: exact."
     )
-    assert table.plain(rows).splitlines()[-1] == want
-    assert table.markdown(rows).splitlines()[-1] == "- " + want
+    assert terminal.plain(rows).splitlines()[-1] == want
+    assert terminal.markdown(rows).splitlines()[-1] == "- " + want
     rows[0] = {**rows[0], "conditions": {**under, "metric": "cosine"}}
-    assert want not in table.plain(rows)
+    assert want not in terminal.plain(rows)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.model import build
-from letheon.eval.features import Outputs
-from letheon.eval.layers import stages
-from letheon.eval.passes import Store, Swept, sweep, sweep_together
-from letheon.launch.rows import Entry, grouped
-from letheon.loaders.errors import InputError
+from letheon.engine.models.classifier import build
+from letheon.errors import InputError
+from letheon.eval.comparison import Entry, grouped
+from letheon.eval.inference.extract import Outputs
+from letheon.eval.inference.layer_cka import stages
+from letheon.eval.inference.passes import Store, Swept, sweep, sweep_together
 from letheon.loaders.preset import Preset
 from tests.eval.test_features import CLASSES, loader
 from tests.pool import on_ranks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from letheon.loaders.images import ArrayImages
+from letheon.loaders.datasets.image_set import ArrayImages
 
 Drawn = Callable[..., Path]
 

@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from letheon.loaders import dali_loader, ffcv_loader, jpeg, order
-from letheon.loaders.admit import Encoding
+from letheon.errors import InputError
+from letheon.loaders import order
+from letheon.loaders.backends import dali_loader, ffcv_loader
+from letheon.loaders.backends.resident_loader import ResidentLoader
+from letheon.loaders.backends.threaded_loader import BetonLoader
+from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Loader, Reads
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.choose import Kind, make_loader
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
+from letheon.loaders.decode import jpeg
+from letheon.loaders.factory import Kind, make_loader
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import Relabelled
-from letheon.loaders.resident_loader import ResidentLoader
-from letheon.loaders.torch_loader import TorchLoader
 
 PRESET = Preset(size=32, resize_to=40)
 KINDS: tuple[Kind, ...] = (

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from letheon.loaders import beton, beton_writer
-from letheon.loaders.admit import Encoding
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.betons import is_betons, open_betons, write_betons
-from letheon.loaders.data import open_source
-from letheon.loaders.decode import decode
-from letheon.loaders.errors import InputError
-from letheon.loaders.files import FileImages
-from letheon.loaders.images import ArrayImages, Data
+from letheon.errors import InputError
+from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.datasets.image_set import ArrayImages, Data
+from letheon.loaders.decode.pillow import decode
+from letheon.loaders.formats import beton, beton_writer
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_set import is_betons, open_betons, write_betons
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 
 
 def files_of(root: Path) -> FileImages:

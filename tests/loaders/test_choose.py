@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from letheon.loaders import choose
-from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.choose import make_loader, suited
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ArrayImages
+from letheon.errors import InputError
+from letheon.loaders import factory
+from letheon.loaders.backends.threaded_loader import BetonLoader
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.datasets.image_set import ArrayImages
+from letheon.loaders.factory import make_loader, suited
+from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
-from letheon.loaders.torch_loader import TorchLoader
 
 PRESET = Preset(size=32, resize_to=40)
 SMALL = Preset(size=16, resize="none", augment="pad-crop-flip")
@@ -44,7 +44,7 @@ def test_auto_keeps_on_the_gpu_what_takes_a_quarter_of_it(
     images: ArrayImages = array_images(10)
     needed = 10 * 16 * 16 * 3
     for free, kind in ((4 * needed, "resident"), (4 * needed - 4, "torch")):
-        monkeypatch.setattr(choose, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(factory, "free_bytes", lambda device, free=free: free)
         assert suited(images, SMALL, torch.device("cuda"))[0] == kind
     assert suited(images, SMALL, torch.device("cpu"))[0] == "torch"
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from letheon.loaders import dali_loader
-from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.choose import Keeping, make_loader
-from letheon.loaders.dali_loader import DaliLoader
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ImageSet
+from letheon.errors import InputError
+from letheon.loaders.backends import dali_loader
+from letheon.loaders.backends.dali_loader import DaliLoader
+from letheon.loaders.backends.threaded_loader import BetonLoader
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.factory import Keeping, make_loader
+from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
-from letheon.loaders.readable import readable
+from letheon.loaders.views import readable
 
 PRESET = Preset(size=32, resize_to=40)
 needs_dali = pytest.mark.skipif(not dali_loader.installed(), reason="DALI is not installed")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from letheon.loaders.decode import decode
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.loaders.decode.pillow import decode
 
 
 def encoded(mode: str, form: str, size: tuple[int, int] = (20, 14)) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
-from letheon.loaders import digits
+from letheon.loaders.datasets import digits
 
 
 def test_split_is_stratified_complete_and_fixed() -> None:

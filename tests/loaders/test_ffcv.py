@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from letheon.loaders import boxes
-from letheon.loaders.admit import Encoding
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.choose import make_loader
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.ffcv_loader import FfcvLoader, installed
-from letheon.loaders.files import FileImages
+from letheon.errors import InputError
+from letheon.loaders.backends.ffcv_loader import FfcvLoader, installed
+from letheon.loaders.backends.threaded_loader import BetonLoader
+from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.factory import make_loader
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
+from letheon.loaders.transforms import crop_boxes
 
 needs_ffcv = pytest.mark.skipif(not installed(), reason="the ffcv package is not installed")
 PRESET = Preset(size=32, resize_to=40)
@@ -140,7 +140,7 @@ def test_what_ffcv_cannot_do_is_said(files: FileImages, tmp_path: Path) -> None:
 
 def test_the_box_of_the_test_transform_is_the_cut_after_the_resize() -> None:
     shapes = np.array([[500, 375], [375, 500], [256, 256], [333, 1000]])
-    box = boxes.central(shapes, Preset(size=224, resize_to=256))
+    box = crop_boxes.central(shapes, Preset(size=224, resize_to=256))
     for (height, width), (top, left, h, w) in zip(shapes.tolist(), box.tolist(), strict=True):
         tall, wide = 256 * height // min(height, width), 256 * width // min(height, width)
         assert np.isclose(h * tall / height, 224) and np.isclose(w * wide / width, 224)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from letheon.loaders.data import open_data, open_domains
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.loaders.open import open_data, open_domains
 
 Drawn = Callable[..., Path]
 SPLITS = [

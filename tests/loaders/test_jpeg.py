@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from letheon.loaders import jpeg
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
+from letheon.loaders.decode import jpeg
 
 Bytes = NDArray[np.uint8]
 

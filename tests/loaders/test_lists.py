@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from letheon.loaders.betons import write_betons
-from letheon.loaders.data import open_data, open_domains, open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ImageSet
-from letheon.loaders.prepare import prepare
+from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.formats.arrays_writer import prepare
+from letheon.loaders.formats.beton_set import write_betons
+from letheon.loaders.open import open_data, open_domains, open_source
 
 Drawn = Callable[..., Path]
 LABELS = {"zebra": 0, "t-shirt": 1, "The Mona Lisa": 2}  # not in the order of the names

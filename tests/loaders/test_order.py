@@ -8,9 +8,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from letheon.errors import InputError
 from letheon.loaders import order
 from letheon.loaders.batch import Reads
-from letheon.loaders.errors import InputError
 
 FORGET = np.arange(101) % 5 == 2  # 20 of 101
 

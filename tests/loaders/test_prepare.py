@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from letheon.loaders.data import open_data, open_domains
-from letheon.loaders.errors import InputError
-from letheon.loaders.prepare import prepare
+from letheon.errors import InputError
+from letheon.loaders.formats.arrays_writer import prepare
+from letheon.loaders.open import open_data, open_domains
 
 Drawn = Callable[..., Path]
 PATHS = [f"{s}/{c}/{i:02}.jpg" for s in ("train", "val") for c in "ab" for i in range(40)]

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from letheon.launch.job import Job
-from letheon.loaders.admit import Encoding
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.choose import Kind, make_loader
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import Data, ImageSet
-from letheon.loaders.readable import readable, told_left_out
+from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.factory import Kind, make_loader
+from letheon.loaders.forget_request import resolve
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
+from letheon.loaders.options import DataOptions
 from letheon.loaders.relabel import Relabelled
-from letheon.loaders.request import resolve
+from letheon.loaders.views import readable, told_left_out
 from tests.launch_tools import Scripts, torchrun
 from tests.loaders.test_backends import KINDS, PRESET, TOLERANCE, assert_near
 
@@ -142,7 +142,7 @@ def test_the_command_line_says_error_or_drop(
     scripts: Scripts, photographs: Path, tmp_path: Path
 ) -> None:
     data = split(photographs, tmp_path / "data")
-    assert Job().unreadable == "error"
+    assert DataOptions().unreadable == "error"
     ended = scripts("train", *options(data, tmp_path / "a"))
     assert ended.code == 2 and "02.jpg: got an unreadable image" in ended.err
     ended = scripts("train", *options(data, tmp_path / "b"), "--unreadable", "drop")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ArrayImages, Data
-from letheon.loaders.request import Request, forget_mask, resolve
+from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import ArrayImages, Data
+from letheon.loaders.forget_request import Request, forget_mask, resolve
 
 # 100 of the 1000 ImageNet classes, as published; the fingerprints were computed independently.
 RANDOM100 = (

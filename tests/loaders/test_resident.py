@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from letheon.engine.distributed import Ranks
-from letheon.loaders import resident_loader
+from letheon.errors import InputError
+from letheon.loaders.backends import resident_loader
+from letheon.loaders.backends.resident_loader import ResidentLoader
+from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Reads
-from letheon.loaders.beton_loader import BetonLoader
-from letheon.loaders.choose import Keeping, make_loader
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ImageSet
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.factory import Keeping, make_loader
+from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
-from letheon.loaders.resident_loader import ResidentLoader
 from tests.pool import on_ranks
 
 PRESET = Preset(size=32, resize_to=40)

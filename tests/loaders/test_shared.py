@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from letheon.loaders import shared
-from letheon.loaders.admit import Encoding
-from letheon.loaders.backend import Backend
+from letheon.errors import InputError
+from letheon.loaders.backends.base import Backend
+from letheon.loaders.backends.shared_pass import planned, served, shared_pass, source
+from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Reads
-from letheon.loaders.beton import BetonImages
-from letheon.loaders.beton_writer import write_beton
-from letheon.loaders.choose import Kind, make_loader
-from letheon.loaders.data import open_source
-from letheon.loaders.errors import InputError
+from letheon.loaders.factory import Kind, make_loader
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 from letheon.loaders.order import Part, epoch_parts
 from letheon.loaders.preset import Preset
-from letheon.loaders.shared import planned, served, shared_pass, source
-from letheon.loaders.torch_loader import TorchLoader
 from tests.world import images as noise
 
 PRESET = Preset(size=32, resize_to=40)
@@ -48,7 +47,7 @@ def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Beton
 def test_as_read_alone(
     kind: Kind, room: int, world: int, images: BetonImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_room", lambda loader: room)
+    monkeypatch.setattr("letheon.loaders.backends.shared_pass._room", lambda loader: room)
     forget = np.arange(len(images)) % 3 == 0
     orders = []
     for rank in range(world):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from letheon.errors import InputError
+from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Reads
-from letheon.loaders.data import open_data
-from letheon.loaders.errors import InputError
-from letheon.loaders.images import ArrayImages
+from letheon.loaders.datasets.image_set import ArrayImages
+from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
-from letheon.loaders.torch_loader import TorchLoader
 
 SHIFT = Preset(size=16, resize="none", augment="shift")
 Make = Callable[[int], ArrayImages]

@@ -13,9 +13,9 @@ import torch
 
 from letheon.engine.loop import run_method
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.launch.command import parse
 from letheon.loaders.batch import Batch, Reads
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from letheon.engine.checkpoint import weights_digest
+from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.recipe import Recipe
-from letheon.loaders.errors import InputError
+from letheon.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.mask_file import load_masks, save_masks
 from letheon.methods.random_label import RandomLabel

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
-from letheon.engine.model import Classifier
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.loaders.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation

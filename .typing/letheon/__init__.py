@@ -1,0 +1,1 @@
+../../letheon/__init__.py

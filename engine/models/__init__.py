@@ -1,0 +1,1 @@
+"""The classifiers by name, and the wrapper that gives logits and features."""

@@ -1,0 +1,120 @@
+"""Several planned runs trained in one process: in which company, and what is said of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Log, Seconds
+from letheon.engine.method import Method, Run
+from letheon.engine.together import Member, run_together
+from letheon.engine.runs.plan import Plan, finish_run, start_run
+from letheon.errors import InputError
+from letheon.loaders.backends.resident_loader import free_bytes
+
+SHARE = 0.5  # of the free memory for weights and optimisers; the rest is for steps and images
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run whose input has been checked."""
+
+    name: str
+    method: Method
+    plan: Plan
+    run: Run  # its model is not trained in place: a copy is, made when its turn comes
+    out: Path
+
+
+def train_all(jobs: Sequence[Planned], ranks: Ranks) -> None:
+    """Train and save them, as many at once as fit; each leaves the folder of its own single run.
+
+    Raises:
+        FloatingPointError: some became non-finite; the others are done.
+        RuntimeError: some did not end for another reason; the others are done.
+        InputError: the data cannot be read.
+    """
+    groups, told = fitting(jobs, ranks)
+    for job in jobs:
+        job.run.notes.append(told)
+    if ranks.main:
+        for note in dict.fromkeys(note for job in jobs for note in job.run.notes):
+            print(note, file=sys.stderr)
+    done: list[str] = []
+    failed: dict[str, Exception] = {}
+    for group in groups:
+        try:
+            failed |= run_together([_member(job, done) for job in group], ranks)
+        except InputError as error:
+            left = ", ".join(job.name for job in jobs if job.name not in done)
+            raise InputError(f"{error}; unfinished: {left}") from error
+    if failed:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        line = f"{len(failed)} of {len(jobs)} runs are unfinished: {reasons}"
+        finite = [e for e in failed.values() if not isinstance(e, FloatingPointError)]
+        raise RuntimeError(line) if finite else FloatingPointError(line)
+
+
+def _member(job: Planned, done: list[str]) -> Member:
+    records = []
+
+    def start() -> tuple[Run, Log]:
+        records.append(start_run(job.plan, job.run, job.out))
+        model = copy.deepcopy(job.run.model)  # the planned runs share the original
+        return dataclasses.replace(job.run, model=model), records[0].log
+
+    def end(run: Run, seconds: Seconds) -> None:
+        finish_run(records[0], job.plan, job.method, run, seconds)
+        done.append(job.name)
+
+    return Member(job.name, job.method, start, end)
+
+
+def fitting(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Planned]], str]:
+    """The jobs in groups that are trained together, as many as fit in memory, and a line on it.
+
+    The same on every rank: the one with the least free memory decides.
+    """
+    device = ranks.device
+    here = ranks.world if device.type == "cpu" else 1  # ranks that share this memory, at most
+    free = torch.tensor([free_bytes(device) // here], dtype=torch.int64)
+    if ranks.world > 1:
+        dist.all_reduce(free, dist.ReduceOp.MIN)
+    groups: list[list[Planned]] = [[]]
+    used = 0
+    for job in jobs:
+        needed = most_bytes(job)
+        if groups[-1] and used + needed > SHARE * free.item():
+            groups.append([])
+            used = 0
+        groups[-1].append(job)
+        used += needed
+    total = sum(most_bytes(job) for job in jobs)
+    memory = (
+        f"weights and optimisers of {len(jobs)} runs take at most {total / 2**30:.2f} GiB "
+        f"of {int(free.item()) / 2**30:.2f} GiB free on {device.type}"
+    )
+    if len(groups) == 1:
+        return groups, f"{memory}: all at once"
+    at_once = ", then ".join(str(len(group)) for group in groups)
+    return groups, f"{memory}, of which half may be used: {at_once}"
+
+
+def most_bytes(job: Planned) -> int:
+    """What a run keeps between its steps, at most: multiples of its weights.
+
+    The weights and their gradient, the optimiser's moments, a running average where one is asked
+    for, and two more for what its method may keep: a teacher, a mask, the weights it started from.
+    """
+    recipe = job.plan.recipe
+    copies = 4 + (2 if recipe.optimizer == "adamw" else 1) + (1 if recipe.ema else 0)
+    tensors = [*job.run.model.parameters(), *job.run.model.buffers()]
+    return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)

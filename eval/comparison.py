@@ -1,0 +1,209 @@
+"""From run folders and checkpoints to the models and sets of a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.runs.plan import JobOptions
+from letheon.engine.runs.run_folder import FINISHED
+from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.forget_request import Request, forget_mask, resolve
+
+CONTROLS = ("Finetune", "HeadDistillation")
+"""Methods whose runs are controls of a table."""
+_TOGETHER = 16  # models on the device at once
+_NOT_THE_METHOD = (
+    "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the comparison."""
+
+    name: str
+    role: str  # original, retrained, control, unlearned
+    model: Classifier
+    weights: str  # digest of the weights that were loaded
+    seconds: float | None = None  # of forgetting: preparation and training
+    together: int = 1  # runs that this clock counts, where one pass fed several
+    seed: int | None = None
+    settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models and sets that have been found and checked."""
+
+    entries: list[Entry]  # original, retrained, random network, then the others as given
+    data: Data
+    domains: dict[str, ImageSet]
+    request: Request
+
+    def of_role(self, role: str) -> list[Entry]:
+        """Entries in this role, in order."""
+        return [entry for entry in self.entries if entry.role == role]
+
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """Every image set by its key in a model's passes."""
+        named = {f"domain/{name}": images for name, images in self.domains.items()}
+        return {"train": self.data.train, "test": self.data.test, **named}
+
+    def told(self, key: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which images of a set belong to what was forgotten."""
+        labels = self.sets[key].labels
+        if key == "train" or (key == "test" and self.request.samples is None):
+            return forget_mask(self.request, labels)
+        return np.zeros(len(labels), dtype=bool)
+
+
+def grouped(entries: Sequence[Entry], images: int, room: int) -> list[list[Entry]]:
+    """Neighbours of one preset whose outputs fit in memory: these are shown each image at once.
+
+    Args:
+        entries: in order, which is kept.
+        images: how many rows of outputs a model has in memory.
+        room: bytes for the outputs of a group; one model is a group whatever it needs.
+    """
+    groups: list[list[Entry]] = []
+    held = 0
+    for entry in entries:
+        head = entry.model.head
+        size = 4 * images * (head.in_features + head.out_features)
+        held += size
+        alike = groups and groups[-1][0].model.preset == entry.model.preset
+        if not alike or held > room or len(groups[-1]) == _TOGETHER:
+            groups.append([])
+            held = size
+        groups[-1].append(entry)
+    return groups
+
+
+def planned(
+    job: JobOptions,
+    original: Path | None,
+    retrained: Sequence[Path],
+    runs: Sequence[Path],
+    model: str | None,
+    forget: str | None,
+    downstream: str | None,
+    random_control: bool = False,
+) -> Comparison:
+    """Load every model and open every set.
+
+    Raises:
+        InputError: nothing to measure, an unfinished run, weights that are not the recorded ones,
+            runs that forgot different things, or two of one name.
+    """
+    first = [] if original is None else [(original, "original")]
+    paths = [*first, *((path, "retrained") for path in retrained), *((path, "") for path in runs)]
+    if not paths:
+        raise InputError("got no model; expected --original, --retrained or --runs")
+    names = _names([path for path, _ in paths])
+    entries = [
+        _entry(path, name, role, model) for (path, role), name in zip(paths, names, strict=True)
+    ]
+    data = job.upstream(entries[0].model)
+    for entry in entries:
+        if entry.model.classes != len(data.classes):
+            raise InputError(
+                f"got {entry.name} of {entry.model.classes} classes; {entries[0].name} has "
+                f"{len(data.classes)}; compare models of one data set"
+            )
+    request = _request([path for path, _ in paths if path.is_dir()], forget, data, job.seed)
+    domains = job.open_domains(downstream) if downstream is not None else {}
+    if random_control:
+        entries.insert(len(first) + len(retrained), _random(entries, job.seed))
+    return Comparison(entries, data, domains, request)
+
+
+def _random(entries: Sequence[Entry], seed: int) -> Entry:
+    """A network of the first entry's architecture with new weights."""
+    known = entries[0].model
+    model = build(known.name, known.classes, seed, known.preset).eval()
+    model.class_names = known.class_names
+    name = "random"
+    if any(entry.name == name for entry in entries):
+        raise InputError(f"got a run named {name} and --random-control; rename the run's folder")
+    return Entry(name, "control", model, weights_digest(model), seed=seed)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each: its own, with the folder above where several have the same."""
+    short = [path.name if path.is_dir() else path.stem for path in paths]
+    many = Counter(short)
+    names = [
+        name if many[name] == 1 else f"{path.absolute().parent.name}/{name}"
+        for path, name in zip(paths, short, strict=True)
+    ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"got several models named {twice[0]}; give each once, or rename one")
+    return names
+
+
+def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
+    facts: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    if path.is_dir():
+        if not (path / FINISHED).is_file():
+            raise InputError(
+                f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
+            )
+        facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
+        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+    loaded = load_model(path, name=model)
+    digest = weights_digest(loaded)
+    if facts and facts["weights"] != digest:
+        raise InputError(
+            f"got {path}, whose weights are {digest[:12]}; its record says "
+            f"{facts['weights'][:12]}; the file was changed: run it again"
+        )
+    seconds = facts.get("seconds")
+    spent = None if seconds is None else seconds["prepare"] + seconds["train"]
+    runs = 1 if seconds is None else seconds.get("together", 1)
+    known = "control" if facts.get("method") in CONTROLS else "unlearned"
+    seed = settings.get("seed")
+    method = {"method": facts.get("method", str(path))}
+    told = method | {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD}
+    return Entry(
+        name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
+        json.dumps(told, sort_keys=True),
+    )  # fmt: skip
+
+
+def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int) -> Request:
+    """What the runs forgot: all of them the same, and the same as --forget where that is given."""
+    told: dict[str, Request] = {}
+    if forget is not None:
+        told["--forget"] = resolve(forget, data, seed)
+    for folder in folders:
+        file = folder / "request.json"
+        if file.is_file():
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            samples = None if facts["samples"] is None else tuple(facts["samples"])
+            told[str(folder)] = Request(
+                facts["text"], tuple(facts["classes"]), samples, facts["digest"],
+                tuple(facts["notes"]),
+            )  # fmt: skip
+    if not told:
+        raise InputError("got no run that tells what was forgotten; say it: --forget class:3")
+    (first, request), *rest = told.items()
+    for name, other in rest:
+        if (other.digest, other.samples is None) != (request.digest, request.samples is None):
+            raise InputError(
+                f"got {first}, which forgot {request.text}, and {name}, which forgot {other.text}; "
+                "compare runs of one request"
+            )
+    return request

@@ -1,0 +1,1 @@
+"""Showing image sets to models: features, logits, layers, and their cache."""

@@ -1,0 +1,179 @@
+"""Attacks and distances that need more than one model: RMIA, U-LiRA, KLOM.
+
+Here rows are models and columns are samples: (K, n).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from letheon.errors import InputError
+from letheon.eval.checks import Floats, Numbers, matrix, vector
+from letheon.eval.membership.roc import auc, tpr_at_fpr
+
+
+def _same_samples(first: Floats, second: Floats, names: str) -> None:
+    if first.shape[-1] != second.shape[-1]:
+        raise InputError(
+            f"got {names} for {first.shape[-1]} and {second.shape[-1]} samples; "
+            "expected the same samples in the same order"
+        )
+
+
+def rmia(
+    target: Numbers,
+    references: Numbers,
+    population: Numbers,
+    population_references: Numbers,
+    *,
+    gamma: float = 1.0,
+    offline_a: float = 0.3,
+) -> Floats:
+    """(n,) RMIA score of each sample, a share in [0, 1], larger for members.
+
+    Zarifzadeh, Liu and Shokri 2024 ("Low-Cost High-Power Membership Inference Attacks"): the share
+    of population samples z with [p(x|model) / p(x)] / [p(z|model) / p(z)] >= gamma, where p is the
+    probability of the true label. p(x) comes from the reference models, ((1 + a) mean + 1 - a) / 2,
+    which corrects the mean for references that never saw x (the paper's offline form; a = 0.3 is
+    its value for CIFAR-10). Models retrained without the forget set are such references; one to
+    four are enough. With a = 1 the mean is taken as it is, as for references half of which saw x.
+    Score the held-out samples in the same way and compare both with `class_matched`.
+
+    Args:
+        target: (n,) log p(y|x) of the audited model on the samples asked about.
+        references: (K, n) the same of the K reference models.
+        population: (m,) log p(y|z) of the audited model on samples that no model saw, best not
+            those asked about.
+        population_references: (K, m) the same of the reference models.
+        gamma: the ratio that counts as dominated.
+        offline_a: a, from 0 to 1.
+
+    Raises:
+        InputError: shapes that do not fit, values that are not finite, a or gamma out of range.
+    """
+    if not (0 <= offline_a <= 1 and gamma > 0):
+        raise InputError(
+            f"got offline_a {offline_a} and gamma {gamma}; expected a from 0 to 1 and gamma above 0"
+        )
+    x, z = vector(target, "target log-probabilities"), vector(population, "population")
+    x_ref = matrix(references, "reference log-probabilities")
+    z_ref = matrix(population_references, "reference log-probabilities of the population")
+    _same_samples(x, x_ref, "target and references")
+    _same_samples(z, z_ref, "population and its references")
+    if len(x_ref) != len(z_ref):
+        raise InputError(
+            f"got {len(x_ref)} reference models for the samples and {len(z_ref)} for the "
+            "population; expected the same models"
+        )
+
+    def log_ratio(model: Floats, reference: Floats) -> Floats:
+        mean = logsumexp(reference, axis=0) - np.log(len(reference))
+        with np.errstate(divide="ignore"):
+            rest = np.log((1 - offline_a) / 2)
+        return np.asarray(model - np.logaddexp(np.log((1 + offline_a) / 2) + mean, rest))
+
+    ordered = np.sort(log_ratio(z, z_ref))
+    dominated = np.searchsorted(ordered, log_ratio(x, x_ref) - np.log(gamma), side="right")
+    return dominated / len(ordered)
+
+
+class ULira(NamedTuple):
+    """How well models that unlearned a sample are told from models that never saw it."""
+
+    accuracy: float  # balanced over both kinds of model; 0.5 is ideal
+    auc: float
+    tpr_at_1pct: float
+    tpr_at_01pct: float
+    per_sample: Floats  # (n,) balanced accuracy on each sample
+
+
+def u_lira(unlearned: Numbers, retrained: Numbers) -> ULira:
+    """U-LiRA, the per-sample attack of Hayes et al. 2024 (arXiv 2403.01218).
+
+    For each sample a Gaussian is fitted to its margins under the models that trained on it and
+    then unlearned it, another to those under the models retrained without it, and the likelihood
+    ratio decides which kind an audited model is. Every model is audited in turn, with its own
+    value left out of the fit of its kind.
+
+    Args:
+        unlearned: (K, n) margins (`membership_signals.margin`) under unlearned models, K >= 3.
+        retrained: (L, n) the same under retrained models, L >= 3.
+
+    Raises:
+        InputError: fewer than three models of a kind, different samples, NaN or infinity.
+    """
+    u, r = matrix(unlearned, "unlearned margins", 3), matrix(retrained, "retrained margins", 3)
+    _same_samples(u, r, "unlearned and retrained margins")
+
+    def log_density(value: Floats, models: Floats) -> Floats:
+        spread = np.maximum(models.std(axis=0), 1e-6)  # equal margins still have a likelihood
+        return np.asarray(norm.logpdf(value, models.mean(axis=0), spread))
+
+    of_unlearned = np.stack(
+        [log_density(v, np.delete(u, k, 0)) - log_density(v, r) for k, v in enumerate(u)]
+    )  # (K, n) log-likelihood ratios
+    of_retrained = np.stack(
+        [log_density(v, u) - log_density(v, np.delete(r, k, 0)) for k, v in enumerate(r)]
+    )  # (L, n)
+    hits = (of_unlearned > 0).mean(axis=0)
+    rejections = (of_retrained <= 0).mean(axis=0)
+    per_sample = (hits + rejections) / 2
+    flat_u, flat_r = of_unlearned.ravel(), of_retrained.ravel()
+    return ULira(
+        accuracy=float(per_sample.mean()),
+        auc=auc(flat_u, flat_r),
+        tpr_at_1pct=tpr_at_fpr(flat_u, flat_r, 0.01),
+        tpr_at_01pct=tpr_at_fpr(flat_u, flat_r, 0.001),
+        per_sample=per_sample,
+    )
+
+
+def klom(
+    unlearned: Numbers,
+    oracles: Numbers,
+    *,
+    bins: int = 20,
+    clip: float = 100.0,
+    floor: float = 1e-5,
+    drop_largest: bool = False,
+) -> Floats:
+    """(n,) KLOM of each sample in nats: KL(margins over unlearned || over retrained models).
+
+    Georgiev, Rinberg et al. 2024 (arXiv 2410.23232) and Rinberg et al. 2025: margins clipped to
+    +-`clip`, histograms over `bins` equal bins spanning both samples, the retrained share raised
+    to `floor` in the bins that the unlearned models use, then both made to sum to one. Report the
+    mean and the 95th percentile over forget, retain and held-out samples; the paper uses 100
+    models of each kind.
+
+    Args:
+        unlearned: (K, n) margins under unlearned models.
+        oracles: (L, n) margins under models retrained without the forget set.
+        bins: of the shared histogram.
+        clip: bound on the margins.
+        floor: smallest share of a bin in the second argument of the divergence.
+        drop_largest: leave out the values equal to the largest, as the released code does (its
+            last bin is open to the right). Compatibility only.
+
+    Raises:
+        InputError: different samples, NaN or infinity.
+    """
+    u = matrix(unlearned, "unlearned margins").clip(-clip, clip)
+    o = matrix(oracles, "retrained margins").clip(-clip, clip)
+    _same_samples(u, o, "unlearned and retrained margins")
+    result = np.empty(u.shape[1])
+    for sample, (of_u, of_o) in enumerate(zip(u.T, o.T, strict=True)):
+        low, high = min(of_u.min(), of_o.min()), max(of_u.max(), of_o.max())
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        if drop_largest:
+            of_u, of_o = of_u[of_u < edges[-1]], of_o[of_o < edges[-1]]
+        p, q = (np.histogram(values, edges)[0].astype(float) for values in (of_u, of_o))
+        p /= max(p.sum(), 1)
+        q /= max(q.sum(), 1)
+        used = p > 0
+        q = np.where(used, np.maximum(q, floor), q)
+        result[sample] = np.sum(p[used] * np.log(p[used] / q[used])) + np.log(max(q.sum(), floor))
+    return result

@@ -1,0 +1,62 @@
+"""The features of the forgotten classes as points in the plane, to be looked at, not scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from letheon.errors import InputError
+from letheon.eval.checks import Numbers, classes, matrix
+from letheon.kernels.keyed import hashed
+
+
+def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> Any:
+    """At most `most` of the positions, the same ones for every model that has these rows."""
+    keys = hashed(seed, "embedding", 0, torch.from_numpy(rows), 1)[:, 0].numpy()
+    return rows[np.argsort(keys, kind="stable")[:most]]
+
+
+def embed(
+    features: Numbers, labels: Numbers, forgotten: Numbers, *, most: int = 300, seed: int = 0
+) -> dict[str, list[Any]]:
+    """t-SNE (van der Maaten and Hinton 2008) of forgotten samples among others.
+
+    Each model is embedded by itself, from a PCA start, so positions of two models cannot be
+    compared; whether the forgotten classes still stand apart can. Distances between clusters and
+    their sizes mean nothing.
+
+    Args:
+        features: (n, D) of held-out samples.
+        labels: (n,) their classes.
+        forgotten: (k,) class numbers.
+        most: forgotten samples, and as many others.
+        seed: of the choice and of t-SNE.
+
+    Returns:
+        {"points": (m, 2) list, "labels": (m,) class numbers, -1 for the others}, as a report's row
+        takes it under "embedding".
+
+    Raises:
+        InputError: fewer than four samples in all, NaN or infinity.
+    """
+    table = matrix(features, "features")
+    truth = classes(labels, "labels", len(table))
+    gone = np.isin(truth, classes(forgotten, "forgotten classes"))
+    chosen = np.sort(
+        np.concatenate([_first(np.flatnonzero(side), most, seed) for side in (gone, ~gone)])
+    )
+    if len(chosen) < 4:
+        raise InputError(f"got {len(chosen)} samples to embed; expected at least 4")
+    part = table[chosen]
+    if min(part.shape) > 50:
+        part = PCA(50, random_state=seed).fit_transform(part)
+    perplexity = min(30.0, (len(chosen) - 1) / 3)
+    plane = TSNE(perplexity=perplexity, init="random" if part.shape[1] < 2 else "pca",
+                 random_state=seed)  # fmt: skip
+    points = plane.fit_transform(part)
+    shown = np.where(gone[chosen], truth[chosen], -1)
+    return {"points": np.round(points.astype(float), 3).tolist(), "labels": shown.tolist()}

@@ -1,0 +1,138 @@
+"""How fast a model learns the forgotten classes again: the relearn curve, time and index.
+
+The time a fixed recipe needs shows what the weights kept (Golatkar et al. 2020; Chundawat et al.
+2023, anamnesis index). One loop serves the three forms; what differs is what it is given:
+
+- same data: the model and batches of the forget set (with retain samples or without);
+- related data: the model and batches of samples that resemble the forget set but are not of it;
+- head only: `head_on_features`, a linear layer on frozen features, and batches of features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from letheon.errors import InputError
+from letheon.kernels.keyed import permutation
+
+Batches = Callable[[int], tuple[Tensor, Tensor]]
+"""Step number from 0 -> (inputs, labels (B,)) on the model's device."""
+
+
+class Relearned(NamedTuple):
+    """Accuracy while relearning; the first entry is before the first step."""
+
+    steps: list[int]
+    accuracy: list[float]
+    reached: int | None  # the first measured step with at least the target, None where none had it
+
+
+def feature_batches(features: Tensor, labels: Tensor, batch_size: int, seed: int) -> Batches:
+    """Shuffled batches of rows, each row once an epoch, the last batch short; keyed by `seed`."""
+    count = len(labels)
+    if count == 0 or len(features) != count or batch_size < 1:
+        raise InputError(
+            f"got {len(features)} rows, {count} labels and batches of {batch_size}; "
+            "expected as many labels as rows, and batches of at least one"
+        )
+    each = -(-count // batch_size)
+    orders: dict[int, Tensor] = {}
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, each)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = permutation(seed, "relearn", epoch, count).to(features.device)
+        rows = orders[epoch][place * batch_size : (place + 1) * batch_size]
+        return features[rows], labels[rows]
+
+    return batch
+
+
+def head_on_features(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with these weights (C, D) and bias (C,), to relearn on frozen features."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if bias is not None:
+            head.bias.copy_(bias)
+    return head
+
+
+def relearn(
+    net: nn.Module,
+    batches: Batches,
+    measure: Callable[[nn.Module], float],
+    *,
+    steps: int = 100,
+    every: int = 5,
+    target: float | None = None,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+) -> Relearned:
+    """Fine-tune a copy of `net` by SGD on cross-entropy and measure it on the way.
+
+    The model stays in evaluation mode, so batch-norm statistics and dropout play no part and every
+    model is given the same recipe; `net` itself is untouched. Measured before the first step,
+    every `every` steps and after the last; stops at the first measurement that has `target`.
+
+    Args:
+        net: a module whose output is logits (B, C), or a named tuple with the field `logits`.
+        batches: of the data to relearn from.
+        measure: held-out accuracy on the forgotten classes, in [0, 1]; called without gradients.
+        steps: at most this many.
+        every: steps between measurements.
+        target: accuracy that counts as relearned, say the original model's less 0.05.
+        lr: constant learning rate.
+        momentum: of SGD; no weight decay.
+
+    Raises:
+        InputError: a recipe out of range, or a loss that is no longer a number.
+    """
+    if steps < 1 or every < 1 or lr <= 0:
+        raise InputError(
+            f"got {steps} steps, a measurement every {every} and lr {lr}; expected all above 0"
+        )
+    learner = copy.deepcopy(net).eval().requires_grad_(True)
+    optimiser = torch.optim.SGD(learner.parameters(), lr=lr, momentum=momentum)
+    seen, accuracy = [0], [_measured(measure, learner)]
+    reached = 0 if target is not None and accuracy[0] >= target else None
+    for step in range(1, steps + 1):
+        if reached is not None:
+            break
+        inputs, labels = batches(step - 1)
+        answer = learner(inputs)
+        descended = nn.functional.cross_entropy(getattr(answer, "logits", answer), labels)
+        optimiser.zero_grad(set_to_none=True)
+        descended.backward()
+        optimiser.step()
+        if step % every == 0 or step == steps:
+            if not bool(torch.isfinite(descended)):
+                raise InputError(
+                    f"got a loss that is not finite at relearn step {step}; lower lr ({lr})"
+                )
+            seen.append(step)
+            accuracy.append(_measured(measure, learner))
+            reached = step if target is not None and accuracy[-1] >= target else None
+    return Relearned(seen, accuracy, reached)
+
+
+def _measured(measure: Callable[[nn.Module], float], net: nn.Module) -> float:
+    with torch.no_grad():
+        return float(measure(net))
+
+
+def anamnesis_index(unlearned: Relearned, retrained: Relearned) -> float | None:
+    """Relearn steps of the unlearned over the retrained model: 1 is ideal, less is residue.
+
+    Chundawat et al. 2023. None where either did not reach its target, or the retrained model had
+    it before the first step.
+    """
+    if unlearned.reached is None or not retrained.reached:
+        return None
+    return unlearned.reached / retrained.reached

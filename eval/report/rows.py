@@ -1,0 +1,107 @@
+"""The rows of a report, checked and completed: roles, scores against the reference, columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from letheon.errors import InputError
+from letheon.eval.metrics.reference import Reference, numbers, reference
+from letheon.eval.metrics.scores import scores
+from letheon.eval.report.definitions import GROUPS, define, ordered
+
+ROLES = ("original", "retrained", "control", "unlearned")
+"""In the order of the tables. Controls: a random network, FT, head distillation."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every format of the report is written from."""
+
+    rows: list[dict[str, Any]]  # plain values only, scores added, ordered by role
+    reference: Reference | None
+    columns: dict[str, list[str]]  # group -> metrics that some row has, in the catalogue's order
+
+    def of_role(self, *roles: str) -> list[dict[str, Any]]:
+        """The rows of these roles, in order."""
+        return [row for row in self.rows if row["role"] in roles]
+
+    @property
+    def sentence(self) -> str:
+        """What stands above every table about the reference."""
+        if self.reference is None:
+            return (
+                "No retrained model was given: gaps to it and the scores made of them are absent."
+            )
+        return self.reference.sentence
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Only what JSON knows; arrays and tensors become lists.
+
+    Raises:
+        InputError: any other type, or a number that is NaN or infinite; the text says where.
+    """
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"got {value} at {where}; expected a finite number, or None and a reason")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"got {type(value).__name__} at {where}; expected numbers, texts or tables")
+
+
+def _checked(row: Mapping[str, Any], place: int) -> dict[str, Any]:
+    name, role = row.get("name"), row.get("role", "unlearned")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f'got row {place} without a name; expected "name": what to call the model')
+    if role not in ROLES:
+        raise InputError(f"got role {role!r} of {name}; expected one of {', '.join(ROLES)}")
+    plain: dict[str, Any] = _plain({**row, "role": role}, name)
+    for key, value in numbers(plain).items():
+        if define(key).unit == "share" and not -1e-9 <= value <= 1 + 1e-9:
+            raise InputError(
+                f"got {key} = {value} of {name}; expected a share from 0 to 1, not per cent"
+            )
+    return plain
+
+
+def prepare(rows: Sequence[Mapping[str, Any]]) -> Prepared:
+    """Check the rows, order them by role and add the scores that can be had.
+
+    A retrained model is scored against the mean of the others: the spread that no method can beat.
+
+    Raises:
+        InputError: no row, a row without a name, a name twice, an unknown role, a value that is
+            not finite or not a share.
+    """
+    checked = [_checked(row, place) for place, row in enumerate(rows)]
+    names = [row["name"] for row in checked]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not checked or twice:
+        got = f"several rows named {', '.join(twice)}" if twice else "no rows"
+        raise InputError(f"got {got}; expected one row a model, each with its own name")
+    checked.sort(key=lambda row: ROLES.index(row["role"]))  # stable within a role
+    originals = [row for row in checked if row["role"] == "original"]
+    retrained = [row for row in checked if row["role"] == "retrained"]
+    original = originals[0] if len(originals) == 1 else None
+    found = {}
+    for row in checked:
+        others = [other for other in retrained if other is not row]
+        found[row["name"]] = scores(row, original, reference(others).mean if others else None)
+    for row in checked:
+        scored = found[row["name"]]
+        row |= {key: value for key, value in scored.items() if row.get(key) is None}
+    of = reference(retrained) if retrained else None
+    present = ordered({key for row in checked for key in numbers(row)})
+    columns = {group: [key for key in present if define(key).group == group] for group in GROUPS}
+    return Prepared(checked, of, {group: keys for group, keys in columns.items() if keys})

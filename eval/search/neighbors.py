@@ -1,0 +1,280 @@
+"""The k nearest database rows of each query, exactly, whatever proposes the candidates.
+
+A fast search (float32 or bfloat16 GEMM, or FAISS) proposes more candidates than asked. Those whose
+fast score reaches the k-th best one, or misses it by no more than the fast search can err, are
+scored again in float64, and the answer stands only where there were no more such rows than
+candidates. The other queries are scored against everything in float64. Scores are inner products
+plus a bias of the database row: for cosine, of unit rows; for l2, -|q - x|^2 / 2 = q.x - |x|^2 / 2
+- |q|^2 / 2, whose last term no ranking needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from letheon.engine.distributed import Ranks, gather_rows
+from letheon.eval.search import faiss_index
+from letheon.eval.search.scores import Metric, Scores
+from letheon.kernels.keyed import permutation
+
+Proposer = Literal[
+    "auto", "torch", "torch-bf16", "torch-fp64", "faiss", "faiss-ivf", "faiss-cagra"
+]  # fmt: skip
+"""What proposes candidates.
+
+- ``torch``, ``torch-bf16``: tiled GEMM with a running top-k, in float32 or bfloat16.
+- ``torch-fp64``: no proposal, every score in float64: the specification.
+- ``auto``: torch-fp64 for a small database, where scoring the candidates again costs more than
+  proposing saves; else torch.
+- ``faiss``: a flat index on the CPU, or on the GPUs where the installed FAISS has them.
+- ``faiss-ivf``: inverted lists: misses neighbours, and says what share it finds.
+- ``faiss-cagra``: a graph on a GPU, where FAISS has cuVS: likewise; never run here.
+"""
+
+_APPROXIMATE = {"faiss-ivf": faiss_index.inverted_lists, "faiss-cagra": faiss_index.cagra}
+
+_GRID = 2.0**36  # scores closer than 2^-36 of the largest possible one are equal
+_INDEX_BITS = 26  # beside 37 bits of score and a sign
+_LEAST = torch.iinfo(torch.int64).min
+_NONE = -1.5  # the score of no row
+_SPARE = 16  # candidates beyond k, at least
+_TILE = {"cpu": (512, 32768), "cuda": (4096, 65536)}  # queries x database rows of one GEMM
+_WORTH = {"cpu": 40, "cuda": 2}
+"""Database rows a candidate, below which proposing costs more than it saves. On a CPU by
+`bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 and 8,000
+rows, slower for 32,000. Not measured on a GPU."""
+_SAMPLED = 256  # queries on which recall is measured
+
+
+class Nearest(NamedTuple):
+    """Positions in the database, nearest first."""
+
+    places: Tensor  # (Q, k) int64
+    similarity: Tensor  # (Q, k) float64: the cosine, or -d^2 / 2 for l2
+    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf and -cagra only
+
+
+def _keys(scores: Tensor, positions: Tensor) -> Tensor:
+    """int64 that order by score on the grid, then by the lower position."""
+    return ((scores * _GRID).round().to(torch.int64) << _INDEX_BITS) - positions
+
+
+def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions and scores on the grid: the position is what misses to the next multiple."""
+    positions = (-keys) & ((1 << _INDEX_BITS) - 1)
+    return positions, ((keys + positions) >> _INDEX_BITS).double() / _GRID
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """No tf32 inside: the error bound is float32's."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def _product(queries: Tensor, rows: Tensor) -> Tensor:
+    """(q, n) float32 from operands of one dtype; bfloat16 is summed in float32."""
+    if queries.dtype == torch.bfloat16:
+        if queries.is_cuda:
+            return torch.mm(queries, rows.T, out_dtype=torch.float32)
+        return queries.float() @ rows.float().T
+    return queries @ rows.T
+
+
+def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """(q, m) largest of (q, n) values and their columns, in no order.
+
+    The m groups of columns with the largest maxima hold them: the value of a column left out is
+    reached by each of these maxima.
+    """
+    n = values.shape[1]
+    size = int((n / m) ** 0.5)
+    if size < 3:
+        return values.topk(min(m, n), dim=1, sorted=False)
+    groups = n // size  # group g: columns g, g + groups, ...; the rest stands for itself
+    best = values[:, : groups * size].unflatten(1, (size, groups)).amax(dim=1)
+    best = best.topk(m, dim=1, sorted=False).indices
+    steps = torch.arange(0, groups * size, groups, device=values.device)
+    rest = torch.arange(groups * size, n, device=values.device).expand(len(values), -1)
+    columns = torch.cat([(best[:, None] + steps[:, None]).flatten(1), rest], dim=1)
+    found, kept = values.gather(1, columns).topk(m, dim=1, sorted=False)
+    return found, columns.gather(1, kept)
+
+
+def _propose(scores: Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(Q, m) fast scores and positions of the best m rows, by tiles with a running top-m."""
+    parts = scores.queries.to(dtype).split(scores.tile[0])
+    best: list[tuple[Tensor, Tensor]] = []
+    for start, rows, scale, bias in scores.fast(dtype):
+        for number, part in enumerate(parts):
+            fast = _product(part, rows)
+            if scale is not None:
+                fast *= scale
+            if bias is not None:
+                fast += bias
+            values, places = _top(fast, m)
+            places = places + start
+            if start:
+                values = torch.cat([best[number][0], values], dim=1)
+                places = torch.cat([best[number][1], places], dim=1)
+                values, kept = values.topk(min(m, values.shape[1]), dim=1, sorted=False)
+                best[number] = (values, places.gather(1, kept))
+            else:
+                best.append((values, places))
+    return torch.cat([a for a, _ in best]), torch.cat([b for _, b in best])
+
+
+def _propose_faiss(scores: Scores, m: int, backend: Proposer) -> tuple[Tensor, Tensor]:
+    queries = faiss_index.packed(scores.queries, torch.ones_like(scores.queries[:, 0]))
+    tiles = (faiss_index.packed(rows, bias) for _, rows, bias in scores.prepared())
+    if backend in _APPROXIMATE:
+        values, places = _APPROXIMATE[backend](list(tiles), queries, m)
+    else:
+        values, places = faiss_index.flat(tiles, queries, m)
+    return values.to(scores.device), places.to(scores.device)
+
+
+def _rescored(scores: Scores, places: Tensor, counts: Tensor) -> Tensor:
+    """(Q, m) float64 exact scores of the first proposed rows of each query, _NONE for the others.
+
+    Args:
+        scores: of what.
+        places: (Q, m) int64, -1 where there is none.
+        counts: (Q,) int64: how many of each query; those beyond may be scored too.
+    """
+    exact = torch.full(places.shape, _NONE, dtype=torch.float64, device=scores.device)
+    width, all_counts = scores.queries.shape[1], counts.tolist()
+    step = max(1, scores.held // (width * max(all_counts)))
+    for start in range(0, len(places), step):
+        m = max(all_counts[start : start + step])
+        query = scores.queries[start : start + step, :, None]  # (q, D, 1)
+        here = places[start : start + step, :m].clamp(min=0)
+        parts = []
+        for chosen in here.split(max(1, scores.held // (width * step)), dim=1):
+            rows = scores.database.index_select(0, chosen.flatten().to(scores.database.device))
+            parts.append(torch.bmm(scores.moved(rows).view(*chosen.shape, width), query)[:, :, 0])
+        found = torch.cat(parts, dim=1) * scores.scale[here] + scores.bias[here]
+        exact[start : start + step, :m] = found
+    return exact.masked_fill_(places < 0, _NONE)
+
+
+def _exhaustive(scores: Scores, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(q, k) positions and float64 scores of the chosen queries, from every score."""
+    parts = scores.queries[chosen].split(max(1, scores.tile[0] // 2))
+    best: list[Tensor] = []
+    for start, rows, bias in scores.prepared():
+        positions = torch.arange(start, start + len(rows), device=rows.device)
+        for number, part in enumerate(parts):
+            found = _keys(part @ rows.T + bias, positions)
+            if start:
+                found = torch.cat([best[number], found], dim=1)
+            found = found.topk(min(k, found.shape[1]), dim=1).values
+            best[number : number + 1] = [found]
+    return _decoded(torch.cat(best))
+
+
+def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
+    """(Q, k) positions and float64 scores among this rank's rows, nearest first."""
+    everything = torch.arange(len(scores.queries), device=scores.device)
+    n, width = scores.database.shape
+    m = min(n, 2 * k + 8 * _SPARE if backend == "torch-bf16" else k + k // 8 + _SPARE)
+    small = n <= m * _WORTH.get(scores.device.type, _WORTH["cpu"])
+    if backend == "torch-fp64" or (backend == "auto" and small):
+        return _exhaustive(scores, everything, k)
+    with _full_float32():
+        if backend == "faiss" or backend in _APPROXIMATE:
+            fast, places = _propose_faiss(scores, m, backend)
+        else:
+            dtype = torch.bfloat16 if backend == "torch-bf16" else torch.float32
+            fast, places = _propose(scores, m, dtype)
+    fast, order = fast.sort(dim=1, descending=True)
+    places = places.gather(1, order)
+    terms = (width + 8) * 2.0**-24
+    error = terms / (1 - terms)
+    # A row this much below the k-th best fast score is truly below k others, by more than the grid.
+    floor = fast[:, k - 1 : k].double() - 2 * error - 2 / _GRID
+    counts, unproven = (fast >= floor).sum(dim=1), fast[:, -1:] >= floor
+    if backend in _APPROXIMATE or backend == "torch-bf16":
+        counts = counts.new_full((len(places),), m)
+    exact = _rescored(scores, places, counts)
+    if backend == "torch-bf16":
+        kth = exact.topk(k, dim=1).values[:, -1:]
+        unproven = kth <= fast[:, -1:] + 4 * float((fast - exact).abs().max())
+    order = _keys(exact, places).topk(k, dim=1).indices  # (Q, k)
+    places, values = places.gather(1, order), exact.gather(1, order)
+    if backend in _APPROXIMATE:
+        unproven = values[:, -1:] == _NONE  # fewer than k rows were found
+    elif m == n:
+        return places, values
+    again = unproven.nonzero()[:, 0]
+    if len(again):
+        places[again], values[again] = _exhaustive(scores, again, k)
+    return places, values
+
+
+def nearest(
+    database: Tensor,
+    queries: Tensor,
+    k: int,
+    metric: Metric = "cosine",
+    backend: Proposer = "auto",
+    ranks: Ranks | None = None,
+) -> Nearest:
+    """The k nearest database rows of each query, nearest first, ties to the lower position.
+
+    Args:
+        database: (N, D) floating point and finite, N below 2^26, the same on every rank; it may
+            lie in host memory or a memory-mapped file whatever the device.
+        queries: (Q, D), Q > 0, the same on every rank.
+        k: in 1..N.
+        metric: cosine or l2.
+        backend: what proposes candidates. With float32 the proof is by the bound (D + 8) 2^-24 on
+            the error of an inner product of unit vectors; with bfloat16 by four times the largest
+            error seen among the rescored pairs; faiss-ivf and faiss-cagra have none.
+        ranks: each rank searches its share of the database on its device, and all get the whole
+            answer; default: this process alone, on the database's device.
+
+    Returns:
+        On the device, the same on every rank.
+    """
+    n = len(database)
+    assert n < 2**_INDEX_BITS, "positions do not fit the key"
+    ranks = ranks or Ranks(device=database.device)
+    start = ranks.rank * n // ranks.world
+    own = database[start : (ranks.rank + 1) * n // ranks.world]
+    tile = _TILE.get(ranks.device.type, _TILE["cpu"])
+    scores = Scores(own, queries, metric, ranks, tile)
+    if len(own):
+        places, values = _local(scores, min(k, len(own)), backend)
+        keys = _keys(values, places + start)
+    else:
+        keys = torch.zeros(len(queries), 0, dtype=torch.int64, device=ranks.device)
+    if ranks.world > 1:
+        padded = torch.full((1, len(queries), k), _LEAST, device=ranks.device)
+        padded[0, :, : keys.shape[1]] = keys
+        keys = gather_rows(padded, ranks).movedim(0, 1).flatten(1).topk(k, dim=1).values
+    places, values = _decoded(keys)
+    found = Nearest(places, values * scores.unit - scores.offset)
+    if backend in _APPROXIMATE:
+        return found._replace(recall=_recall(database, queries, found, metric, ranks))
+    return found
+
+
+def _recall(
+    database: Tensor, queries: Tensor, found: Nearest, metric: Metric, ranks: Ranks
+) -> float:
+    """Share of the true neighbours that were found, over a fixed sample of the queries."""
+    k = found.places.shape[1]
+    sample = permutation(0, "recall", 0, len(queries))[:_SAMPLED]
+    exact = nearest(database, queries[sample.to(queries.device)], k, metric, "torch", ranks)
+    ours = found.places[sample.to(found.places.device)]
+    return float((ours[:, :, None] == exact.places[:, None, :]).any(dim=2).double().mean())

@@ -1,0 +1,1 @@
+"""The loaders behind `make_loader`: torch, beton, ffcv, dali, resident."""

@@ -1,0 +1,175 @@
+"""What the loader backends have in common: they are told parts of batches, and make the batches."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from letheon.errors import InputError
+from letheon.loaders import order
+from letheon.loaders.batch import Batch, Reads
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.preset import Preset
+from letheon.loaders.relabel import Relabelled
+from letheon.loaders.views import Readable
+
+Made = TypeVar("Made")
+AHEAD = 2  # batches under way beyond the one that is waited for
+
+
+class Backend(ABC):
+    """A `Loader` whose batches are made by `_batches` of a subclass.
+
+    `preset` may be set to another one between two epochs, for a training whose resolution grows;
+    the next `train` or `sweep` follows it. `block` is that of `order.epoch_parts`, 0 if not set.
+    """
+
+    block = 0
+
+    def __init__(
+        self,
+        images: ImageSet,
+        forget: NDArray[np.bool_],
+        preset: Preset,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`forget` is (N,) bool; `batch_size` counts the samples of all ranks together.
+
+        Raises:
+            InputError: Fewer samples in the set or in a batch than ranks.
+        """
+        assert forget.shape == (len(images),) and forget.dtype == np.bool_ and 0 <= rank < world
+        check_batch(batch_size, len(images), world)
+        self.images, self.forget, self.preset = images, forget, preset
+        # Where the pixels come from, and the number in it of each image; labels are `images`'.
+        self.source, self.numbers = unwrapped(images)
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.workers, self.device = workers, torch.device(device)
+
+    def resplit(self, forget: NDArray[np.bool_], batch_size: int, seed: int) -> Self:
+        """A second loader over the same images, which are kept once; not for use in two threads.
+
+        Raises:
+            InputError: Fewer samples in a batch than ranks.
+        """
+        assert forget.shape == self.forget.shape
+        check_batch(batch_size, len(self.images), self.world)
+        other = copy.copy(self)
+        other.forget, other.batch_size, other.seed = forget, batch_size, seed
+        return other
+
+    def train(self, reads: Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """This rank's batches of one epoch, as `Loader.train`; audited by index.
+
+        Raises:
+            InputError: The stream is empty, a batch has fewer samples than ranks, or an image
+                is unreadable.
+        """
+        parts = order.epoch_parts(
+            reads, self.forget, self.batch_size, self.seed, epoch, self.rank, self.world, self.block
+        )
+        for part in parts:
+            order.audit(reads, self.forget[part.samples])
+        return self._batches(parts[skip:], epoch)
+
+    def steps(self, reads: Reads) -> int:
+        """Global batches in one epoch of `train(reads, ...)`; equal on every rank."""
+        return len(order.stream_sizes(reads, self.forget, self.batch_size, self.world))
+
+    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+        """This rank's contiguous share, in order, so rows gathered by rank are in order again.
+
+        `Batch.total` is the number of samples of the whole sweep. Ranks may differ by one batch.
+        """
+        wanted = np.arange(len(self.images)) if indices is None else np.asarray(indices, np.int64)
+        mine = wanted[order.share(len(wanted), self.rank, self.world)]
+        step = -(-self.batch_size // self.world)
+        cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
+        return self._batches([order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts], None)
+
+    def made(self, parts: list[order.Part], epoch: int) -> Iterator[Batch]:
+        """The batches of any parts of an epoch, augmented as they are in it."""
+        return self._batches(parts, epoch)
+
+    @abstractmethod
+    def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
+        """The batches of `parts`, in order; `epoch` None is the test transform."""
+
+    def _finished(self, images: Tensor, part: order.Part) -> Batch:
+        """`images` with what is known about them, on the device."""
+        batch = Batch(
+            images,
+            torch.from_numpy(self.images.labels[part.samples]),
+            torch.from_numpy(self.forget[part.samples]),
+            torch.from_numpy(part.samples),
+            part.total,
+        )
+        if self.device.type == "cpu":
+            return batch
+        labels, forget, index = (tensor.pin_memory() for tensor in batch[1:4])
+        return Batch(images, labels, forget, index, part.total).to(self.device)
+
+
+def check_batch(batch_size: int, count: int, world: int) -> None:
+    """Refuse a batch, or a set of `count` images, that leaves a rank with nothing."""
+    if min(batch_size, count) < world or batch_size < 1:
+        raise InputError(
+            f"got {world} processes for a batch of {batch_size} out of {count} images, "
+            "expected at least one image each; start fewer processes or raise the batch size"
+        )
+
+
+def unwrapped(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The set itself, below other labels and choices, and the number in it of each image."""
+    numbers = np.arange(len(images))
+    while isinstance(images, Relabelled | Readable):
+        if isinstance(images, Readable):
+            numbers = images.numbers[numbers]
+        images = images.images
+    return images, numbers
+
+
+def prefetched(make: Callable[[order.Part], Made], parts: list[order.Part]) -> Iterator[Made]:
+    """`make(part)` of each part, made in one thread that is `AHEAD` parts in front.
+
+    The thread ends with the iterator, also when that is closed or dropped early.
+    """
+    pool = ThreadPoolExecutor(1, "loader")
+    try:
+        waiting = deque(pool.submit(make, part) for part in parts[:AHEAD])
+        for k in range(len(parts)):
+            made = waiting.popleft().result()
+            if k + AHEAD < len(parts):
+                waiting.append(pool.submit(make, parts[k + AHEAD]))
+            yield made
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def normalised_on(pixels: Tensor, preset: Preset, device: torch.device) -> Tensor:
+    """(B, 3, S, S) float32 channels-last on `device`, from (B, S, S, 3) uint8; no wait."""
+    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    mean, std = _moments(preset, device)
+    return x.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=16)
+def _moments(preset: Preset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each, on the 0..255 scale; kept, since making them would wait for the device."""
+    mean, std = (255 * torch.tensor(m)[:, None, None] for m in (preset.mean, preset.std))
+    return mean.to(device), std.to(device)

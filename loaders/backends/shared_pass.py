@@ -1,0 +1,216 @@
+"""One decoded pass over an image set that feeds several streams.
+
+A sample's image is a function of (seed, epoch, turn, sample), whichever batch it is in. So streams
+of one seed and epoch share it, whatever they read and in batches of whatever size: each image is
+made once and waits until the last stream has had it, as far as memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from letheon.loaders import order
+from letheon.loaders.backends.base import Backend, unwrapped
+from letheon.loaders.backends.resident_loader import free_bytes
+from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Batch, Loader, Reads
+from letheon.loaders.order import Part
+
+SHARE = 0.25  # of the free memory that images may wait in
+
+
+class Serving(NamedTuple):
+    """One batch to hand over, and where its rows come from."""
+
+    stream: int
+    part: Part
+    # Of each chunk: its number, the rows wanted of it, and the rows they become.
+    pieces: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]
+
+
+class Plan(NamedTuple):
+    """What is decoded and what is handed over, both in order."""
+
+    chunks: list[Part]
+    servings: list[Serving]
+
+
+def source(loader: Loader) -> Hashable:
+    """Equal for loaders whose streams may share a pass; None for one that cannot share."""
+    if not isinstance(loader, TorchLoader | Backend) or getattr(loader, "shard", False):
+        return None  # where ranks give each other rows, all must draw the same number of batches
+    images = unwrapped(loader.images)
+    return (
+        type(loader), id(images), loader.images.labels.tobytes(), loader.forget.tobytes(),
+        loader.preset, loader.seed, loader.block,
+    )  # fmt: skip
+
+
+def shared_pass(
+    loaders: Sequence[Loader], reads: Sequence[Reads], epoch: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Feed readers of one epoch, each with its own batch size and stream, from one pass.
+
+    Args:
+        loaders: of one `source`, one for each reader.
+        reads: what each reads.
+        epoch: counted from 0.
+
+    Yields:
+        (the numbers of the readers, their next batch): whoever reads the same stream in the same
+        batches gets the very same `Batch`, which nobody may change. Each reader gets in all what
+        `loader.train` would have given it; the order of the handing over is equal on every rank.
+    """
+    readers: dict[tuple[Reads, int], list[int]] = {}
+    backends = []
+    for k, (loader, what) in enumerate(zip(loaders, reads, strict=True)):
+        assert isinstance(loader, TorchLoader | Backend)
+        readers.setdefault((what, loader.batch_size), []).append(k)
+        backends.append(loader)
+    streams = []
+    for (what, batch_size), _ in readers.items():
+        first = backends[0]
+        parts = order.epoch_parts(
+            what, first.forget, batch_size, first.seed, epoch, first.rank, first.world, first.block
+        )
+        for part in parts:
+            order.audit(what, first.forget[part.samples])
+        streams.append(parts)
+    widest = max(backends, key=lambda loader: loader.batch_size)
+    plan = planned(streams, _room(widest))
+    numbers = list(readers.values())
+    for stream, batch in served(plan, lambda parts: widest.made(parts, epoch)):
+        yield numbers[stream], batch
+
+
+def _room(loader: TorchLoader | Backend) -> int:
+    """Images that may wait, on the device on which the loader makes them."""
+    device = loader.device if isinstance(loader, Backend) else torch.device("cpu")
+    image = loader.preset.size**2 * 3 * 4  # float32
+    here = loader.world if device.type == "cpu" else 1  # ranks that share this memory, at most
+    return int(SHARE * free_bytes(device) / here / image)
+
+
+def planned(streams: Sequence[Sequence[Part]], room: int) -> Plan:
+    """Which samples are decoded when, and what each batch takes from where.
+
+    Args:
+        streams: the parts of each stream, in its order.
+        room: images kept for later batches beyond the newest chunk; where more would have to wait,
+            those that have waited longest are let go, and decoded again for who still wants them.
+    """
+    ids = _numbered(streams)  # of each stream, of each part: (b,) which image, counted from 0
+    uses = np.bincount(np.concatenate([part for stream in ids for part in stream]))
+    home = np.full(len(uses), -1)  # the chunk in which an image waits
+    row = np.zeros(len(uses), np.int64)
+    chunks: list[Part] = []
+    members: list[NDArray[np.int64]] = []  # of each chunk: which images
+    wanted: dict[int, int] = {}  # chunk that is kept: how many of its images are still to be used
+    servings = []
+    for stream, number in _turns(streams):
+        part, mine = streams[stream][number], ids[stream][number]
+        new = home[mine] < 0
+        if new.any():
+            fresh = mine[new]
+            home[fresh], row[fresh] = len(chunks), np.arange(len(fresh))
+            wanted[len(chunks)] = len(fresh)
+            members.append(fresh)
+            chunks.append(Part(part.samples[new], part.turn[new], len(fresh)))
+        places = home[mine]
+        pieces = []
+        for chunk in np.unique(places).tolist():
+            rows = np.flatnonzero(places == chunk)
+            pieces.append((chunk, row[mine[rows]], rows))
+        servings.append(Serving(stream, part, pieces))
+        uses[mine] -= 1
+        over, counts = np.unique(places[uses[mine] == 0], return_counts=True)
+        for chunk, count in zip(over.tolist(), counts.tolist(), strict=True):
+            wanted[chunk] -= count
+            if not wanted[chunk]:
+                del wanted[chunk]
+        waiting = sum(len(members[chunk]) for chunk in wanted)
+        for chunk in list(wanted):
+            if waiting <= room:
+                break
+            home[members[chunk][home[members[chunk]] == chunk]] = -1
+            waiting -= len(members[chunk])
+            del wanted[chunk]
+    return Plan(chunks, servings)
+
+
+def _numbered(streams: Sequence[Sequence[Part]]) -> list[list[NDArray[np.int64]]]:
+    """Every (sample, turn) by a number of its own, shaped as the streams' parts."""
+    parts = [part for stream in streams for part in stream]
+    most = 1 + max(int(part.samples.max(initial=0)) for part in parts)
+    keys = np.concatenate([part.turn * most + part.samples for part in parts])
+    numbers = np.unique(keys, return_inverse=True)[1].reshape(-1)
+    cut = iter(np.split(numbers, np.cumsum([len(part.samples) for part in parts])[:-1]))
+    return [[next(cut) for _ in stream] for stream in streams]
+
+
+def _turns(streams: Sequence[Sequence[Part]]) -> list[tuple[int, int]]:
+    """(stream, number of its batch) in the order of the share of its stream that it completes.
+
+    All streams of a seed and epoch run through their samples in one order, so what one of them
+    needs next the others need soon. By global sizes: the same on every rank.
+    """
+    turns = []
+    for stream, parts in enumerate(streams):
+        ends = np.cumsum([part.total for part in parts])
+        turns += [(int(end) / int(ends[-1]), stream, number) for number, end in enumerate(ends)]
+    return [(stream, number) for _, stream, number in sorted(turns)]
+
+
+def served(
+    plan: Plan, make: Callable[[list[Part]], Iterator[Batch]]
+) -> Iterator[tuple[int, Batch]]:
+    """(stream, batch) of each serving; a chunk is let go after the last that takes from it."""
+    last = {chunk: k for k, turn in enumerate(plan.servings) for chunk, _, _ in turn.pieces}
+    source = make(plan.chunks)
+    made: dict[int, Batch] = {}
+    count = 0
+    for k, (stream, part, pieces) in enumerate(plan.servings):
+        while count <= max(chunk for chunk, _, _ in pieces):
+            made[count] = next(source)
+            assert len(made[count].labels) == plan.chunks[count].total  # none was left out
+            count += 1
+        yield stream, _assembled([(made[chunk], of, to) for chunk, of, to in pieces], part)
+        for chunk, _, _ in pieces:
+            if last[chunk] == k:
+                del made[chunk]
+
+
+def _assembled(
+    pieces: Sequence[tuple[Batch, NDArray[np.int64], NDArray[np.int64]]], part: Part
+) -> Batch:
+    """The rows of several chunks as one batch; a chunk that is the batch is not copied."""
+    chunk, of, _ = pieces[0]
+    count = len(part.samples)
+    if len(pieces) == 1 and np.array_equal(of, np.arange(len(chunk.labels))):
+        return chunk._replace(total=part.total)
+    out = []
+    for k, like in enumerate(chunk[:4]):
+        shape = (count, *like.shape[1:])
+        if k == 0:  # channels-last: rows are contiguous as (B, H, W, C)
+            shape = (count, *like.shape[2:], like.shape[1])
+        pin = like.device.type == "cpu" and like.is_pinned()
+        out.append(torch.empty(shape, dtype=like.dtype, device=like.device, pin_memory=pin))
+    for chunk, of, to in pieces:
+        rows, places = (_moved(numbers, chunk.labels.device) for numbers in (of, to))
+        pixels = chunk.images.permute(0, 2, 3, 1)
+        for target, tensor in zip(out, (pixels, *chunk[1:4]), strict=True):
+            target[places] = tensor[rows.to(tensor.device)]
+    return Batch(out[0].permute(0, 3, 1, 2), out[1], out[2], out[3], part.total)
+
+
+def _moved(rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(rows)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

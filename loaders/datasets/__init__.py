@@ -1,0 +1,1 @@
+"""Image sets, whatever they were downloaded as: layouts, archives, lists, arrays."""

@@ -1,0 +1,66 @@
+"""Encoded images in a folder or an archive."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.datasets.tree import Tree
+from letheon.loaders.decode.pillow import decode
+
+
+class FileImages(ImageSet):
+    """The images of a list of files, decoded when read."""
+
+    def __init__(
+        self,
+        name: str,
+        tree: Tree,
+        paths: Sequence[str],
+        labels: Sequence[int] | NDArray[np.int64],
+        classes: Sequence[str],
+        root: str = "",
+        digest: str = "",
+    ) -> None:
+        """`paths` are relative to the tree, below `root`, which is left out of the manifest."""
+        self.name, self.tree, self.root = name, tree, root
+        # One array of bytes: a million str objects would be copied into every forked worker.
+        self._paths = np.array([p.encode("utf-8", "surrogateescape") for p in paths], dtype=bytes)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.classes = tuple(classes)
+        self._digest = digest
+
+    def file(self, i: int) -> str:
+        """The path of image i, relative to the tree."""
+        return bytes(self._paths[i]).decode("utf-8", "surrogateescape")
+
+    def path(self, i: int) -> str:
+        """The path of image i with that of the folder or archive before it."""
+        return self.tree.where(self.file(i))
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Image i decoded; raises `InputError` naming the file."""
+        return decode(self.tree.read(self.file(i)), self.path(i))
+
+    def manifest(self, contents: bool = False) -> Iterator[str]:
+        """A line for each file: its path below the set's root, its bytes, maybe their SHA-256."""
+        for i in range(len(self)):
+            path = self.file(i)
+            line = f"{path.removeprefix(self.root)}\t{self.tree.size(path)}"
+            if contents:
+                line += f"\t{hashlib.sha256(self.tree.read(path)).hexdigest()}"
+            yield line + "\n"
+
+    @property
+    def digest(self) -> str:
+        """Over the manifest of paths and sizes, not the contents; asks the size of every file."""
+        if not self._digest:
+            total = hashlib.sha256()
+            for line in self.manifest():
+                total.update(line.encode("utf-8", "surrogateescape"))
+            self._digest = total.hexdigest()
+        return self._digest

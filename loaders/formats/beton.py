@@ -1,0 +1,217 @@
+"""The `.beton` file, version 2: the format of the ffcv package, read with numpy alone.
+
+Little-endian, in this order (written down from files that ffcv 1.0 made, and checked both ways
+against that package in the tests):
+
+    header      24 bytes: version, fields, page size, samples, place of the allocation table
+    fields      1041 bytes each: type, name, arguments
+    table       one row per sample; an image is (mode, width, height, pointer) in 13 bytes
+    pages       the blobs; none lies across a page's edge
+    allocation  (sample, pointer, size) per blob, in any order
+
+A file of ours has a manifest beside it with the class names, digests and the list of what was left
+out. A file without one is read too; its classes are then called "0", "1", ...
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import mmap
+import os
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.decode.encoded_image import Stored
+
+VERSION = 2
+JPEG, RAW = 0, 1
+HEADER = np.dtype(
+    [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("table", "<u8")]
+)
+FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "u1", 1024)])
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
+BLOB = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
+_ROW_TYPES = {0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: IMAGE, 3: np.dtype("<u8, <u8")}
+INT_FIELD, IMAGE_FIELD = 1, 2
+MAX_CLASSES = 2**20  # of a file that has no manifest to name them
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of a `.beton` file lies."""
+    return path.with_name(path.name + ".json")
+
+
+def listing_path(path: Path) -> Path:
+    """Where the list of samples of a `.beton` file lies: a line for each, in order."""
+    return path.with_name(path.name + ".samples.csv")
+
+
+class BetonImages(ImageSet):
+    """The images of one `.beton` file, mapped into memory; a row of the table is a sample.
+
+    The tables stay on disk until they are asked for, so opening a million samples costs the
+    labels (8 MB) and, where the blobs are not in order, one more number for each. Pickled by path.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises `InputError`: not a version 2 file, cut short, or without image and label."""
+        self.file = Path(path)
+        self._map, header, fields = _opened(self.file)
+        names = [name.decode("ascii", "replace") for name in fields["name"].tolist()]
+        types = fields["type"].tolist()
+        images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
+        labels = [k for k, kind in enumerate(types) if kind == INT_FIELD]
+        unknown = [name for name, kind in zip(names, types, strict=True) if kind not in _ROW_TYPES]
+        if len(images) != 1 or not labels or unknown:
+            raise InputError(
+                f"{path}: got the fields {', '.join(names)}, expected one image and an integer "
+                "label beside numbers and bytes; write the file with these"
+            )
+        row = np.dtype([(f"f{k}", _ROW_TYPES[kind]) for k, kind in enumerate(types)], align=True)
+        n, start = int(header["samples"]), HEADER.itemsize + fields.nbytes
+        end = int(header["table"])
+        if start + n * row.itemsize > len(self._map) or not start <= end <= len(self._map):
+            raise _broken(self.file, "its table ends after the file")
+        rows = np.frombuffer(self._map, row, n, start)
+        label = next((k for k in labels if names[k] == "label"), labels[0])
+        self.image_field = images[0]
+        self.table: NDArray[Any] = rows[f"f{images[0]}"]  # (N,) of `IMAGE`
+        self.labels = rows[f"f{label}"].astype(np.int64)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._blobs = np.frombuffer(self._map, BLOB, (len(self._map) - end) // BLOB.itemsize, end)
+        self._read_manifest()
+
+    def _read_manifest(self) -> None:
+        self.name = self.file.name.removesuffix(".beton")
+        self.manifest: dict[str, Any] = {}
+        beside = manifest_path(self.file)
+        if beside.is_file():
+            try:
+                self.manifest = json.loads(beside.read_text("utf-8", "surrogateescape"))
+                self.name, count = str(self.manifest["name"]), int(self.manifest["samples"])
+                self.classes = tuple(map(str, self.manifest["classes"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise _broken(beside, " ".join(str(error).split())) from None
+            if count != len(self) or self.manifest["file"]["bytes"] != len(self._map):
+                raise _broken(beside, f"it tells of {count} samples in another file")
+        else:
+            count = int(self.labels.max(initial=-1)) + 1
+            if count > MAX_CLASSES:
+                raise _broken(self.file, f"a label is {count - 1}")
+            self.classes = tuple(map(str, range(count)))
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise _broken(self.file, f"a label is outside the {len(self.classes)} classes")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BetonImages, (self.file,)
+
+    @cached_property
+    def digest(self) -> str:
+        """The manifest's, over every sample's bytes, label and class; else over the whole file."""
+        if self.manifest:
+            return str(self.manifest["digest"])
+        with open(self.file, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64] | None:
+        """Rows of the allocation table by pointer; None where blob k is sample k's."""
+        here, told = self._blobs["pointer"], self.table["pointer"]
+        if len(here) == len(told) and np.array_equal(here, told):
+            return None
+        return np.argsort(here)
+
+    def _extents(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        pointers = self.table["pointer"][indices]
+        found: NDArray[Any] = indices
+        if self._order is not None:
+            at = np.searchsorted(self._blobs["pointer"], pointers, sorter=self._order)
+            found = self._order[np.minimum(at, len(self._order) - 1)]
+        if not np.array_equal(self._blobs["pointer"][found], pointers):
+            raise _broken(self.file, "a sample points to no blob")
+        return pointers.astype(np.int64), self._blobs["size"][found].astype(np.int64)
+
+    def stored(self, indices: NDArray[np.int64]) -> list[Stored]:
+        """The images as they lie in the file, without a copy; raises `InputError` if cut short."""
+        starts, sizes = self._extents(indices)
+        rows = self.table[indices]
+        if len(starts) and int((starts + sizes).max()) > len(self._bytes):
+            raise _broken(self.file, "a blob ends after the file")
+        return [
+            Stored(self._bytes[start : start + size], height, width, mode == RAW, self.path(i))
+            for i, start, size, mode, height, width in zip(
+                indices.tolist(),
+                starts.tolist(),
+                sizes.tolist(),
+                rows["mode"].tolist(),
+                rows["height"].tolist(),
+                rows["width"].tolist(),
+                strict=True,
+            )
+        ]
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Ask the system to read these blobs ahead; nothing is waited for."""
+        starts, sizes = self._extents(indices)
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            first = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Image i decoded; a copy. Raises `InputError` naming it."""
+        return self.read_many(np.array([i]))[0]
+
+    def read_many(self, indices: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """The images of `indices`, each (H, W, 3)."""
+        return [one.pixels() for one in self.stored(indices)]
+
+    def path(self, i: int) -> str:
+        """The file and the sample's number in it."""
+        return f"{self.file}[{i}]"
+
+    def source(self, i: int) -> str:
+        """What image i was called where it came from; "" where there is no list of samples."""
+        beside = listing_path(self.file)
+        if not beside.is_file():
+            return ""
+        with open(beside, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return next(islice(csv.DictReader(file), i, None))["path"]
+
+
+def _opened(path: Path) -> tuple[mmap.mmap, Any, NDArray[Any]]:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < HEADER.itemsize:
+                raise _broken(path, f"{size} bytes")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(
+            f"got {path}, which cannot be read ({error.strerror}), expected a .beton file; "
+            "check the path"
+        ) from None
+    header = np.frombuffer(mapped, HEADER, 1)[0]
+    if header["version"] != VERSION:
+        raise InputError(
+            f"{path}: got version {header['version']}, expected a .beton file of version "
+            f"{VERSION}; write it again"
+        )
+    count = int(header["fields"])
+    if HEADER.itemsize + count * FIELD.itemsize > size:
+        raise _broken(path, "its header ends after the file")
+    return mapped, header, np.frombuffer(mapped, FIELD, count, HEADER.itemsize)
+
+
+def _broken(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path}: got a broken file ({reason}), expected a whole .beton file; prepare it again"
+    )

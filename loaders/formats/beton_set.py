@@ -1,0 +1,89 @@
+"""A whole set as `.beton` files: one for each split or domain, and a page about them.
+
+betons.json             kind, the names of the classes, notes
+<part>.beton            train and test, or one for each domain
+<part>.beton.json       its manifest, with digests and what was left out
+<part>.beton.samples.csv
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import Written, write_beton
+from letheon.loaders.formats.encoding import Encoding
+
+FORMAT = "letheon-betons-1"
+ABOUT = "betons.json"
+
+
+def write_betons(
+    source: Data | Mapping[str, ImageSet],
+    out: Path,
+    encoding: Encoding | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Written]:
+    """Write each part of `source` to the folder `out`; see `write_beton`.
+
+    A part that is there already is kept, so a stopped run goes on; a finished set is refused.
+
+    Raises:
+        InputError: `out` holds a set already, or as `write_beton`.
+    """
+    if (out / ABOUT).exists():
+        raise InputError(f"got {out}, which holds a set, expected a new folder; name another")
+    parts = dict(source) if isinstance(source, Mapping) else {"train": source.train}
+    if isinstance(source, Data) and source.test is not source.train:
+        parts["test"] = source.test
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"got {out}, which cannot be made ({error.strerror}), expected a writable place; "
+            "name another"
+        ) from None
+    written = {
+        name: write_beton(images, out / f"{name}.beton", encoding, workers, progress, again=True)
+        for name, images in parts.items()
+    }
+    about: dict[str, Any] = {"format": FORMAT, "parts": list(parts)}
+    about["kind"] = "splits" if isinstance(source, Data) else "domains"
+    if isinstance(source, Data):
+        about |= {"names": source.names, "notes": source.notes}
+    (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return written
+
+
+def is_betons(path: Path) -> bool:
+    """Whether `write_betons` finished this folder."""
+    return (path / ABOUT).is_file()
+
+
+def open_betons(path: Path) -> Data | dict[str, ImageSet]:
+    """The set that `write_betons` wrote to `path`; raises `InputError` if it is broken."""
+    try:
+        told = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        if told["format"] != FORMAT:
+            raise InputError(
+                f"{path}: got a set of format {told['format']!r}, expected {FORMAT!r}; "
+                "prepare it again"
+            )
+        sets: dict[str, ImageSet] = {}
+        for name in told["parts"]:
+            sets[name] = BetonImages(path / f"{name}.beton")
+        if told["kind"] == "domains":
+            return sets
+        names = tuple(tuple(all_names) for all_names in told["names"])
+        return Data(sets["train"], sets.get("test", sets["train"]), names, tuple(told["notes"]))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path / ABOUT}: got a broken page ({' '.join(str(error).split())}), expected what "
+            "prepare wrote; prepare it again"
+        ) from None

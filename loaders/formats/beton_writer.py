@@ -1,0 +1,264 @@
+"""Writing `.beton` files: several processes, resumable, the same bytes whatever their number.
+
+Chunks of images are checked and encoded into parts beside the result; the parts are then joined in
+the order of the source. A run that was stopped goes on with the parts that are there. The disk
+must hold the result twice while it is joined.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from letheon.errors import InputError
+from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.formats import beton
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.encoding import Encoding, admit
+
+FORMAT = "letheon-beton-1"
+CHUNK = 256
+ROW = np.dtype([("f0", beton.IMAGE), ("f1", "<i8"), ("f2", "<i8")], align=True)
+LISTED = ("index", "path", "label", "mode", "height", "width", "bytes", "sha256", "remarks")
+FIELDS = (("image", beton.IMAGE_FIELD), ("label", beton.INT_FIELD), ("index", beton.INT_FIELD))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_beton` did."""
+
+    path: Path
+    samples: int
+    counts: dict[str, int]  # "passed through", "encoded", "raw", "CMYK converted", ...
+    quarantined: tuple[tuple[str, str], ...]  # file, reason
+
+
+def write_beton(
+    images: ImageSet,
+    out: Path,
+    encoding: Encoding | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    again: bool = False,
+) -> Written:
+    """Write `images` to the `.beton` file `out`, with its manifest and list of samples beside it.
+
+    The fields are image, label and index: the sample's number in `images`, which differs from its
+    row where images were left out. With `workers` the encoding is done by that many processes.
+    `progress` shows a bar where standard error is a terminal. With `again` a file that was written
+    from the same images with the same encoding is left as it is.
+
+    Raises:
+        InputError: `out` exists or cannot be written, or a class has no readable image.
+    """
+    encoding = encoding or Encoding()
+    told = {"format": FORMAT, "source": images.digest, "encoding": asdict(encoding)}
+    if out.exists():
+        there = BetonImages(out).manifest if again else {}
+        if told.items() <= there.items():
+            left_out = tuple((bad["path"], bad["reason"]) for bad in there["quarantined"])
+            return Written(out, there["samples"], there["counts"], left_out)
+        raise InputError(f"got {out}, which exists, expected a new file; remove it or name another")
+    parts = out.with_name(out.name + ".partial")
+    try:
+        _resumed(parts, told)
+        chunks = range(-(-len(images) // CHUNK))
+        missing = [k for k in chunks if not (parts / f"{k}.json").exists()]
+        bar = tqdm(total=len(images), desc=images.name, disable=None if progress else True)
+        with bar:
+            bar.update(len(images) - sum(len(_members(images, k)) for k in missing))
+            for k in _encoded(images, parts, encoding, missing, workers):
+                bar.update(len(_members(images, k)))
+        written = _joined(images, out, parts, told, encoding.page)
+        shutil.rmtree(parts)
+    except OSError as error:
+        raise InputError(
+            f"got {out}, which cannot be written ({error.strerror}), expected a writable place "
+            "with room for twice the result; name another"
+        ) from None
+    return written
+
+
+def _resumed(parts: Path, told: dict[str, Any]) -> None:
+    """Keep the parts of a run with the same source and options; begin anew after any other."""
+    about = parts / "about.json"
+    if not about.is_file() or json.loads(about.read_text()) != told:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        about.write_text(json.dumps(told))
+
+
+def _members(images: ImageSet, chunk: int) -> range:
+    return range(chunk * CHUNK, min(len(images), (chunk + 1) * CHUNK))
+
+
+def _encoded(
+    images: ImageSet, parts: Path, encoding: Encoding, chunks: list[int], workers: int
+) -> Iterator[int]:
+    """The numbers of the chunks as their parts are done."""
+    work = partial(_encode_chunk, images, parts, encoding)
+    if not workers:
+        yield from map(work, chunks)
+        return
+    # Spawned: a fork of a process with threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, max(len(chunks), 1)), context) as pool:
+        try:
+            for done in as_completed([pool.submit(work, k) for k in chunks]):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _encode_chunk(images: ImageSet, parts: Path, encoding: Encoding, chunk: int) -> int:
+    """Write `<chunk>.bin`, the blobs in a row, then `<chunk>.json`, which says that it is whole."""
+    rows: list[dict[str, Any]] = []
+    bad: list[tuple[str, str]] = []
+    with open(parts / f"{chunk}.bin", "wb") as file:
+        for i in _members(images, chunk):
+            try:
+                data, height, width, raw, remarks = admit(images, i, encoding)
+            except InputError as error:
+                bad.append((images.path(i), str(error).removeprefix(f"{images.path(i)}: ")))
+                continue
+            file.write(data)
+            rows.append(
+                {
+                    "index": i,
+                    "path": images.file(i) if isinstance(images, FileImages) else images.path(i),
+                    "label": int(images.labels[i]),
+                    "mode": "raw" if raw else "jpg",
+                    "height": height,
+                    "width": width,
+                    "bytes": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "remarks": "; ".join(remarks),
+                }
+            )
+    half = parts / f"{chunk}.json.half"
+    half.write_text(json.dumps({"rows": rows, "bad": bad}))
+    half.rename(parts / f"{chunk}.json")
+    return chunk
+
+
+def _joined(images: ImageSet, out: Path, parts: Path, told: dict[str, Any], page: int) -> Written:
+    """The parts as one file with its manifest; `out` itself appears last, and whole."""
+    table, sizes = np.zeros(len(images), ROW), np.zeros(len(images), np.int64)
+    counts: Counter[str] = Counter()
+    bad: list[tuple[str, str]] = []
+    digest = hashlib.sha256("\n".join(images.classes).encode("utf-8", "surrogateescape"))
+    n = 0
+    with _texts(beton.listing_path(out)) as file:
+        listing = csv.DictWriter(file, LISTED)
+        listing.writeheader()
+        for part in _parts(images, parts):
+            bad += [(path, reason) for path, reason in part["bad"]]
+            for row in part["rows"]:
+                mode = beton.RAW if row["mode"] == "raw" else beton.JPEG
+                table[n] = (mode, row["width"], row["height"], 0), row["label"], row["index"]
+                sizes[n] = row["bytes"]
+                # The bytes, label and class of every sample: equal for equal contents anywhere.
+                digest.update(f"\n{row['label']} {row['mode']} {row['sha256']}".encode())
+                counts.update(row["remarks"].split("; "))
+                listing.writerow(row)
+                n += 1
+    table, sizes = table[:n], sizes[:n]
+    lost = np.setdiff1d(images.labels, table["f1"])
+    if len(lost):
+        raise InputError(
+            f"{images.name}: got no readable image of class {images.classes[lost[0]]!r}, expected "
+            "at least one; mend or remove it"
+        )
+    half = parts / "whole"
+    _write_file(half, table, sizes, page, images, parts)
+    with open(half, "rb") as done:
+        whole = hashlib.file_digest(done, "sha256").hexdigest()
+    manifest = told | {
+        "name": images.name,
+        "samples": n,
+        "digest": digest.hexdigest(),
+        "file": {"bytes": half.stat().st_size, "sha256": whole},
+        "counts": dict(sorted(counts.items())),
+        "quarantined": [{"path": path, "reason": reason} for path, reason in bad],
+        "classes": images.classes,
+    }
+    with _texts(beton.manifest_path(out)) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    half.rename(out)
+    return Written(out, n, dict(sorted(counts.items())), tuple(bad))
+
+
+def _texts(path: Path) -> TextIO:
+    # File names need not be valid UTF-8.
+    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
+
+
+def _parts(images: ImageSet, parts: Path) -> Iterator[dict[str, Any]]:
+    for k in range(-(-len(images) // CHUNK)):
+        yield json.loads((parts / f"{k}.json").read_text())
+
+
+def _write_file(
+    path: Path,
+    table: NDArray[Any],
+    sizes: NDArray[np.int64],
+    page: int,
+    images: ImageSet,
+    parts: Path,
+) -> None:
+    """Header, table with the pointers filled in, pages and allocation table, on the disk."""
+    first = beton.HEADER.itemsize + len(FIELDS) * beton.FIELD.itemsize + table.nbytes
+    pointers, end = _placed(sizes, -(-first // page) * page, page)
+    table["f0"]["pointer"] = pointers
+    blobs = np.zeros(len(table), beton.BLOB)
+    blobs["sample"], blobs["pointer"], blobs["size"] = np.arange(len(table)), pointers, sizes
+    with open(path, "wb") as file:
+        _write_head(file, table, end, page)
+        n = 0
+        for k, part in enumerate(_parts(images, parts)):
+            with open(parts / f"{k}.bin", "rb") as encoded:
+                for _ in part["rows"]:
+                    file.seek(pointers[n])
+                    file.write(encoded.read(sizes[n]))
+                    n += 1
+        file.seek(end)
+        file.write(blobs.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _placed(sizes: NDArray[np.int64], start: int, page: int) -> tuple[NDArray[np.int64], int]:
+    """Where each blob goes, so that none lies across a page's edge, and where the pages end."""
+    pointers = np.empty_like(sizes)
+    at = start
+    for k, size in enumerate(sizes.tolist()):
+        if at % page + size > page:
+            at += page - at % page
+        pointers[k] = at
+        at += size
+    return pointers, -(-at // page) * page
+
+
+def _write_head(file: BinaryIO, table: NDArray[Any], end: int, page: int) -> None:
+    head = np.array((beton.VERSION, len(FIELDS), page, len(table), end), beton.HEADER)
+    fields = np.zeros(len(FIELDS), beton.FIELD)
+    fields["type"] = [kind for _, kind in FIELDS]
+    fields["name"] = [name.encode("ascii") for name, _ in FIELDS]
+    for part in (head, fields, table):
+        file.write(part.tobytes())

@@ -1,0 +1,83 @@
+"""What a user says about the images: the set, its loader, and what becomes of unreadable ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from letheon.loaders.backends.resident_loader import ResidentLoader
+from letheon.loaders.batch import Loader
+from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
+from letheon.loaders.factory import Keeping, Kind, make_loader
+from letheon.loaders.open import open_data, open_domains
+from letheon.loaders.preset import Preset
+from letheon.loaders.views import readable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of every script that shows images to a network."""
+
+    data: str = "digits"
+    """Upstream set: `digits`, or a folder or archive with train/<class>/ and val/<class>/."""
+    seed: int = 1
+    """Order, augmentation, drawn labels and new weights follow from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    loader: Kind = "auto"
+    """Backend that reads the images; auto takes what suits the set and says so."""
+    workers: int = 2
+    """Loader processes or threads per rank for sets read from files; sets in memory need none."""
+    keeping: Keeping = field(default_factory=Keeping)
+    block: int = 0
+    """For sets larger than memory: so many neighbouring images are one block, and an epoch shuffles
+    the images of 64 blocks at a time, in place of all; 0: a full shuffle."""
+    unreadable: Literal["error", "drop"] = "error"
+    """error: an image that cannot be read ends the job, which names it; drop: all are read once
+    before the start, and what cannot be read is left out, counted and named."""
+
+    def open_loader(
+        self,
+        images: ImageSet,
+        forget: NDArray[np.bool_],
+        preset: Preset,
+        batch_size: int,
+        place: tuple[int, int, torch.device],
+        tell: Callable[[str], object] = lambda text: None,
+        like: Loader | None = None,
+    ) -> Loader:
+        """One image set as this rank reads it; `tell` hears why `auto` chose as it did.
+
+        `place` is (rank, world, device). `like` is another loader of the set, whose images in
+        memory are used as they are.
+        """
+        if isinstance(like, ResidentLoader):
+            return like.resplit(forget, batch_size, self.seed)
+        workers = 0 if isinstance(images, ArrayImages) else self.workers
+        rank, world, device = place
+        return make_loader(
+            self.loader, images, forget, preset, batch_size, self.seed,
+            rank, world, workers, device, tell if rank == 0 else lambda _: None,
+            self.keeping, self.block,
+        )  # fmt: skip
+
+    def open_data(self) -> Data:
+        """The upstream set, without what is unreadable where that is to be dropped."""
+        data = open_data(self.data)
+        if self.unreadable == "error":
+            return data
+        train = readable(data.train)
+        test = train if data.test is data.train else readable(data.test)
+        return dataclasses.replace(data, train=train, test=test)
+
+    def open_domains(self, path: str) -> dict[str, ImageSet]:
+        """The domains at `path`, without what is unreadable where that is to be dropped."""
+        domains = open_domains(path)
+        if self.unreadable == "error":
+            return domains
+        return {name: readable(images) for name, images in domains.items()}

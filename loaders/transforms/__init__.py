@@ -1,0 +1,1 @@
+"""Geometry, augmentation and the test transform."""

@@ -1,0 +1,93 @@
+"""From decoded images to a model's input: the preset's geometry, augmentation and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from letheon.loaders.preset import Preset
+from letheon.loaders.transforms import augment
+
+Image = NDArray[np.uint8]  # (H, W, 3), or (B, H, W, 3) where many are of one size
+Images = Sequence[Image] | Image
+
+
+def resized(image: Image, height: int, width: int, preset: Preset) -> Image:
+    """`image` at height x width by the preset's interpolation, antialiased, rounded to bytes."""
+    if image.shape[:2] == (height, width):
+        return image
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    mode = InterpolationMode(preset.interpolation)
+    planes = functional.resize(planes, [height, width], interpolation=mode, antialias=True)
+    return planes.permute(1, 2, 0).numpy()
+
+
+def fitted(image: Image, preset: Preset) -> Image:
+    """(size, size, 3): the preset's test geometry."""
+    size, height, width = preset.size, image.shape[0], image.shape[1]
+    short = min(height, width)
+    if preset.resize == "none":
+        return resized(image, size, size, preset)
+    if preset.resize == "crop-square":
+        side = size * short // preset.resize_to
+        top, left = (height - side + 1) // 2, (width - side + 1) // 2
+        return resized(image[top : top + side, left : left + side], size, size, preset)
+    if preset.resize == "square":
+        height = width = preset.resize_to
+    else:
+        height, width = preset.resize_to * height // short, preset.resize_to * width // short
+    image = resized(image, height, width, preset)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def squares(images: Images, preset: Preset) -> Image:
+    """(B, size, size, 3): all images in test geometry; arrays that fit already are not touched."""
+    if isinstance(images, np.ndarray) and _fits(images, preset):
+        return images
+    out = np.empty((len(images), preset.size, preset.size, 3), dtype=np.uint8)
+    for row, image in zip(out, images, strict=True):
+        row[:] = fitted(image, preset)
+    return out
+
+
+def _fits(images: Image, preset: Preset) -> bool:
+    same = images.shape[1:3] == (preset.size, preset.size)
+    return same and (preset.resize == "none" or preset.resize_to == preset.size)
+
+
+def augmented(images: Images, u: NDArray[np.float64], preset: Preset) -> Image:
+    """(B, size, size, 3): the preset's training geometry; `u` from `augment.draws`."""
+    size, pad = preset.size, preset.size // 8
+    out = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    if preset.augment == "resized-crop-flip":
+        shapes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
+        boxes = augment.boxes(u, shapes)
+    else:
+        images, corners = squares(images, preset), np.zeros((len(images), 2), dtype=np.int64)
+        if preset.augment in ("pad-crop-flip", "shift"):
+            images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+            corners = augment.offsets(u, preset)
+        boxes = np.concatenate([corners, np.full_like(corners, size)], axis=1)
+    for row, image, (top, left, height, width), mirrored in zip(
+        out, images, boxes.tolist(), augment.mirrored(u, preset).tolist(), strict=True
+    ):
+        piece = resized(image[top : top + height, left : left + width], size, size, preset)
+        row[:] = piece[:, ::-1] if mirrored else piece
+    return out
+
+
+def normalised(squares: Image, preset: Preset) -> Tensor:
+    """(B, 3, size, size) float32, channels-last: (x / 255 - mean) / std."""
+    count, height, width, _ = squares.shape
+    # Whole pixel rows against repeated constants: long contiguous runs, several times faster.
+    x = torch.from_numpy(np.ascontiguousarray(squares)).view(count * height, width * 3)
+    mean = torch.tensor(preset.mean).mul(255).repeat(width)
+    std = torch.tensor(preset.std).mul(255).repeat(width)
+    x = x.to(torch.float32).sub_(mean).div_(std)
+    return x.view(count, height, width, 3).permute(0, 3, 1, 2)
