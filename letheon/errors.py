@@ -1,8 +1,44 @@
-"""The user's mistakes, told in one line: what was got, what was expected, how to mend it."""
+"""What can go wrong, by whose doing: four kinds, and every message says got, expected, mend."""
+
+from __future__ import annotations
 
 
-class InputError(Exception):
-    """Bad input. The scripts print its text as one line and exit with code 2 on every rank.
+class LetheonError(Exception):
+    """Base class of everything Letheon raises on purpose."""
 
-    No ValueError on purpose: those the command-line parser takes for its own and frames.
+
+class InputError(LetheonError):
+    """The user's mistake: what was got, what was expected, and how to mend it, in one line.
+
+    Exit code 2 of every script.
+    """
+
+    def __init__(self, message: str, option: str = "") -> None:
+        """`option` is the name of the setting in question, such as ``loader``.
+
+        The command line prints it as its flag; code below the scripts never names a flag.
+        """
+        super().__init__(message)
+        self.option = option
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        """As pickled between processes, the option stays with the message."""
+        return type(self), (str(self), self.option)
+
+
+class UnreadableImage(InputError):
+    """One image that cannot be read: counted, named and left out, or the end of the job."""
+
+
+class NotMeasurable(LetheonError):
+    """A metric lacks an ingredient: its value is None, with this message as the reason.
+
+    A number that is not finite is never of this kind: that is a `RunFailed`.
+    """
+
+
+class RunFailed(LetheonError):
+    """A run that cannot go on: numbers that are not finite, ranks that differ, a full disk.
+
+    Exit code 3 of every script.
     """

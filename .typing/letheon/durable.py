@@ -1,0 +1,1 @@
+../../letheon/durable.py
