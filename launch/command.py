@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from letheon.engine.distributed import Ranks, agree, joined
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.methods import catalogue
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def run_several(
         chosen = read()
         with joined(getattr(chosen[0], "device", "auto")) as ranks:
             main(chosen, ranks)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, RunFailed) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, InputError) else 3)

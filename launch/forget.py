@@ -71,7 +71,7 @@ class Settings(Forgetting):
     ) -> tuple[Plan, Run]:
         """The same for a model and data that have been opened."""
         request = resolve(self.forget, data, self.seed, nearest)
-        if self.method.fresh:
+        if self.method.from_scratch:
             names = model.class_names
             model = build(model.name, model.classes, self.seed, model.preset)
             model.class_names = names

@@ -15,14 +15,17 @@ from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 
 METHODS: dict[str, type[Method]] = {
-    "retrain": Retrain,
-    "finetune": Finetune,
-    "grad-ascent": GradAscent,
-    "l1-sparse": L1Sparse,
-    "random-label": RandomLabel,
-    "salun": SalUn,
-    "spkd": Spkd,
-    "head-distillation": HeadDistillation,
+    method.name: method
+    for method in (
+        Retrain,
+        Finetune,
+        GradAscent,
+        L1Sparse,
+        RandomLabel,
+        SalUn,
+        Spkd,
+        HeadDistillation,
+    )
 }
 """Our methods by their name on the command line."""
 
@@ -31,5 +34,7 @@ def catalogue() -> dict[str, type[Method]]:
     """Our methods and those other packages announce as entry points of `letheon.methods`."""
     found = dict(METHODS)
     for point in entry_points(group="letheon.methods"):
-        found.setdefault(point.name, point.load())
+        method = point.load()
+        method.name = method.name or point.name
+        found.setdefault(method.name, method)
     return found

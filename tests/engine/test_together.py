@@ -137,12 +137,21 @@ def test_passes_meet_at_the_end_of_the_epoch() -> None:
     assert shared["salun"] == [("relabelled", 3)] * 2
 
 
+@dataclass
+class Steps(State):
+    taken: int = 0
+
+
 class Breaks(Finetune):
     """Fails at its fourth step."""
 
-    def edit_weights(self, run: Run) -> None:
-        run.state["steps"] = run.state.get("steps", 0) + 1
-        if run.state["steps"] == 4:
+    def prepare(self, run: Run) -> Steps:
+        return Steps()
+
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
+        assert isinstance(state, Steps)
+        state.taken += 1
+        if state.taken == 4:
             raise RuntimeError("broken on purpose")
 
 
