@@ -143,7 +143,7 @@ def meeting(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def _source(job: _Job) -> Hashable:
-    return source(job.at.run.loader)
+    return source(job.at.run.loader, job.at.phase.reads)
 
 
 def _bar(group: Sequence[_Job], ranks: Ranks) -> Iterator[tuple[list[int], Batch]]:
