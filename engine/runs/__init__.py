@@ -1,0 +1,1 @@
+"""A planned run, its folder, and several runs of one call."""

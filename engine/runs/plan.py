@@ -1,0 +1,127 @@
+"""A run whose input has been checked, from its options to the saved weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from letheon.engine.checkpoints.model_file import save_model
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Seconds, run_method
+from letheon.engine.method import Method, Run
+from letheon.engine.models.classifier import Classifier
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.engine.runs.run_folder import Record
+from letheon.errors import InputError
+from letheon.loaders.batch import Loader
+from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.forget_request import Request
+from letheon.loaders.options import DataOptions
+from letheon.loaders.preset import Preset
+from letheon.loaders.relabel import aligned, model_classes
+from letheon.loaders.views import told_left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(DataOptions):
+    """Options of every script that runs a network: its images, and how it computes."""
+
+    precision: Precision = field(default_factory=Precision)
+
+    def loader_of(
+        self,
+        images: ImageSet,
+        forget: NDArray[np.bool_],
+        preset: Preset,
+        batch_size: int,
+        ranks: Ranks,
+        tell: Callable[[str], object] = lambda text: None,
+        like: Loader | None = None,
+    ) -> Loader:
+        """`open_loader` on this rank."""
+        place = (ranks.rank, ranks.world, ranks.device)
+        return self.open_loader(images, forget, preset, batch_size, place, tell, like)
+
+    def upstream(self, model: Classifier) -> Data:
+        """The upstream set with its labels in the model's numbering; names the model's classes."""
+        data = self.open_data()
+        names = model_classes(model.class_names, model.classes, data.classes)
+        model.class_names = names
+        return aligned(data, names)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose input has been checked: nothing is written yet, and nothing should go wrong."""
+
+    job: JobOptions
+    recipe: Recipe
+    model: Classifier
+    data: Data
+    forget: NDArray[np.bool_]  # over the training set
+    request: Request | None = None
+
+    def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
+        """The run on this rank's device; refuses a batch that the ranks cannot share."""
+        recipe = self.recipe
+        if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
+            raise InputError("got --batch-norm sync on cpu; it needs CUDA; use local or frozen")
+        preset = self.model.preset
+        told = told_left_out({"train": self.data.train})
+        return Run(
+            model=self.model,
+            loader=self.job.loader_of(
+                self.data.train, self.forget, preset, recipe.batch_size, ranks, told.append, like
+            ),
+            recipe=recipe,
+            ranks=ranks,
+            seed=self.job.seed,
+            forget=torch.from_numpy(self.forget).to(ranks.device),
+            forget_classes=self.request.classes if self.request is not None else (),
+            precision=self.job.precision.resolved(ranks.device),
+            notes=told,
+        )
+
+
+def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
+    """Make the run folder, train in place, save the weights and close the record."""
+    for note in run.notes:
+        print(note, file=sys.stderr)
+    record = start_run(plan, run, out)
+    seconds = run_method(method, run, record.log)
+    finish_run(record, plan, method, run, seconds)
+
+
+def start_run(plan: Plan, run: Run, out: Path) -> Record:
+    """The run's folder with what is known before it starts; torch's random numbers are seeded."""
+    record = Record(out, run.ranks, dataclasses.asdict(plan.job))
+    if plan.request is not None:
+        record.write("request.json", dataclasses.asdict(plan.request))
+    for note in run.notes:
+        record.log("note", text=note)
+    # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
+    torch.manual_seed(plan.job.seed * 4096 + run.ranks.rank)
+    return record
+
+
+def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Seconds) -> None:
+    """Save the trained weights and close the record."""
+    facts: dict[str, Any] = {
+        "method": type(method).__name__,
+        "model": run.model.name,
+        "seconds": dataclasses.asdict(seconds),
+        "data": {"train": plan.data.train.digest, "test": plan.data.test.digest},
+        "left_out": list(plan.data.train.left_out),
+    }
+    if run.ranks.main:
+        facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
+    record.finish(**facts)
