@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,17 +16,8 @@ from letheon.engine.optimizers import MaskedSgd
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.threshold import top_masks
-from letheon.methods.finetune import Finetune
-from letheon.methods.grad_ascent import GradAscent, ascent
-from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.grad_ascent import ascent
 from letheon.methods.mask_file import load_masks
-from letheon.methods.random_label import RandomLabel
-from letheon.methods.spkd import Spkd
-
-if TYPE_CHECKING:
-    Inner = Method
-else:  # what the command line offers; from Python any method will do
-    Inner = RandomLabel | GradAscent | Finetune | L1Sparse | Spkd
 
 
 def saliency_masks(run: Run, densities: Sequence[float]) -> list[list[Tensor]]:
@@ -50,7 +40,8 @@ class SalUn(Method):
     let both leak.) Batch-norm's running statistics are no weights and follow the inner method.
     """
 
-    inner: Inner
+    inner: Method
+    """The method under the mask: any that wraps none itself."""
     density: float = 0.5
     """Share of all weights that may move."""
     mask: Path | None = None
