@@ -118,7 +118,9 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise InputError(f"got model {name!r}; known are {', '.join(names())}{hint}")
+        raise InputError(
+            f"got model {name!r}; known are {', '.join(names())}{hint}", option="model"
+        )
     if classes < 2:
         raise InputError(
             f"got {classes} classes; expected at least 2; a classifier must have a choice"
@@ -164,7 +166,8 @@ def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
         if size % patch:
             raise InputError(
                 f"got {size} pixels for a vision transformer of patch {patch}; "
-                f"give a multiple of {patch}"
+                f"give a multiple of {patch}",
+                option="size",
             )
         return tv.VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
 

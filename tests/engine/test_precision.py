@@ -164,7 +164,7 @@ def test_no_step_waits_for_the_device(name: str, compile: str, dtype: str) -> No
 
 @pytest.mark.parametrize("dtype", ["fp16", "tf32"])
 def test_formats_of_another_device_are_refused(dtype: str) -> None:
-    with pytest.raises(InputError, match=f"--dtype {dtype} on cpu"):
+    with pytest.raises(InputError, match=f"dtype {dtype} on cpu"):
         Precision(dtype).resolved(torch.device("cpu"))  # type: ignore[arg-type]
 
 
