@@ -49,8 +49,9 @@ class Precision:
         """Refuse what does not go together."""
         if self.reduce == "ddp" and self.compile != "off":
             raise InputError(
-                f"got --reduce ddp with --compile {self.compile}; buckets cut the graph; "
-                "use --reduce flat or auto"
+                f"got reduce ddp with compile {self.compile}; buckets cut the graph; "
+                "use reduce flat or auto",
+                option="reduce",
             )
 
     def resolve(self, device: torch.device) -> Precision:
@@ -62,7 +63,9 @@ class Precision:
         if dtype == "auto" and device.type == "cuda":
             dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         if dtype in ("fp16", "tf32") and device.type != "cuda":
-            raise InputError(f"got --dtype {dtype} on {device.type}; use fp32 or bf16 there")
+            raise InputError(
+                f"got dtype {dtype} on {device.type}; use fp32 or bf16 there", option="dtype"
+            )
         return replace(self, dtype=dtype)
 
     def tune(self, size: int, ranks: Ranks) -> tuple[Precision, str]:

@@ -129,5 +129,10 @@ def written(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, 
     print("wrote", ", ".join(path.name for path in files), "to", settings.out)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run from the command line to the end of the process."""
     run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

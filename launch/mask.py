@@ -58,5 +58,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
         save_masks(settings.out, named, facts)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run from the command line to the end of the process."""
     run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

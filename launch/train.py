@@ -58,5 +58,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
     train_and_save(plan, settings.method, run, settings.out)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run from the command line to the end of the process."""
     run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+import os
+import sys
+from dataclasses import is_dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 from letheon.engine.method import Method
 from letheon.methods.finetune import Finetune
@@ -31,10 +35,39 @@ METHODS: dict[str, type[Method]] = {
 
 
 def catalogue() -> dict[str, type[Method]]:
-    """Our methods and those other packages announce as entry points of `letheon.methods`."""
+    """List our methods and those other packages announce as entry points of `letheon.methods`.
+
+    A plug-in that cannot be used is left out and named in one warning: one that cannot be imported,
+    that is no frozen dataclass of `Method`, or that has the name of another method.
+    """
     found = dict(METHODS)
     for point in entry_points(group="letheon.methods"):
-        method = point.load()
-        method.name = method.name or point.name
-        found.setdefault(method.name, method)
+        if point.name in found:
+            _warn(point, f"the name is that of {found[point.name].__name__}; rename it")
+        elif (method := _load(point)) is not None:
+            found[point.name] = method
     return found
+
+
+@cache
+def _load(point: EntryPoint) -> type[Method] | None:
+    try:
+        method = point.load()
+    except Exception as error:  # whatever another package's code raises at its import
+        text = " ".join(str(error).split())
+        _warn(point, f"importing it ended in {type(error).__name__}: {text}; mend or remove it")
+        return None
+    if isinstance(method, type) and issubclass(method, Method) and is_dataclass(method):
+        method.name = method.name or point.name
+        return method
+    _warn(point, "it is no dataclass derived from letheon.Method; make it one")
+    return None
+
+
+@cache
+def _warn(point: EntryPoint, reason: str) -> None:
+    """Name the plug-in that is left out, once a process and on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        package = f" of {point.dist.name}" if point.dist is not None else ""
+        line = f"warning: left out the method {point.name!r}{package} ({point.value}): {reason}"
+        print(line, file=sys.stderr)

@@ -42,6 +42,7 @@ class SalUn(Method):
 
     name: ClassVar[str] = "salun"
     inner: Method
+    """The method under the mask: any that wraps none itself."""
     density: float = 0.5
     """Share of all weights that may move."""
     mask: Path | None = None

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks, agree, gather_rows, require_equal, sum_over_ranks
-from letheon.engine.statistics import gradient_sum
 from letheon.engine.recipe import Recipe
-from letheon.errors import InputError
+from letheon.engine.statistics import gradient_sum
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
 from letheon.methods.finetune import Finetune, cross_entropy
 from tests.pool import on_ranks

@@ -52,9 +52,11 @@ def compiled_run(method: Method, ranks: Ranks | None = None) -> tuple[Run, Secon
     run.precision = Precision("fp32", compile="default")
     graphs: list[int] = []
     seconds = run_method(
-        method, run,
-        lambda kind, **_: graphs.append(counters["stats"]["unique_graphs"])
-        if kind == "phase" else None,
+        method,
+        run,
+        lambda kind, **_: (
+            graphs.append(counters["stats"]["unique_graphs"]) if kind == "phase" else None
+        ),
     )
     return run, seconds, graphs
 

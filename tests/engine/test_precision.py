@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads
 from letheon.methods.finetune import Finetune
@@ -164,7 +165,7 @@ def test_no_step_waits_for_the_device(name: str, compile: str, dtype: str) -> No
 
 @pytest.mark.parametrize("dtype", ["fp16", "tf32"])
 def test_formats_of_another_device_are_refused(dtype: str) -> None:
-    with pytest.raises(InputError, match=f"--dtype {dtype} on cpu"):
+    with pytest.raises(InputError, match=f"dtype {dtype} on cpu"):
         Precision(dtype).resolve(torch.device("cpu"))  # type: ignore[arg-type]
 
 

@@ -109,7 +109,7 @@ def test_the_way_that_is_chosen() -> None:
     assert Precision(compile="default").reduction(1) == "none"
     assert Precision(compile="default").reduction(2) == "flat"
     assert Precision(reduce="flat").reduction(1) == "flat"
-    with pytest.raises(InputError, match="--reduce ddp"):
+    with pytest.raises(InputError, match="reduce ddp"):
         Precision(compile="max", reduce="ddp")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds, run_method
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.engine.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.methods.finetune import Finetune

@@ -70,7 +70,12 @@ def test_images_grow_at_their_epochs_and_the_model_keeps_its_size() -> None:
     lines: list[str] = []
     run_method(method, run, lambda kind, **numbers: lines.append(str(numbers.get("phase"))))
     assert sizes == [8, 12, 12, 16]
-    assert [line for line in lines if line.startswith("all")] == ["all 8 px", "all 12 px", "all 12 px", "all 16 px"]
+    assert [line for line in lines if line.startswith("all")] == [
+        "all 8 px",
+        "all 12 px",
+        "all 12 px",
+        "all 16 px",
+    ]
     assert run.model.preset == PRESET
 
 
