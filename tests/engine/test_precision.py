@@ -113,17 +113,17 @@ def test_no_step_reads_a_value_back(name: str) -> None:
     assert reading.met == []
 
 
-class Telling(Finetune):
+class ReadsBack(Finetune):
     """Prints its loss at every step, as many a script does."""
 
-    def edit_grads(self, run: Run) -> None:
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         float(cast(Tensor, run.parameters[0].grad).sum())
 
 
 def test_a_value_read_back_is_noticed() -> None:
-    run, steps = watched(Telling(RECIPE))
+    run, steps = watched(ReadsBack(RECIPE))
     with Reading(steps) as reading:
-        run_method(Telling(RECIPE), run)
+        run_method(ReadsBack(RECIPE), run)
     assert reading.met == ["aten._local_scalar_dense.default"] * steps.taken
 
 
