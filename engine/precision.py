@@ -42,6 +42,9 @@ class Precision:
     wire: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
 
+    tune_step: bool = False
+    """Choose what `auto` leaves open by trials before the first step, not by capability alone."""
+
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         if self.reduce == "ddp" and self.compile != "off":
@@ -51,10 +54,10 @@ class Precision:
                 option="reduce",
             )
 
-    def resolved(self, device: torch.device) -> Precision:
+    def resolve(self, device: torch.device) -> Precision:
         """The same with `auto` decided for this device; refuses what the device cannot do.
 
-        On a CPU `auto` stays and computes in fp32, as evaluation does; `decided` is for training.
+        On a CPU `auto` stays and computes in fp32, as evaluation does; `tune` is for training.
         """
         dtype = self.dtype
         if dtype == "auto" and device.type == "cuda":
@@ -65,12 +68,12 @@ class Precision:
             )
         return replace(self, dtype=dtype)
 
-    def decided(self, size: int, ranks: Ranks) -> tuple[Precision, str]:
+    def tune(self, size: int, ranks: Ranks) -> tuple[Precision, str]:
         """`auto` decided for training on images of `size` pixels, and a line about it or "".
 
         On a CPU by what the first rank measures, once a process; every rank must call.
         """
-        known = self.resolved(ranks.device)
+        known = self.resolve(ranks.device)
         if known.dtype != "auto":
             return known, ""
         if size < LEAST_PIXELS:

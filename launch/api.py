@@ -93,7 +93,7 @@ def forget(
             data = open_images(call, train, test)
             network = open_model(model, data, preset)
             data = align(network, data)
-            if call.method.fresh and isinstance(model, nn.Module | Result):
+            if call.method.from_scratch and isinstance(model, nn.Module | Result):
                 raise InputError(
                     f"got method {method!r}, which starts from new weights, for a network handed "
                     "in; expected an architecture it can build; train a new network of yours on "
@@ -188,9 +188,9 @@ def evaluate(
     batch_size = options.pop("batch_size", 256)
     call = build_call(train, options)
     models = [
-        *(("original", model) for model in _listed(original)),
-        *(("retrained", model) for model in _listed(retrained)),
-        *(("unlearned", model) for model in _listed(unlearned)),
+        *(("original", model) for model in _as_list(original)),
+        *(("retrained", model) for model in _as_list(retrained)),
+        *(("unlearned", model) for model in _as_list(unlearned)),
     ]
     with joined(call.device) as ranks:
 
@@ -218,7 +218,7 @@ def evaluate(
         return measuring.rows()[0]
 
 
-def _listed(models: Model | Sequence[Model] | None) -> list[Model]:
+def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:
     if models is None:
         return []
     return [*models] if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
@@ -273,7 +273,7 @@ def plan_forgetting(
     Raises:
         InputError: the method refuses the run, or the ranks cannot share a batch.
     """
-    if method.fresh:
+    if method.from_scratch:
         names = model.class_names
         model = build(model.name, model.classes, job.seed, model.preset)
         model.class_names = names
@@ -308,12 +308,12 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
         record, metrics = gather_objects(own, ranks)[0]
     name = record["method"] if out is None else out.name
     return Result(
-        _restored(model, run.model), record, metrics, planned.request, out, name, call.seed,
+        _restore(model, run.model), record, metrics, planned.request, out, name, call.seed,
         run.model.preset,
     )  # fmt: skip
 
 
-def _restored(model: Model, trained: Classifier) -> nn.Module:
+def _restore(model: Model, trained: Classifier) -> nn.Module:
     """Copy what was handed in, with the trained weights."""
     if isinstance(model, Result):
         model = model.model

@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from letheon import durable
 from letheon.engine.distributed import Ranks, gather_objects, joined
 from letheon.engine.method import Method
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -49,7 +50,7 @@ def run_several(
         parsed = read()
         with joined(getattr(parsed[0], "device", "auto")) as ranks:
             main(parsed, ranks)
-    except (InputError, RunFailed, FloatingPointError) as error:
+    except (InputError, RunFailed) as error:
         line = error_line(error)
         if os.environ.get("RANK", "0") == "0":
             print(line, file=sys.stderr, flush=True)
@@ -81,10 +82,8 @@ def write_torchrun_error(line: str, stack: str = "") -> None:
     # torchrun takes the earliest second for the cause; a crash may follow another rank's error.
     second = math.ceil(time.time()) if stack else math.floor(time.time())
     extra = {"timestamp": str(second), "py_callstack": stack or line}
-    with contextlib.suppress(OSError):  # the line itself has been printed already
-        Path(path).write_text(
-            json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8"
-        )
+    with contextlib.suppress(RunFailed):  # the line itself has been printed already
+        durable.write(Path(path), json.dumps({"message": {"message": line, "extraInfo": extra}}))
 
 
 def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:

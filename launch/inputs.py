@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from letheon.launch.map_style import MapStyleImages, TensorLoader
 from letheon.loaders.backends.base import unwrapped
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.forget_request import Request, resolve
+from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import aligned, model_classes
 from letheon.methods.train import Train
@@ -229,7 +228,8 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
             option="forget",
         )
     if kind == "samples":
-        return _samples_request([int(number) for number in forget], data, seed)
+        numbers = [int(number) for number in forget]
+        return request_samples(f"samples:{len(numbers)} numbers", numbers, data)
     words = [  # a name as it stands in the set, else as the command line takes it
         f"id={data.classes.index(c)}"
         if c in data.classes
@@ -239,26 +239,6 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
         for c in forget
     ]
     return resolve("class:" + ",".join(words), data, seed)
-
-
-def _samples_request(numbers: Sequence[int], data: Data, seed: int) -> Request:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "samples.txt"
-        file.write_text("\n".join(map(str, numbers)), encoding="utf-8")
-        return replace(resolve(f"samples:{file}", data, seed), text=f"samples: {len(numbers)}")
-
-
-def build_call(train: Images, options: Options, **settings: Any) -> Call:
-    """Make the settings of a call; refuses an option that there is none of."""
-    known = set(Options.__annotations__) - {"batch_size"}
-    if extra := set(options) - known:
-        raise InputError(
-            f"got option {sorted(extra)[0]}; expected one of {', '.join(sorted(known))}"
-        )
-    if not isinstance(train, str | Path):
-        settings.setdefault("workers", 0)
-    data = str(train) if isinstance(train, str | Path) else name_of(train)
-    return Call(data=data, **{**settings, **options})
 
 
 def name_of(value: Any) -> str:

@@ -15,6 +15,7 @@ from letheon.loaders import order
 from letheon.loaders.backends.base import Backend
 from letheon.loaders.batch import Batch
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.preset import Preset
 
 
 class MapStyleImages(ImageSet):
@@ -48,7 +49,10 @@ class MapStyleImages(ImageSet):
 class TensorLoader(Backend):
     """`Loader` over a dataset that gives tensors, which are used as they are, in this process."""
 
-    def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
+    def make_batches(
+        self, parts: list[order.Part], epoch: int | None, preset: Preset
+    ) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
         assert isinstance(self.source, MapStyleImages)
         for part in parts:
             rows = [self.source.dataset[int(i)][0] for i in self.numbers[part.samples]]

@@ -20,8 +20,7 @@ from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
 from letheon.launch.options import Forgetting
 from letheon.loaders.forget_request import forget_mask
-from letheon.methods.mask_file import save_masks
-from letheon.methods.salun import saliency_masks
+from letheon.methods.saliency import saliency_masks, save_masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +50,12 @@ def main(settings: Settings, ranks: Ranks) -> None:
     plan, run = together(ranks, lambda: settings.plan(ranks))
     run.precision.apply(run.model, ranks.device)
     masks = saliency_masks(run, settings.densities)
-    names = [name for name, weight in run.model.net.named_parameters() if weight.requires_grad]
     assert plan.request is not None
     facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
     if ranks.main:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
         by_density = dict(zip(settings.densities, masks, strict=True))
-        save_masks(settings.out, names, by_density, facts)
+        save_masks(settings.out, by_density, facts)
 
 
 def start() -> None:

@@ -20,14 +20,17 @@ from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 
 METHODS: dict[str, type[Method]] = {
-    "retrain": Retrain,
-    "finetune": Finetune,
-    "grad-ascent": GradAscent,
-    "l1-sparse": L1Sparse,
-    "random-label": RandomLabel,
-    "salun": SalUn,
-    "spkd": Spkd,
-    "head-distillation": HeadDistillation,
+    method.name: method
+    for method in (
+        Retrain,
+        Finetune,
+        GradAscent,
+        L1Sparse,
+        RandomLabel,
+        SalUn,
+        Spkd,
+        HeadDistillation,
+    )
 }
 """Our methods by their name on the command line."""
 
@@ -63,6 +66,7 @@ def _load(point: EntryPoint) -> type[Method] | None:
         _warn(point, f"importing it ended in {type(error).__name__}: {text}; mend or remove it")
         return None
     if isinstance(method, type) and issubclass(method, Method) and is_dataclass(method):
+        method.name = method.name or point.name
         return method
     _warn(point, "it is no dataclass derived from letheon.Method; make it one")
     return None

@@ -65,8 +65,11 @@ class TorchLoader(Backend):
     is left early (the generator closed or dropped). With 0 the batches are made in this process.
     """
 
-    def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
-        assembly = _Assembly(self.images, self.forget, self.preset, parts, self.seed, epoch)
+    def make_batches(
+        self, parts: list[order.Part], epoch: int | None, preset: Preset
+    ) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
+        assembly = _Assembly(self.images, self.forget, preset, parts, self.seed, epoch)
         pin = torch.cuda.is_available()
         source: Iterator[Batch | InputError]
         if self.workers:
