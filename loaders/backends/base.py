@@ -22,6 +22,7 @@ from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import Relabelled
 from letheon.loaders.views import Readable
+from letheon.spans import waits
 
 Made = TypeVar("Made")
 AHEAD = 2  # batches under way beyond the one that is waited for
@@ -85,7 +86,7 @@ class Backend(ABC):
         )
         for part in parts:
             order.audit(reads, self.forget[part.samples])
-        return self._batches(parts[skip:], epoch)
+        return waits("data", self._batches(parts[skip:], epoch))
 
     def steps(self, reads: Reads) -> int:
         """Global batches in one epoch of `train(reads, ...)`; equal on every rank."""
@@ -100,11 +101,14 @@ class Backend(ABC):
         mine = wanted[order.share(len(wanted), self.rank, self.world)]
         step = -(-self.batch_size // self.world)
         cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
-        return self._batches([order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts], None)
+        return waits(
+            "data",
+            self._batches([order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts], None),
+        )
 
     def made(self, parts: list[order.Part], epoch: int) -> Iterator[Batch]:
         """The batches of any parts of an epoch, augmented as they are in it."""
-        return self._batches(parts, epoch)
+        return waits("data", self._batches(parts, epoch))
 
     @abstractmethod
     def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
