@@ -100,7 +100,7 @@ class MapStyleImages(ImageSet):
         n = len(self)
         total = hashlib.sha256("\n".join((str(n), *self.classes)).encode())
         total.update(self.labels.astype("<i8").tobytes())
-        sample = range(n)
+        sample: Sequence[int] = range(n)
         if n > SMALL:
             sample = keyed.permutation(0, "digest", 0, n)[:SMALL].tolist()
         for i in sample:
@@ -129,8 +129,8 @@ class KeyedRandom:
     """
 
     def __init__(self, seed: int, purpose: str, epoch: int, index: int) -> None:
-        """As the arguments of `keyed.hashed`."""
-        drawn = keyed.hashed(seed, purpose, epoch, torch.tensor([index]), 1)
+        """As the arguments of `keyed.hash_keys`."""
+        drawn = keyed.hash_keys(seed, purpose, epoch, torch.tensor([index]), 1)
         self._number = int(drawn.item())
 
     def __enter__(self) -> None:
