@@ -7,7 +7,6 @@ its traceback. `docs/python.md` states them; they do not change.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import math
@@ -18,14 +17,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from letheon import durable
 from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.method import Method
 from letheon.errors import InputError, LetheonError, RunFailed
-from letheon.methods import catalogue
+from letheon.methods import catalogue, inner_fields
 
 T = TypeVar("T")
 
@@ -72,20 +72,18 @@ def error_line(error: Exception) -> str:
 
 
 def write_torchrun_error(line: str, stack: str = "") -> None:
-    """Write this rank's error to the file that torchrun reads at its end, if there is one.
+    """Write this rank's error to the file that torchrun reads for its closing lines.
 
     Of a record with a call stack torchrun prints the stack alone, so the line stands there too.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
-    # torchrun takes the earliest for the cause: a crash may follow from another rank's error.
+    # torchrun takes the earliest second for the cause; a crash may follow another rank's error.
     second = math.ceil(time.time()) if stack else math.floor(time.time())
     extra = {"timestamp": str(second), "py_callstack": stack or line}
-    with contextlib.suppress(OSError):  # the line itself has been printed already
-        Path(path).write_text(
-            json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8"
-        )
+    with contextlib.suppress(RunFailed):  # the line itself has been printed already
+        durable.write(Path(path), json.dumps({"message": {"message": line, "extraInfo": extra}}))
 
 
 def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
@@ -129,7 +127,7 @@ def method_choice() -> Any:
     A method that wraps another (a field annotated `Method`) takes any method that wraps none.
     """
     methods = catalogue()
-    inner = _union({n: m for n, m in methods.items() if not _wrapped_fields(m)})
+    inner = _union({n: m for n, m in methods.items() if not inner_fields(m)})
     return _union({name: _with_inner(method, inner) for name, method in methods.items()})
 
 
@@ -141,18 +139,12 @@ def _union(methods: dict[str, type[Method]]) -> Any:
     return union
 
 
-def _wrapped_fields(method: type[Method]) -> list[str]:
-    """Return the fields of a method that hold another one: those annotated `Method`."""
-    hints = get_type_hints(method)
-    return [f.name for f in dataclasses.fields(method) if hints[f.name] is Method]  # type: ignore[arg-type]
-
-
 def _with_inner(method: type[Method], inner: Any) -> type[Method]:
     """Return a type that the parser reads as `method` with `inner` for the methods it wraps.
 
     Calling it makes an instance of `method` itself.
     """
-    names = _wrapped_fields(method)
+    names = inner_fields(method)
     if not names:
         return method
 

@@ -117,10 +117,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.out is not None:
         facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
-        written(settings, rows, {**facts, "versions": versions(ranks)})
+        write(settings, rows, {**facts, "versions": versions(ranks)})
 
 
-def written(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+def write(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write the table, the report's files and what they were made under."""
     assert settings.out is not None
     files = write_report(rows, settings.out, page=settings.page)

@@ -36,9 +36,9 @@ class Settings(Forgetting):
     """Replace a file that is already there."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
-        """Everything that can be wrong with the input, found before anything is written."""
+        """Find everything that can be wrong with the input, before anything is written."""
         check_free_file(self.out, self.overwrite)
-        model, data, request = self.opened(ranks)
+        model, data, request = self.open(ranks)
         forget = forget_mask(request, data.train.labels)
         recipe = Recipe(batch_size=self.batch_size)
         plan = Plan(self, recipe, model, data, forget, request)
@@ -54,8 +54,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
     if ranks.main:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
-        named = dict(zip(settings.densities, masks, strict=True))
-        save_masks(settings.out, named, facts)
+        by_density = dict(zip(settings.densities, masks, strict=True))
+        save_masks(settings.out, by_density, facts)
 
 
 def start() -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from letheon import errors
     from letheon.engine.method import Method, Phase
-    from letheon.launch.api import Result, evaluate, forget, load_model, train
+    from letheon.launch.api import evaluate, forget, load_model, train
+    from letheon.launch.inputs import Result
 
 __version__ = "0.1.0"
 """The one place of the version: setup.py and the files we write read it from here."""
@@ -37,7 +38,7 @@ __all__ = [
 _MODULES = {
     "Method": "letheon.engine.method",
     "Phase": "letheon.engine.method",
-    "Result": "letheon.launch.api",
+    "Result": "letheon.launch.inputs",
     "evaluate": "letheon.launch.api",
     "forget": "letheon.launch.api",
     "load_model": "letheon.launch.api",

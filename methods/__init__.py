@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import get_type_hints
 
 from letheon.engine.method import Method
 from letheon.methods.finetune import Finetune
@@ -47,6 +48,13 @@ def catalogue() -> dict[str, type[Method]]:
         elif (method := _load(point)) is not None:
             found[point.name] = method
     return found
+
+
+def inner_fields(method: type[Method]) -> list[str]:
+    """List the fields in which a method holds another one it wraps: those annotated `Method`."""
+    hints = get_type_hints(method)
+    assert is_dataclass(method)
+    return [field.name for field in fields(method) if hints[field.name] is Method]
 
 
 @cache

@@ -77,7 +77,7 @@ class Classifier(nn.Module):
         plain = copy.deepcopy(self.net)
         for module in plain.modules():
             if type(module) is SmallConv2d:
-                module.__class__ = nn.Conv2d
+                module.__class__ = nn.Conv2d  # type: ignore[assignment]
         head = plain.get_submodule(self.head_path)
         assert isinstance(head, Head)
         linear = _linear_like(nn.Linear, head)
