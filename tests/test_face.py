@@ -184,9 +184,7 @@ def test_training_is_that_of_the_command_line(original: Path) -> None:
 def test_the_callers_network_is_untouched(training: bool) -> None:
     net = residual().train(training)
     before, state = facts(net), torch.random.get_rng_state()
-    result = letheon.forget(
-        net, train=tensors(), forget=[1], device="cpu", method=Finetune(SHORT)
-    )
+    result = letheon.forget(net, train=tensors(), forget=[1], device="cpu", method=Finetune(SHORT))
     assert same(facts(net), before)
     assert torch.equal(torch.random.get_rng_state(), state)
     images = torch.randn(2, 3, 16, 16)
