@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.compiled import compile_loss
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
-from letheon.engine.gradient_sync_trial import quicker, worth_trying
+from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.state import State
 from letheon.errors import RunFailed
@@ -194,7 +194,7 @@ def _reducer(method: Method, run: Run, state: State) -> Alone:
     if way == "ddp" and run.precision.tune_step and run.precision.reduce == "auto":
         steps = sum(run.loader.steps(phase.stream) for phase in phases) * epochs
         if worth_trying(steps):
-            way, line = quicker(run)
+            way, line = choose_reduction(run)
             run.notes.append(line)
             if run.ranks.main:
                 print(line, file=sys.stderr)
