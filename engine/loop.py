@@ -44,6 +44,7 @@ from letheon.engine.state import State, state_dict
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
+from letheon.spans import span
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -243,6 +244,7 @@ class Pass:
         self.progress = self._progress()
         self.started = time.perf_counter()
 
+    @span("compute")
     def take(self, batch: Batch, other: Batch | None = None) -> None:
         """One optimization step on this rank's part of the next global batch.
 

@@ -23,10 +23,12 @@ from letheon.engine.checkpoints.weights_file import (
 from letheon.engine.models.classifier import Classifier, build
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
+from letheon.spans import span
 
 _FORMAT = "1"
 
 
+@span("saving")
 def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = None) -> str:
     """Write the weights as safetensors, all or nothing, even if the machine stops.
 
@@ -61,6 +63,7 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
     return digest
 
 
+@span("loading")
 def load_model(
     path: Path, classes: int | None = None, name: str | None = None, preset: Preset | None = None
 ) -> Classifier:
@@ -99,6 +102,7 @@ def load_model(
     return model.eval()
 
 
+@span("statistics")
 def weights_digest(model: Classifier) -> str:
     """SHA-256 over the sorted (key, dtype, shape, bytes) of all weights and buffers.
 

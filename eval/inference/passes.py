@@ -21,6 +21,7 @@ from letheon.eval.inference.extract import Outputs, answers_together, extract
 from letheon.eval.metrics import cka
 from letheon.eval.metrics.accuracy import Count, forgetting
 from letheon.loaders.batch import Loader
+from letheon.spans import span
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Swept(NamedTuple):
     """Modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives."""
 
 
+@span("evaluation")
 def sweep_together(
     swept: Sequence[Swept],
     loaders: Mapping[str, Loader],

@@ -45,9 +45,10 @@ def source(loader: Loader, stream: Stream | Reads) -> Hashable:
     """Equal for streams of loaders that may share a pass; None for one that cannot share."""
     if not isinstance(loader, Backend) or getattr(loader, "shard", False):
         return None  # where ranks give each other rows, all must draw the same number of batches
-    images = unwrapped(loader.images)
+    images, numbers = unwrapped(loader.images)
     return (
-        type(loader), id(images), loader.images.labels.tobytes(), loader.forget.tobytes(),
+        type(loader), id(images), numbers.tobytes(),
+        loader.images.labels.tobytes(), loader.forget.tobytes(),
         loader.preset.with_size(Stream.of(stream).image_size), loader.seed, loader.block,
     )  # fmt: skip
 

@@ -116,7 +116,7 @@ def test_no_step_reads_a_value_back(name: str) -> None:
 class Telling(Finetune):
     """Prints its loss at every step, as many a script does."""
 
-    def edit_grads(self, run: Run) -> None:
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         float(cast(Tensor, run.parameters[0].grad).sum())
 
 

@@ -168,8 +168,8 @@ def test_more_paired_steps_than_an_epoch_cycle_both_halves() -> None:
     kept, cycled = (np.concatenate([s[k] for s, _ in halves]) for k in (0, 1))
     retain = [b for turn in (0, 1) for b in flat("retain", order.turn_epoch(4, turn))]
     forget = [b for turn in range(9) for b in flat("forget", order.turn_epoch(4, turn))]
-    assert kept.tolist() == [i for part in retain for i in part]
-    assert cycled.tolist() == [i for part in forget for i in part][: len(kept)]
+    assert kept.tolist() == [i for batch in retain for i in batch]
+    assert cycled.tolist() == [i for batch in forget for i in batch][: len(kept)]
     assert np.concatenate([t[1] for _, t in halves]).tolist() == [k // 20 for k in range(162)]
 
 
@@ -181,10 +181,8 @@ def test_ranks_share_out_every_stream(stream: Stream, world: int) -> None:
     alone = order.epoch_parts(stream, FORGET, 16, 7, 3)
     shares = [order.epoch_parts(stream, FORGET, 16, 7, 3, rank, world) for rank in range(world)]
     for whole, *mine in zip(alone, *shares, strict=True):
-        keyed = [(part.samples * 100 + part.turn).tolist() for part in mine]
-        assert sorted(i for part in keyed for i in part) == sorted(
-            (whole.samples * 100 + whole.turn).tolist()
-        )
+        keyed = [number for part in mine for number in (part.samples * 100 + part.turn).tolist()]
+        assert sorted(keyed) == sorted((whole.samples * 100 + whole.turn).tolist())
         assert {part.total for part in mine} == {whole.total}
 
 
