@@ -265,6 +265,23 @@ def test_rows_of_plain_networks() -> None:
     assert rows[3]["FA"] == rows[4]["FA"]
 
 
+def test_a_dataset_without_images_of_every_class(original: Path) -> None:
+    images, labels = tensors().tensors
+    net = residual()
+    result = letheon.forget(
+        net, train=TensorDataset(images[labels < 2], labels[labels < 2]), forget=[1],
+        test=TensorDataset(images[:1], labels[:1]), device="cpu", method=Finetune(SHORT),
+    )  # fmt: skip
+    assert result.request is not None and result.request.classes == (1,)
+    # A dataset that only numbers its classes has the names of the model's.
+    train, _ = digits()
+    named = letheon.load_model(original)
+    named.class_names = tuple(f"digit {k}" for k in range(10))
+    numbered = Pictures(train.pixels, train.targets, ())
+    result = letheon.forget(named, train=numbered, forget=["digit 3"], method=Finetune(SHORT))
+    assert result.request is not None and result.request.classes == (3,)
+
+
 class NoHead(nn.Module):
     """A network that ends in more than its linear layer."""
 
