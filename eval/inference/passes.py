@@ -129,7 +129,7 @@ def sweep_together(
     missing = {"train", "test"} - set(loaders)
     if missing:
         raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
-    precision = (precision or Precision("fp32")).resolved(ranks.device)
+    precision = (precision or Precision("fp32")).resolve(ranks.device)
     quick: dict[int, Classifier] = {}
 
     def network(number: int, taps: Sequence[str]) -> Classifier:
