@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,16 @@ def bench_search(options: Options, results: Results, queries: int = 500) -> None
             return float(classifier.fit(near[0].numpy(), near[1].numpy()).score(q.numpy(), truth))
 
         def search(backend: Any, near: Any = near) -> object:
-            return knn(*near, q, truth, (1, 5, 10, 20, 200), backend=backend)
+            return knn(near[0], near[1], q, truth, (1, 5, 10, 20, 200), backend=backend)
 
         variants: dict[str, Callable[[], object]] = {
-            "ours, torch, five k": lambda search=search: search("torch"),
+            "ours, torch, five k": partial(search, "torch"),
         }
         if importlib.util.find_spec("faiss"):
-            variants["ours, faiss"] = lambda search=search: search("faiss")
+            variants["ours, faiss"] = partial(search, "faiss")
         if n < sizes[-1]:
             variants["field, k = 200"] = field
-            variants["ours, float64"] = lambda search=search: search("torch-fp64")
+            variants["ours, float64"] = partial(search, "torch-fp64")
         repeats = options.repeats if n < sizes[-1] else 1
         x_of = f"{n} x {width}, {queries} queries"
         rows += results.add(compare("knn", variants, repeats, 1, x=x_of))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from letheon.kernels import masked_sgd_reference
 from letheon.kernels.augment import crop_resize_normalize
-from letheon.kernels.augment_reference import crop_resize_normalize_reference
+from letheon.kernels.augment_reference import Filter, crop_resize_normalize_reference
 from letheon.kernels.flat import Layout
 from letheon.kernels.masked_sgd import masked_sgd_
 from letheon.kernels.masked_sgd_reference import masked_sgd_reference_
@@ -31,7 +32,7 @@ from letheon.kernels.similarity import angle_loss, distance_loss, similarity_los
 from letheon.kernels.small_conv import small_conv2d
 from letheon.kernels.threshold import top_masks, top_masks_reference
 
-HYPER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+HYPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def resnet18_shapes() -> list[tuple[int, ...]]:
@@ -164,15 +165,13 @@ def bench_augment(device: str, repeats: int) -> list[Row]:
     arguments = (images, boxes, source, flip, size, mean, std)
     variants: dict[str, Callable[[], object]] = {"interpolate, image by image": one_by_one}
     compiled = torch.compile(crop_resize_normalize_reference)
-    for kind in ("box", "bilinear"):
-        variants[f"plain {kind}"] = lambda kind=kind: crop_resize_normalize_reference(
-            *arguments, filter=kind
-        )
+    filters: tuple[Filter, ...] = ("box", "bilinear")
+    for kind in filters:
+        reference = crop_resize_normalize_reference
+        variants[f"plain {kind}"] = partial(reference, *arguments, kind)
         if device != "cpu":
-            variants[f"compiled {kind}"] = lambda kind=kind: compiled(*arguments, filter=kind)
-            variants[f"triton {kind}"] = lambda kind=kind: crop_resize_normalize(
-                *arguments, filter=kind
-            )
+            variants[f"compiled {kind}"] = partial(compiled, *arguments, kind)
+            variants[f"triton {kind}"] = partial(crop_resize_normalize, *arguments, kind)
     return compare("augment", variants, repeats, x=f"{b} x {size}", device=device)
 
 
@@ -223,8 +222,8 @@ def bench_small_conv(device: str, repeats: int) -> Iterator[Row]:
             return torch.autograd.grad(out, (image, weight), torch.ones_like(out))
 
         variants: dict[str, Callable[[], object]] = {
-            "torch": lambda both=both: both(F.conv2d),
-            "ours": lambda both=both: both(small_conv2d),
+            "torch": partial(both, F.conv2d),
+            "ours": partial(both, small_conv2d),
         }
         x = f"64 x {inputs} x {side} x {side} to {outputs}, stride {stride}"
         yield from compare("small_conv", variants, repeats, 2, mode="both", x=x, device=device)

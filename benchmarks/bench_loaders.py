@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,10 +114,10 @@ def published_dali(folder: Path, preset: Preset, count: int) -> Epoch:
     from nvidia.dali import fn, pipeline_def, types
 
     # Not ahead of the caller: what is made between two epochs would be nobody's time.
-    @pipeline_def(
+    @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=BATCH, num_threads=1, device_id=None, exec_pipelined=False, exec_async=False
     )
-    def graph():
+    def graph() -> Any:
         jpegs, labels = fn.readers.file(file_root=str(folder), random_shuffle=True)
         images = fn.decoders.image_random_crop(jpegs, output_type=types.RGB)
         images = fn.resize(images, size=(preset.size, preset.size), antialias=True)

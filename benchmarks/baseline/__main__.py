@@ -121,7 +121,7 @@ Command = (
 
 def main() -> None:
     """Run one command."""
-    command: Forget | Evaluate = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))  # type: ignore[arg-type]
+    command: Forget | Evaluate = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))
     with report_spans():
         if isinstance(command, Forget):
             run_forget(command)

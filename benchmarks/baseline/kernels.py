@@ -63,4 +63,4 @@ def angle(student: Tensor, teacher: Tensor) -> Tensor:
     for features in (student, teacher):
         unit = F.normalize(features[None] - features[:, None], dim=2)
         angles.append(torch.bmm(unit, unit.transpose(1, 2)).view(-1))
-    return F.smooth_l1_loss(*angles)
+    return F.smooth_l1_loss(angles[0], angles[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -40,8 +41,9 @@ def read_facts(weights: Path) -> dict[str, str]:
 
 def read_preset(weights: Path) -> Preset:
     """How the stored network wants its images."""
-    values = json.loads(read_facts(weights)["preset"])
-    return Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = json.loads(read_facts(weights)["preset"])
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Preset(**cast(dict[str, Any], tuples))
 
 
 def load(weights: Path, device: torch.device) -> Normalised:

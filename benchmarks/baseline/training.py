@@ -144,7 +144,7 @@ def forget(method: Name, run: Training) -> None:
         if method == "salun":
             run.masks = saliency(run)
         teacher = copy.deepcopy(run.model).eval()
-        hooks = (Hook(run.model), Hook(teacher)) if method == "spkd" else ()
+        hooks = [Hook(run.model), Hook(teacher)] if method == "spkd" else []
 
         def restore(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
             student, original = hooks
