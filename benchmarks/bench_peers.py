@@ -23,7 +23,7 @@ import tyro
 from harness import Row, interleave, row, show, write
 from torch import Tensor
 
-from letheon.eval.outputs import Outputs
+from letheon.eval.inference.extract import Outputs
 from letheon.eval.metrics.accuracy import per_class
 from letheon.eval.metrics.knn import knn
 from letheon.loaders.datasets.files import FileImages

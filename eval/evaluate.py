@@ -119,7 +119,7 @@ class Inference:
         for entry in entries:
             taps = stages(entry.model) if extent.full else ()
             swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
-        precision = self.job.precision.resolved(ranks.device)
+        precision = self.job.precision.resolve(ranks.device)
         options = SweepOptions(precision, extent.flip, parts, self._store())
         return sweep_together(swept, loaders, ranks, options)
 

@@ -16,6 +16,7 @@ from letheon.eval.metrics.registry import Metric, metrics
 from letheon.eval.probes.information import BALANCED
 from letheon.eval.probes.linear import SHOTS
 from letheon.eval.probes.relearn_evaluator import Relearning
+from letheon.spans import span
 
 Depth = Literal["quick", "full"]
 
@@ -90,6 +91,7 @@ def _check_finite(value: Any, where: str) -> None:
         raise RunFailed(f"got {value} for {where}; expected a finite number")
 
 
+@span("statistics")
 def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row:
     """Compute the metrics of one model.
 
@@ -174,14 +176,15 @@ def _conditions(case: Case) -> dict[str, Any]:
     }
 
 
-def add_stage(row: Row, given: SeveralRuns | Relearning) -> None:
+@span("statistics")
+def add_stage(row: Row, inputs: SeveralRuns | Relearning) -> None:
     """Compute the metrics of a later stage and enter them.
 
     Args:
         row: is completed.
-        given: what the metrics of that stage read.
+        inputs: what the metrics of that stage read.
     """
-    stage = "runs" if isinstance(given, SeveralRuns) else "relearning"
+    stage = "runs" if isinstance(inputs, SeveralRuns) else "relearning"
     for metric in metrics().values():
         if metric.stage == stage:
-            row.add(metric, lambda metric=metric: metric(given))  # type: ignore[misc]
+            row.add(metric, lambda metric=metric: metric(inputs))  # type: ignore[misc]

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from letheon.errors import InputError
+
 Reads = Literal["forget", "retain", "mixed", "paired"]
 """Which samples a phase reads.
 
@@ -20,6 +22,44 @@ Reads = Literal["forget", "retain", "mixed", "paired"]
 - ``paired``: a retain batch, each sample once an epoch, with a forget batch of the same size
   appended; the forget set is cycled, reshuffled at each turn.
 """
+
+
+class Stream(NamedTuple):
+    """One pass over an epoch's samples: which, in what batches, at what size, and how many."""
+
+    reads: Reads
+    batch_size: int | None = None  # samples of all ranks together; None: the loader's own
+    image_size: int | None = None  # pixels, for this pass alone; None: the preset's
+    share: float = 1.0  # read only the first ceil(share * steps) global batches of the epoch
+    steps: int | None = None  # exactly so many global batches; a shorter stream begins anew
+
+    @staticmethod
+    def of(stream: Stream | Reads) -> Stream:
+        """The stream, or the plain one of a bare name.
+
+        Raises:
+            InputError: Numbers out of range, or both `share` and `steps`.
+        """
+        if isinstance(stream, str):
+            return Stream(stream)
+        for what, number in (
+            ("batch size", stream.batch_size),
+            ("image size", stream.image_size),
+            ("number of steps", stream.steps),
+        ):
+            if number is not None and number < 1:
+                raise InputError(f"got a {what} of {number}, expected 1 or more; raise it")
+        if not 0 < stream.share <= 1:
+            raise InputError(
+                f"got a share of {stream.share} of an epoch, expected more than 0 and at most 1; "
+                "give such a number"
+            )
+        if stream.share < 1 and stream.steps is not None:
+            raise InputError(
+                f"got a share of {stream.share} of an epoch and {stream.steps} steps, expected "
+                "one of them; leave the other out"
+            )
+        return stream
 
 
 class Batch(NamedTuple):
@@ -48,16 +88,16 @@ class Batch(NamedTuple):
 class Loader(Protocol):
     """One image set, split into forget and retain, read by one rank."""
 
-    def train(self, reads: Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def train(self, stream: Stream | Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch: shuffled, augmented, on the host or the device.
 
-        `skip` leaves out the first batches, as a resumed run needs; what follows is what would
-        have come without the interruption.
+        A bare name such as "retain" is its plain `Stream`. `skip` leaves out the first batches, as
+        a resumed run needs; what follows is what would have come without the interruption.
         """
         ...
 
-    def steps(self, reads: Reads) -> int:
-        """Global batches in one epoch of `train(reads, ...)`; equal on every rank."""
+    def steps(self, stream: Stream | Reads) -> int:
+        """Count the global batches of `train(stream, ...)`; equal on every rank."""
         ...
 
     def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:

@@ -15,16 +15,18 @@ from letheon.loaders.backends.base import Backend, unwrapped
 from letheon.loaders.backends.dali_loader import DaliLoader
 from letheon.loaders.backends.ffcv_loader import FfcvLoader
 from letheon.loaders.backends.resident_loader import ResidentLoader, free_bytes
+from letheon.loaders.backends.tensor_loader import TensorLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, ImageSet
+from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.decode import jpeg
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.preset import Preset
 
-Kind = Literal["auto", "torch", "beton", "ffcv", "dali", "resident"]
+Kind = Literal["auto", "torch", "beton", "ffcv", "dali", "resident", "tensor"]
 RESIDENT_SHARE = 0.25  # of the free device memory that `auto` gives to images
 
 
@@ -91,10 +93,19 @@ def make_loader(
     if kind == "auto":
         kind, reason = suited(images, preset, device)
         tell(f"--loader auto takes {kind}: {reason}")
+    source, _ = unwrapped(images)
+    if isinstance(source, MapStyleImages) and source.tensors and kind != "tensor":
+        raise InputError(
+            f"{images.name}: got the loader {kind} for a dataset that gives float tensors, "
+            "expected tensor; use that or auto",
+            option="loader",
+        )
     told = (images, forget, preset, batch_size, seed, rank, world, workers, device)
     made: Backend
     if kind == "torch":
         made = TorchLoader(*told[:-1])
+    elif kind == "tensor":
+        made = TensorLoader(*told[:-1])
     elif kind == "beton":
         made = BetonLoader(*told)
     elif kind == "ffcv":
@@ -115,6 +126,8 @@ def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind
     (`benchmarks/results/loaders_cpu.csv`), and DALI on a GPU has not been measured.
     """
     images, _ = unwrapped(images)
+    if isinstance(images, MapStyleImages) and images.tensors:
+        return "tensor", "tensors that the dataset has transformed by itself"
     if device.type == "cuda":
         needed, free = _bytes(images, preset), free_bytes(device)
         if needed is not None and needed <= RESIDENT_SHARE * free:

@@ -6,6 +6,7 @@ file, so all of them deliver the same batches; only the cut by rank knows about 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from letheon.errors import InputError
 from letheon.kernels import keyed
-from letheon.loaders.batch import Reads
+from letheon.loaders.batch import Reads, Stream
 
 MIXED = 64  # blocks whose samples are shuffled among each other, where there are blocks
 
@@ -48,13 +49,18 @@ def share(count: int, rank: int, world: int) -> slice:
 
 
 def stream_sizes(
-    reads: Reads, forget: NDArray[np.bool_], batch_size: int, world: int = 1
+    stream: Stream | Reads, forget: NDArray[np.bool_], batch_size: int, world: int = 1
 ) -> list[int]:
     """Global batch sizes of one epoch; for ``paired`` those of the retain half.
 
+    `batch_size` is for a stream that names none.
+
     Raises:
-        InputError: The stream is empty, or one of its batches has fewer samples than ranks.
+        InputError: The stream is empty, one of its batches has fewer samples than ranks, or as
+            `Stream.of`.
     """
+    stream = Stream.of(stream)
+    reads, batch_size = stream.reads, stream.batch_size or batch_size
     chosen = int(forget.sum())
     kept = len(forget) - chosen
     n = {"forget": chosen, "retain": kept, "mixed": len(forget), "paired": kept}[reads]
@@ -69,7 +75,10 @@ def stream_sizes(
             f"got a '{reads}' batch of {min(parts)} samples for {world} processes, expected at "
             "least one sample each; start fewer processes or change the batch size"
         )
-    return parts
+    if stream.steps is not None:
+        return (parts * -(-stream.steps // len(parts)))[: stream.steps]
+    # Rounded first: 0.07 * 100 is a little over 7.
+    return parts[: math.ceil(round(stream.share * len(parts), 9))]
 
 
 def _shuffled(
@@ -80,7 +89,7 @@ def _shuffled(
     With blocks of neighbours, those of the n samples of the set come in a keyed order, and the
     samples of each `MIXED` of them are shuffled among each other.
     """
-    keys = keyed.hashed(seed, "order", epoch, torch.from_numpy(indices), 1)[:, 0]
+    keys = keyed.hash_keys(seed, "order", epoch, torch.from_numpy(indices), 1)[:, 0]
     if not block:
         return indices[torch.argsort(keys, stable=True).numpy()]
     place = np.empty(-(-n // block), np.int64)
@@ -94,7 +103,7 @@ def turn_epoch(epoch: int, turn: int) -> int:
 
 
 def epoch_parts(
-    reads: Reads,
+    stream: Stream | Reads,
     forget: NDArray[np.bool_],
     batch_size: int,
     seed: int,
@@ -108,34 +117,36 @@ def epoch_parts(
     A `block` is so many samples with neighbouring numbers, which lie together on the disk; an epoch
     then reads `MIXED` blocks at a time, on all ranks together. 0 is a full shuffle.
 
+    A stream of more steps than its epoch has begins anew, turn after turn, each in a new order.
     For ``paired`` a part is the rank's share of the retain half followed by its share of the
-    forget half. The forget half runs through the forget set turn after turn, each turn in a new
-    order, and starts anew with the epoch.
+    forget half. The forget half runs through the forget set in turns of its own, and starts anew
+    with the epoch.
 
     Raises:
         InputError: As `stream_sizes`.
     """
-    counts = stream_sizes(reads, forget, batch_size, world)
-    n = len(forget)
+    stream = Stream.of(stream)
+    counts = stream_sizes(stream, forget, batch_size, world)
+    n, needed = len(forget), sum(counts)
+
+    def cycle(members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`members` in as many turns as are needed: the samples, and the turn of each."""
+        turns = range(-(-needed // len(members)))
+        orders = [_shuffled(members, seed, turn_epoch(epoch, t), block, n) for t in turns]
+        return np.concatenate(orders), np.repeat(np.arange(len(turns)), len(members))
+
     everyone = np.arange(n)
-    chosen = {"forget": forget, "mixed": np.ones_like(forget)}.get(reads, ~forget)
-    main = _shuffled(everyone[chosen], seed, epoch, block, n)
-    cycle = turns = main[:0]
-    if reads == "paired":
-        members = everyone[forget]
-        rounds = range(-(-len(main) // len(members)))
-        cycle = np.concatenate(
-            [_shuffled(members, seed, turn_epoch(epoch, t), block, n) for t in rounds]
-        )
-        turns = np.repeat(np.arange(len(rounds)), len(members))
+    main = {"forget": forget, "mixed": np.ones_like(forget)}.get(stream.reads, ~forget)
+    halves = [cycle(everyone[main])]
+    if stream.reads == "paired":
+        halves.append(cycle(everyone[forget]))
     parts: list[Part] = []
     start = 0
     for count in counts:
         mine = share(count, rank, world)
         rows = slice(start + mine.start, start + mine.stop)
-        samples = np.concatenate([main[rows], cycle[rows]])
-        turn = np.concatenate([np.zeros_like(main[rows]), turns[rows]])
-        parts.append(Part(samples, turn, 2 * count if reads == "paired" else count))
+        samples, turn = (np.concatenate([half[k][rows] for half in halves]) for k in (0, 1))
+        parts.append(Part(samples, turn, count * len(halves)))
         start += count
     return parts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Resize = Literal["short", "square", "crop-square", "none"]
@@ -36,3 +36,9 @@ class Preset:
     resize_to: int = 256
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     augment: Augment = "resized-crop-flip"
+
+    def with_size(self, size: int | None) -> Preset:
+        """The preset at `size` pixels, its margin scaled along; None is the preset itself."""
+        if size is None:
+            return self
+        return replace(self, size=size, resize_to=round(self.resize_to * size / self.size))

@@ -136,7 +136,7 @@ def test_two_ranks_give_the_same_rows(
     for row in one.values():
         for key in ("relearn", "relearn_steps", "relearn_steps_head", "anamnesis_index"):
             row.pop(key, None)
-                row["why"].pop(key, None)
+            row["why"].pop(key, None)
     for row in (*one.values(), *two.values()):
         row.pop("embedding")  # a picture: t-SNE magnifies rounding
     same(one, two, "rows")

@@ -91,10 +91,10 @@ class Cache:
 
     def _place(self, ranks: Ranks, options: InferenceOptions) -> tuple[Path, dict[str, Any]]:
         """Where the outputs are kept, and all the facts that name the place."""
-        dtype = options.precision.resolved(ranks.device).dtype
+        dtype = options.precision.resolve(ranks.device).dtype
         full: dict[str, Any] = {**self.facts, "format": _FORMAT, "samples": self.samples}
         full |= {"taps": list(options.taps), "dtype": dtype, "device": ranks.device.type}
-        full |= {"indices": _digest(options.wanted)} | ({"flip": True} if options.flip else {})
+        full |= {"indices": _digest(options.wanted_rows)} | ({"flip": True} if options.flip else {})
         return self.folder / _digest(full)[:32], full
 
 
@@ -118,17 +118,17 @@ def _write(
     ranks: Ranks,
 ) -> None:
     """Each rank writes its rows in place; rank 0 makes the files and gives them their name."""
-    wanted, taps = options.wanted, options.taps
+    wanted_rows, taps = options.wanted_rows, options.taps
     token = gather_rows(torch.tensor([secrets.randbits(62)]), ranks)[0]  # rank 0's
     partial = place.with_name(f"{place.name}.partial-{int(token):x}")
-    rows = facts["samples"] if wanted is None else len(wanted)
+    rows = facts["samples"] if wanted_rows is None else len(wanted_rows)
     first: list[dict[str, Tensor]] = []
     try:
         agree(ranks, _problem(lambda: first.extend(itertools.islice(parts, 1))))
         wide = widths(first[0] if first else None, taps, ranks)
         agree(ranks, _problem(lambda: _create(partial, rows, wide, taps), ranks.main))
-        agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), wanted)))
-        agree(ranks, _problem(lambda: _publish(partial, place, facts, wanted), ranks.main))
+        agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), wanted_rows)))
+        agree(ranks, _problem(lambda: _publish(partial, place, facts, wanted_rows), ranks.main))
     finally:
         if ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -157,8 +157,10 @@ def _create(folder: Path, rows: int, wide: Mapping[str, int], taps: Sequence[str
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
 
 
-def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], wanted: Sequence[int] | None) -> None:
-    rows = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
+def _fill(
+    folder: Path, parts: Iterable[dict[str, Tensor]], wanted_rows: Sequence[int] | None
+) -> None:
+    rows = None if wanted_rows is None else torch.tensor(wanted_rows, dtype=torch.int64)
     for part in parts:
         places = part["index"] if rows is None else torch.searchsorted(rows, part["index"])
         for name, values in part.items():
@@ -173,9 +175,9 @@ def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], wanted: Sequence[int
             numbers.flush()
 
 
-def _publish(partial: Path, place: Path, facts: Facts, wanted: Sequence[int] | None) -> None:
+def _publish(partial: Path, place: Path, facts: Facts, wanted_rows: Sequence[int] | None) -> None:
     index = torch.from_numpy(np.array(np.load(partial / _file("index"), mmap_mode="r")))
-    check_complete(index, wanted)
+    check_complete(index, wanted_rows)
     (partial / _FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     try:
         partial.rename(place)
@@ -193,5 +195,5 @@ def _read(place: Path, facts: Facts, options: InferenceOptions) -> Outputs:
         for name in columns(options.taps)
     }
     outputs = assemble(whole, options.taps)
-    check_complete(outputs.index, options.wanted)
+    check_complete(outputs.index, options.wanted_rows)
     return outputs

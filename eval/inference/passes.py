@@ -16,6 +16,7 @@ from letheon.eval.inference.cache import Cache
 from letheon.eval.inference.extract import InferenceOptions, Parts, extract, read_together
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
+from letheon.spans import span
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ def sweep(
     return sweep_together([swept], loaders, ranks, options)[0]
 
 
+@span("evaluation")
 def sweep_together(
     swept: Sequence[Swept],
     loaders: Mapping[str, Loader],
@@ -117,7 +119,7 @@ def sweep_together(
     if missing:
         raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
     options = options or SweepOptions()
-    options = replace(options, precision=options.precision.resolved(ranks.device))
+    options = replace(options, precision=options.precision.resolve(ranks.device))
     folded: dict[int, Classifier] = {}
 
     def network(number: int, taps: Sequence[str]) -> Classifier:

@@ -77,7 +77,7 @@ def stages(model: Classifier) -> tuple[str, ...]:
 
 def _children(name: str, module: nn.Module, head: str) -> list[tuple[str, nn.Module]]:
     """Children with parameters, by full name, but for the one that is or holds the head."""
-    found: list[tuple[str, nn.Module]] = []
+    parts: list[tuple[str, nn.Module]] = []
     for child, part in module.named_children():
         inner = f"{name}.{child}"
         plain = isinstance(part, nn.BatchNorm2d) or not any(True for _ in part.parameters())
@@ -85,5 +85,5 @@ def _children(name: str, module: nn.Module, head: str) -> list[tuple[str, nn.Mod
             continue
         # A ModuleList is not called itself, so it has no output to read.
         listed = isinstance(part, nn.ModuleList)
-        found += _children(inner, part, head) if listed else [(inner, part)]
-    return found
+        parts += _children(inner, part, head) if listed else [(inner, part)]
+    return parts

@@ -30,8 +30,8 @@ def _sample_rows(rows: Floats, count: int, seed: int, stream: str) -> Floats:
     """`count` of `rows`, in their order; which ones depends on (seed, stream, len(rows)) only."""
     if count >= len(rows):
         return rows
-    chosen = permutation(seed, stream, 0, len(rows))[:count].sort().values
-    return rows[chosen.numpy()]
+    sample = permutation(seed, stream, 0, len(rows))[:count].sort().values
+    return rows[sample.numpy()]
 
 
 def _two_sides(members: Floats, others: Floats) -> tuple[Floats, NDArray[Any]]:
@@ -68,17 +68,17 @@ def svc_efficacy(
         RunFailed: NaN or infinity.
     """
     inside, outside = matrix(retain, "retain features"), matrix(test, "test features")
-    asked = matrix(forget, "forget features")
-    if not inside.shape[1] == outside.shape[1] == asked.shape[1]:
+    rows = matrix(forget, "forget features")
+    if not inside.shape[1] == outside.shape[1] == rows.shape[1]:
         raise InputError(
-            f"got features of widths {inside.shape[1]}, {outside.shape[1]} and {asked.shape[1]} "
+            f"got features of widths {inside.shape[1]}, {outside.shape[1]} and {rows.shape[1]} "
             "for retain, test and forget; expected the same width"
         )
     size = min(len(inside), len(outside), cap)
     members = _sample_rows(inside, size, seed, "svc members")
     others = _sample_rows(outside, size, seed, "svc others")
     attack = SVC(C=3, gamma="auto", kernel="rbf").fit(*_two_sides(members, others))
-    return float(1 - np.mean(attack.predict(_sample_rows(asked, cap, seed, "svc forget"))))
+    return float(1 - np.mean(attack.predict(_sample_rows(rows, cap, seed, "svc forget"))))
 
 
 def svc_efficacies(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -79,6 +79,21 @@ def _votes(labels: Tensor, similarity: Tensor, classes: int, temperature: float 
     return sums.argmax(dim=1)
 
 
+class Options(TypedDict, total=False):
+    """How `knn` votes and searches."""
+
+    weights: Weights
+    """Each neighbor's vote. temperature is exp(cos / T), for l2 exp(-d^2 / 2T), which is the same
+    on unit vectors. Default: uniform."""
+    temperature: float
+    """T; default 0.07."""
+    backend: Proposer
+    """What proposes candidates; the answer does not depend on it, faiss-ivf and faiss-cagra
+    apart."""
+    names: tuple[str, str]
+    """What the two sets are called in messages."""
+
+
 def knn(
     database: Tensor,
     labels: Tensor,
@@ -86,11 +101,8 @@ def knn(
     query_labels: Tensor,
     ks: Sequence[int] = (5,),
     metric: Metric = "cosine",
-    weights: Weights = "uniform",
-    temperature: float = 0.07,
-    backend: Proposer = "auto",
     ranks: Ranks | None = None,
-    names: tuple[str, str] = ("the database", "the queries"),
+    **options: Unpack[Options],
 ) -> Neighbors:
     """Classify each query by its nearest database rows.
 
@@ -101,19 +113,17 @@ def knn(
         query_labels: (Q,) int64.
         ks: numbers of neighbors; one search at the largest, its prefixes for the others.
         metric: cosine (a zero row is orthogonal to everything) or l2.
-        weights: each neighbor's vote. temperature is exp(cos / T), for l2 exp(-d^2 / 2T), which
-            is the same on unit vectors.
-        temperature: T.
-        backend: what proposes candidates; the answer does not depend on it, faiss-ivf and
-            faiss-cagra apart.
         ranks: each rank searches its share of the database, on its device, and gets the whole
             answer; all pass the same. Default: this process alone, on the database's device.
-        names: what the two sets are called in messages.
+        **options: see `Options`.
 
     Raises:
         InputError: shapes that do not fit, k outside 1..N, T not positive.
         RunFailed: values that are not finite; the text names the set.
     """
+    names = options.get("names", ("the database", "the queries"))
+    temperature = options.get("temperature", 0.07)
+    weighted = options.get("weights", "uniform") == "temperature"
     _check(names[0], database, labels)
     _check(names[1], queries, query_labels)
     ks = sorted(set(ks))
@@ -123,12 +133,12 @@ def knn(
             f"expected each k in 1..{len(database)}",
             option="ks",
         )
-    if weights == "temperature" and not temperature > 0:
+    if weighted and not temperature > 0:
         raise InputError(f"got temperature {temperature}; expected a number above 0")
-    near = nearest(database, queries, ks[-1], metric, backend, ranks)
+    near = nearest(database, queries, ks[-1], metric, options.get("backend", "auto"), ranks)
     classes = int(labels.max()) + 1
     voters = labels.to(near.places.device)[near.places]  # (Q, max k)
-    heat = temperature if weights == "temperature" else None
+    heat = temperature if weighted else None
     truth = query_labels.to(voters.device)
     predictions = {k: _votes(voters[:, :k], near.similarity[:, :k], classes, heat) for k in ks}
     counts = {k: Count(int((p == truth).sum()), len(truth)) for k, p in predictions.items()}

@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from letheon.errors import NotMeasurable
 from letheon.eval.checks import Numbers, classes, matrix
 from letheon.eval.metrics.registry import metric
-from letheon.kernels.keyed import hashed
+from letheon.kernels.keyed import hash_keys
 
 if TYPE_CHECKING:
     from letheon.eval.case import Case
@@ -31,7 +31,7 @@ _SCHEMA = {
 
 def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> Any:
     """At most `most` of the positions, the same ones for every model that has these rows."""
-    keys = hashed(seed, "embedding", 0, torch.from_numpy(rows), 1)[:, 0].numpy()
+    keys = hash_keys(seed, "embedding", 0, torch.from_numpy(rows), 1)[:, 0].numpy()
     return rows[np.argsort(keys, kind="stable")[:most]]
 
 

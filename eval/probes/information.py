@@ -46,10 +46,10 @@ def info_nce(scores: Tensor, member: Tensor) -> float:
     return float(label_entropy - loss(posterior, member.long()).mean())
 
 
-def _linear_scores(fit: Floats, truth: NDArray[np.bool_], asked: Floats) -> Tensor:
+def _linear_scores(fit: Floats, truth: NDArray[np.bool_], rows: Floats) -> Tensor:
     """(m, 2) scores of the best linear critic: the logistic regression's logits less log p."""
     model = LogisticRegression(max_iter=2000).fit(fit, truth)
-    logit = torch.from_numpy(np.asarray(model.decision_function(asked)))
+    logit = torch.from_numpy(np.asarray(model.decision_function(rows)))
     scores = torch.stack([torch.zeros_like(logit), logit], dim=1)
     share = torch.from_numpy(np.array([1 - truth.mean(), truth.mean()]))
     return scores - share.log()

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Ints, Numbers, classes, matrix
 from letheon.eval.metrics.registry import metric
-from letheon.kernels.keyed import hashed
+from letheon.kernels.keyed import hash_keys
 
 if TYPE_CHECKING:
     from letheon.eval.case import Case
@@ -38,7 +38,7 @@ def few_shot(labels: Ints, shots: int, seed: int) -> NDArray[np.int64]:
     Which ones depends on (seed, position) only.
     """
     position = torch.arange(len(labels))
-    keys = hashed(seed, "few-shot", 0, position, 1)[:, 0].numpy()
+    keys = hash_keys(seed, "few-shot", 0, position, 1)[:, 0].numpy()
     order = np.lexsort((keys, labels))
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.arange(len(labels)) - np.repeat(first, counts)
@@ -53,7 +53,6 @@ def linear_probe(
     forgotten: Numbers,
     *,
     solver: Literal["logistic", "ridge"] = "logistic",
-    strength: float = 1.0,
     shots: int | None = None,
     seed: int = 0,
 ) -> Probe:
@@ -71,7 +70,6 @@ def linear_probe(
         forgotten: (k,) class numbers.
         solver: multinomial logistic regression, or one-against-all ridge regression, which stays
             affordable for many classes and samples.
-        strength: of the L2 penalty; for "logistic" the inverse of scikit-learn's C.
         shots: samples of each class to train with; None takes all.
         seed: of the few-shot choice.
 
@@ -83,8 +81,8 @@ def linear_probe(
     """
     inside, outside = matrix(train, "training features"), matrix(test, "held-out features")
     known = classes(train_labels, "training labels", len(inside))
-    asked = classes(test_labels, "held-out labels", len(outside))
-    wanted = classes(forgotten, "forgotten classes")
+    truth = classes(test_labels, "held-out labels", len(outside))
+    gone = classes(forgotten, "forgotten classes")
     if inside.shape[1] != outside.shape[1]:
         raise InputError(
             f"got features of widths {inside.shape[1]} and {outside.shape[1]}; expected one width"
@@ -92,24 +90,22 @@ def linear_probe(
     if shots is not None:
         sample = few_shot(known, shots, seed)
         inside, known = inside[sample], known[sample]
-    of_forgotten = np.isin(asked, wanted)
-    if len(np.unique(known)) < 2 or not np.isin(known, wanted).any() or not of_forgotten.any():
+    of_forgotten = np.isin(truth, gone)
+    if len(np.unique(known)) < 2 or not np.isin(known, gone).any() or not of_forgotten.any():
         raise NotMeasurable(
             "got no forgotten class on a side of the probe, or a single class to train with; "
             "expected training and held-out samples of forgotten and of other classes"
         )
     mean, spread = inside.mean(axis=0), inside.std(axis=0)
     spread[spread <= 1e-12 * (1 + np.abs(mean))] = np.inf
-    fitted = (
-        LogisticRegression(C=1 / strength, max_iter=2000)
-        if solver == "logistic"
-        else RidgeClassifier(alpha=strength)
-    ).fit((inside - mean) / spread, known)
-    right: NDArray[np.bool_] = fitted.predict((outside - mean) / spread) == asked
+    fitted = (LogisticRegression(max_iter=2000) if solver == "logistic" else RidgeClassifier()).fit(
+        (inside - mean) / spread, known
+    )
+    right: NDArray[np.bool_] = fitted.predict((outside - mean) / spread) == truth
     return Probe(
         forgotten=float(right[of_forgotten].mean()),
         retained=float(right[~of_forgotten].mean()) if (~of_forgotten).any() else None,
-        per_class={int(c): float(right[asked == c].mean()) for c in np.unique(asked)},
+        per_class={int(c): float(right[truth == c].mean()) for c in np.unique(truth)},
     )
 
 

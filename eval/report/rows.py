@@ -48,7 +48,7 @@ class Prepared:
         first = (
             self.reference.sentence
             if self.reference
-            else "No retrained model was given: gaps to it and the scores made of them are absent."
+            else "No retrained model is there: gaps to it and the scores made of them are absent."
         )
         return " ".join([first, *(f"Left out: {n}: {why}." for n, why in self.left_out.items())])
 

@@ -11,8 +11,10 @@ from letheon.eval.report.page import page as html
 from letheon.eval.report.pictures import draw_pictures
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
+from letheon.spans import span
 
 
+@span("saving")
 def write_report(
     rows: Sequence[Mapping[str, Any]],
     out: Path,

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.loaders import order
-from letheon.loaders.batch import Batch, Reads
+from letheon.loaders.batch import Batch, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import Relabelled
 from letheon.loaders.views import Readable
+from letheon.spans import waits
 
 Made = TypeVar("Made")
 AHEAD = 2  # batches under way beyond the one that is waited for
@@ -30,8 +31,7 @@ AHEAD = 2  # batches under way beyond the one that is waited for
 class Backend(ABC):
     """A `Loader` whose batches are made by `_batches` of a subclass.
 
-    `preset` may be set to another one between two epochs, for a training whose resolution grows;
-    the next `train` or `sweep` follows it. `block` is that of `order.epoch_parts`, 0 if not set.
+    `block` is that of `order.epoch_parts`, 0 if not set.
     """
 
     block = 0
@@ -73,23 +73,32 @@ class Backend(ABC):
         other.forget, other.batch_size, other.seed = forget, batch_size, seed
         return other
 
-    def train(self, reads: Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def train(self, stream: Stream | Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, as `Loader.train`; audited by index.
 
         Raises:
             InputError: The stream is empty, a batch has fewer samples than ranks, or an image
                 is unreadable.
         """
-        parts = order.epoch_parts(
-            reads, self.forget, self.batch_size, self.seed, epoch, self.rank, self.world, self.block
-        )
-        for part in parts:
-            order.audit(reads, self.forget[part.samples])
-        return self._batches(parts[skip:], epoch)
+        stream = Stream.of(stream)
+        parts = self.parts(stream, epoch)
+        preset = self.preset.with_size(stream.image_size)
+        return waits("data", self.make_batches(parts[skip:], epoch, preset))
 
-    def steps(self, reads: Reads) -> int:
-        """Global batches in one epoch of `train(reads, ...)`; equal on every rank."""
-        return len(order.stream_sizes(reads, self.forget, self.batch_size, self.world))
+    def parts(self, stream: Stream | Reads, epoch: int) -> list[order.Part]:
+        """This rank's parts of the global batches of `train(stream, epoch)`, audited by index."""
+        stream = Stream.of(stream)
+        parts = order.epoch_parts(
+            stream, self.forget, self.batch_size, self.seed, epoch, self.rank, self.world,
+            self.block,
+        )  # fmt: skip
+        for part in parts:
+            order.audit(stream.reads, self.forget[part.samples])
+        return parts
+
+    def steps(self, stream: Stream | Reads) -> int:
+        """Count the global batches of `train(stream, ...)`; equal on every rank."""
+        return len(order.stream_sizes(stream, self.forget, self.batch_size, self.world))
 
     def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
         """This rank's contiguous share, in order, so rows gathered by rank are in order again.
@@ -100,15 +109,14 @@ class Backend(ABC):
         mine = wanted[order.share(len(wanted), self.rank, self.world)]
         step = -(-self.batch_size // self.world)
         cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
-        return self._batches([order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts], None)
-
-    def made(self, parts: list[order.Part], epoch: int) -> Iterator[Batch]:
-        """The batches of any parts of an epoch, augmented as they are in it."""
-        return self._batches(parts, epoch)
+        parts = [order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts]
+        return waits("data", self.make_batches(parts, None, self.preset))
 
     @abstractmethod
-    def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
-        """The batches of `parts`, in order; `epoch` None is the test transform."""
+    def make_batches(
+        self, parts: list[order.Part], epoch: int | None, preset: Preset
+    ) -> Iterator[Batch]:
+        """Yield the batches of any `parts` of an epoch, in order; None is the test transform."""
 
     def _finished(self, images: Tensor, part: order.Part) -> Batch:
         """`images` with what is known about them, on the device."""

@@ -91,10 +91,16 @@ class DaliLoader(BetonLoader):
         self._decoded: dict[int, Any] = {}  # (H, W, 3) uint8 by sample
         self._room = cache
         self._pipelines: dict[tuple[str, bool], Any] = {}  # by input, and whether they train
+        # `paired` appends a forget half; one rank at most holds it all.
+        self._most = 2 * self.batch_size
 
-    def _batches(self, parts: list[Part], epoch: int | None) -> Iterator[Batch]:
-        preset = self.preset
+    def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
         crop_boxes.check(preset, "dali")
+        most = max((len(part.samples) for part in parts), default=0)
+        if most > self._most:  # a pipeline is built for so many images and no more
+            self._pipelines.clear()
+            self._most = most
         return prefetched(lambda part: self._batch(part, epoch, preset), parts)
 
     def _batch(self, part: Part, epoch: int | None, preset: Preset) -> Batch:
@@ -159,7 +165,7 @@ class DaliLoader(BetonLoader):
     def _pipeline(self, source: Source, training: bool, preset: Preset) -> Any:
         key = (source, training)
         if key not in self._pipelines:
-            self._pipelines[key] = _built(source, training, self.batch_size, self, preset)
+            self._pipelines[key] = _built(source, training, self._most, self, preset)
         return self._pipelines[key]
 
     def _run(
@@ -251,8 +257,7 @@ def _built(
 
     device_id = (loader.device.index or 0) if on_gpu else None
     pipeline = dali.pipeline_def(graph)(
-        # `paired` appends a forget half; one rank at most holds it all.
-        batch_size=2 * batch_size,
+        batch_size=batch_size,
         num_threads=max(1, loader.workers),
         device_id=device_id,
         prefetch_queue_depth=1,

@@ -78,10 +78,10 @@ class FfcvLoader(BetonLoader):
         self._scratch = np.empty((0, 0), np.uint8)
         self._decode: Callable[..., Any] | None = None
 
-    def _batches(self, parts: list[Part], epoch: int | None) -> Iterator[Batch]:
-        preset = self.preset
+    def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
         if epoch is None:
-            return super()._batches(parts, None)
+            return super().make_batches(parts, None, preset)
         crop_boxes.check(preset, "ffcv")
         return prefetched(lambda part: self._batch(part, epoch, preset), parts)
 

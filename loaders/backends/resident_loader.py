@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from letheon.errors import InputError
-from letheon.kernels.augment import Filter, crop_resize_normalise
+from letheon.kernels.augment import Filter, crop_resize_normalize
 from letheon.loaders.backends.base import normalised_on
 from letheon.loaders.backends.rank_exchange import back_in_place, exchanged, told_to_all
 from letheon.loaders.backends.threaded_loader import BetonLoader
@@ -139,8 +139,8 @@ class ResidentLoader(BetonLoader):
             return shrunk(image, self.side)
         return image
 
-    def _batches(self, parts: list[Part], epoch: int | None) -> Iterator[Batch]:
-        preset = self.preset
+    def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
         if self._box != (preset.augment == "resized-crop-flip") or (
             not self._box and preset.size != self._kept_as.size
         ):
@@ -150,7 +150,7 @@ class ResidentLoader(BetonLoader):
                 "a new loader"
             )
         if epoch is None and (self.side is not None or self.shard):
-            return super()._batches(parts, None)
+            return super().make_batches(parts, None, preset)
         if epoch is not None and self.shard:
             return self._shared_out(parts, epoch, preset)
         return (self._batch(part, epoch, preset) for part in parts)
@@ -208,7 +208,7 @@ class ResidentLoader(BetonLoader):
             )
             cut = cut * np.tile(self._shapes[slots] / originals, 2)
             place = self._moved(cut.astype(np.float32))
-            return crop_resize_normalise(
+            return crop_resize_normalize(
                 self._pixels, place, source, flip, preset.size, preset.mean, preset.std,
                 filter=self.filter,
             )  # fmt: skip

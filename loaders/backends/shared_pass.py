@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.loaders import order
 from letheon.loaders.backends.base import Backend, unwrapped
 from letheon.loaders.backends.resident_loader import free_bytes
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Loader, Reads
+from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.order import Part
+from letheon.loaders.preset import Preset
 
 SHARE = 0.25  # of the free memory that images may wait in
 
@@ -41,25 +41,26 @@ class Plan(NamedTuple):
     servings: list[Serving]
 
 
-def source(loader: Loader) -> Hashable:
-    """Equal for loaders whose streams may share a pass; None for one that cannot share."""
-    if not isinstance(loader, TorchLoader | Backend) or getattr(loader, "shard", False):
+def source(loader: Loader, stream: Stream | Reads) -> Hashable:
+    """Equal for streams of loaders that may share a pass; None for one that cannot share."""
+    if not isinstance(loader, Backend) or getattr(loader, "shard", False):
         return None  # where ranks give each other rows, all must draw the same number of batches
-    images = unwrapped(loader.images)
+    images, numbers = unwrapped(loader.images)
     return (
-        type(loader), id(images), loader.images.labels.tobytes(), loader.forget.tobytes(),
-        loader.preset, loader.seed, loader.block,
+        type(loader), id(images), numbers.tobytes(),
+        loader.images.labels.tobytes(), loader.forget.tobytes(),
+        loader.preset.with_size(Stream.of(stream).image_size), loader.seed, loader.block,
     )  # fmt: skip
 
 
 def shared_pass(
-    loaders: Sequence[Loader], reads: Sequence[Reads], epoch: int
+    loaders: Sequence[Loader], streams: Sequence[Stream | Reads], epoch: int
 ) -> Iterator[tuple[list[int], Batch]]:
     """Feed readers of one epoch, each with its own batch size and stream, from one pass.
 
     Args:
-        loaders: of one `source`, one for each reader.
-        reads: what each reads.
+        loaders: one for each reader.
+        streams: what each reads; all of one `source`.
         epoch: counted from 0.
 
     Yields:
@@ -67,32 +68,25 @@ def shared_pass(
         batches gets the very same `Batch`, which nobody may change. Each reader gets in all what
         `loader.train` would have given it; the order of the handing over is equal on every rank.
     """
-    readers: dict[tuple[Reads, int], list[int]] = {}
-    backends = []
-    for k, (loader, what) in enumerate(zip(loaders, reads, strict=True)):
-        assert isinstance(loader, TorchLoader | Backend)
-        readers.setdefault((what, loader.batch_size), []).append(k)
+    readers: dict[Stream, list[int]] = {}
+    backends: list[Backend] = []
+    for k, (loader, one) in enumerate(zip(loaders, streams, strict=True)):
+        assert isinstance(loader, Backend)
+        stream = Stream.of(one)
+        size = stream.batch_size or loader.batch_size
+        readers.setdefault(stream._replace(batch_size=size), []).append(k)
         backends.append(loader)
-    streams = []
-    for (what, batch_size), _ in readers.items():
-        first = backends[0]
-        parts = order.epoch_parts(
-            what, first.forget, batch_size, first.seed, epoch, first.rank, first.world, first.block
-        )
-        for part in parts:
-            order.audit(what, first.forget[part.samples])
-        streams.append(parts)
-    widest = max(backends, key=lambda loader: loader.batch_size)
-    plan = planned(streams, _room(widest))
-    numbers = list(readers.values())
-    for stream, batch in served(plan, lambda parts: widest.made(parts, epoch)):
-        yield numbers[stream], batch
+    first, numbers = backends[0], list(readers.values())
+    preset = first.preset.with_size(next(iter(readers)).image_size)
+    plan = planned([first.parts(stream, epoch) for stream in readers], _room(first, preset))
+    for k, batch in served(plan, lambda parts: first.make_batches(parts, epoch, preset)):
+        yield numbers[k], batch
 
 
-def _room(loader: TorchLoader | Backend) -> int:
+def _room(loader: Backend, preset: Preset) -> int:
     """Images that may wait, on the device on which the loader makes them."""
-    device = loader.device if isinstance(loader, Backend) else torch.device("cpu")
-    image = loader.preset.size**2 * 3 * 4  # float32
+    device = torch.device("cpu") if isinstance(loader, TorchLoader) else loader.device
+    image = preset.size**2 * 3 * 4  # float32
     here = loader.world if device.type == "cpu" else 1  # ranks that share this memory, at most
     return int(SHARE * free_bytes(device) / here / image)
 

@@ -67,8 +67,8 @@ class BetonLoader(Backend):
         self.scaled, self.codec = scaled, codec
         self._buffers = Buffers(keep=AHEAD + 2)
 
-    def _batches(self, parts: list[Part], epoch: int | None) -> Iterator[Batch]:
-        preset = self.preset  # as it is now, whatever happens to it before the epoch ends
+    def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
         if not self.workers:
             for part in parts:
                 job = self._job(part, epoch, preset)

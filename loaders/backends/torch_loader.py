@@ -65,15 +65,18 @@ class TorchLoader(Backend):
     is left early (the generator closed or dropped). With 0 the batches are made in this process.
     """
 
-    def _batches(self, parts: list[order.Part], epoch: int | None) -> Iterator[Batch]:
-        assembly = _Assembly(self.images, self.forget, self.preset, parts, self.seed, epoch)
+    def make_batches(
+        self, parts: list[order.Part], epoch: int | None, preset: Preset
+    ) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
+        dataset = self.collation(parts, epoch, preset)
         pin = torch.cuda.is_available()
         source: Iterator[Batch | InputError]
         if self.workers:
             # Its own generator: the default one would be advanced, by as much as workers demand.
             source = iter(
                 DataLoader(
-                    assembly,
+                    dataset,
                     batch_size=None,
                     num_workers=min(self.workers, max(1, len(parts))),
                     collate_fn=_unchanged,
@@ -82,11 +85,17 @@ class TorchLoader(Backend):
                 )
             )
         else:
-            source = (assembly[k] for k in range(len(parts)))
+            source = (dataset[k] for k in range(len(parts)))
         for batch in source:
             if isinstance(batch, InputError):
                 raise batch
             yield _pinned(batch) if pin and not self.workers else batch
+
+    def collation(
+        self, parts: list[order.Part], epoch: int | None, preset: Preset
+    ) -> Dataset[Batch | InputError]:
+        """The dataset whose item k is the batch of `parts[k]`, or why it cannot be read."""
+        return _Assembly(self.images, self.forget, preset, parts, self.seed, epoch)
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -136,8 +136,8 @@ def test_l2_temperature_equals_cosine_on_unit_vectors() -> None:
     x, labels = clusters(200)
     q, truth = clusters(40, seed=1)
     x, q = (torch.nn.functional.normalize(rows.double()) for rows in (x, q))
-    one = knn(x, labels, q, truth, (30,), "cosine", "temperature")
-    two = knn(x, labels, q, truth, (30,), "l2", "temperature")
+    one = knn(x, labels, q, truth, (30,), "cosine", weights="temperature")
+    two = knn(x, labels, q, truth, (30,), "l2", weights="temperature")
     assert torch.equal(one.predictions[30], two.predictions[30])
 
 

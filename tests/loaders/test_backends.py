@@ -20,7 +20,7 @@ from letheon.loaders.backends import dali_loader, ffcv_loader
 from letheon.loaders.backends.resident_loader import ResidentLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Loader, Reads
+from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.decode import jpeg
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.formats.beton import BetonImages
@@ -178,13 +178,39 @@ def test_batches_do_not_change_while_they_are_held(make: Make) -> None:
 
 def test_the_resolution_may_grow_without_a_new_loader(make: Make, kind: Kind) -> None:
     loader: Any = make(workers=1)
-    for size in (32, 48, 32):
-        loader.preset = replace(PRESET, size=size)
-        now = next(loader.train("mixed", 1))
-        fresh = next(make(preset=replace(PRESET, size=size)).train("mixed", 1))
+    for size, margin in ((32, 40), (48, 60), (32, 40), (20, 25)):
+        now = next(loader.train(Stream("mixed", image_size=size), 1))
+        scaled = replace(PRESET, size=size, resize_to=margin)
+        fresh = next(make(preset=scaled).train("mixed", 1))
         assert now.images.shape == (8, 3, size, size) and same(now, fresh)
-    loader.preset = replace(PRESET, size=40, resize_to=40)
-    assert next(loader.sweep()).images.shape == (8, 3, 40, 40)
+    assert loader.preset == PRESET and next(loader.sweep()).images.shape == (8, 3, 32, 32)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_batches_of_a_stream_are_those_of_a_loader_of_that_size(make: Make, world: int) -> None:
+    for rank in range(world):
+        loader = make(8, rank=rank, world=world)
+        stream = Stream("mixed", 20)  # more than the loader's own
+        other = make(20, rank=rank, world=world)
+        assert loader.steps(stream) == other.steps("mixed") == 2
+        assert all(map(same, loader.train(stream, 1), other.train("mixed", 1)))
+        half = Stream("mixed", share=0.5)
+        whole = list(loader.train("mixed", 1))
+        assert loader.steps(half) == -(-len(whole) // 2)
+        assert all(map(same, loader.train(half, 1), whole[: loader.steps(half)]))
+
+
+def test_more_steps_than_an_epoch_draw_new_augmentation_and_skip(make: Make) -> None:
+    loader = make()
+    once = loader.steps("forget")
+    stream = Stream("forget", steps=3 * once)
+    batches = list(loader.train(stream, 2))
+    assert len(batches) == loader.steps(stream) == 3 * once
+    assert all(map(same, batches, loader.train("forget", 2)))
+    for turn in (1, 2):
+        again = loader.train("forget", order.turn_epoch(2, turn))
+        assert all(map(same, batches[turn * once :], again))
+    assert all(map(same, batches[once + 1 :], loader.train(stream, 2, skip=once + 1)))
 
 
 def _memory() -> int:

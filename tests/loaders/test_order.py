@@ -10,7 +10,7 @@ import pytest
 
 from letheon.errors import InputError
 from letheon.loaders import order
-from letheon.loaders.batch import Reads
+from letheon.loaders.batch import Reads, Stream
 
 FORGET = np.arange(101) % 5 == 2  # 20 of 101
 
@@ -128,6 +128,71 @@ def test_order_changes_with_epoch_and_seed() -> None:
         for seed, epoch in [(0, 0), (0, 1), (1, 0)]
     )
     assert all(first != other for other in others)
+
+
+def flat(stream: Stream | Reads, epoch: int = 4, **more: int) -> list[list[int]]:
+    """Samples of each global batch, in their order."""
+    return [p.samples.tolist() for p in order.epoch_parts(stream, FORGET, 16, 7, epoch, **more)]
+
+
+@pytest.mark.parametrize("reads", get_args(Reads))
+def test_a_share_is_the_first_batches_of_the_epoch(reads: Reads) -> None:
+    whole = flat(reads)
+    for share, count in ((1.0, len(whole)), (0.5, -(-len(whole) // 2)), (0.01, 1)):
+        assert flat(Stream(reads, share=share)) == whole[:count]
+        assert (
+            order.stream_sizes(Stream(reads, share=share), FORGET, 16)
+            == order.stream_sizes(reads, FORGET, 16)[:count]
+        )
+    hundred = np.zeros(101, dtype=bool)
+    assert len(order.stream_sizes(Stream("mixed", 1, share=7 / 101), hundred, 16)) == 7
+
+
+@pytest.mark.parametrize("reads", ["forget", "retain", "mixed"])
+def test_more_steps_than_an_epoch_begin_anew_in_a_new_order(reads: Reads) -> None:
+    turns = [flat(reads, order.turn_epoch(4, turn)) for turn in range(3)]
+    longest = [batch for turn in turns for batch in turn]
+    assert turns[0] != turns[1] != turns[2]
+    for steps in (1, len(turns[0]), len(turns[0]) + 1, len(longest)):
+        assert flat(Stream(reads, steps=steps)) == longest[:steps]
+    parts = order.epoch_parts(Stream(reads, steps=len(longest)), FORGET, 16, 7, 4)
+    assert [set(part.turn.tolist()) for part in parts] == [
+        {turn} for turn in range(3) for _ in turns[0]
+    ]
+
+
+def test_more_paired_steps_than_an_epoch_cycle_both_halves() -> None:
+    once = len(order.stream_sizes("retain", FORGET, 16))
+    parts = order.epoch_parts(Stream("paired", steps=2 * once), FORGET, 16, 7, 4)
+    halves = [(p.samples.reshape(2, -1), p.turn.reshape(2, -1)) for p in parts]
+    kept, cycled = (np.concatenate([s[k] for s, _ in halves]) for k in (0, 1))
+    retain = [b for turn in (0, 1) for b in flat("retain", order.turn_epoch(4, turn))]
+    forget = [b for turn in range(9) for b in flat("forget", order.turn_epoch(4, turn))]
+    assert kept.tolist() == [i for batch in retain for i in batch]
+    assert cycled.tolist() == [i for batch in forget for i in batch][: len(kept)]
+    assert np.concatenate([t[1] for _, t in halves]).tolist() == [k // 20 for k in range(162)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("stream", [
+    Stream("retain", 12, steps=17), Stream("mixed", share=0.3), Stream("paired", 9, steps=20),
+])  # fmt: skip
+def test_ranks_share_out_every_stream(stream: Stream, world: int) -> None:
+    alone = order.epoch_parts(stream, FORGET, 16, 7, 3)
+    shares = [order.epoch_parts(stream, FORGET, 16, 7, 3, rank, world) for rank in range(world)]
+    for whole, *mine in zip(alone, *shares, strict=True):
+        keyed = [number for part in mine for number in (part.samples * 100 + part.turn).tolist()]
+        assert sorted(keyed) == sorted((whole.samples * 100 + whole.turn).tolist())
+        assert {part.total for part in mine} == {whole.total}
+
+
+@pytest.mark.parametrize("wrong", [
+    Stream("mixed", share=0.5, steps=3), Stream("mixed", share=0.0), Stream("mixed", share=1.5),
+    Stream("mixed", steps=0), Stream("mixed", batch_size=0), Stream("mixed", image_size=0),
+])  # fmt: skip
+def test_streams_out_of_range_are_refused(wrong: Stream) -> None:
+    with pytest.raises(InputError, match="got a"):
+        order.epoch_parts(wrong, FORGET, 16, 7, 3)
 
 
 def test_empty_streams_and_too_small_batches_are_refused() -> None:

@@ -14,7 +14,7 @@ from letheon.errors import InputError
 from letheon.loaders.backends import resident_loader
 from letheon.loaders.backends.resident_loader import ResidentLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
-from letheon.loaders.batch import Reads
+from letheon.loaders.batch import Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.factory import Keeping, make_loader
 from letheon.loaders.open import open_source
@@ -90,9 +90,8 @@ def test_small_sets_are_kept_in_their_test_geometry(array_images: Any) -> None:
     other = BetonLoader(images, np.arange(40) % 2 == 0, preset, 10, 1)
     for one, two in zip(loader.train("paired", 3), other.train("paired", 3), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
-    loader.preset = Preset(size=24, resize="none", augment="pad-crop-flip")
     with pytest.raises(InputError, match="make a new loader"):
-        loader.train("mixed", 0)
+        loader.train(Stream("mixed", image_size=24), 0)
 
 
 def drawn(
@@ -106,7 +105,7 @@ def drawn(
         keeping=Keeping(resident_shard=shard),
     )  # fmt: skip
     assert isinstance(loader, ResidentLoader)
-    streams: tuple[Reads, ...] = ("paired", "mixed")
+    streams: tuple[Stream | Reads, ...] = ("paired", "mixed", Stream("retain", 7, steps=9))
     found = [
         (batch.index.tolist(), batch.total, batch.images)
         for reads in streams

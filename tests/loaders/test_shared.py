@@ -14,7 +14,7 @@ from letheon.errors import InputError
 from letheon.loaders.backends.base import Backend
 from letheon.loaders.backends.shared_pass import planned, served, shared_pass, source
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Reads
+from letheon.loaders.batch import Batch, Reads, Stream
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
@@ -47,7 +47,7 @@ def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Beton
 def test_as_read_alone(
     kind: Kind, room: int, world: int, images: BetonImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.loaders.backends.shared_pass._room", lambda loader: room)
+    monkeypatch.setattr("letheon.loaders.backends.shared_pass._room", lambda *told: room)
     forget = np.arange(len(images)) % 3 == 0
     orders = []
     for rank in range(world):
@@ -55,7 +55,8 @@ def test_as_read_alone(
             make_loader(kind, images, forget, PRESET, size, 4, rank, world, 2)
             for _, size in READERS
         ]
-        assert len({source(loader) for loader in loaders}) == 1
+        pairs = zip(loaders, READERS, strict=True)
+        assert len({source(loader, reads) for loader, (reads, _) in pairs}) == 1
         found: list[list[Batch]] = [[] for _ in READERS]
         turns = []
         for those, batch in shared_pass(loaders, [reads for reads, _ in READERS], 2):
@@ -72,19 +73,44 @@ def test_as_read_alone(
     assert all(turns == orders[0] for turns in orders)  # the ranks must step in one order
 
 
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("room", [0, 10**6])
+def test_streams_of_other_lengths_and_batches_share_a_pass(
+    room: int, world: int, images: BetonImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letheon.loaders.backends.shared_pass._room", lambda *told: room)
+    forget = np.arange(len(images)) % 3 == 0
+    streams = [
+        Stream("retain", image_size=24), Stream("forget", 5, 24, steps=9),
+        Stream("mixed", 11, 24, share=0.4), Stream("paired", None, 24, steps=7),
+    ]  # fmt: skip
+    for rank in range(world):
+        loaders = [make_loader("beton", images, forget, PRESET, 8, 4, rank, world) for _ in streams]
+        found: list[list[Batch]] = [[] for _ in streams]
+        for numbers, batch in shared_pass(loaders, streams, 2):
+            for k in numbers:
+                found[k].append(batch)
+        for stream, loader, got in zip(streams, loaders, found, strict=True):
+            for mine, alone in zip(got, loader.train(stream, 2), strict=True):
+                assert mine.total == alone.total
+                assert all(torch.equal(a, b) for a, b in zip(mine[:4], alone[:4], strict=True))
+
+
 def test_another_seed_preset_or_split_is_another_source() -> None:
     data = noise()
     forget = data.labels == 1
     same = Preset(size=8, resize="none", resize_to=8, augment="shift")
     other = Preset(size=8, resize="none", resize_to=8, augment="none")
     first = TorchLoader(data, forget, same, 8, 0)
-    assert source(first) == source(TorchLoader(data, forget, same, 4, 0))
+    assert source(first, "mixed") == source(TorchLoader(data, forget, same, 4, 0), "retain")
+    assert source(first, "mixed") == source(first, Stream("forget", 4, 8, steps=9))
+    assert source(first, "mixed") != source(first, Stream("mixed", image_size=16))
     for differing in (
         TorchLoader(data, forget, same, 8, 1),
         TorchLoader(data, ~forget, same, 8, 0),
         TorchLoader(data, forget, other, 8, 0),
     ):
-        assert source(first) != source(differing)
+        assert source(first, "mixed") != source(differing, "mixed")
 
 
 def index_only(parts: list[Part]) -> Iterator[Batch]:

@@ -1,0 +1,180 @@
+"""Image set over any map-style torch dataset: `len` and `[i] -> (image, label)`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from letheon.errors import InputError, UnreadableImage
+from letheon.kernels import keyed
+from letheon.loaders.datasets.image_set import ImageSet
+
+SMALL = 4096  # images; the digest of a larger set is over this many, drawn by number
+
+
+class MapStyle(Protocol):
+    """What `torch.utils.data.Dataset` is used for here."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+class MapStyleImages(ImageSet):
+    """The images and labels of a map-style dataset, such as torchvision's; pickles with it.
+
+    PIL images and uint8 arrays or tensors, (H, W), (H, W, C) or (C, H, W) with C of 1 or 3, are
+    read as (H, W, 3) RGB. A dataset that gives floating-point (C, H, W) tensors has a transform of
+    its own: `tensors` is true, and `TensorLoader` delivers them as they are.
+
+    Attributes:
+        dataset: the dataset itself.
+        tensors: whether its images are tensors of a floating dtype.
+    """
+
+    def __init__(self, dataset: MapStyle, name: str = "") -> None:
+        """Labels are `dataset.targets` or `.labels` where these fit, else every item is read.
+
+        Classes are `dataset.classes` where these are as many as the labels need, else "0", "1", ...
+
+        Raises:
+            InputError: The set is empty, an item is no (image, label), or a label is no number
+                from 0 on.
+        """
+        self.dataset, self.name = dataset, name or type(dataset).__name__
+        if not len(dataset):
+            raise InputError(f"{self.name}: got an empty dataset, expected images; fill it")
+        image, first = self.item(0)
+        self.tensors = isinstance(image, Tensor) and image.is_floating_point()
+        labels = _label_array(dataset)
+        if labels is None or len(labels) != len(dataset) or labels[0] != first:
+            labels = np.array([self.item(i)[1] for i in range(len(dataset))], np.int64)
+        if labels.min() < 0:
+            raise InputError(
+                f"{self.name}: got the label {labels.min()}, expected 0 and up; number the classes "
+                "from 0"
+            )
+        self.labels = labels
+        inner = dataset.dataset if isinstance(dataset, Subset) else dataset
+        names = tuple(map(str, getattr(inner, "classes", ())))
+        fits = len(names) == len(set(names)) > labels.max()
+        self.classes = names if fits else tuple(map(str, range(int(labels.max()) + 1)))
+
+    def item(self, i: int) -> tuple[Any, int]:
+        """Image and label number i as the dataset gives them.
+
+        Raises:
+            UnreadableImage: The dataset raised; the message names the image and the reason.
+            InputError: It gave something else than an image and an integer label.
+        """
+        try:
+            item = self.dataset[i]
+        except Exception as error:  # whatever a dataset of the user's raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImage(
+                f"{self.path(i)}: got an unreadable image ({reason}), expected an image and its "
+                "label; mend the dataset"
+            ) from error
+        try:
+            image, label = item[0], int(item[1])
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError):
+            raise InputError(
+                f"{self.path(i)}: got {type(item).__name__}, expected (image, integer label); "
+                "wrap the dataset so that it gives these"
+            ) from None
+        return image, label
+
+    @property
+    def digest(self) -> str:
+        """Over class names, labels and pixels: all of a small set, a keyed sample of a large one.
+
+        Of a dataset with random transforms, the pixels are those of one fixed draw.
+        """
+        n = len(self)
+        total = hashlib.sha256("\n".join((str(n), *self.classes)).encode())
+        total.update(self.labels.astype("<i8").tobytes())
+        sample: Sequence[int] = range(n)
+        if n > SMALL:
+            sample = keyed.permutation(0, "digest", 0, n)[:SMALL].tolist()
+        for i in sample:
+            with KeyedRandom(0, "digest", 0, i):
+                image = self.item(i)[0] if self.tensors else self.read(i)
+            pixels = np.ascontiguousarray(image)
+            total.update(f"{pixels.dtype} {pixels.shape}\n".encode())
+            total.update(pixels.tobytes())
+        return total.hexdigest()
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Image i, (H, W, 3) RGB uint8.
+
+        Raises:
+            UnreadableImage: As `item`.
+            InputError: It has another shape or dtype.
+        """
+        return _to_rgb(self.item(i)[0], self.path(i))
+
+
+class KeyedRandom:
+    """Context in which torch's CPU generator is a function of (seed, purpose, epoch, index).
+
+    The generator's state outside is put back at the end. Not for use in a thread: the generator is
+    the process's.
+    """
+
+    def __init__(self, seed: int, purpose: str, epoch: int, index: int) -> None:
+        """As the arguments of `keyed.hash_keys`."""
+        drawn = keyed.hash_keys(seed, purpose, epoch, torch.tensor([index]), 1)
+        self._number = int(drawn.item())
+
+    def __enter__(self) -> None:
+        self._state = torch.get_rng_state()
+        torch.default_generator.manual_seed(self._number)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._state)
+
+
+def _label_array(dataset: Any) -> NDArray[np.int64] | None:
+    """(N,) labels that a dataset lists; None where it lists none, or changes them when read."""
+    if isinstance(dataset, Subset):
+        inner = _label_array(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices, np.int64)]
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    for name in ("targets", "labels"):
+        try:
+            labels = np.asarray(getattr(dataset, name))
+        except (AttributeError, TypeError, ValueError):
+            continue
+        if labels.ndim == 1 and labels.dtype.kind in "iu":
+            return labels.astype(np.int64)
+    return None
+
+
+def _to_rgb(image: Any, name: str) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a PIL image, an array or a tensor; grey is repeated."""
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    channels_first = isinstance(image, Tensor)
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels, channels_first = pixels[..., None], False
+    if pixels.ndim == 3:
+        last, first = pixels.shape[2] in (1, 3), pixels.shape[0] in (1, 3)
+        if first and (channels_first or not last):
+            pixels = pixels.transpose(1, 2, 0)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise InputError(
+            f"{name}: got a {pixels.dtype} image of shape {pixels.shape}, expected a PIL image or "
+            "uint8 (H, W, 3) or (3, H, W); take the dataset without its transform, or one that "
+            "gives floating-point tensors for all images"
+        )
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
