@@ -1,5 +1,8 @@
 """The folders of this checkout under one name: ./engine is imported as letheon.engine."""
 
+import ast
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
@@ -9,9 +12,19 @@ PACKAGES = [
     for found in (folder, *(f"{folder}.{room}" for room in find_packages(folder)))
 ]
 
+
+def version() -> str:
+    """Read the version from letheon/__init__.py, which holds it, without importing anything."""
+    source = Path(__file__).with_name("letheon") / "__init__.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise RuntimeError(f"got no __version__ in {source}")
+
+
 setup(
     name="letheon",
-    version="0.1.0",
+    version=version(),
     description="Make trained image classifiers forget classes, fast, and measure what is left.",
     license="MIT",
     license_files=["LICENSE"],
@@ -19,6 +32,7 @@ setup(
     packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
     package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
     package_data={"": ["py.typed", "*.txt", "*.json"]},
+    entry_points={"console_scripts": ["letheon = letheon.launch.main:main"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

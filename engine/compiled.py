@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from letheon.engine.method import Loss
+from letheon.engine.method import Loss, PartsLoss
 from letheon.kernels import keyed
 from letheon.loaders.batch import Batch
 
@@ -22,7 +22,7 @@ _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 Start = Literal["", "cold", "warm"]
 
 
-def compiled(loss: Loss, mode: Literal["default", "max"]) -> Loss:
+def compile_loss(loss: Loss | PartsLoss, mode: Literal["default", "max"]) -> Loss | PartsLoss:
     """The loss and its backward pass as one graph for each shape of batch it meets.
 
     `max` also searches kernels and, on CUDA, replays the graph with CUDA graphs. Shapes are static:
@@ -34,7 +34,7 @@ def compiled(loss: Loss, mode: Literal["default", "max"]) -> Loss:
     keep_cache()
     torch.compiler.assume_constant_result(keyed.stream_number)
 
-    def whole(net: nn.Module, batch: Batch) -> Tensor:
+    def whole(net: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         return loss(net, batch)
 
     # torch counts recompilations by code object; a copy keeps other phases and runs out of it.
@@ -42,16 +42,18 @@ def compiled(loss: Loss, mode: Literal["default", "max"]) -> Loss:
         whole.__code__.replace(), whole.__globals__, "whole", None, whole.__closure__
     )
     kind = "max-autotune" if mode == "max" and BACKEND == "inductor" else None
-    graph: Loss = torch.compile(own, fullgraph=True, dynamic=False, mode=kind, backend=BACKEND)
+    graph: Loss | PartsLoss = torch.compile(
+        own, fullgraph=True, dynamic=False, mode=kind, backend=BACKEND
+    )
     if kind is None:
         return graph
-    return _marked(graph)
+    return _mark_steps(graph)
 
 
-def _marked(graph: Loss) -> Loss:
+def _mark_steps(graph: Loss | PartsLoss) -> Loss | PartsLoss:
     """Tell CUDA graphs that a new step begins, so that the last one's outputs may be reused."""
 
-    def step(net: nn.Module, batch: Batch) -> Tensor:
+    def step(net: nn.Module, batch: Batch) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
         return graph(net, batch)
 

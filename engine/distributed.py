@@ -40,15 +40,17 @@ class Ranks:
 
 def _device(wanted: str, local_rank: int) -> torch.device:
     if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"got --device {wanted}; expected auto, cpu or cuda")
+        raise InputError(f"got device {wanted}; expected auto, cpu or cuda", option="device")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("got --device cuda; no CUDA device is visible; use --device cpu or auto")
+        raise InputError(
+            "got device cuda; no CUDA device is visible; use device cpu or auto", option="device"
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
             f"got local rank {local_rank}; this machine shows {torch.cuda.device_count()} GPUs; "
-            "lower --nproc_per_node"
+            "start fewer processes on it"
         )
     return torch.device("cuda", local_rank)
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Run
 
 LEAST_STEPS = 200
 """A shorter run does not earn the trial back; it takes buckets."""
@@ -20,10 +20,9 @@ LEAST_STEPS = 200
 _UNTIMED, _TIMED = 2, 3  # DDP orders its buckets anew after the first backward pass
 
 
-def worth_trying(method: Method, run: Run) -> bool:
-    """The same on every rank."""
-    steps = sum(run.loader.steps(phase.reads) for phase in method.epoch(run, 0))
-    return steps * run.recipe.epochs >= LEAST_STEPS
+def worth_trying(steps: int) -> bool:
+    """Whether a run of so many steps earns the trial back."""
+    return steps >= LEAST_STEPS
 
 
 def quicker(run: Run) -> tuple[Literal["ddp", "flat"], str]:
@@ -52,7 +51,7 @@ def _seconds(run: Run, way: Literal["ddp", "flat"]) -> float:
         parameters = [p for p in model.parameters() if p.requires_grad]
         kind = Flat if way == "flat" else Buckets
         reducer: Alone = kind(model, parameters, ranks, run.precision.wire)
-        rows = max(1, recipe.batch_size // (ranks.world * recipe.accumulate))
+        rows = max(1, recipe.batch_size // (ranks.world * recipe.grad_accum_steps))
         size = run.model.preset.size
         images = torch.randn(rows, 3, size, size).to(device, memory_format=torch.channels_last)
         labels = torch.zeros(rows, dtype=torch.int64, device=device)

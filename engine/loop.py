@@ -2,15 +2,17 @@
 
 The events of a method, each called by name at its place:
 
-    method.prepare(run)
-    for number in range(epochs):
-        for phase in method.epoch(run, number):
-            for batch in loader.train(phase.reads):
+    state = method.prepare(run)
+    for epoch in range(epochs):
+        for phase in method.phases(run, state, epoch):
+            for batch in loader.train(phase.stream, epoch):
                 loss = phase.loss(net, batch);  backward;  gradients averaged over ranks
-                method.edit_grads(run)
-                optimizer.step()
-                method.edit_weights(run)
-    method.finish(run)
+                method.edit_grads(run, state, phase)
+                optimizer of phase.slot steps
+                method.edit_weights(run, state, phase)
+                the same for one batch of phase.beside
+        method.after_epoch(run, state, accuracies)
+    method.finish(run, state)
 
 The step never waits for the host: losses and counts stay on the device and are read once a phase.
 Each rank's loss is weighted by its share of the global batch, so an uneven last batch counts each
@@ -20,10 +22,12 @@ sample once whatever the number of ranks.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 import torch
 import torch.distributed as dist
@@ -33,10 +37,14 @@ from tqdm import tqdm
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.health import check_finite, collapse_warning, measure_accuracies
+from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.progress import Progress
+from letheon.engine.state import State, state_dict
 from letheon.engine.step import Step, assemble
-from letheon.loaders.batch import Batch
+from letheon.errors import RunFailed
+from letheon.loaders.batch import Batch, Loader
+from letheon.spans import span
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -61,145 +69,295 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
         at the end.
 
     Raises:
-        FloatingPointError: a phase's mean loss is not finite (on every rank).
-        RuntimeError: a retain phase met a forget sample, or the ranks' weights differ.
+        RunFailed: on every rank: a phase's mean loss or a weight is not finite, a retain phase met
+            a forget sample, the ranks' weights differ, or the method left its model changed.
     """
     seconds = Seconds()
     for one in passes(method, run, seconds, log):
         one.begin()
-        for batch in _bar(run, one):
-            one.take(batch)
+        for batch, other in _with_bar(run, one):
+            one.take(batch, other)
     return seconds
 
 
 def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pass]:
-    """The run as the passes over the data it asks for; whoever iterates begins and feeds each.
+    """Yield the run as the passes over the data it asks for; the caller begins and feeds each.
 
     What lies before, between and after the passes is done here, and `seconds` filled in. Raises as
     `run_method`.
     """
     run.epoch = run.epoch.to(run.ranks.device)
     known = len(run.notes)
-    run.decide_dtype()
+    _settle_precision(run)
     run.precision.apply(run.model, run.ranks.device)
+    shapes = _shapes(run)
     started = time.perf_counter()
-    method.prepare(run)
+    state = method.prepare(run) or State()
+    state_dict(state)  # a field that cannot be saved is refused before the first step
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
+    sources = _open_sources(method, run)
     seconds.prepare = time.perf_counter() - started
-    step = assemble(method, run)
+    step = assemble(method, run, state)
     for note in run.notes[known:]:
         log("note", text=note)
     cache = cache_watch()
-    for number in range(run.recipe.epochs):
-        run.epoch.fill_(number)
-        phases = method.epoch(run, number)
+    snapshots: list[dict[str, Tensor]] = []
+    for epoch in range(run.recipe.epochs):
+        run.epoch.fill_(epoch)
+        run.epoch_number = epoch
+        phases = method.phases(run, state, epoch)
         for later, phase in zip(reversed(range(len(phases))), phases, strict=True):
-            one = Pass(run, step, phase, number, later, log)
+            one = Pass(run, step, phase, epoch, later, log, sources)
             yield one
             one.close()
             seconds.train += time.perf_counter() - one.started
             seconds.together = max(seconds.together, one.together)
+        check_finite(run, f"after epoch {epoch}")
+        decision = _decide(method, run, state, epoch, snapshots, log)
+        if decision != "go on":
+            break
     step.finish()
     seconds.compile, seconds.start = step.compile_seconds, cache()
     seconds.train -= seconds.compile
-    method.finish(run)
+    method.finish(run, state)
+    if hasattr(run.model, "extra"):
+        del run.model.extra
+    _check_shapes(method, run, shapes)
     run.model.eval()
+    check_finite(run, "at the end")
     require_equal(run.ranks, "weights at the end", weights_digest(run.model))
+    if (warning := collapse_warning(run)) is not None:
+        run.warnings.append(warning)
+        log("warning", text=warning)
+
+
+def _decide(
+    method: Method,
+    run: Run,
+    state: State,
+    epoch: int,
+    snapshots: list[dict[str, Tensor]],
+    log: Log,
+) -> Decision:
+    """Ask the method what comes after an epoch, if it has an answer; go back where it says so."""
+    if not method.watches_epochs:
+        return "go on"
+    if method.goes_back:
+        net = run.model.net.state_dict()
+        snapshots.append({key: value.detach().cpu().clone() for key, value in net.items()})
+    accuracies = measure_accuracies(run)
+    decision = method.after_epoch(run, state, accuracies)
+    log("after epoch", epoch=epoch, decision=str(decision), **accuracies._asdict())
+    if isinstance(decision, BackTo):
+        if not 0 <= decision.epoch < len(snapshots):
+            raise RunFailed(
+                f"got {decision} from {method.name} after epoch {epoch}; expected an epoch of 0 to "
+                f"{epoch} and a method that declares goes_back; mend the method"
+            )
+        with torch.no_grad():
+            for key, value in run.model.net.state_dict().items():
+                value.copy_(snapshots[decision.epoch][key])
+    return decision
+
+
+def _settle_precision(run: Run) -> None:
+    """Decide what `auto` left open: by capability, or by a trial where the user asked for one."""
+    run.precision = run.precision.resolve(run.ranks.device)
+    if not run.precision.tune_step:
+        return
+    run.precision, line = run.precision.tune(run.model.preset.size, run.ranks)
+    if line:
+        run.notes.append(line)
+        if run.ranks.main:
+            print(line, file=sys.stderr)
+
+
+def _open_sources(method: Method, run: Run) -> dict[str, Loader]:
+    found = method.sources(run)
+    if found and run.open_images is None:
+        raise RunFailed(f"got further images from {method.name}; this run has no way to read them")
+    return {name: run.open_images(images) for name, images in found.items() if run.open_images}
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in run.model.net.state_dict().items()}
+
+
+def _check_shapes(method: Method, run: Run, before: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a model whose keys or shapes are not those it started with."""
+    after = _shapes(run)
+    odd = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if odd:
+        raise RunFailed(
+            f"got {odd[0]} of shape {after.get(odd[0])} from {method.name} (and "
+            f"{len(odd) - 1} more); expected {before.get(odd[0])}, as the network had; "
+            "the method's finish must remove or merge what it added"
+        )
 
 
 class Pass:
     """One phase of one epoch: it is begun, fed all its batches and closed."""
 
-    def __init__(self, run: Run, step: Step, phase: Phase, number: int, later: int, log: Log):
+    def __init__(
+        self,
+        run: Run,
+        step: Step,
+        phase: Phase,
+        epoch: int,
+        later: int,
+        log: Log,
+        sources: dict[str, Loader],
+    ):
         self.run, self.step, self.phase, self.log = run, step, phase, log
-        self.number = number  # of the epoch
+        self.epoch = epoch
         self.later = later  # passes that follow in the same epoch
-        self.steps = run.loader.steps(phase.reads)
+        self.loader = sources.get(phase.source, run.loader)
+        self.steps = self.loader.steps(phase.stream)
         self.together = 1  # runs that are fed in this pass
+        self._tallies = [_Tally(phase, self.steps)]
+        if phase.beside is not None:
+            self._tallies.append(_Tally(phase.beside, self.steps))
+        self._sources = sources
+
+    @property
+    def shareable(self) -> bool:
+        """True where its batches are those of one stream of the training set."""
+        return self.phase.source == "train" and self.phase.beside is None
+
+    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """This rank's batches of the phase, each with that of the phase beside it."""
+        main = self.loader.train(self.phase.stream, self.epoch)
+        beside = self.phase.beside
+        if beside is None:
+            yield from zip(main, repeat(None), strict=False)
+            return
+        loader = self._sources.get(beside.source, self.run.loader)
+        stream = beside.stream._replace(share=1.0, steps=self.steps)
+        yield from zip(main, loader.train(stream, self.epoch), strict=True)
 
     def begin(self) -> None:
         """Before the first batch."""
         _set_mode(self.run, self.phase)
-        # Loss, samples, forget, retain.
-        self.sums = torch.zeros(4, dtype=torch.float64, device=self.run.ranks.device)
+        for tally in self._tallies:
+            tally.start(self.run)
         self.compiled = self.step.compile_seconds
-        self.position, self.rate = 0, 0.0
         self.progress = self._progress()
         self.started = time.perf_counter()
 
-    def take(self, batch: Batch) -> None:
-        """One optimisation step on this rank's part of the next global batch."""
-        run = self.run
-        batch = batch.to(run.ranks.device)
-        self.rate = run.recipe.rate(self.number + self.position / self.steps)
-        loss = self.step.take(self.phase, batch, self.rate)
-        told = run.forget[batch.index].sum()
-        self.sums += torch.stack([loss.double() * len(batch.labels), *_counts(batch.labels, told)])
-        self.position += 1
-        if self.progress is not None:
-            self.progress.step(self.position, self.sums, self.rate)
+    @span("compute")
+    def take(self, batch: Batch, other: Batch | None = None) -> None:
+        """One optimization step on this rank's part of the next global batch.
+
+        `other` is that of the phase beside, which takes a step of its own after it.
+        """
+        tallies = iter(self._tallies)
+        for part in (batch, other):
+            if part is not None:
+                self._take(next(tallies), part.to(self.run.ranks.device))
+
+    def _take(self, tally: _Tally, batch: Batch) -> None:
+        run, phase = self.run, tally.phase
+        if len(self._tallies) > 1:
+            _set_mode(run, phase)
+        moment = self.epoch + tally.position / tally.steps
+        tally.rate = self.step.method.rate(run, phase.slot, moment)
+        loss = self.step.take(phase, batch, tally.rate)
+        tally.add(loss, batch, run.forget[batch.index].sum() if phase.source == "train" else None)
+        if self.progress is not None and tally is self._tallies[0]:
+            self.progress.step(tally.position, tally.sums, tally.rate)
 
     def _progress(self) -> Progress | None:
         """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
         if not self.run.recipe.log_every or not self.run.ranks.main:
             return None
-        write = partial(self.log, "steps", epoch=self.number, phase=self.phase.name)
+        write = partial(self.log, "steps", epoch=self.epoch, phase=self.phase.name)
         return Progress(self.run.recipe.log_every, write)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""
-        run, phase = self.run, self.phase
         compiling = self.step.compile_seconds - self.compiled
         if self.progress is not None:
             self.progress.read()
-        sum_over_ranks([self.sums], run.ranks)
-        _average_batch_norm(run, phase)
-        total, samples, forget, retain = self.sums.tolist()
+        for tally in self._tallies:
+            sum_over_ranks([tally.sums], self.run.ranks)
+            _average_batch_norm(self.run, tally.phase)
+        for tally in self._tallies:
+            self._close(tally, compiling)
+
+    def _close(self, tally: _Tally, compiling: float) -> None:
+        run, phase = self.run, tally.phase
+        total, samples, forget, retain = tally.sums.tolist()
         elapsed = time.perf_counter() - self.started - compiling
         mean = total / samples
         self.log(
             "phase",
-            epoch=self.number,
+            epoch=self.epoch,
             phase=phase.name,
             reads=phase.reads,
             loss=mean if math.isfinite(mean) else str(mean),
             forget_read=int(forget),
             retain_read=int(retain),
-            lr=self.rate,
+            lr=tally.rate,
             dtype=run.precision.dtype,
             seconds=elapsed,
             compile_seconds=compiling,
             images_per_second=samples / elapsed,
             **({"together": self.together} if self.together > 1 else {}),
+            **({"source": phase.source} if phase.source != "train" else {}),
         )
         _audit(phase, int(forget), int(retain))
         if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"mean loss of phase {phase.name} in epoch {self.number} is {mean}; "
-                "lower --lr or --epochs"
+            raise RunFailed(
+                f"got a mean loss of {mean} in phase {phase.name} of epoch {self.epoch}, at rate "
+                f"{tally.rate:g}; the first loss that is not finite was that of step "
+                f"{tally.first_broken(run)} of {tally.steps}; expected finite numbers; lower lr or "
+                "epochs"
             )
 
 
-def _counts(labels: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples, forget samples and retain samples of this rank's batch, as float64 scalars."""
-    samples = torch.full((), len(labels), dtype=torch.float64, device=told.device)
-    return samples, told.double(), samples - told
+class _Tally:
+    """What the batches of one phase of a pass add up to, on the device."""
+
+    def __init__(self, phase: Phase, steps: int):
+        self.phase, self.steps = phase, steps
+
+    def start(self, run: Run) -> None:
+        device = run.ranks.device
+        # Loss, samples, forget, retain.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
+        self.position, self.rate = 0, 0.0
+
+    def add(self, loss: Tensor, batch: Batch, forget: Tensor | None) -> None:
+        """Count one step; `forget` is how many of the batch's samples are to be forgotten."""
+        rows = torch.full((), len(batch.labels), dtype=torch.float64, device=self.sums.device)
+        told = torch.zeros_like(rows) if forget is None else forget.double()
+        self.sums += torch.stack([loss.double() * len(batch.labels), rows, told, rows - told])
+        here = torch.where(loss.isfinite(), self.steps, self.position)
+        self.broken = torch.minimum(self.broken, here)
+        self.position += 1
+
+    def first_broken(self, run: Run) -> int:
+        """The first step, counted from one, whose loss was not finite on some rank."""
+        if run.ranks.world > 1:
+            dist.all_reduce(self.broken, dist.ReduceOp.MIN)
+        return int(self.broken) + 1
 
 
 def _audit(phase: Phase, forget: int, retain: int) -> None:
     """By index, not by the loader's flag: a phase read only what it says it reads."""
     if phase.reads == "retain" and forget:
-        raise RuntimeError(f"phase {phase.name} reads retain but met {forget} forget samples")
+        raise RunFailed(f"phase {phase.name} reads retain but met {forget} forget samples")
     if phase.reads == "forget" and retain:
-        raise RuntimeError(f"phase {phase.name} reads forget but met {retain} retain samples")
+        raise RunFailed(f"phase {phase.name} reads forget but met {retain} retain samples")
 
 
-def _bar(run: Run, one: Pass) -> Iterator[Batch]:
+def _with_bar(run: Run, one: Pass) -> Iterator[tuple[Batch, Batch | None]]:
     """The pass's batches, with a progress bar on rank 0 of a terminal."""
     yield from tqdm(
-        run.loader.train(one.phase.reads, one.number),
+        one.batches(),
         total=one.steps,
-        desc=f"epoch {one.number + 1}/{run.recipe.epochs} {one.phase.name}",
+        desc=f"epoch {one.epoch + 1}/{run.recipe.epochs} {one.phase.name}",
         disable=None if run.ranks.main else True,
         leave=False,
     )

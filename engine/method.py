@@ -1,15 +1,15 @@
-"""The contract of a method: what the loop asks of it, and what it may touch.
+"""The contract of a method: the events the loop calls by name, and the run they work on.
 
-A method is a frozen dataclass whose fields are its hyperparameters, in one file of `methods/`.
-It holds no state: what it needs between events lives in the `Run`.
+A method is a frozen dataclass whose fields are its hyperparameters, in one file of `methods/`. What
+it needs between its events is its own typed `State`, made by `prepare` and handed to every later
+event. The engine never looks inside, except to save it (`engine/state.py`).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,90 @@ from letheon.engine.gradient_sync import Flat
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.engine.teacher import shared_copy
 from letheon.errors import InputError
-from letheon.loaders.batch import Batch, Loader, Reads
+from letheon.loaders.batch import Batch, Loader, Reads, Stream
+from letheon.loaders.datasets.image_set import ImageSet
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""
+PartsLoss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+"""(net, batch) -> scalars by name, whose gradients stay apart; see `Phase.parts`."""
+
+Kind = Literal["unlearning", "control", "reference", "training"]
+"""What a method is for. unlearning: it makes a trained model forget; control: it only looks as if;
+reference: what the others are compared with (a retrained model); training: it makes the original.
+"""
 
 
 @dataclass(frozen=True)
 class Phase:
     """One pass over one stream with one loss."""
 
-    name: str  # in records, and the key of the compiled graph: one loss per name in a run
+    name: str
+    """In records, and the key of the compiled graph: one loss per name in a run."""
     reads: Reads
-    loss: Loss
+    loss: Loss | PartsLoss
     batch_norm: Literal["recipe", "frozen"] = "recipe"
     """frozen: running statistics are used and kept, whatever the recipe says. The right choice
     where only forget samples are read, which would otherwise become the statistics."""
     slot: str = "main"
-    """Which optimiser steps; each slot has its own momentum."""
+    """Which optimizer steps; each slot has its own momentum and its own rate."""
+    image_size: int | None = None
+    """Pixels to train at; None: the model's own. Another size is another `name`."""
+    batch_size: int | None = None
+    """Samples of a global batch; None: the recipe's."""
+    share: float = 1.0
+    """Share of the epoch's batches that are read, the first of its order."""
+    steps: int | None = None
+    """Exactly so many batches: a longer stream is cut, a shorter one begins anew in a new order."""
+    source: str = "train"
+    """`train`, or one of `Method.sources`, whose images are read as a ``mixed`` stream."""
+    parts: tuple[str, ...] = ()
+    """Names of the scalars that the loss returns. Their gradients reach `edit_grads` apart, in
+    `Run.grad_parts`; unless it joins them otherwise, their sum is what the optimizer sees."""
+    beside: Phase | None = None
+    """Interleaved: after each step of this phase, one step of that one, on its own stream, which is
+    cut or begun anew to as many steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.beside is not None:
+            if self.beside.beside is not None:
+                raise InputError(f"got three interleaved phases ({self.name}); expected two")
+            if self.beside.name == self.name:
+                raise InputError(f"got two interleaved phases named {self.name}; name them apart")
+        if self.source != "train" and self.reads != "mixed":
+            raise InputError(
+                f"got phase {self.name}, which reads {self.reads} of {self.source}; expected "
+                "mixed: only training images are split into forget and retain"
+            )
+
+    @property
+    def stream(self) -> Stream:
+        """What its loader is asked for."""
+        return Stream(self.reads, self.batch_size, self.image_size, self.share, self.steps)
+
+
+class Accuracies(NamedTuple):
+    """Top-1 accuracy as fractions, test transform; equal on every rank. None: no such image."""
+
+    forget: float | None
+    retain: float | None
+    held_out_forget: float | None
+    held_out_retain: float | None
+
+
+@dataclass(frozen=True)
+class BackTo:
+    """End the training with the weights as they were at the end of an earlier epoch."""
+
+    epoch: int  # counted from 0
+
+
+Decision = Literal["go on", "stop"] | BackTo
+"""What `Method.after_epoch` may decide."""
 
 
 @dataclass
@@ -55,60 +119,85 @@ class Run:
     precision: Precision = field(default_factory=Precision)
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
+    epoch_number: int = 0
+    """The same on the host, for edits."""
     notes: list[str] = field(default_factory=list)
-    """What the user is told at the start, such as which loader was chosen; for the first rank."""
+    """What the user sees at the start, such as which loader was chosen; for the first rank."""
+    warnings: list[str] = field(default_factory=list)
+    """What the user sees at the end, such as a network that collapsed; also in the record."""
     flat: Flat | None = None
     """Weights and gradients as one buffer each, where the run keeps them so; set by the loop."""
-    state: dict[str, Any] = field(default_factory=dict)
-    """What a method keeps between its events: masks, class means. Never saved."""
+    grad_parts: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Within `edit_grads` of a phase with `parts`: the gradient of each, one tensor per parameter
+    of `parameters`, unscaled and equal on every rank."""
+    held_out: Callable[[], Loader] | None = None
+    """Opens the held-out images, split like the training set; where there are some."""
+    open_images: Callable[[ImageSet], Loader] | None = None
+    """A loader of further images, as this rank reads them, for `Method.sources`."""
+    shared: dict[Any, Any] | None = None
+    """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
-        compiling = self.precision.compile
-        if self.recipe.batch_norm == "sync" and self.ranks.world > 1 and compiling != "off":
+        compile_mode = self.precision.compile
+        if self.recipe.batch_norm == "sync" and self.ranks.world > 1 and compile_mode != "off":
             raise InputError(
-                f"got --batch-norm sync with --compile {compiling}; its exchange between the ranks "
-                "would cut the graph; use --batch-norm local or frozen, or --compile off"
+                f"got batch-norm sync with compile {compile_mode}; its exchange between the ranks "
+                "would cut the graph; use batch-norm local or frozen, or compile off",
+                option="batch_norm",
             )
 
     @property
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name, in the model's order: those of the architecture under
+        its own keys, then added ones as ``extra.<name>``."""  # noqa: D205, D209
+        return {
+            name.removeprefix("net."): parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters, in the order of the model's own listing."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """The trainable parameters, in the order of `named_parameters`."""
+        return list(self.named_parameters.values())
 
-    def decide_dtype(self) -> None:
-        """Where `--dtype auto` is still open, decide and tell; every rank must call.
+    def add_module(self, name: str, module: nn.Module) -> nn.Module:
+        """Train further parameters beside the network's, such as an adapter or a noise image.
 
-        Not while a run is planned, when a rank may already have left on bad input.
+        Call it in `prepare`, with equal weights on every rank. They are moved to the device, join
+        `parameters`, and are dropped after `Method.finish`, which merges what is to stay. Weights
+        inside the network itself that a method replaces or widens must be put back there, too: the
+        loop refuses a model whose keys or shapes are not those it had.
         """
-        self.precision, line = self.precision.decided(self.model.preset.size, self.ranks)
-        if line:
-            self.notes.append(line)
-            if self.ranks.main:
-                print(line, file=sys.stderr)
+        if not hasattr(self.model, "extra"):
+            self.model.add_module("extra", nn.ModuleDict())
+        self.model.get_submodule("extra").add_module(name, module.to(self.ranks.device))
+        return module
 
     def teacher(self) -> Classifier:
-        """A frozen copy of the model as it is at the first call (so call it in `prepare`).
+        """A frozen copy of the model as it is now; keep it in the state, `rebuilt`.
 
         Batch-norm is folded into its convolutions and the weights are in the type of the run's
         autocast, under which it is to be called. Runs of one process that start from the same
         weights have one teacher. Ask it for features by `teacher_features`.
         """
-        if "teacher" not in self.state:
-            self.state["teacher"] = shared_copy(self.model, self.precision)
-        teacher: Classifier = self.state["teacher"]
-        return teacher
+        return shared_copy(self.model, self.precision)
 
 
 class Method:
     """One way to forget. Override only what differs; every default does nothing.
 
-    A one-shot method returns no phases and does its work in `prepare`.
+    A one-shot method returns no phases and does its work in `prepare`. `run` is the same object in
+    every event; `state` is what `prepare` returned.
     """
 
-    recipe: Recipe
-    fresh: ClassVar[bool] = False
+    name: ClassVar[str] = ""
+    """On the command line and in records; a plug-in without one has that of its entry point."""
+    kind: ClassVar[Kind] = "unlearning"
+    from_scratch: ClassVar[bool] = False
     """True for a method that starts from new weights instead of the trained ones."""
+    recipe: Recipe
 
     def check(self, run: Run) -> None:
         """Before anything is written, on every rank alone: refuse input that does not fit the run.
@@ -117,22 +206,50 @@ class Method:
             InputError: such as a file that is not there.
         """
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run) -> State:
         """Once, before compile and DDP: teachers, masks, surgery, one-shot edits of the weights."""
+        return State()
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
-        """The passes of one epoch, in order."""
+    def sources(self, run: Run) -> Mapping[str, ImageSet]:
+        """Further images by name, for phases with that `source`; labels are the set's own."""
+        return {}
+
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
+        """The passes of one epoch, in order. Pure: asking twice, or for any epoch, changes nothing.
+
+        It is asked while the run is planned, too.
+        """
         return []
 
-    def optimiser(self, run: Run) -> torch.optim.Optimizer:
-        """What steps, once for each slot, at its first batch."""
-        return run.recipe.optimiser(run.parameters)
+    def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
+        """What steps the phases of a slot; asked once, at the slot's first batch."""
+        return run.recipe.build_optimizer(run.parameters)
 
-    def edit_grads(self, run: Run) -> None:
-        """Gradients are unscaled and equal on all ranks; the optimiser has not stepped."""
+    def rate(self, run: Run, slot: str, epoch: float) -> float:
+        """Learning rate of a slot at a moment, counted in epochs (2.5: half through the third)."""
+        return run.recipe.rate(epoch)
 
-    def edit_weights(self, run: Run) -> None:
-        """The optimiser has stepped."""
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        """Gradients are unscaled and equal on all ranks; the optimizer has not stepped."""
 
-    def finish(self, run: Run) -> None:
-        """Remove what was added; leave a model of the architecture it had."""
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
+        """The optimizer has stepped."""
+
+    @property
+    def watches_epochs(self) -> bool:
+        """Whether `after_epoch` is to be asked."""
+        return type(self).after_epoch is not Method.after_epoch
+
+    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
+        """Go on, stop, or go back to the end of an earlier epoch.
+
+        Only a method that overrides this pays for it: the accuracies are measured, and where it may
+        go back the weights of every epoch are kept on the host (`goes_back`).
+        """
+        return "go on"
+
+    goes_back: ClassVar[bool] = False
+    """True for a method whose `after_epoch` may return `BackTo`."""
+
+    def finish(self, run: Run, state: State) -> None:
+        """Remove or merge what was added; leave a model of the architecture it had."""

@@ -42,32 +42,38 @@ class Precision:
     wire: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
 
+    tune_step: bool = False
+    """Choose what `auto` leaves open by trials before the first step, not by capability alone."""
+
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         if self.reduce == "ddp" and self.compile != "off":
             raise InputError(
-                f"got --reduce ddp with --compile {self.compile}; buckets cut the graph; "
-                "use --reduce flat or auto"
+                f"got reduce ddp with compile {self.compile}; buckets cut the graph; "
+                "use reduce flat or auto",
+                option="reduce",
             )
 
-    def resolved(self, device: torch.device) -> Precision:
+    def resolve(self, device: torch.device) -> Precision:
         """The same with `auto` decided for this device; refuses what the device cannot do.
 
-        On a CPU `auto` stays and computes in fp32, as evaluation does; `decided` is for training.
+        On a CPU `auto` stays and computes in fp32, as evaluation does; `tune` is for training.
         """
         dtype = self.dtype
         if dtype == "auto" and device.type == "cuda":
             dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         if dtype in ("fp16", "tf32") and device.type != "cuda":
-            raise InputError(f"got --dtype {dtype} on {device.type}; use fp32 or bf16 there")
+            raise InputError(
+                f"got dtype {dtype} on {device.type}; use fp32 or bf16 there", option="dtype"
+            )
         return replace(self, dtype=dtype)
 
-    def decided(self, size: int, ranks: Ranks) -> tuple[Precision, str]:
+    def tune(self, size: int, ranks: Ranks) -> tuple[Precision, str]:
         """`auto` decided for training on images of `size` pixels, and a line about it or "".
 
         On a CPU by what the first rank measures, once a process; every rank must call.
         """
-        known = self.resolved(ranks.device)
+        known = self.resolve(ranks.device)
         if known.dtype != "auto":
             return known, ""
         if size < LEAST_PIXELS:

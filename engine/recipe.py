@@ -1,4 +1,4 @@
-"""How a run is optimised: epochs, batch, rate, optimiser and batch-norm policy."""
+"""How a run is optimised: epochs, batch, rate, optimizer and batch-norm policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Recipe:
     """Peak learning rate."""
     batch_size: int = 256
     """Samples of one global batch, over all ranks."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Micro-batches a batch is computed in, for want of memory: the same step where batch-norm is
     frozen and the loss a mean over samples."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
@@ -47,7 +47,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name, lowest in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("log_every", 0)):
+        for name, lowest in (
+            ("epochs", 0),
+            ("batch_size", 1),
+            ("grad_accum_steps", 1),
+            ("log_every", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise InputError(f"got {name} {getattr(self, name)}; expected {lowest} or more")
         for name in ("lr", "weight_decay", "warmup"):
@@ -75,8 +80,8 @@ class Recipe:
             return self.lr * (1 - done)
         return self.lr
 
-    def optimiser(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimiser over `parameters`, all of them decayed as the field's codes do.
+    def build_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimizer over `parameters`, all of them decayed as the field's codes do.
 
         In torch's fused form: one pass over the weights, and no wait for the host.
         """

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from letheon.engine.compiled import compiled
+from letheon.engine.compiled import compile_loss
+from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import quicker, worth_trying
-from letheon.engine.method import Loss, Method, Phase, Run
+from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
+from letheon.engine.state import State
+from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 
 
@@ -26,53 +29,108 @@ class Step:
 
     method: Method
     run: Run
+    state: State
     reducer: Alone
     scaler: torch.amp.GradScaler
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # by slot
-    losses: dict[str, Loss] = field(default_factory=dict)  # by the phase's name
+    losses: dict[str, Loss | PartsLoss] = field(default_factory=dict)  # by the phase's name
     seen: set[tuple[str, int, int]] = field(default_factory=set)  # phase, rows, total
     compile_seconds: float = 0.0
-    averages: list[Tensor] = field(default_factory=list)  # of `averaged`; empty without an EMA
+    averages: list[Tensor] = field(default_factory=list)  # of `_weights`; empty without an EMA
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
         """Step on this rank's part of one global batch, which is on the device.
 
         Returns:
-            0-dim: the mean loss over this rank's samples, before the step.
+            0-dim: the mean loss over this rank's samples, before the step; of a loss in parts,
+            their sum.
         """
-        run, device = self.run, self.run.ranks.device
         optimizer = self._optimizer(phase)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = []
-        for piece, last in pieces(batch, run.recipe.accumulate):
-            begun = time.perf_counter()
-            with self.reducer.backward(last):
-                with run.precision.autocast(device):
-                    loss = self._loss(phase)(self.reducer.net, piece)
-                weight = len(piece.labels) * run.ranks.world / piece.total
-                self.scaler.scale(loss * weight).backward()
-            self._note_compile(phase, piece, begun)
-            losses.append(loss.detach() * (len(piece.labels) / len(batch.labels)))
-        self.reducer.average()
+        backward = self._parts_backward if phase.parts else self._backward
+        loss = backward(phase, batch)
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
-        self.method.edit_grads(run)
+            scale = self.scaler._get_scale_async()
+            assert scale is not None
+            for grads in self.run.grad_parts.values():
+                torch._foreach_div_(grads, scale)
+        self.method.edit_grads(self.run, self.state, phase)
         self.scaler.step(optimizer)
         self.scaler.update()
-        self.method.edit_weights(run)
+        self.run.grad_parts = {}
+        self.method.edit_weights(self.run, self.state, phase)
         if self.averages:
-            torch._foreach_lerp_(self.averages, self._averaged(), 1 - run.recipe.ema)
+            torch._foreach_lerp_(self.averages, self._weights(), 1 - self.run.recipe.ema)
         self.reducer.clear()
+        return loss
+
+    def _backward(self, phase: Phase, batch: Batch) -> Tensor:
+        """Leave the gradient, the mean over the ranks, in `.grad`; return the loss."""
+        run, losses = self.run, []
+        for piece, last in pieces(batch, run.recipe.grad_accum_steps):
+            started = time.perf_counter()
+            with self.reducer.backward(last):
+                with run.precision.autocast(run.ranks.device):
+                    loss = self._loss(phase)(self.reducer.net, piece)
+                assert isinstance(loss, Tensor)
+                weight = len(piece.labels) * run.ranks.world / piece.total
+                self.scaler.scale(loss * weight).backward()
+            self._note_compile(phase, piece, started)
+            losses.append(loss.detach() * (len(piece.labels) / len(batch.labels)))
+        self.reducer.average()
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _parts_backward(self, phase: Phase, batch: Batch) -> Tensor:
+        """The same for a loss in parts: each gradient apart in `run.grad_parts`, their sum in
+        `.grad`. Without the reducer, whose hooks would add them up."""  # noqa: D205, D209
+        run, parameters, losses = self.run, self.run.parameters, []
+        parts = {name: [torch.zeros_like(p) for p in parameters] for name in phase.parts}
+        for piece, _ in pieces(batch, run.recipe.grad_accum_steps):
+            started = time.perf_counter()
+            with run.precision.autocast(run.ranks.device):
+                values = self._loss(phase)(run.model, piece)
+            if not isinstance(values, Mapping) or set(values) != set(phase.parts):
+                named = sorted(values) if isinstance(values, Mapping) else "one scalar"
+                raise RunFailed(
+                    f"got {named} from the loss of phase {phase.name}; expected its parts "
+                    f"{', '.join(phase.parts)}; mend the method"
+                )
+            weight = len(piece.labels) * run.ranks.world / piece.total
+            left = len(values)
+            for name, value in values.items():
+                left -= 1
+                scaled = self.scaler.scale(value * weight)
+                grads = torch.autograd.grad(
+                    scaled, parameters, retain_graph=left > 0, allow_unused=True
+                )
+                for total, one in zip(parts[name], grads, strict=True):
+                    if one is not None:
+                        total += one
+            self._note_compile(phase, piece, started)
+            share = len(piece.labels) / len(batch.labels)
+            losses.append(torch.stack([value.detach() for value in values.values()]).sum() * share)
+        flat = [one for grads in parts.values() for one in grads]
+        sum_over_ranks(flat, run.ranks)
+        if run.ranks.world > 1:
+            torch._foreach_div_(flat, run.ranks.world)
+        for parameter, *each in zip(parameters, *parts.values(), strict=True):
+            total = torch.stack(each).sum(0)
+            if parameter.grad is None:
+                parameter.grad = total
+            else:  # a view of the flat buffer
+                parameter.grad.copy_(total)
+        run.grad_parts = parts
+        return torch.stack(losses).sum()
 
     def finish(self) -> None:
         """After the last step: where an average of the weights was kept, it is what remains."""
-        for average, weight in zip(self.averages, self._averaged(), strict=True):
+        for average, weight in zip(self.averages, self._weights(), strict=True):
             # Equal numbers keep the weight's own bits: the average turns -0 into 0.
             weight.copy_(torch.where(average == weight, weight, average))
 
-    def _averaged(self) -> list[Tensor]:
+    def _weights(self) -> list[Tensor]:
         if not self.run.recipe.ema:
             return []
         if self.run.flat is not None:
@@ -81,58 +139,69 @@ class Step:
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         if phase.slot not in self.optimizers:
-            self.optimizers[phase.slot] = self.method.optimiser(self.run)
+            self.optimizers[phase.slot] = self.method.optimizer(self.run, self.state, phase.slot)
         return self.optimizers[phase.slot]
 
-    def _loss(self, phase: Phase) -> Loss:
+    def _loss(self, phase: Phase) -> Loss | PartsLoss:
         """The phase's loss; where the run asks for it, compiled once a name."""
         if phase.name not in self.losses:
             mode = self.run.precision.compile
-            self.losses[phase.name] = phase.loss if mode == "off" else compiled(phase.loss, mode)
+            self.losses[phase.name] = (
+                phase.loss if mode == "off" else compile_loss(phase.loss, mode)
+            )
         return self.losses[phase.name]
 
-    def _note_compile(self, phase: Phase, piece: Batch, begun: float) -> None:
+    def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:
         """Forward and backward of a shape's first call are compiling, not training."""
         shape = (phase.name, len(piece.labels), piece.total)
         if self.run.precision.compile != "off" and shape not in self.seen:
             self.seen.add(shape)
-            self.compile_seconds += time.perf_counter() - begun
+            self.compile_seconds += time.perf_counter() - started
 
 
-def assemble(method: Method, run: Run) -> Step:
+def assemble(method: Method, run: Run, state: State) -> Step:
     """Join the ranks' gradients as the run asks, and prepare the rest of the step."""
     if run.ranks.world > 1 and run.recipe.batch_norm == "sync":
         run.model.net = nn.SyncBatchNorm.convert_sync_batchnorm(run.model.net)
     scaler = torch.amp.GradScaler(run.ranks.device.type, enabled=run.precision.scales_loss)
-    reducer = _reducer(method, run)
+    reducer = _reducer(method, run, state)
     run.flat = reducer if isinstance(reducer, Flat) else None
-    step = Step(method, run, reducer, scaler)
-    step.averages = [weight.clone() for weight in step._averaged()]
+    step = Step(method, run, state, reducer, scaler)
+    step.averages = [weight.clone() for weight in step._weights()]
     return step
 
 
-def _reducer(method: Method, run: Run) -> Alone:
+def _reducer(method: Method, run: Run, state: State) -> Alone:
     way = run.precision.reduction(run.ranks.world)
     if way == "none" or not run.parameters:
         return Alone(run.model, run.parameters)
-    if way == "ddp" and run.precision.reduce == "auto" and worth_trying(method, run):
-        way, line = quicker(run)
-        run.notes.append(line)
-        if run.ranks.main:
-            print(line, file=sys.stderr)
-    if way == "flat":
+    epochs = run.recipe.epochs
+    phases = [phase for epoch in range(min(epochs, 1)) for phase in _all(method, run, state, epoch)]
+    if way == "ddp" and run.precision.tune_step and run.precision.reduce == "auto":
+        steps = sum(run.loader.steps(phase.stream) for phase in phases) * epochs
+        if worth_trying(steps):
+            way, line = quicker(run)
+            run.notes.append(line)
+            if run.ranks.main:
+                print(line, file=sys.stderr)
+    if way == "flat" or hasattr(run.model, "extra"):  # buckets wait for parameters no phase uses
         return Flat(run.model, run.parameters, run.ranks, run.precision.wire)
-    return Buckets(
-        run.model, run.parameters, run.ranks, run.precision.wire, _one_graph(method, run)
-    )
+    static = _one_graph(method, run, state)
+    return Buckets(run.model, run.parameters, run.ranks, run.precision.wire, static)
 
 
-def _one_graph(method: Method, run: Run) -> bool:
+def _all(method: Method, run: Run, state: State, epoch: int) -> list[Phase]:
+    """The phases of an epoch, with those beside them."""
+    phases = method.phases(run, state, epoch)
+    return [one for phase in phases for one in (phase, phase.beside) if one is not None]
+
+
+def _one_graph(method: Method, run: Run, state: State) -> bool:
     """True where every backward pass of the run is the same: one phase, in whole batches."""
-    if run.recipe.accumulate > 1 or not run.recipe.epochs:
+    if run.recipe.grad_accum_steps > 1 or not run.recipe.epochs:
         return False
     ends = (0, run.recipe.epochs - 1)
-    return len({phase.name for number in ends for phase in method.epoch(run, number)}) == 1
+    return len({phase.name for epoch in ends for phase in _all(method, run, state, epoch)}) == 1
 
 
 def pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:

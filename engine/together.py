@@ -18,7 +18,7 @@ from tqdm import tqdm
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
 from letheon.engine.method import Method, Run
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
 
@@ -53,14 +53,14 @@ def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, Exception
     for job in jobs:
         job.attempt(job.start)
     while waiting := [job for job in jobs if job.now is not None]:
-        group = meeting(waiting)
+        group = choose_group(waiting)
         for job in group:
             job.at.together = len(group)
             job.at.begin()
-        for those, batch in _bar(group, ranks):
+        for readers, batch, beside in _with_bar(group, ranks):
             batch = batch.to(ranks.device)
-            for k in those:
-                group[k].attempt(group[k].take, batch)
+            for k in readers:
+                group[k].attempt(group[k].take, batch, beside)
             if not any(job.now for job in group):
                 break
         for job in group:
@@ -91,10 +91,10 @@ class _Job:
         self._passes = passes(self.member.method, self.run, self.seconds, log)
         self.advance()
 
-    def take(self, batch: Batch) -> None:
-        """One step; nothing for one that has failed."""
+    def take(self, batch: Batch, beside: Batch | None) -> None:
+        """One step; nothing for a run that has failed."""
         if self.now is not None:
-            self.now.take(batch)
+            self.now.take(batch, beside)
 
     def advance(self) -> None:
         """Close the pass it is at and find the next; without one it has ended."""
@@ -105,15 +105,15 @@ class _Job:
             self.member.end(self.run, self.seconds)
             self.run = None
 
-    def attempt(self, work: Callable[..., None], *args: Batch) -> None:
-        """Do it under its own random numbers; what goes wrong ends this run and no other."""
+    def attempt(self, work: Callable[..., None], *args: Batch | None) -> None:
+        """Do the work under the run's own random numbers; a failure ends this run and no other."""
         outer = _random(self.ranks)
         _set_random(self._random, self.ranks)
         try:
             work(*args)
         except Exception as error:
-            known = isinstance(error, FloatingPointError | InputError)
-            if self.ranks.world > 1 and not isinstance(error, FloatingPointError):
+            known = isinstance(error, RunFailed | InputError)
+            if self.ranks.world > 1 and not isinstance(error, RunFailed):
                 raise  # perhaps on this rank alone: the others would wait for it
             if not known:
                 traceback.print_exc(file=sys.stderr)
@@ -125,41 +125,47 @@ class _Job:
             _set_random(outer, self.ranks)
 
 
-def meeting(jobs: Sequence[_Job]) -> list[_Job]:
-    """Whose next passes are made as one.
+def choose_group(jobs: Sequence[_Job]) -> list[_Job]:
+    """The runs whose next passes are made as one.
 
-    Of those that share the first one's source: the earliest epoch, and in it whoever has the most
-    passes still to come, so that all meet at the last; and whoever reads what one of these reads.
+    Of those that share the first one's source: the earliest epoch, in it the runs that have the
+    most passes still to come, so that all meet at the last; and those that read what one of these
+    reads.
     """
     first = _source(jobs[0])
     if first is None:
         return [jobs[0]]
     near = [job for job in jobs if _source(job) == first]
-    epoch = min(job.at.number for job in near)
-    near = [job for job in near if job.at.number == epoch]
+    epoch = min(job.at.epoch for job in near)
+    near = [job for job in near if job.at.epoch == epoch]
     most = max(job.at.later for job in near)
-    read = {job.at.phase.reads for job in near if job.at.later == most}
-    return [job for job in near if job.at.phase.reads in read]
+    reads = {job.at.phase.reads for job in near if job.at.later == most}
+    return [job for job in near if job.at.phase.reads in reads]
 
 
 def _source(job: _Job) -> Hashable:
-    return source(job.at.run.loader, job.at.phase.reads)
+    """Equal for runs whose next passes may be made as one; None for one that cannot share."""
+    phase = job.at.phase
+    return source(job.at.loader, phase.stream) if job.at.shareable else None
 
 
-def _bar(group: Sequence[_Job], ranks: Ranks) -> Iterator[tuple[list[int], Batch]]:
-    """Who is fed with which batch, with a progress bar on rank 0 of a terminal."""
-    reads = [job.at.phase.reads for job in group]
-    number = group[0].at.number
+def _with_bar(
+    group: Sequence[_Job], ranks: Ranks
+) -> Iterator[tuple[list[int], Batch, Batch | None]]:
+    """Which runs take which batch, with a progress bar on rank 0 of a terminal."""
+    streams = [job.at.phase.stream for job in group]
+    epoch = group[0].at.epoch
+    batches: Iterator[tuple[list[int], Batch, Batch | None]]
     if len(group) == 1:
-        alone = group[0].at.run.loader.train(reads[0], number)
-        batches: Iterator[tuple[list[int], Batch]] = (([0], batch) for batch in alone)
+        batches = (([0], batch, other) for batch, other in group[0].at.batches())
     else:
-        batches = shared_pass([job.at.run.loader for job in group], reads, number)
-    streams = {(job.at.phase.reads, job.at.run.recipe.batch_size): job.at.steps for job in group}
+        shared = shared_pass([job.at.loader for job in group], streams, epoch)
+        batches = ((readers, batch, None) for readers, batch in shared)
+    apart = {(job.at.phase.stream, job.at.run.recipe.batch_size): job.at.steps for job in group}
     yield from tqdm(
         batches,
-        total=sum(streams.values()),
-        desc=f"epoch {number + 1} " + ", ".join(job.member.name for job in group),
+        total=sum(apart.values()),
+        desc=f"epoch {epoch + 1} " + ", ".join(job.member.name for job in group),
         disable=None if ranks.main else True,
         leave=False,
     )

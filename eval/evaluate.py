@@ -202,7 +202,7 @@ class Measuring:
         for entry in entries:
             taps = stages(entry.model) if extent.full else ()
             swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
-        precision = self.job.precision.resolved(ranks.device)
+        precision = self.job.precision.resolve(ranks.device)
         passes = sweep_together(swept, loaders, ranks, precision, self._store(), parts, extent.flip)
         subjects = []
         for own, each in zip(passes, swept, strict=True):

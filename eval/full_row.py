@@ -23,6 +23,7 @@ from letheon.eval.metrics.divergence import activation_distance, completeness, j
 from letheon.eval.probes.evaluator import BALANCED, SHOTS, index, probes, told_by_layer
 from letheon.eval.probes.linear import weight_distance
 from letheon.eval.row_builder import Findings, needed
+from letheon.spans import span
 
 NO_ORIGINAL = "got no original model; name it: --original"
 NO_RETRAINED = "got no retrained model besides this one; name one: --retrained"
@@ -58,6 +59,7 @@ class Beside:
         return others
 
 
+@span("statistics")
 def audit(subject: Subject, beside: Beside, ranks: Ranks | None = None) -> dict[str, Any]:
     """Membership, divergences, probes, IDI, weight distances and confusions of one model.
 

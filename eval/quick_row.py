@@ -21,6 +21,7 @@ from letheon.eval.metrics import cka, knn, knn_splits
 from letheon.eval.metrics.accuracy import per_class
 from letheon.eval.search.neighbors import Proposer
 from letheon.eval.search.scores import Metric
+from letheon.spans import span
 
 DOMAIN = "domain/"
 """What the keys of downstream sets begin with."""
@@ -55,6 +56,7 @@ class Conditions:
             raise InputError(f"got temperature {self.temperature}; expected a number above 0")
 
 
+@span("statistics")
 def measure(
     model: Passes,
     original: Passes | None = None,

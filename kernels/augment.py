@@ -1,20 +1,18 @@
-"""Crop, mirror, resize and normalise a batch of uint8 images that already lie on the device."""
+"""Crop, mirror, resize and normalize a batch of uint8 images that already lie on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-import torch
 from torch import Tensor
 
-from letheon.kernels.backend import takes_triton
+from letheon.kernels import takes_triton
+from letheon.kernels.augment_reference import Filter, crop_resize_normalize_reference
 
-Filter = Literal["box", "bilinear"]
-_CHUNK = 1 << 24  # source values in float32 at once in the plain form: 64 MiB
+__all__ = ["Filter", "crop_resize_normalize"]
 
 
-def crop_resize_normalise(
+def crop_resize_normalize(
     images: Tensor,
     boxes: Tensor,
     source: Tensor,
@@ -22,7 +20,6 @@ def crop_resize_normalise(
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
     filter: Filter = "box",
 ) -> Tensor:
     """One image per box: (pixel / 255 - mean) / std of the resized crop. No host sync.
@@ -30,7 +27,7 @@ def crop_resize_normalise(
     `box` is the exact area average: an output pixel is the mean of the source over its rectangle,
     source pixels being constant squares; edges may be fractional. `bilinear` is the antialiased
     triangle filter of Pillow and of `interpolate(antialias=True)`, before their rounding to
-    integers; only pixels whose centre is in the box count.
+    integers; only pixels whose center is in the box count.
 
     Args:
         images: (N, H, W, 3) uint8.
@@ -41,61 +38,13 @@ def crop_resize_normalise(
         size: output height and width.
         mean: of the three channels on the 0..1 scale.
         std: likewise.
-        dtype: of the result; all arithmetic before is float32.
         filter: see above.
 
     Returns:
-        (B, 3, size, size), channels-last in memory.
+        (B, 3, size, size) float32, channels-last in memory.
     """
     if takes_triton(images):
-        from letheon.kernels.augment_triton import crop_resize_normalise_triton as form
+        from letheon.kernels.augment_triton import crop_resize_normalize_triton as form
     else:
-        form = crop_resize_normalise_reference
-    return form(images, boxes, source, flip, size, mean, std, dtype, filter)
-
-
-def crop_resize_normalise_reference(
-    images: Tensor,
-    boxes: Tensor,
-    source: Tensor,
-    flip: Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-    filter: Filter = "box",
-) -> Tensor:
-    """`crop_resize_normalise` in plain PyTorch: two matrix products per channel of an image."""
-    b, (height, width) = len(boxes), images.shape[1:3]
-    boxes = boxes.float()
-    rows = _weights(boxes[:, 0], boxes[:, 2], size, height, filter)  # (B, size, H)
-    columns = _weights(boxes[:, 1], boxes[:, 3], size, width, filter)  # (B, size, W)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    out = torch.empty(b, size, size, 3, dtype=dtype, device=images.device)
-    step = max(1, _CHUNK // max(height * width * 3, 1))
-    for start in range(0, b, step):
-        part = slice(start, start + step)
-        pixels = images[source[part]].permute(0, 3, 1, 2).float()  # (b, 3, H, W)
-        crops = rows[part, None] @ pixels @ columns[part, None].transpose(2, 3)
-        for c in range(3):
-            out[part, ..., c] = crops[:, c] * (1 / (255 * std[c])) - mean[c] / std[c]
-    return out.permute(0, 3, 1, 2)
-
-
-def _weights(start: Tensor, extent: Tensor, size: int, length: int, filter: Filter) -> Tensor:
-    """(B, size, length) float32: the share of each source pixel in each output pixel."""
-    scale = (extent / size)[:, None, None]  # source pixels per output pixel
-    cell = torch.arange(size, device=start.device)[None, :, None]
-    pixel = torch.arange(length, device=start.device)[None, None, :]
-    first = start[:, None, None]
-    if filter == "box":
-        left, right = first + cell * scale, first + (cell + 1) * scale
-        shares = (torch.minimum(right, pixel + 1) - torch.maximum(left, pixel)).clamp_min(0)
-    elif filter == "bilinear":
-        centre = first + (cell + 0.5) * scale
-        shares = (1 - (pixel + 0.5 - centre).abs() / scale.clamp_min(1)).clamp_min(0)
-        inside = (pixel + 0.5 >= first) & (pixel + 0.5 < first + extent[:, None, None])
-        shares = shares * inside
-    else:
-        raise ValueError(f"got filter {filter!r}, expected 'box' or 'bilinear'")
-    return shares / shares.sum(2, keepdim=True)
+        form = crop_resize_normalize_reference
+    return form(images, boxes, source, flip, size, mean, std, filter)

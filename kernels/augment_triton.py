@@ -1,6 +1,6 @@
 # Triton reads the parameters of a kernel itself and has no types for them.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Crop, mirror, resize and normalise as one Triton kernel from uint8 to channels-last.
+"""Crop, mirror, resize and normalize as one Triton kernel from uint8 to channels-last.
 
 Each program makes a run of output pixels of one image and visits the source pixels under them, so
 nothing but the source and the result passes through memory: about 0.4 MB an image at 224 px.
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from letheon.kernels.augment import Filter
+from letheon.kernels.augment_reference import Filter
 
 BLOCK = 256
 
@@ -36,10 +36,10 @@ def _share(start, extent, scale, cell, pixel, length, BOX: tl.constexpr):
         right = tl.minimum(start + (cell + 1) * scale, pixel + 1.0)
         weight = right - tl.maximum(start + cell * scale, pixel.to(tl.float32))
     else:
-        centre = pixel + 0.5
-        away = tl.abs(centre - start - (cell + 0.5) * scale)
+        center = pixel + 0.5
+        away = tl.abs(center - start - (cell + 0.5) * scale)
         weight = 1.0 - away / tl.maximum(scale, 1.0)
-        weight = tl.where((centre >= start) & (centre < start + extent), weight, 0.0)
+        weight = tl.where((center >= start) & (center < start + extent), weight, 0.0)
     return tl.where((pixel >= 0) & (pixel < length), tl.maximum(weight, 0.0), 0.0)
 
 
@@ -94,7 +94,7 @@ def resize_kernel(
     tl.store(into + 2, (blue / total * scale2 + offset2).to(kind), mask=inside)
 
 
-def crop_resize_normalise_triton(
+def crop_resize_normalize_triton(
     images: Tensor,
     boxes: Tensor,
     source: Tensor,
@@ -102,10 +102,9 @@ def crop_resize_normalise_triton(
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
     filter: Filter = "box",
 ) -> Tensor:
-    """`crop_resize_normalise` in one launch.
+    """`crop_resize_normalize` in one launch.
 
     Raises:
         ValueError: the images are not contiguous (a copy of the whole set would hide here), or the
@@ -118,7 +117,7 @@ def crop_resize_normalise_triton(
             f"got images with strides {images.stride()}, expected (N, H, W, 3) without holes; "
             "make them contiguous once, when they are stored"
         )
-    out = torch.empty(len(boxes), size, size, 3, dtype=dtype, device=images.device)
+    out = torch.empty(len(boxes), size, size, 3, dtype=torch.float32, device=images.device)
     scale = [1 / (255 * s) for s in std]
     offset = [-m / s for m, s in zip(mean, std, strict=True)]
     if out.numel():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from letheon.kernels.bits import pack
+from letheon.kernels.threshold import pack
 
 _ALIGN = 64  # weights: 256 bytes of float32, and whole bytes of mask
 

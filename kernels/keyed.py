@@ -1,6 +1,6 @@
 """Random numbers that are a function of (seed, stream, epoch, sample index) and of nothing else.
 
-A counter-based generator: the splitmix64 finaliser (Steele, Lea and Flood 2014, "Fast Splittable
+A counter-based generator: the splitmix64 finalizer (Steele, Lea and Flood 2014, "Fast Splittable
 Pseudorandom Number Generators") over a key and a counter. The same numbers come on every device,
 rank and worker, in any order, so augmentation and drawn labels survive a change of the number of
 ranks, a resumed run and a reordered batch.
@@ -24,7 +24,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The splitmix64 finaliser on int64, with wrap-around arithmetic."""
+    """The splitmix64 finalizer on int64, with wrap-around arithmetic."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)
@@ -35,7 +35,7 @@ def stream_number(stream: str) -> int:
     return zlib.crc32(stream.encode())
 
 
-def hashed(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
+def hash_keys(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
     """(B, draws) int64, uniform over all 64-bit values; `stream` keeps independent uses apart."""
     key = torch.full((), seed, dtype=torch.int64, device=index.device)
     key = _mix(key * _GOLDEN + stream_number(stream))
@@ -47,10 +47,10 @@ def hashed(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: in
 
 def uniform(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
     """(B, draws) float64 in [0, 1), one row per sample index."""
-    return _shift(hashed(seed, stream, epoch, index, draws), 11).to(torch.float64) * 2.0**-53
+    return _shift(hash_keys(seed, stream, epoch, index, draws), 11).to(torch.float64) * 2.0**-53
 
 
 def permutation(seed: int, stream: str, epoch: int, n: int) -> Tensor:
     """(n,) int64: the order of n items in this epoch, by stable sort of their keyed numbers."""
-    keys = hashed(seed, stream, epoch, torch.arange(n), 1)[:, 0]
+    keys = hash_keys(seed, stream, epoch, torch.arange(n), 1)[:, 0]
     return torch.argsort(keys, stable=True)

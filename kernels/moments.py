@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from letheon.kernels.gram import as_rows, gram
+from letheon.kernels.similarity import as_rows, gram
 
 _NO_VARIANCE = 1e-12  # of the uncentred energy; rounding of float64 sums is far below
 

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from letheon.kernels.gram import as_rows, gram
-
 _CHUNK = 1 << 24  # cosines in memory at once in angle_loss: 64 MiB in float32
 
 
@@ -69,7 +67,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     as in `similarity_loss`; zero for fewer than three samples.
     """
     b = student.shape[0]
-    ours, theirs = _centred_gram(student), _centred_gram(teacher)
+    ours, theirs = _centered_gram(student), _centered_gram(teacher)
     total = 0 * ours.sum()  # so that an empty batch has a graph too
     anchors = max(1, _CHUNK // max(b * b, 1))
     for first in range(0, b, anchors):
@@ -82,6 +80,32 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
                 use_reentrant=False, preserve_rng_state=False,
             )  # fmt: skip
     return total / max(b * (b - 1) * (b - 2), 1)
+
+
+def as_rows(features: Tensor) -> Tensor:
+    """(b, ...) to (b, d) without a copy for contiguous and for channels-last features.
+
+    Channels-last maps come out in (height, width, channel) order. A Gram matrix does not change
+    when the columns are permuted, so either order serves it; do not use the rows for anything that
+    reads a single column.
+    """
+    if features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        features = features.permute(0, 2, 3, 1)
+    return features.flatten(1) if features.dim() > 1 else features[:, None]
+
+
+def gram(features: Tensor) -> Tensor:
+    """(b, b) inner products of the samples: float64 for float64 features, else float32.
+
+    Halves are widened before the product and autocast is off inside. On CUDA the product follows
+    `torch.backends.cuda.matmul.fp32_precision`: with tf32 its relative error is about 1e-3, unless
+    the features were bf16 or fp16, which tf32 holds exactly.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows = as_rows(features)
+        if rows.dtype != torch.float64:
+            rows = rows.float()
+        return rows @ rows.T
 
 
 def _root(values: Tensor) -> Tensor:
@@ -100,8 +124,8 @@ def _unit_rows(matrix: Tensor) -> Tensor:
     return matrix * _inverse_root(matrix.square().sum(1, keepdim=True))
 
 
-def _centred_gram(features: Tensor) -> Tensor:
-    """(b, b); centring moves no distance or angle and keeps their differences from cancelling."""
+def _centered_gram(features: Tensor) -> Tensor:
+    """(b, b); centering moves no distance or angle and keeps their differences from cancelling."""
     rows = as_rows(features)
     if rows.dtype != torch.float64:
         rows = rows.float()
@@ -119,7 +143,7 @@ def _squared_distances(products: Tensor) -> Tensor:
 
 def _scaled_distances(features: Tensor) -> Tensor:
     """(b, b) distances over the mean of the nonzero ones; zero gradient at zero distance."""
-    squares = _squared_distances(_centred_gram(features))
+    squares = _squared_distances(_centered_gram(features))
     distances = _root(squares)
     mean = distances.sum() / (squares > 0).sum().clamp_min(1)
     return distances / torch.where(mean > 0, mean, 1)

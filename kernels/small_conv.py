@@ -37,19 +37,19 @@ def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
 
 @cache
 def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Tap, ...]:
-    """What meets what; nothing of it is padding."""
+    """List every pair of an output position and a kernel row that meet; none of it is padding."""
     high, wide = output_size(size, kernel, stride, padding)
-    found = []
+    pieces = []
     for y in range(high):
         for x in range(wide):
             top, left = y * stride[0] - padding[0], x * stride[1] - padding[1]
             first, last = max(0, -left), min(kernel[1], size[1] - left)
             for k in range(max(0, -top), min(kernel[0], size[0] - top)):
                 if first < last:
-                    found.append(
+                    pieces.append(
                         Tap(y * wide + x, top + k, left + first, left + last, k, first, last)
                     )
-    return tuple(found)
+    return tuple(pieces)
 
 
 def small_conv2d(
@@ -96,12 +96,12 @@ class _Products(torch.autograd.Function):
         ctx.taps = taps(size, kernel, stride, padding)
         high, wide = output_size(size, kernel, stride, padding)
         c = image.shape[1]
-        seen, kernels = _rows(image), _rows(weight)
+        pixel_rows, kernels = _rows(image), _rows(weight)
         out = image.new_zeros(len(image), high * wide, len(weight))
         if bias is not None:
             out += bias
         for tap in ctx.taps:
-            pixels = seen[:, tap.row, tap.left * c : tap.right * c]  # (B, columns * C)
+            pixels = pixel_rows[:, tap.row, tap.left * c : tap.right * c]  # (B, columns * C)
             part = kernels[:, tap.kernel_row, tap.kernel_left * c : tap.kernel_right * c]
             out[:, tap.out].addmm_(pixels, part.T)
         return out.view(len(image), high, wide, len(weight)).permute(0, 3, 1, 2)
@@ -111,25 +111,25 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         image, weight = ctx.saved_tensors
         c = image.shape[1]
-        given = gradient.permute(0, 2, 3, 1).flatten(1, 2)  # (B, positions, D)
+        outer = gradient.permute(0, 2, 3, 1).flatten(1, 2)  # (B, positions, D)
         of_image = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             kernels = _rows(weight)
             of_image = image.new_zeros(len(image), image.shape[2], image.shape[3] * c)
             for tap in ctx.taps:
                 part = kernels[:, tap.kernel_row, tap.kernel_left * c : tap.kernel_right * c]
-                of_image[:, tap.row, tap.left * c : tap.right * c].addmm_(given[:, tap.out], part)
+                of_image[:, tap.row, tap.left * c : tap.right * c].addmm_(outer[:, tap.out], part)
             of_image = _maps(of_image, c)
         if ctx.needs_input_grad[1]:
-            seen = _rows(image)
+            pixel_rows = _rows(image)
             of_weight = weight.new_zeros(len(weight), weight.shape[2], weight.shape[3] * c)
             for tap in ctx.taps:
                 part = of_weight[:, tap.kernel_row, tap.kernel_left * c : tap.kernel_right * c]
-                pixels = seen[:, tap.row, tap.left * c : tap.right * c]
-                part.addmm_(given[:, tap.out].T, pixels)
+                pixels = pixel_rows[:, tap.row, tap.left * c : tap.right * c]
+                part.addmm_(outer[:, tap.out].T, pixels)
             of_weight = _maps(of_weight, c)
         if ctx.needs_input_grad[2]:
-            of_bias = given.sum((0, 1))
+            of_bias = outer.sum((0, 1))
         return of_image, of_weight, of_bias, None, None
 
 

@@ -1,4 +1,4 @@
-"""The largest scores over all tensors of a network, by exact global rank.
+"""Masks of the largest scores over all tensors of a network, by exact global rank; packed bits.
 
 Absolute values are compared through their float32 bit patterns, which order as integers. Two
 histogram passes (the upper 15 bits, then the lower 16 within the few bins that matter) give the
@@ -11,26 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from letheon.kernels.backend import takes_triton
-from letheon.kernels.bits import pack, unpack
-
-__all__ = ["Cut", "cuts", "masks_of_cut", "pack", "top_masks", "top_masks_reference", "unpack"]
+from letheon.kernels import takes_triton
 
 _LOW = 16  # bits of the second pass
 _BINS = 1 << 15  # of the first: sign (always 0), 8 bits of exponent, 7 of mantissa
 _INFINITY = 0x7F800000
 _CHUNK = 1 << 18  # scores at once on the CPU: the temporaries stay in cache
 
+# Eight bytes of 0 or 1, read as one little-endian 64-bit number, times this: bit i of the top byte
+# is byte i. No two of the product's terms fall on the same bit, so nothing carries.
+_GATHER = 0x0102040810204080
+_REPEAT = 0x0101010101010101
+_DIAGONAL = 0x8040201008040201 - (1 << 64)  # bit i of byte i
+_CARRY = 0x7F7F7F7F7F7F7F7F  # added to a byte, sets its top bit unless the byte is zero
+
 Count = Callable[[Tensor, Tensor, "Tensor | None"], None]
 """(scores, histogram, slots): add one tensor's scores to the histogram of either pass."""
 
 
 @dataclass(frozen=True)
-class Cut:
+class Threshold:
     """A threshold on float32 bit patterns of absolute scores.
 
     In are the scores above `bits`, and of those equal to it the first `ties`, in order of tensor
@@ -58,39 +63,27 @@ def top_masks(scores: Sequence[Tensor], densities: Sequence[float]) -> list[list
     Raises:
         ValueError: a score is NaN (the tensor's position is named), or a density is out of range.
     """
-    return _masks(scores, cuts(scores, densities))
+    count = _count
+    if scores and takes_triton(scores[0]):
+        from letheon.kernels.threshold_triton import count
+    return _masks(scores, _thresholds(scores, densities, count))
 
 
 def top_masks_reference(scores: Sequence[Tensor], densities: Sequence[float]) -> list[list[Tensor]]:
     """`top_masks` in plain PyTorch on every device."""
-    return _masks(scores, _cuts(scores, densities, _count))
+    return _masks(scores, _thresholds(scores, densities, _count))
 
 
-def cuts(scores: Sequence[Tensor], densities: Sequence[float]) -> list[Cut]:
-    """The thresholds alone, for masks made (and packed) one density at a time with `masks_of_cut`.
-
-    Arguments and errors as in `top_masks`.
-    """
-    if scores and takes_triton(scores[0]):
-        from letheon.kernels.threshold_triton import count
-
-        return _cuts(scores, densities, count)
-    return _cuts(scores, densities, _count)
-
-
-def masks_of_cut(scores: Sequence[Tensor], cut: Cut) -> list[Tensor]:
-    """One bool mask per tensor."""
-    return _masks(scores, [cut])[0]
-
-
-def _cuts(scores: Sequence[Tensor], densities: Sequence[float], count: Count) -> list[Cut]:
+def _thresholds(
+    scores: Sequence[Tensor], densities: Sequence[float], count: Count
+) -> list[Threshold]:
     for density in densities:
         if not 0 <= density <= 1:
             raise ValueError(f"got density {density}, expected a share from 0 to 1")
     total = sum(t.numel() for t in scores)
     ranks = [round(density * total) for density in densities]
     if total == 0:
-        return [Cut(_INFINITY, 0) for _ in ranks]
+        return [Threshold(_INFINITY, 0) for _ in ranks]
     device = scores[0].device
     coarse = torch.zeros(_BINS, dtype=torch.int64, device=device)
     for tensor in scores:
@@ -98,8 +91,8 @@ def _cuts(scores: Sequence[Tensor], densities: Sequence[float], count: Count) ->
     coarse = coarse.cpu()
     if coarse[_INFINITY >> _LOW :].any():
         _refuse_nan(scores)
-    found = [_bin_of_rank(coarse, rank) for rank in ranks]
-    bins = sorted({b for b, _ in found})
+    places = [_bin_of_rank(coarse, rank) for rank in ranks]
+    bins = sorted({b for b, _ in places})
     slots = torch.full((_BINS,), len(bins), dtype=torch.int32)
     slots[bins] = torch.arange(len(bins), dtype=torch.int32)
     fine = torch.zeros(len(bins) + 1, 1 << _LOW, dtype=torch.int64, device=device)
@@ -107,16 +100,16 @@ def _cuts(scores: Sequence[Tensor], densities: Sequence[float], count: Count) ->
         count(tensor, fine, slots.to(device))
     fine = fine.cpu()
     result = []
-    for rank, (upper, rest) in zip(ranks, found, strict=True):
-        here = fine[bins.index(upper)]
-        lower, ties = _bin_of_rank(here, rest)
+    for rank, (upper, rest) in zip(ranks, places, strict=True):
+        histogram = fine[bins.index(upper)]
+        lower, ties = _bin_of_rank(histogram, rest)
         bits = upper << _LOW | lower
         if rank == 0:
-            result.append(Cut(_INFINITY, 0))
-        elif ties == int(here[lower]):
-            result.append(Cut(bits - 1, 0))
+            result.append(Threshold(_INFINITY, 0))
+        elif ties == int(histogram[lower]):
+            result.append(Threshold(bits - 1, 0))
         else:
-            result.append(Cut(bits, ties))
+            result.append(Threshold(bits, ties))
     return result
 
 
@@ -149,17 +142,17 @@ def _count(scores: Tensor, histogram: Tensor, slots: Tensor | None) -> None:
         histogram.view(-1).add_(torch.bincount(keys, minlength=histogram.numel()))
 
 
-def _masks(scores: Sequence[Tensor], wanted: Sequence[Cut]) -> list[list[Tensor]]:
-    masks: list[list[Tensor]] = [[] for _ in wanted]
-    left = [cut.ties for cut in wanted]
+def _masks(scores: Sequence[Tensor], thresholds: Sequence[Threshold]) -> list[list[Tensor]]:
+    masks: list[list[Tensor]] = [[] for _ in thresholds]
+    left = [threshold.ties for threshold in thresholds]
     for tensor in scores:
         patterns = _patterns(tensor)
-        for i, cut in enumerate(wanted):
-            mask = patterns > cut.bits
+        for i, threshold in enumerate(thresholds):
+            mask = patterns > threshold.bits
             if left[i]:
-                ties, taken = _first_true(patterns == cut.bits, left[i])
+                ties, used = _first_true(patterns == threshold.bits, left[i])
                 mask |= ties
-                left[i] -= taken
+                left[i] -= used
             masks[i].append(mask)
     return masks
 
@@ -171,10 +164,10 @@ def _first_true(equal: Tensor, quota: int) -> tuple[Tensor, int]:
         return equal, count
     flat, left = equal.flatten(), quota
     for part in _parts(flat):
-        here = int(part.count_nonzero())
-        if here > left:
+        ties = int(part.count_nonzero())
+        if ties > left:
             part &= part.cumsum(0, dtype=torch.int32) <= left
-        left -= min(here, left)
+        left -= min(ties, left)
     return flat.view(equal.shape), quota
 
 
@@ -186,3 +179,31 @@ def _refuse_nan(scores: Sequence[Tensor]) -> None:
                 f"got {broken} NaN among the {tensor.numel()} scores of tensor {i}, expected "
                 "numbers; lower the learning rate or the loss scale of the pass that made them"
             )
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Bool of any shape to (ceil(n / 8),) uint8.
+
+    Weight i in row-major order is bit i % 8 of byte i // 8; the bits past the end are zero.
+    """
+    n = mask.numel()
+    padded = mask.new_zeros((n + 7) // 8 * 8)
+    padded[:n] = mask.reshape(-1)
+    return ((padded.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `pack`: bool of the given shape.
+
+    Raises:
+        ValueError: the number of bytes is not that of the shape.
+    """
+    n = prod(shape)
+    if bits.numel() != (n + 7) // 8:
+        raise ValueError(
+            f"got {bits.numel()} bytes of mask, expected {(n + 7) // 8} for the shape "
+            f"{tuple(shape)}; is the mask from another model?"
+        )
+    spread = (bits.to(torch.int64) * _REPEAT) & _DIAGONAL
+    bytes_ = ((spread + _CARRY) >> 7) & _REPEAT
+    return bytes_.view(torch.bool)[:n].view(tuple(shape))

@@ -1,77 +1,180 @@
-"""How every script starts and ends: arguments to a dataclass, mistakes to one line, exit 2."""
+"""How every script starts and ends: arguments to a dataclass, mistakes to one line, exit codes.
+
+0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 1: a fault of Letheon's own, with
+its traceback. `docs/python.md` states them; they do not change.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import math
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from letheon.engine.distributed import Ranks, agree, joined
-from letheon.errors import InputError
-from letheon.methods import catalogue
+from letheon import durable
+from letheon.engine.distributed import Ranks, gather_objects, joined
+from letheon.engine.method import Method
+from letheon.errors import InputError, LetheonError, RunFailed
+from letheon.methods import catalogue, inner_fields
 
 T = TypeVar("T")
 
+BAD_INPUT, RUN_FAILED = 2, 3
+
 
 def run_command(settings: Callable[..., T], main: Callable[[T, Ranks], None]) -> None:
-    """Parse the command line, join the ranks, run `main`; the process ends with its exit code.
-
-    0: done. 2: bad input, told in one line by the first rank. 3: the numbers became non-finite.
-    Anything else is a fault of ours and shows its traceback.
-    """
-    run_several(lambda: [parse(settings)], lambda chosen, ranks: main(chosen[0], ranks))
+    """Parse the command line, join the ranks, run `main`; on an error the process exits."""
+    run_several(lambda: [parse(settings)], lambda parsed, ranks: main(parsed[0], ranks))
 
 
 def run_several(
     read: Callable[[], Sequence[T]], main: Callable[[Sequence[T], Ranks], None]
 ) -> None:
-    """The same for a command line that `read` makes several settings of, all for one device."""
+    """Run `main` on the several settings that `read` makes of one command line, on one device.
+
+    An `InputError` ends the process with exit code 2 and a `RunFailed` with 3, both in one line
+    from the first rank. Anything else is raised, for its traceback. Under torchrun every rank that
+    fails says why in the file that torchrun prints at its end.
+    """
     try:
-        chosen = read()
-        with joined(getattr(chosen[0], "device", "auto")) as ranks:
-            main(chosen, ranks)
-    except (InputError, FloatingPointError) as error:
+        parsed = read()
+        with joined(getattr(parsed[0], "device", "auto")) as ranks:
+            main(parsed, ranks)
+    except (InputError, RunFailed) as error:
+        line = error_line(error)
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, InputError) else 3)
+            print(line, file=sys.stderr, flush=True)
+        write_torchrun_error(line)
+        sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
+    except Exception as error:
+        write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
+
+
+def error_line(error: Exception) -> str:
+    """Return the one line a user sees: "error: ", the option's flag where there is one, the text.
+
+    An option inside another ("recipe.lr") has the flag of its last part, as the parser gives it.
+    """
+    option = getattr(error, "option", "").rpartition(".")[2].replace("_", "-")
+    flag = f"--{option}: " if option else ""
+    return f"error: {flag}{' '.join(str(error).split())}"
+
+
+def write_torchrun_error(line: str, stack: str = "") -> None:
+    """Write this rank's error to the file that torchrun reads for its closing lines.
+
+    Of a record with a call stack torchrun prints the stack alone, so the line stands there too.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    # torchrun takes the earliest second for the cause; a crash may follow another rank's error.
+    second = math.ceil(time.time()) if stack else math.floor(time.time())
+    extra = {"timestamp": str(second), "py_callstack": stack or line}
+    with contextlib.suppress(RunFailed):  # the line itself has been printed already
+        durable.write(Path(path), json.dumps({"message": {"message": line, "extraInfo": extra}}))
 
 
 def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
-    """The settings from the command line (or `args`); --help lists every method and option."""
-    return tyro.cli(
-        settings,
-        args=args,
-        console_outputs=os.environ.get("RANK", "0") == "0",
-        config=(
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.CascadeSubcommandArgs,
-        ),
-    )
+    """Parse the command line (or `args`) to `settings`; --help lists every method and option."""
+    with _recorded_refusal() as console:
+        return tyro.cli(
+            settings,
+            args=args,
+            console_outputs=console,
+            config=(
+                tyro.conf.OmitSubcommandPrefixes,
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.CascadeSubcommandArgs,
+            ),
+        )
+
+
+@contextlib.contextmanager
+def _recorded_refusal() -> Iterator[bool]:
+    """Yield whether the parser may print; under torchrun its refusal is recorded on every rank."""
+    main = os.environ.get("RANK", "0") == "0"
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        yield main
+        return
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(text):
+            yield True
+    except SystemExit as end:
+        if main:
+            print(text.getvalue(), end="", file=sys.stderr, flush=True)
+        if end.code:
+            plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]+", " ", text.getvalue())
+            write_torchrun_error(f"error: {' '.join(plain.split())}")
+        raise
 
 
 def method_choice() -> Any:
-    """The type of a method on the command line: one subcommand each, by its catalogue name."""
+    """Build the type of a method on the command line: one subcommand each, by its catalogue name.
+
+    A method that wraps another (a field annotated `Method`) takes any method that wraps none.
+    """
+    methods = catalogue()
+    inner = _union({n: m for n, m in methods.items() if not inner_fields(m)})
+    return _union({name: _with_inner(method, inner) for name, method in methods.items()})
+
+
+def _union(methods: dict[str, type[Method]]) -> Any:
     union: Any = None
-    for name, method in catalogue().items():
+    for name, method in methods.items():
         choice: Any = Annotated[method, tyro.conf.subcommand(name)]
         union = choice if union is None else union | choice
     return union
 
 
+def _with_inner(method: type[Method], inner: Any) -> type[Method]:
+    """Return a type that the parser reads as `method` with `inner` for the methods it wraps.
+
+    Calling it makes an instance of `method` itself.
+    """
+    names = inner_fields(method)
+    if not names:
+        return method
+
+    def make(cls: type, *args: Any, **values: Any) -> Method:
+        return method(*args, **values)
+
+    return type(
+        method.__name__,
+        (method,),
+        {
+            "__doc__": method.__doc__,
+            "__module__": method.__module__,
+            "__annotations__": dict.fromkeys(names, inner),
+            "__new__": make,
+        },
+    )
+
+
 def together(ranks: Ranks, check: Callable[[], T]) -> T:
-    """Run `check` on every rank; if any finds bad input, all raise the first one's InputError.
+    """Run `check` on every rank; if any refuses its input, raise the first rank's error on all.
 
     Whatever can fail on bad input goes through here, so that no rank waits for one that has left.
     """
     result: list[T] = []
-    problem = None
+    problem: LetheonError | None = None
     try:
         result.append(check())
-    except InputError as error:
-        problem = str(error)
-    agree(ranks, problem)
+    except LetheonError as error:
+        problem = error
+    first = next((e for e in gather_objects(problem, ranks) if e is not None), None)
+    if first is not None:
+        raise first
     return result[0]

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import check_free, versions, write_atomically
+from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
 from letheon.eval.comparison import Comparison, planned
 from letheon.eval.evaluate import Extent, Measuring
@@ -116,19 +117,22 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.out is not None:
         facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
-        written(settings, rows, {**facts, "versions": versions(ranks)})
+        write(settings, rows, {**facts, "versions": versions(ranks)})
 
 
-def written(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+def write(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write the table, the report's files and what they were made under."""
     assert settings.out is not None
     files = write_report(rows, settings.out, page=settings.page)
-    write_atomically(settings.out / "table.md", markdown(rows) + "\n")
-    write_atomically(
-        settings.out / "evaluation.json", json.dumps(facts, indent=2, default=str) + "\n"
-    )
+    durable.write(settings.out / "table.md", markdown(rows) + "\n")
+    durable.write(settings.out / "evaluation.json", json.dumps(facts, indent=2, default=str) + "\n")
     print("wrote", ", ".join(path.name for path in files), "to", settings.out)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run from the command line to the end of the process."""
     run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

@@ -9,7 +9,7 @@
 
 `--help` lists the methods; `launch/forget.py METHOD --help` their options. `retrain` starts from
 new weights of the same architecture. Leaves a run folder with the request it resolved; of several
-runs, one each in --out, as each would leave it alone.
+runs, one each in --out, as a single call would leave it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from typing import TYPE_CHECKING
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
-from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.several import Planned, train_all
 from letheon.errors import InputError
+from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
-from letheon.loaders.batch import Loader
-from letheon.loaders.datasets.image_set import Data
-from letheon.loaders.forget_request import forget_mask, resolve
+from letheon.loaders.forget_request import resolve
 from letheon.methods import catalogue
 
 if TYPE_CHECKING:
@@ -57,29 +55,10 @@ class Settings(Forgetting):
     """Replace a run that is already there."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
-        """Everything that can be wrong with the input, found before anything is written."""
+        """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite)
-        return self.planned(*self.found(ranks), ranks)
-
-    def planned(
-        self,
-        model: Classifier,
-        data: Data,
-        nearest: list[int] | None,
-        ranks: Ranks,
-        like: Loader | None = None,
-    ) -> tuple[Plan, Run]:
-        """The same for a model and data that have been opened."""
-        request = resolve(self.forget, data, self.seed, nearest)
-        if self.method.fresh:
-            names = model.class_names
-            model = build(model.name, model.classes, self.seed, model.preset)
-            model.class_names = names
-        forget = forget_mask(request, data.train.labels)
-        plan = Plan(self, self.method.recipe, model, data, forget, request)
-        run = plan.run(ranks, like)
-        self.method.check(run)
-        return plan, run
+        model, data, request = self.open(ranks)
+        return plan_forgetting(self, self.method, model, data, request, ranks)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
@@ -89,7 +68,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
 
 def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[Planned]:
-    """Every run of several, before anything is written; model and data are opened once."""
+    """Plan every run of several before anything is written; model and data are opened once."""
     first = runs[0]
     for settings in runs:
         for field in fields(Settings):
@@ -101,16 +80,19 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[Planned]:
                     "options and --seed may differ; say the rest before the first method"
                 )
     if (first.out / "settings.json").exists():
-        raise InputError(f"got --out {first.out}; it is itself a run; name a folder for several")
+        raise InputError(
+            f"got {first.out}; it is itself a run; name a folder for several", option="out"
+        )
     names = job_names([(one.seed, one.method) for one in runs], catalogue())
     each = [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
     for settings in each:
         check_free(settings.out, settings.overwrite)
-    model, data, nearest = first.found(ranks)
+    model, data, nearest = first.open_sets(ranks)
     jobs: list[Planned] = []
     for settings, name in zip(each, names, strict=True):
         like = jobs[0].run.loader if jobs else None
-        plan, run = settings.planned(model, data, nearest, ranks, like)
+        request = resolve(settings.forget, data, settings.seed, nearest)
+        plan, run = plan_forgetting(settings, settings.method, model, data, request, ranks, like)
         jobs.append(Planned(name, settings.method, plan, run, settings.out))
     return jobs
 
@@ -123,14 +105,14 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
         train_all(together(ranks, lambda: plan_all(runs, ranks)), ranks)
 
 
-def chosen(args: Sequence[str]) -> list[Settings]:
-    """The settings of each run that a command line asks for."""
+def read(args: Sequence[str]) -> list[Settings]:
+    """Parse the settings of each run that a command line asks for."""
     return [parse(Settings, one) for one in split(args, list(catalogue()), flags_of(Settings))]
 
 
 def start() -> None:
-    """From the command line to the end of the process."""
-    run_several(lambda: chosen(sys.argv[1:]), main_of_several)
+    """Run from the command line to the end of the process."""
+    run_several(lambda: read(sys.argv[1:]), main_of_several)
 
 
 if __name__ == "__main__":

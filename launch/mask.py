@@ -20,8 +20,7 @@ from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
 from letheon.launch.options import Forgetting
 from letheon.loaders.forget_request import forget_mask
-from letheon.methods.mask_file import save_masks
-from letheon.methods.salun import saliency_masks
+from letheon.methods.saliency import saliency_masks, save_masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +36,9 @@ class Settings(Forgetting):
     """Replace a file that is already there."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
-        """Everything that can be wrong with the input, found before anything is written."""
+        """Find everything that can be wrong with the input, before anything is written."""
         check_free_file(self.out, self.overwrite)
-        model, data, request = self.opened(ranks)
+        model, data, request = self.open(ranks)
         forget = forget_mask(request, data.train.labels)
         recipe = Recipe(batch_size=self.batch_size)
         plan = Plan(self, recipe, model, data, forget, request)
@@ -51,14 +50,18 @@ def main(settings: Settings, ranks: Ranks) -> None:
     plan, run = together(ranks, lambda: settings.plan(ranks))
     run.precision.apply(run.model, ranks.device)
     masks = saliency_masks(run, settings.densities)
-    names = [name for name, weight in run.model.net.named_parameters() if weight.requires_grad]
     assert plan.request is not None
     facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
     if ranks.main:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
-        named = dict(zip(settings.densities, masks, strict=True))
-        save_masks(settings.out, names, named, facts)
+        by_density = dict(zip(settings.densities, masks, strict=True))
+        save_masks(settings.out, by_density, facts)
+
+
+def start() -> None:
+    """Run from the command line to the end of the process."""
+    run_command(Settings, main)
 
 
 if __name__ == "__main__":
-    run_command(Settings, main)
+    start()

@@ -1,4 +1,4 @@
-"""The options of the scripts that are told what to forget, and what they mean together."""
+"""Options of the scripts that forget: the model, the forget request, and opening both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from letheon.loaders.forget_request import Request, resolve
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting(JobOptions):
-    """Options of every script that is told what to forget."""
+    """Options of every script that takes a forget request."""
 
     weights: Path
     """The original model: a run folder of train.py, or a checkpoint from elsewhere."""
@@ -32,21 +32,27 @@ class Forgetting(JobOptions):
     """For top:K, the set whose nearest classes are meant: `digits`, or <domain>/<class>/ or
     <class>/ folders."""
 
-    def opened(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
-        """The model, the data in its class numbers and the request; the same on every rank."""
-        model, data, nearest = self.found(ranks)
+    def open(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
+        """Load the model, the data in its class numbers and the request; equal on every rank."""
+        model, data, nearest = self.open_sets(ranks)
         return model, data, resolve(self.forget, data, self.seed, nearest)
 
-    def found(self, ranks: Ranks) -> tuple[Classifier, Data, list[int] | None]:
-        """What does not depend on the seed: the model, the data and, for top:K, its ranking."""
+    def open_sets(self, ranks: Ranks) -> tuple[Classifier, Data, list[int] | None]:
+        """Load what does not depend on the seed: model, data and, for top:K, the class ranking."""
         model = load_model(self.weights, name=self.model)
         data = self.upstream(model)
-        return model, data, self._nearest(model, ranks) if self.forget.startswith("top:") else None
+        nearest = self._rank_classes(model, ranks) if self.forget.startswith("top:") else None
+        return model, data, nearest
 
-    def _nearest(self, model: Classifier, ranks: Ranks) -> list[int]:
-        """Each rank ranks for itself: it may find bad input, and no other may wait for it."""
+    def _rank_classes(self, model: Classifier, ranks: Ranks) -> list[int]:
+        """Rank the classes by nearness to the downstream set, on each rank for itself.
+
+        It may find bad input, and no other rank may wait for this one.
+        """
         if self.downstream is None:
-            raise InputError("got --forget top:K without a downstream set; name one: --downstream")
+            raise InputError(
+                f"got forget {self.forget} without a downstream set; name one", option="downstream"
+            )
         alone = Ranks(device=ranks.device)
         model.to(ranks.device)
         outputs = []

@@ -65,5 +65,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
     print(f"left out: {left_out} unreadable" + (f", named in {settings.out}" if left_out else ""))
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run from the command line to the end of the process."""
     run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

@@ -13,20 +13,19 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
+from letheon.launch.api import plan_training
 from letheon.launch.command import run_command, together
 from letheon.methods.train import Train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(JobOptions):
-    """Train a network on forget and retain classes alike: the model that is to forget later."""
+    """Train a network on all classes: the original model, which is to forget later."""
 
     out: Path
     """Run folder to make."""
@@ -39,7 +38,7 @@ class Settings(JobOptions):
     """Replace a run that is already in --out."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
-        """Everything that can be wrong with the input, found before anything is written."""
+        """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite)
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
@@ -47,9 +46,7 @@ class Settings(JobOptions):
             preset = dataclasses.replace(model.preset, size=self.size, resize_to=self.size)
             model = build(self.model, len(data.classes), self.seed, preset)
         model.class_names = data.classes
-        nothing = np.zeros(len(data.train), dtype=bool)
-        plan = Plan(self, self.method.recipe, model, data, nothing)
-        return plan, plan.run(ranks)
+        return plan_training(self, self.method, model, data, ranks)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
@@ -58,5 +55,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
     train_and_save(plan, settings.method, run, settings.out)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run from the command line to the end of the process."""
     run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

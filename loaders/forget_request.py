@@ -46,13 +46,7 @@ def resolve(
     rest = rest.strip()
     present = np.unique(data.train.labels)
     if kind == "samples" and rest:
-        if data.train.left_out:
-            raise InputError(
-                f"got {text!r} and {len(data.train.left_out)} unreadable images left out, which "
-                "changes the numbers; mend these images, or prepare the set and number it anew"
-            )
-        listed = [_number(token, rest) for token in _lines(rest)]
-        return _samples(text, listed, len(data.train))
+        return request_samples(text, [_number(token, rest) for token in _lines(rest)], data)
     if kind in ("class", "file") and rest:
         tokens = _lines(rest) if kind == "file" else [t.strip() for t in rest.split(",")]
         index = _index(data)
@@ -105,8 +99,21 @@ def forget_mask(request: Request, labels: NDArray[np.int64]) -> NDArray[np.bool_
     return mask
 
 
-def _samples(text: str, listed: list[int], count: int) -> Request:
+def request_samples(text: str, listed: Sequence[int], data: Data) -> Request:
+    """Make the request for these training sample numbers, which messages call `text`.
+
+    Raises:
+        InputError: no sample, all of them, or numbers that are not of this set.
+    """
+    if data.train.left_out:
+        raise InputError(
+            f"got {text!r} and {len(data.train.left_out)} unreadable images left out, which "
+            "changes the numbers; mend these images, or prepare the set and number it anew"
+        )
+    count = len(data.train)
     samples, notes = _unique(listed)
+    if samples and samples[0] < 0:
+        raise InputError(f"got sample {samples[0]} in {text!r}, expected 0..{count - 1}")
     if not samples:
         raise InputError(f"got {text!r}, which names no sample, expected at least one; fill it")
     if samples[-1] >= count:

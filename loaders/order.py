@@ -89,7 +89,7 @@ def _shuffled(
     With blocks of neighbours, those of the n samples of the set come in a keyed order, and the
     samples of each `MIXED` of them are shuffled among each other.
     """
-    keys = keyed.hashed(seed, "order", epoch, torch.from_numpy(indices), 1)[:, 0]
+    keys = keyed.hash_keys(seed, "order", epoch, torch.from_numpy(indices), 1)[:, 0]
     if not block:
         return indices[torch.argsort(keys, stable=True).numpy()]
     place = np.empty(-(-n // block), np.int64)

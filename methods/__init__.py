@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+import os
+import sys
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import get_type_hints
 
 from letheon.engine.method import Method
 from letheon.methods.finetune import Finetune
@@ -15,21 +20,62 @@ from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 
 METHODS: dict[str, type[Method]] = {
-    "retrain": Retrain,
-    "finetune": Finetune,
-    "grad-ascent": GradAscent,
-    "l1-sparse": L1Sparse,
-    "random-label": RandomLabel,
-    "salun": SalUn,
-    "spkd": Spkd,
-    "head-distillation": HeadDistillation,
+    method.name: method
+    for method in (
+        Retrain,
+        Finetune,
+        GradAscent,
+        L1Sparse,
+        RandomLabel,
+        SalUn,
+        Spkd,
+        HeadDistillation,
+    )
 }
 """Our methods by their name on the command line."""
 
 
 def catalogue() -> dict[str, type[Method]]:
-    """Our methods and those other packages announce as entry points of `letheon.methods`."""
+    """List our methods and those other packages announce as entry points of `letheon.methods`.
+
+    A plug-in that cannot be used is left out and named in one warning: one that cannot be imported,
+    that is no frozen dataclass of `Method`, or that has the name of another method.
+    """
     found = dict(METHODS)
     for point in entry_points(group="letheon.methods"):
-        found.setdefault(point.name, point.load())
+        if point.name in found:
+            _warn(point, f"the name is that of {found[point.name].__name__}; rename it")
+        elif (method := _load(point)) is not None:
+            found[point.name] = method
     return found
+
+
+def inner_fields(method: type[Method]) -> list[str]:
+    """List the fields in which a method holds another one it wraps: those annotated `Method`."""
+    hints = get_type_hints(method)
+    assert is_dataclass(method)
+    return [field.name for field in fields(method) if hints[field.name] is Method]
+
+
+@cache
+def _load(point: EntryPoint) -> type[Method] | None:
+    try:
+        method = point.load()
+    except Exception as error:  # whatever another package's code raises at its import
+        text = " ".join(str(error).split())
+        _warn(point, f"importing it ended in {type(error).__name__}: {text}; mend or remove it")
+        return None
+    if isinstance(method, type) and issubclass(method, Method) and is_dataclass(method):
+        method.name = method.name or point.name
+        return method
+    _warn(point, "it is no dataclass derived from letheon.Method; make it one")
+    return None
+
+
+@cache
+def _warn(point: EntryPoint, reason: str) -> None:
+    """Name the plug-in that is left out, once a process and on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        package = f" of {point.dist.name}" if point.dist is not None else ""
+        line = f"warning: left out the method {point.name!r}{package} ({point.value}): {reason}"
+        print(line, file=sys.stderr)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.loaders.batch import Batch
 
 
@@ -22,8 +24,9 @@ def cross_entropy(net: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tenso
 class Finetune(Method):
     """FT: go on training on the retain set and let the rest fade (Warnecke et al. 2021)."""
 
+    name: ClassVar[str] = "finetune"
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the retain set."""
         return [Phase("retain", "retain", cross_entropy)]

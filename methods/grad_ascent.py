@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
 
@@ -27,11 +28,12 @@ class GradAscent(Method):
     ImageNet is 5e-6 for 8 epochs, the field's on CIFAR-10 1e-4 for 5.
     """
 
+    name: ClassVar[str] = "grad-ascent"
     recipe: Recipe = Recipe(epochs=5, lr=1e-4)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the seed's code has `recipe`, which turns
     the running statistics into those of the forgotten classes."""
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the forget set."""
         return [Phase("ascend", "forget", ascent, self.forget_batch_norm)]

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
+
+
+@dataclass
+class HeadState(State):
+    """The original head."""
+
+    weight: Tensor  # (classes, D)
+    bias: Tensor | None  # (classes,)
 
 
 @dataclass(frozen=True)
@@ -25,27 +35,31 @@ class HeadDistillation(Method):
     over forget and retain samples alike; batch-norm is frozen.
     """
 
+    name: ClassVar[str] = "head-distillation"
+    kind: ClassVar[Kind] = "control"
     recipe: Recipe = Recipe(epochs=10, lr=0.1, weight_decay=0.0, batch_norm="frozen")
 
     def check(self, run: Run) -> None:
-        """Refuse a request that leaves no class to mask."""
+        """Refuse a request that names no class to mask."""
         if not run.forget_classes:
             raise InputError(
                 "got single samples to forget; head-distillation masks whole classes; "
-                "give --forget class:, file:, random: or top:"
+                "give class:, file:, random: or top:",
+                option="forget",
             )
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run) -> HeadState:
         """Keep the original head, and let nothing else move."""
         head = run.model.head
-        run.state["weight"] = head.weight.detach().clone()
-        run.state["bias"] = None if head.bias is None else head.bias.detach().clone()
         run.model.requires_grad_(False)
         head.requires_grad_(True)
+        bias = None if head.bias is None else head.bias.detach().clone()
+        return HeadState(head.weight.detach().clone(), bias)
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over both sets, each sample once."""
-        weight, bias = run.state["weight"], run.state["bias"]
+        assert isinstance(state, HeadState)
+        weight, bias = state.weight, state.bias
         gone = torch.zeros(run.model.classes, dtype=torch.bool, device=weight.device)
         gone[list(run.forget_classes)] = True
 
@@ -57,6 +71,6 @@ class HeadDistillation(Method):
 
         return [Phase("distil", "mixed", distil, "frozen")]
 
-    def finish(self, run: Run) -> None:
-        """The network is whole again."""
+    def finish(self, run: Run, state: State) -> None:
+        """Let the whole network move again."""
         run.model.requires_grad_(True)

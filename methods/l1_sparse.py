@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.methods.finetune import cross_entropy
 
@@ -27,6 +28,7 @@ class L1Sparse(Method):
     cross-entropy alone.
     """
 
+    name: ClassVar[str] = "l1-sparse"
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     alpha: float = 1e-4
     """Weight of the penalty in the first epoch. The published scripts use 1e-4 to 5e-4; the
@@ -46,25 +48,24 @@ class L1Sparse(Method):
                 f"got free_epochs {self.free_epochs}; expected 0 to {self.recipe.epochs}"
             )
 
-    def strength(self, number: int) -> float:
+    def strength(self, epoch: int) -> float:
         """alpha_e = alpha * (1 - e / (E - free epochs)), and 0 in the free epochs."""
         length = self.recipe.epochs - self.free_epochs
-        return self.alpha * (1 - number / length) if number < length else 0.0
+        return self.alpha * (1 - epoch / length) if epoch < length else 0.0
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the retain set."""
-        run.state["l1"] = self.strength(number)
         return [Phase("retain", "retain", cross_entropy)]
 
-    def edit_grads(self, run: Run) -> None:
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Add the subgradient of the penalty; the same on every rank."""
-        strength = run.state["l1"]
-        chosen = [p for p in run.parameters if p.grad is not None and self._under(p.dim())]
+        strength = self.strength(run.epoch_number)
+        chosen = [p for p in run.parameters if p.grad is not None and self._penalizes(p.dim())]
         if strength and chosen:
             signs = torch._foreach_sign([p.detach() for p in chosen])
             torch._foreach_add_(
                 [g for p in chosen if (g := p.grad) is not None], signs, alpha=strength
             )
 
-    def _under(self, dimensions: int) -> bool:
+    def _penalizes(self, dimensions: int) -> bool:
         return self.over == "all" or dimensions > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
@@ -21,7 +22,7 @@ from letheon.methods.finetune import cross_entropy
 Draw = Literal["other", "retained", "any"]
 
 
-def drawn_labels(batch: Batch, allowed: Tensor, draw: Draw, seed: int, epoch: Tensor) -> Tensor:
+def draw_labels(batch: Batch, allowed: Tensor, draw: Draw, seed: int, epoch: Tensor) -> Tensor:
     """(B,) int64 random labels, a function of (seed, epoch, sample index) alone.
 
     Args:
@@ -43,6 +44,13 @@ def drawn_labels(batch: Batch, allowed: Tensor, draw: Draw, seed: int, epoch: Te
     return allowed[pick]
 
 
+@dataclass
+class RandomLabelState(State):
+    """Which classes labels are drawn from."""
+
+    classes: Tensor  # (K,) int64, sorted
+
+
 @dataclass(frozen=True)
 class RandomLabel(Method):
     """RL: forget samples learn drawn labels while retain samples keep theirs.
@@ -52,6 +60,7 @@ class RandomLabel(Method):
     the defaults are as they are.
     """
 
+    name: ClassVar[str] = "random-label"
     recipe: Recipe = Recipe(epochs=10, lr=0.013)
     order: Literal["mixed", "paired", "sequential", "forget-only"] = "mixed"
     """mixed: both sets shuffled together, each sample once an epoch (the authors' CIFAR-100 and
@@ -71,28 +80,29 @@ class RandomLabel(Method):
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"got alpha {self.alpha}; expected a finite number of 0 or more")
 
-    def prepare(self, run: Run) -> None:
-        """The classes to draw from."""
+    def prepare(self, run: Run) -> RandomLabelState:
+        """Choose the classes to draw from."""
         classes = torch.arange(run.model.classes, device=run.ranks.device)
         if self.draw == "retained":
             keep = torch.ones_like(classes, dtype=torch.bool)
             keep[list(run.forget_classes)] = False
             classes = classes[keep]
-        run.state["allowed"] = classes
+        return RandomLabelState(classes)
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass of both sets together, or one of each."""
-        allowed, seed, epoch = run.state["allowed"], run.seed, run.epoch
+        assert isinstance(state, RandomLabelState)
+        classes, seed, now = state.classes, run.seed, run.epoch
 
-        def relabelled(net: nn.Module, batch: Batch) -> Tensor:
-            drawn = drawn_labels(batch, allowed, self.draw, seed, epoch)
-            labels = torch.where(batch.forget, drawn, batch.labels)
+        def relabel(net: nn.Module, batch: Batch) -> Tensor:
+            new = draw_labels(batch, classes, self.draw, seed, now)
+            labels = torch.where(batch.forget, new, batch.labels)
             losses = F.cross_entropy(net(batch.images).logits, labels, reduction="none")  # (B,)
             return (losses * torch.where(batch.forget, 1.0, self.alpha)).mean()
 
         if self.order in ("mixed", "paired"):
-            return [Phase("relabelled", self.order, relabelled)]
-        forget = Phase("relabelled", "forget", relabelled, self.forget_batch_norm)
+            return [Phase("relabelled", self.order, relabel)]
+        forget = Phase("relabelled", "forget", relabel, self.forget_batch_norm)
         if self.order == "forget-only":
             return [forget]
         return [forget, Phase("retain", "retain", cross_entropy)]

@@ -7,16 +7,16 @@ Smaller images first, smoothed labels, batch-norm without decay: the schedule of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.errors import InputError
-from letheon.loaders.backends.base import Backend
 from letheon.loaders.batch import Reads
 from letheon.methods.finetune import cross_entropy
 
@@ -34,7 +34,7 @@ class FromScratch(Method):
     """First epoch of each size after the first: --sizes 160 192 --grow-at 12."""
     decay_norms: bool = True
     """Decay biases and batch-norm too, as the field's codes do. LARS never does."""
-    fresh: ClassVar[bool] = True
+    from_scratch: ClassVar[bool] = True
     reads: ClassVar[Reads]
 
     def __post_init__(self) -> None:
@@ -44,34 +44,31 @@ class FromScratch(Method):
                 f"got label smoothing {self.label_smoothing}; expected 0 or more, below 1"
             )
         if self.sizes and min(self.sizes) < 8:
-            raise InputError(f"got --sizes {self.sizes}; expected 8 pixels or more")
+            raise InputError(f"got sizes {self.sizes}; expected 8 pixels or more")
         if len(self.grow_at) != max(0, len(self.sizes) - 1):
             raise InputError(
-                f"got {len(self.sizes)} --sizes and {len(self.grow_at)} --grow-at; expected one "
-                "epoch for each size after the first"
+                f"got {len(self.sizes)} sizes and {len(self.grow_at)} epochs to grow at; expected "
+                "one epoch for each size after the first"
             )
         if list(self.grow_at) != sorted(set(self.grow_at)) or min(self.grow_at, default=1) < 1:
-            raise InputError(f"got --grow-at {self.grow_at}; expected rising epochs from 1 on")
+            raise InputError(f"got grow-at {self.grow_at}; expected rising epochs from 1 on")
 
     def size(self, epoch: int) -> int | None:
         """Pixels of an epoch; None for the model's own."""
         return self.sizes[sum(epoch >= at for at in self.grow_at)] if self.sizes else None
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass at the size of this epoch; each size is a phase, so that each has its graph."""
-        size = self.size(number)
+        size = self.size(epoch)
         name: str = "all" if self.reads == "mixed" else self.reads
         if size is not None:
-            preset = run.model.preset
-            margin = round(preset.resize_to * size / preset.size)
-            # Every loader of ours follows its preset from one epoch to the next.
-            cast(Backend, run.loader).preset = replace(preset, size=size, resize_to=margin)
             name += f" {size} px"
-        return [Phase(name, self.reads, partial(cross_entropy, smoothing=self.label_smoothing))]
+        loss = partial(cross_entropy, smoothing=self.label_smoothing)
+        return [Phase(name, self.reads, loss, image_size=size)]
 
-    def optimiser(self, run: Run) -> torch.optim.Optimizer:
+    def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
         """The recipe's, with tensors of one dimension in a group without decay where asked for."""
-        optimizer = run.recipe.optimiser(run.parameters)
+        optimizer = run.recipe.build_optimizer(run.parameters)
         if not self.decay_norms:
             (group,) = optimizer.param_groups
             flat = [p for p in group["params"] if p.dim() < 2]
@@ -84,4 +81,6 @@ class FromScratch(Method):
 class Retrain(FromScratch):
     """Train a new network on the retain set alone: the reference every other method is held to."""
 
+    name: ClassVar[str] = "retrain"
+    kind: ClassVar[Kind] = "reference"
     reads: ClassVar[Reads] = "retain"

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.gradients import summed_gradients
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
 from letheon.engine.recipe import Recipe
-from letheon.errors import InputError
-from letheon.kernels.threshold import top_masks
-from letheon.methods.finetune import Finetune
-from letheon.methods.grad_ascent import GradAscent, ascent
-from letheon.methods.l1_sparse import L1Sparse
-from letheon.methods.mask_file import load_masks
-from letheon.methods.random_label import RandomLabel
-from letheon.methods.spkd import Spkd
-
-if TYPE_CHECKING:
-    Inner = Method
-else:  # what the command line offers; from Python any method will do
-    Inner = RandomLabel | GradAscent | Finetune | L1Sparse | Spkd
+from letheon.engine.state import State, rebuilt
+from letheon.errors import InputError, RunFailed
+from letheon.loaders.datasets.image_set import ImageSet
+from letheon.methods.saliency import load_masks, saliency_masks
 
 
-def saliency_masks(run: Run, densities: Sequence[float]) -> list[list[Tensor]]:
-    """For each density one bool mask per trainable parameter, equal on every rank.
+@dataclass
+class SalunState(State):
+    """The mask, what it protects, and the inner method's own state, which never sees either."""
 
-    Saliency is the size of the summed, signed gradient of the forget set's loss at the trained
-    weights (Fan et al. 2024, eq. 3): the gradient of each sample is added with its sign and the
-    absolute value is taken once, at the end. All parameters are ranked together, and exactly
-    round(density * N) of them may move.
-    """
-    return top_masks(summed_gradients(run, "forget", ascent), densities)
+    masks: dict[str, Tensor]  # bool, by parameter name; true where a weight may move
+    inner: State
+    start: dict[str, Tensor] = rebuilt()  # every weight of the network, as it was
 
 
 @dataclass(frozen=True)
 class SalUn(Method):
     """SalUn (Fan et al. 2024): an inner method under a saliency mask.
 
-    A weight outside the mask is bitwise what it was. SGD leaves it out of the step; after other
-    optimisers, what weight decay or momentum moved is put back. (The published code before 2026
-    let both leak.) Batch-norm's running statistics are no weights and follow the inner method.
+    A weight outside the mask is bitwise what it was, whatever the inner method does. SGD leaves it
+    out of the step; after other optimizers, and after an inner method that edits weights itself,
+    what moved is put back. (The published code before 2026 let weight decay and momentum leak.)
+    Batch-norm's running statistics are no weights and follow the inner method, and so do parameters
+    that it adds.
     """
 
-    inner: Inner
+    name: ClassVar[str] = "salun"
+    inner: Method
+    """The method under the mask: any that wraps none itself."""
     density: float = 0.5
     """Share of all weights that may move."""
     mask: Path | None = None
@@ -61,76 +53,132 @@ class SalUn(Method):
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         if not 0 < self.density <= 1:
-            raise InputError(f"got density {self.density}; expected 0 < density <= 1")
+            raise InputError(
+                f"got density {self.density}; expected 0 < density <= 1", option="density"
+            )
 
     @property
     def recipe(self) -> Recipe:  # type: ignore[override]
         """The inner method's."""
         return self.inner.recipe
 
+    @property
+    def from_scratch(self) -> bool:  # type: ignore[override]
+        """The inner method's."""
+        return self.inner.from_scratch
+
+    @property
+    def watches_epochs(self) -> bool:
+        """The inner method's."""
+        return self.inner.watches_epochs
+
+    @property
+    def goes_back(self) -> bool:  # type: ignore[override]
+        """The inner method's."""
+        return self.inner.goes_back
+
     def check(self, run: Run) -> None:
         """Refuse a mask file that is missing, torn or of other weights."""
         self.inner.check(run)
-        self._loaded(run)
+        self._load(run)
 
-    def _loaded(self, run: Run) -> list[Tensor] | None:
-        """The masks of the file, where one is given."""
+    def _load(self, run: Run) -> dict[str, Tensor] | None:
+        """Read the masks of the file, where one is given."""
         if self.mask is None:
             return None
-        names = [n for n, p in run.model.net.named_parameters() if p.requires_grad]
+        names = list(run.named_parameters)
         masks = load_masks(self.mask, self.density, weights_digest(run.model), names)
-        return [mask.to(run.ranks.device) for mask in masks]
+        return {name: mask.to(run.ranks.device) for name, mask in masks.items()}
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run) -> SalunState:
         """Make or load the mask, at the weights the run starts from."""
-        run.state["mask"] = self._loaded(run) or saliency_masks(run, [self.density])[0]
-        if self._puts_back():
-            run.state["start"] = [parameter.detach().clone() for parameter in run.parameters]
-        self.inner.prepare(run)
+        masks = self._load(run) or saliency_masks(run, [self.density])[0]
+        start = {name: p.detach().clone() for name, p in run.model.net.named_parameters()}
+        state = SalunState(masks, self.inner.prepare(run) or State(), start)
+        self._put_back(run, state)
+        return state
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def sources(self, run: Run) -> Mapping[str, ImageSet]:
+        """The inner method's."""
+        return self.inner.sources(run)
+
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """The inner method's passes."""
-        return self.inner.epoch(run, number)
+        assert isinstance(state, SalunState)
+        return self.inner.phases(run, state.inner, epoch)
 
-    def _in_one_pass(self) -> bool:
-        """True where the mask acts inside the step."""
-        own = type(self.inner).optimiser is not Method.optimiser
+    @property
+    def _masks_step(self) -> bool:
+        """True where the mask acts inside the optimizer's step."""
+        own = type(self.inner).optimizer is not Method.optimizer
         return self.recipe.optimizer == "sgd" and not self.leak and not own
 
-    def _puts_back(self) -> bool:
-        """True where something beside the masked step may move a weight."""
-        edits = type(self.inner).edit_weights is not Method.edit_weights
-        return not self.leak and (edits or not self._in_one_pass())
+    def _moving(self, run: Run, state: SalunState) -> list[Tensor]:
+        """One bool mask per parameter that is trained now; added parameters may move."""
+        masks = []
+        for name, parameter in run.named_parameters.items():
+            mask = state.masks.get(name)
+            if mask is None:
+                added = name.startswith("extra.")
+                mask = torch.full_like(parameter, added, dtype=torch.bool)
+            if mask.shape != parameter.shape:
+                raise RunFailed(
+                    f"got {name} of shape {tuple(parameter.shape)} from {self.inner.name}; "
+                    f"expected {tuple(mask.shape)}, which the mask fits; use it without salun"
+                )
+            masks.append(mask)
+        return masks
 
-    def optimiser(self, run: Run) -> torch.optim.Optimizer:
-        """SGD under the mask; other optimisers are the inner method's."""
-        if not self._in_one_pass():
-            return self.inner.optimiser(run)
-        recipe = run.recipe
+    def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
+        """SGD under the mask; other optimizers are the inner method's."""
+        assert isinstance(state, SalunState)
+        if not self._masks_step:
+            return self.inner.optimizer(run, state.inner, slot)
+        recipe, masks = run.recipe, self._moving(run, state)
         return MaskedSgd(
-            run.parameters, run.state["mask"], recipe.lr, recipe.momentum, recipe.weight_decay,
-            run.flat,
-        )  # fmt: skip
+            run.parameters, masks, recipe.lr, recipe.momentum, recipe.weight_decay, run.flat
+        )
 
-    def edit_grads(self, run: Run) -> None:
+    def rate(self, run: Run, slot: str, epoch: float) -> float:
+        """The inner method's."""
+        return self.inner.rate(run, slot, epoch)
+
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Zero the gradients outside the mask, where the step itself does not."""
-        self.inner.edit_grads(run)
-        if self._in_one_pass():
+        assert isinstance(state, SalunState)
+        self.inner.edit_grads(run, state.inner, phase)
+        if self._masks_step:
             return
-        for parameter, mask in zip(run.parameters, run.state["mask"], strict=True):
+        for parameter, mask in zip(run.parameters, self._moving(run, state), strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
 
-    @torch.no_grad()
-    def edit_weights(self, run: Run) -> None:
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
         """Put back every weight outside the mask, where the step may have moved it."""
-        self.inner.edit_weights(run)
-        if not self._puts_back():
-            return
-        groups = zip(run.parameters, run.state["mask"], run.state["start"], strict=True)
-        for parameter, mask, start in groups:
-            parameter.copy_(torch.where(mask, parameter, start))
+        assert isinstance(state, SalunState)
+        self.inner.edit_weights(run, state.inner, phase)
+        edits = type(self.inner).edit_weights is not Method.edit_weights
+        if edits or not self._masks_step:
+            self._put_back(run, state)
 
-    def finish(self, run: Run) -> None:
+    @torch.no_grad()
+    def _put_back(self, run: Run, state: SalunState) -> None:
+        """Give every weight outside the mask the bits it had."""
+        if self.leak:
+            return
+        for name, parameter in run.model.net.named_parameters():
+            start, mask = state.start.get(name), state.masks.get(name)
+            if start is None or start.shape != parameter.shape:
+                continue  # surgery: the loop refuses it unless `finish` undoes it
+            parameter.copy_(start if mask is None else torch.where(mask, parameter, start))
+
+    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
         """The inner method's."""
-        self.inner.finish(run)
+        assert isinstance(state, SalunState)
+        return self.inner.after_epoch(run, state.inner, accuracies)
+
+    def finish(self, run: Run, state: State) -> None:
+        """Let the inner method clean up, and hold the mask once more."""
+        assert isinstance(state, SalunState)
+        self.inner.finish(run, state.inner)
+        self._put_back(run, state)

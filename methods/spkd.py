@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State, rebuilt
 from letheon.engine.teacher import teacher_features
 from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
@@ -22,7 +24,7 @@ from letheon.loaders.order import share
 from letheon.methods.grad_ascent import ascent
 
 
-def gathered_similarity(
+def gather_similarity(
     student: Tensor, teacher: Tensor, total: int, squared: bool, ranks: Ranks
 ) -> Tensor:
     """Similarity loss over the rows of all ranks, scaled so that averaging over ranks is exact.
@@ -43,6 +45,13 @@ def gathered_similarity(
     return value.detach() + (value - value.detach()) * unweighted
 
 
+@dataclass
+class SpkdState(State):
+    """The original model."""
+
+    teacher: Classifier = rebuilt()
+
+
 @dataclass(frozen=True)
 class Spkd(Method):
     """SPKD: each epoch ascends on the forget set, then descends on the retain set
@@ -54,6 +63,7 @@ class Spkd(Method):
     squared (`--norm unsquared --sp-weight 10`).
     """  # noqa: D205
 
+    name: ClassVar[str] = "spkd"
     recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
     sp_weight: float = 30_000.0
@@ -74,19 +84,21 @@ class Spkd(Method):
 
     def check(self, run: Run) -> None:
         """Refuse micro-batches where similarities are between all samples of a batch."""
-        if self.gram == "gathered" and run.recipe.accumulate > 1:
+        if self.gram == "gathered" and run.recipe.grad_accum_steps > 1:
             raise InputError(
-                f"got accumulate {run.recipe.accumulate} with similarities over the whole batch; "
-                "use --gram local, which compares within each micro-batch, or accumulate 1"
+                f"got {run.recipe.grad_accum_steps} micro-batches with similarities over the whole "
+                "batch; use gram local, which compares within each micro-batch, or one micro-batch",
+                option="grad_accum_steps",
             )
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run) -> SpkdState:
         """Keep the original model as the teacher."""
-        run.teacher()
+        return SpkdState(run.teacher())
 
-    def epoch(self, run: Run, number: int) -> Sequence[Phase]:
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """The forget set, then the retain set."""
-        teacher, ranks = run.teacher(), run.ranks
+        assert isinstance(state, SpkdState)
+        teacher, ranks = state.teacher, run.ranks
         squared = self.norm == "squared"
 
         def restore(net: nn.Module, batch: Batch) -> Tensor:
@@ -94,7 +106,7 @@ class Spkd(Method):
             output = net(batch.images)
             ce = F.cross_entropy(output.logits, batch.labels)
             if self.gram == "gathered":
-                sp = gathered_similarity(output.features, goal, batch.total, squared, ranks)
+                sp = gather_similarity(output.features, goal, batch.total, squared, ranks)
             else:
                 sp = similarity_loss(output.features, goal, squared)
             return self.ce_weight * ce + self.sp_weight * sp

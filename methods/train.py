@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from letheon.engine.method import Kind
 from letheon.loaders.batch import Reads
 from letheon.methods.retrain import FromScratch
 
@@ -13,4 +14,6 @@ from letheon.methods.retrain import FromScratch
 class Train(FromScratch):
     """Train a new network on everything, forget and retain set alike."""
 
+    name: ClassVar[str] = "train"
+    kind: ClassVar[Kind] = "training"
     reads: ClassVar[Reads] = "mixed"

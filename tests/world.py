@@ -14,6 +14,7 @@ from letheon.kernels.keyed import uniform
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.preset import Preset
+from letheon.methods.salun import SalUn
 
 PRESET = Preset(
     size=8, mean=(0.5,) * 3, std=(0.25,) * 3, resize="none", resize_to=8, augment="shift"
@@ -68,11 +69,16 @@ def run_of(method: Method, ranks: Ranks | None = None, seed: int = 0) -> Run:
 
 
 def trained(method: Method, ranks: Ranks | None = None) -> tuple[Run, list[dict[str, object]]]:
-    """The run after its end, and the lines it logged."""
+    """The run after its end, and the lines it logged, warnings apart (they are in the run)."""
     run = run_of(method, ranks)
     lines: list[dict[str, object]] = []
     run_method(method, run, lambda kind, **numbers: lines.append({"kind": kind, **numbers}))
-    return run, lines
+    return run, [line for line in lines if line["kind"] != "warning"]
+
+
+def masks_of(method: SalUn) -> list[torch.Tensor]:
+    """The mask that a run of `method` on the small world has, by parameter."""
+    return list(method.prepare(run_of(method)).masks.values())
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

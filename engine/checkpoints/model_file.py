@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from letheon import __version__
 from letheon.engine.checkpoints.state_dict_match import class_count, fill, hint, skeleton
 from letheon.engine.checkpoints.weights_file import (
     Weights,
@@ -23,10 +23,12 @@ from letheon.engine.checkpoints.weights_file import (
 from letheon.engine.models.classifier import Classifier, build
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
+from letheon.spans import span
 
 _FORMAT = "1"
 
 
+@span("saving")
 def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = None) -> str:
     """Write the weights as safetensors, all or nothing, even if the machine stops.
 
@@ -48,7 +50,7 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
     digest = weights_digest(model)
     facts = {
         "letheon_format": _FORMAT,
-        "letheon_version": _version(),
+        "letheon_version": __version__,
         "architecture": model.name,
         "classes": json.dumps(model.class_names),
         "preset": json.dumps(dataclasses.asdict(model.preset)),
@@ -61,6 +63,7 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
     return digest
 
 
+@span("loading")
 def load_model(
     path: Path, classes: int | None = None, name: str | None = None, preset: Preset | None = None
 ) -> Classifier:
@@ -99,6 +102,7 @@ def load_model(
     return model.eval()
 
 
+@span("statistics")
 def weights_digest(model: Classifier) -> str:
     """SHA-256 over the sorted (key, dtype, shape, bytes) of all weights and buffers.
 
@@ -136,10 +140,14 @@ def _architecture(path: Path, weights: Weights, name: str | None) -> str:
             "read it with the version of letheon that wrote it"
         )
     if name is None and stored is None:
-        raise InputError(f"got {path}, which does not say its architecture; {hint(weights.state)}")
+        raise InputError(
+            f"got {path}, which does not say its architecture; {hint(weights.state)}",
+            option="model",
+        )
     if name is not None and stored is not None and name != stored:
         raise InputError(
-            f"got {path}, a {stored}; expected {name}; leave --model out or give --model {stored}"
+            f"got {path}, a {stored}; expected {name}; leave the model out or give {stored}",
+            option="model",
         )
     return name or stored or ""
 
@@ -169,10 +177,3 @@ def _stored_names(path: Path, facts: dict[str, str], classes: int) -> tuple[str,
             "has; save the model again"
         )
     return None if stored is None else tuple(stored)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("letheon")
-    except metadata.PackageNotFoundError:
-        return "unknown"

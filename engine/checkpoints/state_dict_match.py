@@ -39,7 +39,8 @@ def fill(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
     if wrong:
         raise InputError(
             f"got {path} with keys {', '.join(wrong)}; expected those of {model.name} with "
-            f"{model.classes} classes; {hint(state)}"
+            f"{model.classes} classes; {hint(state)}",
+            option="model",
         )
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -65,8 +66,8 @@ def hint(state: dict[str, Tensor]) -> str:
     """How to mend a wrong or missing architecture: the names whose keys and shapes are these."""
     fitting = [name for name in names() if _fits(name, state)]
     if fitting:
-        return f"its keys fit --model {' or '.join(fitting)}"
-    return f"give its --model; known are {', '.join(names())}"
+        return f"its keys fit model {' or '.join(fitting)}"
+    return f"give its model; known are {', '.join(names())}"
 
 
 def _fits(name: str, state: Mapping[str, Tensor]) -> bool:

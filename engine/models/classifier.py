@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
+from letheon.engine.small_convolutions import SmallConv2d
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
 
@@ -35,23 +37,54 @@ class Head(nn.Linear):
 
 
 class Classifier(nn.Module):
-    """A network with its name and its input preset.
+    """A copy of a network with its name and its input preset; the network handed in is untouched.
 
     `net` is the architecture itself, with its own public keys: save and load `net.state_dict()`.
+    `plain_net` gives it back without the layer kinds of ours.
+
+    Raises:
+        InputError: the network has no plain linear layer to be its head.
     """
 
     def __init__(self, net: nn.Module, name: str, preset: Preset):
         super().__init__()
-        self.net = net
+        self.net = net = copy.deepcopy(net)
         self.name = name
         self.preset = preset
         self.class_names: tuple[str, ...] | None = None
         self.head_path = _last_linear(net)
         linear = net.get_submodule(self.head_path)
+        if type(linear) not in (nn.Linear, Head):
+            raise InputError(
+                f"got {type(net).__name__}, whose last linear layer {self.head_path} is a "
+                f"{type(linear).__name__}; expected nn.Linear; replace that layer by one"
+            )
         assert isinstance(linear, nn.Linear)
-        head = Head(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        head.weight, head.bias = linear.weight, linear.bias
-        net.set_submodule(self.head_path, head)
+        self._replace(self.head_path, _linear_like(Head, linear))
+
+    def _replace(self, path: str, layer: nn.Module) -> None:
+        if path:
+            self.net.set_submodule(path, layer)
+        else:
+            self.net = layer
+
+    def plain_net(self) -> nn.Module:
+        """Copy the network with torch's own layers: what `net` was before it was wrapped.
+
+        Its weights are bitwise these, its keys are the same, and pickling it needs none of our
+        code unless the architecture itself is ours.
+        """
+        plain = copy.deepcopy(self.net)
+        for module in plain.modules():
+            if type(module) is SmallConv2d:
+                module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        head = plain.get_submodule(self.head_path)
+        assert isinstance(head, Head)
+        linear = _linear_like(nn.Linear, head)
+        if not self.head_path:
+            return linear
+        plain.set_submodule(self.head_path, linear)
+        return plain
 
     @property
     def head(self) -> Head:
@@ -85,7 +118,9 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise InputError(f"got model {name!r}; known are {', '.join(names())}{hint}")
+        raise InputError(
+            f"got model {name!r}; known are {', '.join(names())}{hint}", option="model"
+        )
     if classes < 2:
         raise InputError(
             f"got {classes} classes; expected at least 2; a classifier must have a choice"
@@ -104,8 +139,26 @@ def names() -> tuple[str, ...]:
 
 
 def _last_linear(net: nn.Module) -> str:
-    """The dotted path of the linear layer registered last: in every network here, the head."""
-    return [path for path, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    """Find the dotted path of the linear layer registered last: in every network here, the head."""
+    paths = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not paths:
+        raise InputError(
+            f"got {type(net).__name__}, which has no nn.Linear; expected a classifier that ends in "
+            "one; end it in a linear layer"
+        )
+    return paths[-1]
+
+
+L = TypeVar("L", bound=nn.Linear)
+
+
+def _linear_like(kind: type[L], linear: nn.Linear) -> L:
+    """Make a layer of another kind that holds the very parameters of `linear`."""
+    with torch.device("meta"):  # its own weights are never used
+        layer = kind(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    layer.weight, layer.bias = linear.weight, linear.bias
+    layer.training = linear.training
+    return layer
 
 
 def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
@@ -113,7 +166,8 @@ def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
         if size % patch:
             raise InputError(
                 f"got {size} pixels for a vision transformer of patch {patch}; "
-                f"give a multiple of {patch}"
+                f"give a multiple of {patch}",
+                option="size",
             )
         return tv.VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
 

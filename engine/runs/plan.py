@@ -21,10 +21,10 @@ from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.forget_request import Request
+from letheon.loaders.forget_request import Request, forget_mask
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import aligned, model_classes
@@ -74,35 +74,62 @@ class Plan:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
         recipe = self.recipe
         if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
-            raise InputError("got --batch-norm sync on cpu; it needs CUDA; use local or frozen")
+            raise InputError(
+                "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
+                option="batch_norm",
+            )
         preset = self.model.preset
-        told = told_left_out({"train": self.data.train})
+        notes = told_left_out({"train": self.data.train})
+
+        def open_images(images: ImageSet) -> Loader:
+            none = np.zeros(len(images), dtype=np.bool_)
+            return self.job.loader_of(images, none, preset, recipe.batch_size, ranks)
+
         return Run(
             model=self.model,
             loader=self.job.loader_of(
-                self.data.train, self.forget, preset, recipe.batch_size, ranks, told.append, like
+                self.data.train, self.forget, preset, recipe.batch_size, ranks, notes.append, like
             ),
             recipe=recipe,
             ranks=ranks,
             seed=self.job.seed,
             forget=torch.from_numpy(self.forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
-            precision=self.job.precision.resolved(ranks.device),
-            notes=told,
+            precision=self.job.precision.resolve(ranks.device),
+            notes=notes,
+            held_out=lambda: self._held_out(ranks),
+            open_images=open_images,
         )
+
+    def _held_out(self, ranks: Ranks) -> Loader:
+        """The held-out images; a request of single samples names none of them."""
+        labels = self.data.test.labels
+        forget = np.zeros(len(labels), dtype=np.bool_)
+        if self.request is not None and self.request.samples is None:
+            forget = forget_mask(self.request, labels)
+        preset, batch_size = self.model.preset, self.recipe.batch_size
+        return self.job.loader_of(self.data.test, forget, preset, batch_size, ranks)
 
 
 def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
-    """Make the run folder, train in place, save the weights and close the record."""
+    """Make the run folder, train in place, save the weights and close the record.
+
+    Raises:
+        RunFailed: as `run_method`; the folder then holds the reason and no weights.
+    """
     for note in run.notes:
         print(note, file=sys.stderr)
     record = start_run(plan, run, out)
-    seconds = run_method(method, run, record.log)
-    finish_run(record, plan, method, run, seconds)
+    try:
+        seconds = run_method(method, run, record.log)
+        finish_run(record, plan, method, run, seconds)
+    except RunFailed as error:
+        record.fail(str(error))
+        raise
 
 
 def start_run(plan: Plan, run: Run, out: Path) -> Record:
-    """The run's folder with what is known before it starts; torch's random numbers are seeded."""
+    """Make the run's folder with what is known before it starts; seed torch's random numbers."""
     record = Record(out, run.ranks, dataclasses.asdict(plan.job))
     if plan.request is not None:
         record.write("request.json", dataclasses.asdict(plan.request))
@@ -114,14 +141,19 @@ def start_run(plan: Plan, run: Run, out: Path) -> Record:
 
 
 def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Seconds) -> None:
-    """Save the trained weights and close the record."""
+    """Save the trained weights, close the record and print the warnings."""
     facts: dict[str, Any] = {
-        "method": type(method).__name__,
+        "method": method.name,
+        "kind": method.kind,
         "model": run.model.name,
+        "dtype": run.precision.dtype,
         "seconds": dataclasses.asdict(seconds),
         "data": {"train": plan.data.train.digest, "test": plan.data.test.digest},
         "left_out": list(plan.data.train.left_out),
+        "warnings": run.warnings,
     }
     if run.ranks.main:
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
+        for warning in run.warnings:
+            print(f"warning: {record.folder}: {warning}", file=sys.stderr)
     record.finish(**facts)

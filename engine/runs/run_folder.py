@@ -16,21 +16,15 @@ from typing import Any
 
 import torch
 
+from letheon import durable
 from letheon.engine.distributed import Ranks
+from letheon.engine.runs.loggers import JsonLines
 from letheon.errors import InputError
 
 FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, all or nothing, even if the machine stops."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+FAILED = "failed.json"
+"""Why a run ended without weights, where it ended by itself."""
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -40,21 +34,25 @@ def check_free(folder: Path, overwrite: bool) -> None:
         InputError: the folder holds something and `overwrite` is false, or it cannot be made.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"got --out {folder}; it is a file; name a folder")
+        raise InputError(f"got {folder}; it is a file; name a folder", option="out")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        state = "a finished" if (folder / FINISHED).exists() else "an unfinished"
+        states = {FINISHED: "a finished", FAILED: "a failed"}
+        state = next((s for file, s in states.items() if (folder / file).exists()), "an unfinished")
         raise InputError(
-            f"got --out {folder}; it holds {state} run; name another folder or pass --overwrite"
+            f"got {folder}; it holds {state} run; name another folder, or allow to overwrite it",
+            option="out",
         )
     _check_writable(folder)
 
 
 def check_free_file(file: Path, overwrite: bool) -> None:
-    """The same for an output file."""
+    """Refuse an output file that exists or cannot be written."""
     if file.is_dir():
-        raise InputError(f"got --out {file}; it is a folder; name a file")
+        raise InputError(f"got {file}; it is a folder; name a file", option="out")
     if file.exists() and not overwrite:
-        raise InputError(f"got --out {file}; it exists; name another file or pass --overwrite")
+        raise InputError(
+            f"got {file}; it exists; name another file, or allow to overwrite it", option="out"
+        )
     _check_writable(file)
 
 
@@ -68,7 +66,8 @@ def _check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"got --out {path}; {nearest} cannot be written ({error.strerror}); name another place"
+            f"got {path}; {nearest} cannot be written ({error.strerror}); name another place",
+            option="out",
         ) from error
 
 
@@ -80,12 +79,12 @@ class Record:
         self.folder = folder
         self.main = ranks.main
         self._started = time.time()
-        self._facts: dict[str, Any] = {}
         if not self.main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (FINISHED, "metrics.jsonl", "weights.safetensors"):
+        for stale in (FINISHED, FAILED, "metrics.jsonl", "weights.safetensors"):
             (folder / stale).unlink(missing_ok=True)
+        self._logger = JsonLines(folder / "metrics.jsonl")
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
 
@@ -93,24 +92,21 @@ class Record:
         """One JSON file of the folder, atomically."""
         if self.main:
             text = json.dumps(content, indent=2, sort_keys=True, default=str)
-            write_atomically(self.folder / name, text + "\n")
+            durable.write(self.folder / name, text + "\n")
 
     def log(self, kind: str, **numbers: Any) -> None:
-        """Append one line to metrics.jsonl, at once on disk for whoever watches.
-
-        The `dtype` that a line names is in `run.json` too.
-        """
-        if "dtype" in numbers:
-            self._facts["dtype"] = numbers["dtype"]
+        """Append one line to metrics.jsonl, at once on disk, to be watched."""
         if self.main:
             at = round(time.time() - self._started, 3)
-            line = json.dumps({"kind": kind, "at": at, **numbers}, default=str)
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            self._logger.log({"kind": kind, "at": at, **numbers})
+
+    def fail(self, reason: str) -> None:
+        """Mark the run as failed, by a reason."""
+        self.write(FAILED, {"error": reason})
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as."""
-        self.write(FINISHED, self._facts | facts)
+        self.write(FINISHED, facts)
 
 
 def versions(ranks: Ranks) -> dict[str, Any]:

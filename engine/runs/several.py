@@ -1,4 +1,4 @@
-"""Several planned runs trained in one process: in which company, and what is said of it."""
+"""Several planned runs trained in one process: which of them together, by memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,13 @@ import torch.distributed as dist
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
-from letheon.engine.together import Member, run_together
 from letheon.engine.runs.plan import Plan, finish_run, start_run
-from letheon.errors import InputError
+from letheon.engine.runs.run_folder import Record
+from letheon.engine.together import Member, run_together
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.resident_loader import free_bytes
 
-SHARE = 0.5  # of the free memory for weights and optimisers; the rest is for steps and images
+SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 
 
 @dataclass(frozen=True)
@@ -38,48 +40,52 @@ def train_all(jobs: Sequence[Planned], ranks: Ranks) -> None:
     """Train and save them, as many at once as fit; each leaves the folder of its own single run.
 
     Raises:
-        FloatingPointError: some became non-finite; the others are done.
-        RuntimeError: some did not end for another reason; the others are done.
+        RunFailed: some failed, such as by numbers that are not finite; the others are done.
+        RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
-    groups, told = fitting(jobs, ranks)
+    groups, line = group_by_memory(jobs, ranks)
+    statistics: dict[Any, Any] = {}
     for job in jobs:
-        job.run.notes.append(told)
+        job.run.notes.append(line)
+        job.run.shared = statistics
     if ranks.main:
         for note in dict.fromkeys(note for job in jobs for note in job.run.notes):
             print(note, file=sys.stderr)
-    done: list[str] = []
+    records: dict[str, Record] = {}
+    finished: list[str] = []
     failed: dict[str, Exception] = {}
     for group in groups:
         try:
-            failed |= run_together([_member(job, done) for job in group], ranks)
+            failed |= run_together([_member(job, records, finished) for job in group], ranks)
         except InputError as error:
-            left = ", ".join(job.name for job in jobs if job.name not in done)
-            raise InputError(f"{error}; unfinished: {left}") from error
+            left = ", ".join(job.name for job in jobs if job.name not in finished)
+            raise InputError(f"{error}; unfinished: {left}", error.option) from error
+    for name, failure in failed.items():
+        if name in records:
+            records[name].fail(str(failure))
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         line = f"{len(failed)} of {len(jobs)} runs are unfinished: {reasons}"
-        finite = [e for e in failed.values() if not isinstance(e, FloatingPointError)]
-        raise RuntimeError(line) if finite else FloatingPointError(line)
+        ours = [error for error in failed.values() if not isinstance(error, RunFailed)]
+        raise RuntimeError(line) if ours else RunFailed(line)
 
 
-def _member(job: Planned, done: list[str]) -> Member:
-    records = []
-
+def _member(job: Planned, records: dict[str, Record], finished: list[str]) -> Member:
     def start() -> tuple[Run, Log]:
-        records.append(start_run(job.plan, job.run, job.out))
+        record = records[job.name] = start_run(job.plan, job.run, job.out)
         model = copy.deepcopy(job.run.model)  # the planned runs share the original
-        return dataclasses.replace(job.run, model=model), records[0].log
+        return dataclasses.replace(job.run, model=model), record.log
 
     def end(run: Run, seconds: Seconds) -> None:
-        finish_run(records[0], job.plan, job.method, run, seconds)
-        done.append(job.name)
+        finish_run(records[job.name], job.plan, job.method, run, seconds)
+        finished.append(job.name)
 
     return Member(job.name, job.method, start, end)
 
 
-def fitting(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Planned]], str]:
-    """The jobs in groups that are trained together, as many as fit in memory, and a line on it.
+def group_by_memory(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Planned]], str]:
+    """Group the jobs that are trained together, as many as fit in memory; and a line on it.
 
     The same on every rank: the one with the least free memory decides.
     """
@@ -91,15 +97,15 @@ def fitting(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Planned]],
     groups: list[list[Planned]] = [[]]
     used = 0
     for job in jobs:
-        needed = most_bytes(job)
+        needed = peak_bytes(job)
         if groups[-1] and used + needed > SHARE * free.item():
             groups.append([])
             used = 0
         groups[-1].append(job)
         used += needed
-    total = sum(most_bytes(job) for job in jobs)
+    total = sum(peak_bytes(job) for job in jobs)
     memory = (
-        f"weights and optimisers of {len(jobs)} runs take at most {total / 2**30:.2f} GiB "
+        f"weights and optimizers of {len(jobs)} runs take at most {total / 2**30:.2f} GiB "
         f"of {int(free.item()) / 2**30:.2f} GiB free on {device.type}"
     )
     if len(groups) == 1:
@@ -108,10 +114,10 @@ def fitting(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Planned]],
     return groups, f"{memory}, of which half may be used: {at_once}"
 
 
-def most_bytes(job: Planned) -> int:
-    """What a run keeps between its steps, at most: multiples of its weights.
+def peak_bytes(job: Planned) -> int:
+    """Bytes a run keeps between its steps, at most: multiples of its weights.
 
-    The weights and their gradient, the optimiser's moments, a running average where one is asked
+    The weights and their gradient, the optimizer's moments, a running average where one is asked
     for, and two more for what its method may keep: a teacher, a mask, the weights it started from.
     """
     recipe = job.plan.recipe

@@ -114,7 +114,7 @@ def _place(
     flip: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """Where the outputs are kept, and all the facts that name the place."""
-    precision = (precision or Precision("fp32")).resolved(ranks.device)
+    precision = (precision or Precision("fp32")).resolve(ranks.device)
     full: dict[str, Any] = {**facts, "format": _FORMAT, "samples": samples, "taps": list(taps)}
     full |= {"dtype": precision.dtype, "device": ranks.device.type, "indices": _digest(wanted)}
     full |= {"flip": True} if flip else {}

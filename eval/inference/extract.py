@@ -79,7 +79,7 @@ def answers(
     Yields:
         Columns by the names of `columns`, all with the same rows.
     """
-    precision = (precision or Precision("fp32")).resolved(device)
+    precision = (precision or Precision("fp32")).resolve(device)
     waiting: list[dict[str, Tensor]] = []
     held = 0
     with evaluating(model), tapped(model, taps) as seen:
@@ -127,7 +127,7 @@ def answers_together(
     The parts of all models are held on the host, until they are taken. An image that cannot be read
     raises its error where its part would come.
     """
-    precision = (precision or Precision("fp32")).resolved(device)
+    precision = (precision or Precision("fp32")).resolve(device)
     held: list[list[dict[str, Tensor]]] = [[] for _ in models]
     problem = None
     with ExitStack() as stack:

@@ -99,7 +99,7 @@ def layer_cka(
             that cannot be read; on every rank.
     """
     names = list(models)
-    precision = (precision or Precision("fp32")).resolved(ranks.device)
+    precision = (precision or Precision("fp32")).resolve(ranks.device)
     sums: dict[str, Moments] = {}
     held: list[dict[str, list[Tensor]]] = []  # a batch: tap -> a block a model
     rows, problem = 0, None

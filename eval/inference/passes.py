@@ -21,6 +21,7 @@ from letheon.eval.inference.extract import Outputs, answers_together, extract
 from letheon.eval.metrics import cka
 from letheon.eval.metrics.accuracy import Count, forgetting
 from letheon.loaders.batch import Loader
+from letheon.spans import span
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Swept(NamedTuple):
     """Modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives."""
 
 
+@span("evaluation")
 def sweep_together(
     swept: Sequence[Swept],
     loaders: Mapping[str, Loader],
@@ -127,7 +129,7 @@ def sweep_together(
     missing = {"train", "test"} - set(loaders)
     if missing:
         raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
-    precision = (precision or Precision("fp32")).resolved(ranks.device)
+    precision = (precision or Precision("fp32")).resolve(ranks.device)
     quick: dict[int, Classifier] = {}
 
     def network(number: int, taps: Sequence[str]) -> Classifier:

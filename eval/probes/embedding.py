@@ -11,12 +11,12 @@ from sklearn.manifold import TSNE
 
 from letheon.errors import InputError
 from letheon.eval.checks import Numbers, classes, matrix
-from letheon.kernels.keyed import hashed
+from letheon.kernels.keyed import hash_keys
 
 
 def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> Any:
     """At most `most` of the positions, the same ones for every model that has these rows."""
-    keys = hashed(seed, "embedding", 0, torch.from_numpy(rows), 1)[:, 0].numpy()
+    keys = hash_keys(seed, "embedding", 0, torch.from_numpy(rows), 1)[:, 0].numpy()
     return rows[np.argsort(keys, kind="stable")[:most]]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.eval.checks import Floats, Ints, Numbers, classes, matrix
-from letheon.kernels.keyed import hashed
+from letheon.kernels.keyed import hash_keys
 
 
 class Probe(NamedTuple):
@@ -30,7 +30,7 @@ def few_shot(labels: Ints, shots: int, seed: int) -> NDArray[np.int64]:
     Which ones depends on (seed, position) only.
     """
     position = torch.arange(len(labels))
-    keys = hashed(seed, "few-shot", 0, position, 1)[:, 0].numpy()
+    keys = hash_keys(seed, "few-shot", 0, position, 1)[:, 0].numpy()
     order = np.lexsort((keys, labels))
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.arange(len(labels)) - np.repeat(first, counts)

@@ -80,7 +80,7 @@ def drawing_of(
     except ImportError as error:
         raise InputError(
             "got no matplotlib, which draws the report's pictures; "
-            "pip install 'letheon[report]', or write the tables alone with page=False"
+            "pip install '.[report]' in the checkout, or write the tables alone with page=False"
         ) from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")

@@ -12,6 +12,7 @@ from letheon.eval.report.rows import Prepared, prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
 from letheon.eval.report_accuracy import class_change, relearn, time_gap, trade_off
 from letheon.eval.report_features import cka_layers, domain_matrix, embeddings, knn_confusion
+from letheon.spans import span
 
 
 def pictures(prepared: Prepared) -> list[Picture]:
@@ -28,6 +29,7 @@ def pictures(prepared: Prepared) -> list[Picture]:
     ]
 
 
+@span("saving")
 def write_report(
     rows: Sequence[Mapping[str, Any]],
     out: Path,

@@ -24,7 +24,9 @@ def installed() -> bool:
 
 def _faiss() -> Any:
     if not installed():
-        raise InputError('got backend faiss, which is not installed; pip install "letheon[faiss]"')
+        raise InputError(
+            "got backend faiss, which is not installed; pip install '.[faiss]' in the checkout"
+        )
     import faiss
 
     return faiss

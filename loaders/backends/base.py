@@ -22,6 +22,7 @@ from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.relabel import Relabelled
 from letheon.loaders.views import Readable
+from letheon.spans import waits
 
 Made = TypeVar("Made")
 AHEAD = 2  # batches under way beyond the one that is waited for
@@ -81,7 +82,8 @@ class Backend(ABC):
         """
         stream = Stream.of(stream)
         parts = self.parts(stream, epoch)
-        return self.make_batches(parts[skip:], epoch, self.preset.with_size(stream.image_size))
+        preset = self.preset.with_size(stream.image_size)
+        return waits("data", self.make_batches(parts[skip:], epoch, preset))
 
     def parts(self, stream: Stream | Reads, epoch: int) -> list[order.Part]:
         """This rank's parts of the global batches of `train(stream, epoch)`, audited by index."""
@@ -108,7 +110,7 @@ class Backend(ABC):
         step = -(-self.batch_size // self.world)
         cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
         parts = [order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts]
-        return self.make_batches(parts, None, self.preset)
+        return waits("data", self.make_batches(parts, None, self.preset))
 
     @abstractmethod
     def make_batches(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from letheon.errors import InputError
-from letheon.kernels.augment import Filter, crop_resize_normalise
+from letheon.kernels.augment import Filter, crop_resize_normalize
 from letheon.loaders.backends.base import normalised_on
 from letheon.loaders.backends.rank_exchange import back_in_place, exchanged, told_to_all
 from letheon.loaders.backends.threaded_loader import BetonLoader
@@ -208,7 +208,7 @@ class ResidentLoader(BetonLoader):
             )
             cut = cut * np.tile(self._shapes[slots] / originals, 2)
             place = self._moved(cut.astype(np.float32))
-            return crop_resize_normalise(
+            return crop_resize_normalize(
                 self._pixels, place, source, flip, preset.size, preset.mean, preset.std,
                 filter=self.filter,
             )  # fmt: skip

@@ -128,8 +128,8 @@ class KeyedRandom:
     """
 
     def __init__(self, seed: int, purpose: str, epoch: int, index: int) -> None:
-        """As the arguments of `keyed.hashed`."""
-        drawn = keyed.hashed(seed, purpose, epoch, torch.tensor([index]), 1)
+        """As the arguments of `keyed.hash_keys`."""
+        drawn = keyed.hash_keys(seed, purpose, epoch, torch.tensor([index]), 1)
         self._number = int(drawn.item())
 
     def __enter__(self) -> None:

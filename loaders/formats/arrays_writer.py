@@ -22,6 +22,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.formats.arrays import FORMAT, MappedImages
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms.geometry import fitted
+from letheon.spans import span
 
 CHUNK = 64
 
@@ -60,6 +61,7 @@ class _Check(Dataset[Any]):
         return len(data), hashlib.sha256(data).hexdigest()
 
 
+@span("data")
 def prepare(
     source: Data | Mapping[str, ImageSet],
     out: Path,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks, agree, gather_rows, require_equal, sum_over_ranks
-from letheon.engine.gradients import summed_gradients
 from letheon.engine.recipe import Recipe
-from letheon.errors import InputError
+from letheon.engine.statistics import gradient_sum
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
 from letheon.methods.finetune import Finetune, cross_entropy
 from tests.pool import on_ranks
@@ -59,7 +59,7 @@ def differ(ranks: Ranks) -> str:
     require_equal(ranks, "weights", "same")
     try:
         require_equal(ranks, "weights", str(ranks.rank == 2))
-    except RuntimeError as error:
+    except RunFailed as error:
         return str(error)
     return ""
 
@@ -71,7 +71,7 @@ def test_one_ranks_problem_is_everybodys() -> None:
 
 def gradients(ranks: Ranks, batch_size: int) -> list[Tensor]:
     run = run_of(Finetune(Recipe(batch_size=batch_size)), ranks)
-    return summed_gradients(run, "forget", cross_entropy)
+    return gradient_sum(run, "forget", cross_entropy)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

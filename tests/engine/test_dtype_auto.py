@@ -29,7 +29,7 @@ def run_with(gain: float, ranks: Ranks, patch: pytest.MonkeyPatch, size: int = 6
     """A run whose machine would measure `gain`, of a network that says it reads `size` pixels."""
     patch.setattr(module, "bf16_gain", lambda: gain)
     run = run_of(METHOD, ranks)
-    run.precision = Precision().resolved(ranks.device)
+    run.precision = Precision().resolve(ranks.device)
     run.model.preset = replace(run.model.preset, size=size)
     return run
 
@@ -59,13 +59,13 @@ def test_the_faster_one_is_taken(
 def test_a_named_one_is_taken_as_it_is(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "bf16_gain", lambda: pytest.fail("measured"))
     known = Precision(dtype)  # type: ignore[arg-type]
-    assert known.decided(224, Ranks()) == (known, "")
+    assert known.tune(224, Ranks()) == (known, "")
 
 
 def test_undecided_computes_in_fp32() -> None:
     """As evaluation does, which asks for no decision."""
     layer = torch.nn.Linear(2, 2)
-    with Precision().resolved(CPU).autocast(CPU):
+    with Precision().resolve(CPU).autocast(CPU):
         assert layer(torch.ones(1, 2)).dtype == torch.float32
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,14 +16,16 @@ from torch._dynamo.utils import counters
 from letheon.engine import compiled
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Seconds, run_method
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.retrain import Retrain
+from letheon.methods.saliency import saliency_masks
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
 from tests.pool import on_ranks
@@ -50,7 +52,11 @@ def compiled_run(method: Method, ranks: Ranks | None = None) -> tuple[Run, Secon
     run.precision = Precision("fp32", compile="default")
     graphs: list[int] = []
     seconds = run_method(
-        method, run, lambda *_, **__: graphs.append(counters["stats"]["unique_graphs"])
+        method,
+        run,
+        lambda kind, **_: (
+            graphs.append(counters["stats"]["unique_graphs"]) if kind == "phase" else None
+        ),
     )
     return run, seconds, graphs
 
@@ -65,7 +71,7 @@ def test_compiled_phases_are_whole_and_compiled_once(
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     method = METHODS[name]
     run, seconds, graphs = compiled_run(method)
-    phases = len(method.epoch(run, 0))
+    phases = len(method.phases(run, method.prepare(run_of(method)), 0))
     assert phases <= graphs[phases - 1] <= 3 * phases  # at most three sizes of batch each
     assert set(graphs[phases:]) == {graphs[phases - 1]}  # none after the first epoch
     assert not counters["graph_break"]
@@ -146,8 +152,10 @@ def test_a_kernel_search_ends_as_the_plain_run() -> None:
 class Watched(Finetune):
     """Keeps the weights after each step."""
 
-    def edit_weights(self, run: Run) -> None:
-        run.state.setdefault("path", []).append([p.detach().clone() for p in run.parameters])
+    path: ClassVar[list[list[torch.Tensor]]] = []
+
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
+        self.path.append([p.detach().clone() for p in run.parameters])
 
 
 @pytest.mark.parametrize("reduce", ["auto", "flat"])
@@ -156,13 +164,14 @@ def test_the_average_of_the_weights_is_what_remains(reduce: str) -> None:
     run = run_of(method)
     run.precision = Precision("fp32", reduce=reduce)  # type: ignore[arg-type]
     average = [p.detach().clone() for p in run.parameters]
+    Watched.path.clear()
     run_method(method, run)
-    for weights_then in run.state["path"]:
+    for weights_then in Watched.path:
         pairs = zip(average, weights_then, strict=True)
         average = [0.75 * mean + 0.25 * weight for mean, weight in pairs]
     for ours, theirs in zip(run.parameters, average, strict=True):
         torch.testing.assert_close(ours.detach(), theirs, atol=1e-6, rtol=1e-6)
-    assert not torch.allclose(run.parameters[0], run.state["path"][-1][0], atol=1e-4)
+    assert not torch.allclose(run.parameters[0], Watched.path[-1][0], atol=1e-4)
 
 
 def test_the_average_keeps_masked_weights() -> None:
@@ -172,8 +181,9 @@ def test_the_average_keeps_masked_weights() -> None:
     before = [p.detach().clone() for p in run.parameters]
     method = SalUn(RandomLabel(replace(RECIPE, ema=0.9)), density=0.3)
     run.recipe = method.recipe
+    masks = list(saliency_masks(run, [0.3])[0].values())
     run_method(method, run)
-    for now, start, mask in zip(run.parameters, before, run.state["mask"], strict=True):
+    for now, start, mask in zip(run.parameters, before, masks, strict=True):
         assert torch.equal(now[~mask].view(torch.int32), start[~mask].view(torch.int32))
 
 
@@ -189,7 +199,8 @@ def test_progress_is_the_mean_since_the_last_line() -> None:
     single = [line for line in progress(Ranks(), 1) if line["kind"] == "steps"]
     double = [line for line in progress(Ranks(), 2) if line["kind"] == "steps"]
     passes = [line for line in progress(Ranks(), 0) if line["kind"] == "phase"]
-    assert [line["kind"] for line in progress(Ranks(), 0)] == ["phase", "phase"]
+    kinds = [line["kind"] for line in progress(Ranks(), 0)]
+    assert kinds == ["phase", "phase"]
     steps = len(sizes)
     assert [(line["epoch"], line["step"]) for line in single] == [
         (epoch, step) for epoch in range(2) for step in range(1, steps + 1)

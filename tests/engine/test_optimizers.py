@@ -25,7 +25,7 @@ def slope(net: nn.Module, step: int) -> None:
 
 def test_lars_is_its_definition() -> None:
     net, beta, momentum = layers(), 0.01, 0.9
-    optimizer = Recipe(optimizer="lars", momentum=momentum, weight_decay=beta).optimiser(
+    optimizer = Recipe(optimizer="lars", momentum=momentum, weight_decay=beta).build_optimizer(
         list(net.parameters())
     )
     velocity = [torch.zeros_like(p) for p in net.parameters()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads
 from letheon.methods.finetune import Finetune
@@ -38,7 +39,7 @@ def methods(recipe: Recipe) -> dict[str, Method]:
         "finetune": Finetune(replace(recipe, optimizer="lars", ema=0.9)),
         "grad-ascent": GradAscent(replace(recipe, log_every=1)),
         "l1-sparse": L1Sparse(recipe, alpha=1e-2),
-        "random-label": RandomLabel(replace(recipe, accumulate=2), order="paired"),
+        "random-label": RandomLabel(replace(recipe, grad_accum_steps=2), order="paired"),
         "salun": SalUn(RandomLabel(recipe), density=0.3),
         "salun-adamw": SalUn(RandomLabel(adam), density=0.3),
         "spkd": Spkd(recipe, ce_weight=1.0, sp_weight=100.0),
@@ -115,7 +116,7 @@ def test_no_step_reads_a_value_back(name: str) -> None:
 class Telling(Finetune):
     """Prints its loss at every step, as many a script does."""
 
-    def edit_grads(self, run: Run) -> None:
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         float(cast(Tensor, run.parameters[0].grad).sum())
 
 
@@ -164,24 +165,26 @@ def test_no_step_waits_for_the_device(name: str, compile: str, dtype: str) -> No
 
 @pytest.mark.parametrize("dtype", ["fp16", "tf32"])
 def test_formats_of_another_device_are_refused(dtype: str) -> None:
-    with pytest.raises(InputError, match=f"--dtype {dtype} on cpu"):
-        Precision(dtype).resolved(torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"dtype {dtype} on cpu"):
+        Precision(dtype).resolve(torch.device("cpu"))  # type: ignore[arg-type]
 
 
 class Formats(Finetune):
-    """Notes the types a step meets."""
+    """Keeps the types a step meets."""
 
-    def epoch(self, run: Run, number: int) -> Any:
-        [phase] = super().epoch(run, number)
+    types: ClassVar[dict[str, Any]] = {}
 
-        def noted(net: nn.Module, batch: Batch) -> Tensor:
-            run.state["logits"] = net(batch.images).logits.dtype
+    def phases(self, run: Run, state: State, epoch: int) -> Any:
+        [phase] = super().phases(run, state, epoch)
+
+        def watched(net: nn.Module, batch: Batch) -> Any:
+            self.types["logits"] = net(batch.images).logits.dtype
             return phase.loss(net, batch)
 
-        return [replace(phase, loss=noted)]
+        return [replace(phase, loss=watched)]
 
-    def edit_grads(self, run: Run) -> None:
-        run.state["grads"] = {p.grad.dtype for p in run.parameters if p.grad is not None}
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        self.types["grads"] = {p.grad.dtype for p in run.parameters if p.grad is not None}
 
 
 @pytest.mark.parametrize(("dtype", "inside"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -189,8 +192,8 @@ def test_weights_and_gradients_stay_float32(dtype: str, inside: torch.dtype) -> 
     run = run_of(Formats(RECIPE))
     run.precision = Precision(dtype)  # type: ignore[arg-type]
     run_method(Formats(RECIPE), run)
-    assert run.state["logits"] == inside
-    assert run.state["grads"] == {torch.float32}
+    assert Formats.types["logits"] == inside
+    assert Formats.types["grads"] == {torch.float32}
     assert {p.dtype for p in run.parameters} == {torch.float32}
     conv = next(p for p in run.parameters if p.dim() == 4)
     assert conv.is_contiguous(memory_format=torch.channels_last)

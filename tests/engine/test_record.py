@@ -1,4 +1,4 @@
-"""The run folder: written whole, never over another, and the statistics of gradients.py."""
+"""The run folder: written whole, never over another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from letheon import durable
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.run_folder import Record, check_free, check_free_file, write_atomically
+from letheon.engine.runs.run_folder import Record, check_free, check_free_file
 from letheon.errors import InputError
 
 
@@ -55,7 +56,7 @@ def test_a_new_record_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    write_atomically(file, "old")
+    durable.write(file, "old")
     with pytest.raises(TypeError):
-        write_atomically(file, 3)  # type: ignore[arg-type]
+        durable.write(file, 3)  # type: ignore[arg-type]
     assert file.read_text() == "old"

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from letheon.kernels.bits import pack
 from letheon.kernels.flat import Layout, adopt_
-from letheon.kernels.masked_sgd import masked_sgd_, masked_sgd_reference_
+from letheon.kernels.masked_sgd import masked_sgd_
+from letheon.kernels.masked_sgd_reference import masked_sgd_reference_
+from letheon.kernels.threshold import pack
 
-LR, MOMENTUM, DECAY, L1 = 0.1, 0.9, 5e-2, 3e-2
+LR, MOMENTUM, DECAY = 0.1, 0.9, 5e-2
 SHAPES = [(17, 3, 3, 3), (17,), (), (40_001,), (0, 4), (5, 7)]
 
 
@@ -19,35 +20,30 @@ def make(seed, dtype=torch.float32, last=True):
     return tensors
 
 
-@pytest.mark.parametrize(
-    ("momentum", "nesterov"), [(0.0, False), (MOMENTUM, False), (MOMENTUM, True)]
-)
+def everywhere(tensors):
+    return [torch.ones_like(t, dtype=torch.bool) for t in tensors]
+
+
+@pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rate", [LR, torch.tensor(LR)])
-def test_unmasked_equals_torch_sgd_with_an_l1_term(momentum, nesterov, dtype, rate):
+def test_unmasked_equals_torch_sgd(momentum, dtype, rate):
     ours, theirs = make(0, dtype), [t.requires_grad_() for t in make(0, dtype)]
-    momenta = [torch.full_like(t, torch.nan) for t in ours]
-    optimiser = torch.optim.SGD(
-        theirs, LR, momentum=momentum, weight_decay=DECAY, nesterov=nesterov, foreach=False
-    )
+    momenta = [torch.zeros_like(t) for t in ours]
+    optimizer = torch.optim.SGD(theirs, LR, momentum=momentum, weight_decay=DECAY, foreach=False)
     for step in range(3):
-        targets = make(step + 1, dtype)
-        optimiser.zero_grad()
-        loss = sum((t * g).sum() + L1 * t.abs().sum() for t, g in zip(theirs, targets, strict=True))
-        loss.backward()
-        optimiser.step()
-        scaled = [g * 8 for g in targets]
-        masked_sgd_(
-            ours, scaled, momenta, None, rate, momentum, DECAY, L1, 8.0, step == 0, nesterov
-        )
+        for tensor, gradient in zip(theirs, make(step + 1, dtype), strict=True):
+            tensor.grad = gradient
+        optimizer.step()
+        grads = make(step + 1, dtype)
+        masked_sgd_(ours, grads, momenta, everywhere(ours), rate, momentum, DECAY)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other.detach())
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
-def test_masked_weights_keep_their_bits_and_the_others_do_not_notice(packed, nesterov, momentum):
+def test_masked_weights_keep_their_bits_and_the_others_do_not_notice(packed, momentum):
     n = 70_001
     gen = torch.Generator().manual_seed(0)
     start = torch.randn(n, generator=gen)
@@ -61,9 +57,9 @@ def test_masked_weights_keep_their_bits_and_the_others_do_not_notice(packed, nes
         broken = grad.clone()
         broken[~keep] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e38]).repeat(n)[:n][~keep]
         mask = pack(keep) if packed else keep
-        shared = (LR, momentum, DECAY, L1)
-        masked_sgd_([masked], [broken], [buffers[0]], [mask], *shared, nesterov=nesterov)
-        masked_sgd_([plain], [grad], [buffers[1]], None, *shared, nesterov=nesterov)
+        shared = (LR, momentum, DECAY)
+        masked_sgd_([masked], [broken], [buffers[0]], [mask], *shared)
+        masked_sgd_([plain], [grad], [buffers[1]], everywhere([plain]), *shared)
     assert torch.equal(masked.view(torch.int32)[~keep], start.view(torch.int32)[~keep])
     assert torch.equal(masked[keep], plain[keep])
     assert not torch.equal(masked[keep], start[keep])
@@ -88,35 +84,24 @@ def test_layouts_that_differ_give_the_same_numbers():
     assert results[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_average_follows_the_new_weights():
-    params, averages = make(0), make(1)
-    expected = [a.clone() for a in averages]
-    for step in range(2):
-        masked_sgd_(params, make(step + 2), None, None, LR, ema=averages, ema_decay=0.75)
-        expected = [0.75 * e + 0.25 * p for e, p in zip(expected, params, strict=True)]
-    for a, e in zip(averages, expected, strict=True):
-        torch.testing.assert_close(a, e)
-
-
 @pytest.mark.parametrize("skip", [True, False])
 def test_skipped_step_leaves_everything(skip):
-    start = [make(0), make(1), make(2)]
-    params, momenta, averages = make(0), make(1), make(2)
-    grads = make(3)
+    start = [make(0), make(1)]
+    params, momenta, grads = make(0), make(1), make(3)
     if skip:
         grads[1][3] = torch.inf
-    masked_sgd_(params, grads, momenta, None, LR, MOMENTUM, DECAY, ema=averages,
-                skip=torch.tensor(float(skip)))  # fmt: skip
-    for now, before in zip((params, momenta, averages), start, strict=True):
+    flag = torch.tensor(float(skip))
+    masked_sgd_(params, grads, momenta, everywhere(params), LR, MOMENTUM, DECAY, skip=flag)
+    for now, before in zip((params, momenta), start, strict=True):
         for a, b in zip(now, before, strict=True):
             assert torch.equal(a, b) == (skip or not a.numel())
 
 
-def test_gradients_of_another_float_type_and_a_tensor_scale():
+def test_gradients_of_another_float_type():
     params, expected = make(0), make(0)
-    grads = make(1, torch.bfloat16)
-    masked_sgd_(params, grads, None, None, LR, grad_scale=torch.tensor(4.0))
-    masked_sgd_reference_(expected, [g.float() / 4 for g in grads], None, None, LR)
+    grads, keep = make(1, torch.bfloat16), everywhere(params)
+    masked_sgd_(params, grads, make(2), keep, LR)
+    masked_sgd_reference_(expected, [g.float() for g in grads], make(2), keep, LR)
     for a, b in zip(params, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
@@ -130,7 +115,7 @@ def test_one_flat_buffer_equals_the_list_of_tensors():
     buffer = torch.zeros_like(flat)
     for step in range(2):
         grads = make(step + 1)
-        arguments = (LR, MOMENTUM, DECAY, L1)
+        arguments = (LR, MOMENTUM, DECAY)
         masked_sgd_([flat], [layout.gather(grads)], [buffer], [layout.bits(keep)], *arguments)
         masked_sgd_(listed, grads, momenta, keep, *arguments)
     for a, b in zip(params, listed, strict=True):

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from letheon.kernels import similarity
-from letheon.kernels.gram import as_rows, gram
-from letheon.kernels.similarity import angle_loss, distance_loss, similarity_loss
+from letheon.kernels.similarity import angle_loss, as_rows, distance_loss, gram, similarity_loss
 
 LOSSES = [
     similarity_loss,

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from letheon.kernels.bits import pack, unpack
-from letheon.kernels.threshold import cuts, masks_of_cut, top_masks, top_masks_reference
+from letheon.kernels.threshold import pack, top_masks, top_masks_reference, unpack
 
 DENSITIES = [0.0, 0.1, 0.25, 0.5, 0.7001, 0.9, 0.999, 1.0]
 
@@ -72,13 +71,6 @@ def test_large_with_a_channels_last_tensor():
     scores = [last, torch.randn(700_001, generator=gen)]
     check(scores, [0.3, 0.5])
     assert top_masks(scores, [0.5])[0][0].stride() == last.stride()
-
-
-def test_one_density_at_a_time_gives_the_same():
-    scores = [torch.randn(50, generator=torch.Generator().manual_seed(4)), torch.zeros(50)]
-    together = top_masks(scores, [0.2, 0.8])
-    for cut, masks in zip(cuts(scores, [0.2, 0.8]), together, strict=True):
-        assert torch.equal(joined(masks_of_cut(scores, cut)), joined(masks))
 
 
 def test_nothing_to_rank():

@@ -12,12 +12,12 @@ triton = pytest.importorskip("triton", reason="Triton is not installed on this p
 
 F32 = "*fp32"
 STEP = {
-    "param": F32, "grad": F32, "buffer": F32, "mask": "*u8", "ema": F32, "lr": F32, "scale": "fp32",
-    "skip": F32, "n": "i32", "momentum": "fp32", "decay": "fp32", "l1": "fp32", "ema_step": "fp32",
+    "param": F32, "grad": F32, "buffer": F32, "mask": "*u8", "lr": F32, "skip": F32, "n": "i32",
+    "momentum": "fp32", "decay": "fp32",
 }  # fmt: skip
 COUNT = {"scores": F32, "slots": "*i32", "histogram": "*i64", "n": "i32", "last_slot": "i32"}
 RESIZE = {
-    "images": "*u8", "boxes": F32, "source": "*i64", "flip": "*u8", "out": "*bf16",
+    "images": "*u8", "boxes": F32, "source": "*i64", "flip": "*u8", "out": F32,
     "height": "i32", "width": "i32", "size": "i32",
     **{f"{name}{c}": "fp32" for name in ("scale", "offset") for c in range(3)},
 }  # fmt: skip
@@ -37,11 +37,10 @@ def test_interpreted_kernels_equal_the_plain_forms():
 
 
 def variants():
-    step = {"MOMENTUM": True, "FIRST": False, "NESTEROV": True, "EMA": True, "SKIP": True,
-            "LR_TENSOR": True, "SCALE_TENSOR": False, "BLOCK": 1024}  # fmt: skip
-    for mask, first in itertools.product(("none", "bool", "bits"), (False, True)):
-        flags = step | {"MASK": mask, "FIRST": first}
-        yield f"step-{mask}-{first}", "masked_sgd_triton", "step_kernel", STEP, flags
+    for bits, rate in itertools.product((False, True), (False, True)):
+        flags = {"MOMENTUM": True, "BITS": bits, "LR_TENSOR": rate, "SKIP": True, "BLOCK": 1024}
+        kinds = STEP | ({} if rate else {"lr": "fp32"})
+        yield f"step-{bits}-{rate}", "masked_sgd_triton", "step_kernel", kinds, flags
     for fine in (False, True):
         flags = {"FINE": fine, "BLOCK": 1024}
         yield f"count-{fine}", "threshold_triton", "count_kernel", COUNT, flags

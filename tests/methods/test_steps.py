@@ -14,17 +14,17 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
-from letheon.methods.random_label import RandomLabel, drawn_labels
+from letheon.methods.random_label import RandomLabel, draw_labels
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
-from tests.world import FORGOTTEN, network, run_of, trained
+from tests.world import FORGOTTEN, masks_of, network, run_of, trained
 
 RECIPE = Recipe(epochs=2, lr=0.02, batch_size=8, weight_decay=0.01, batch_norm="frozen")
 
@@ -62,7 +62,7 @@ def ce(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
     return F.cross_entropy(model(batch.images).logits, batch.labels)
 
 
-def relabelled(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
+def relabeled(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
     u = uniform(0, "random-label", epoch, batch.index, 1)[:, 0]
     others = torch.tensor([[c for c in range(4) if c != int(y)] for y in batch.labels])
     drawn = others[torch.arange(len(u)), (u * 3).long()]
@@ -86,10 +86,10 @@ def similarity(model: torch.nn.Module, batch: Batch, epoch: int, squared: bool) 
 CASES: dict[str, tuple[Method, list[tuple[str, Callable[..., Tensor]]]]] = {
     "finetune": (Finetune(RECIPE), [("retain", ce)]),
     "grad-ascent": (GradAscent(RECIPE), [("forget", lambda *a: -ce(*a))]),
-    "random-label": (RandomLabel(RECIPE), [("mixed", relabelled)]),
+    "random-label": (RandomLabel(RECIPE), [("mixed", relabeled)]),
     "random-label-sequential": (
         RandomLabel(RECIPE, order="sequential"),
-        [("forget", relabelled), ("retain", ce)],
+        [("forget", relabeled), ("retain", ce)],
     ),
     "spkd": (
         Spkd(RECIPE, ce_weight=2.0, sp_weight=50.0),
@@ -148,20 +148,21 @@ def test_head_distillation_leaves_the_encoder_as_it_was() -> None:
 
 
 def test_salun_is_its_definition() -> None:
-    run, _ = trained(SalUn(RandomLabel(RECIPE), density=0.4))
-    expected = reference(run, [("mixed", relabelled)], masks=run.state["mask"])
+    method = SalUn(RandomLabel(RECIPE), density=0.4)
+    run, _ = trained(method)
+    expected = reference(run, [("mixed", relabeled)], masks=masks_of(method))
     for ours, theirs in zip(run.model.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("draw", ["other", "retained", "any"])
-def test_drawn_labels_follow_their_rule(draw: str) -> None:
+def test_draw_labels_follow_their_rule(draw: str) -> None:
     n = 4000
     labels = torch.arange(n) % 4
     batch = Batch(torch.empty(n, 0), labels, labels == 2, torch.arange(n), n)
     allowed = torch.tensor([0, 1, 3]) if draw == "retained" else torch.arange(4)
-    drawn = drawn_labels(batch, allowed, draw, 1, torch.tensor(0))  # type: ignore[arg-type]
-    again = drawn_labels(batch, allowed, draw, 1, torch.tensor(1))  # type: ignore[arg-type]
+    drawn = draw_labels(batch, allowed, draw, 1, torch.tensor(0))  # type: ignore[arg-type]
+    again = draw_labels(batch, allowed, draw, 1, torch.tensor(1))  # type: ignore[arg-type]
     assert set(drawn.tolist()) <= set(allowed.tolist())
     assert not torch.equal(drawn, again)
     if draw == "other":
@@ -173,14 +174,14 @@ def test_drawn_labels_follow_their_rule(draw: str) -> None:
     assert (counts - torch.tensor(expected)).abs().max() < 75  # about 5 standard deviations
 
 
-def test_drawn_labels_do_not_depend_on_the_place_in_the_batch() -> None:
+def test_draw_labels_do_not_depend_on_the_place_in_the_batch() -> None:
     labels, index = torch.tensor([0, 1, 2, 3]), torch.tensor([5, 9, 2, 7])
     batch = Batch(torch.empty(4, 0), labels, labels == 2, index, 4)
     order = torch.tensor([2, 0, 3, 1])
     shuffled = Batch(torch.empty(4, 0), labels[order], labels[order] == 2, index[order], 4)
-    drawn = drawn_labels(batch, torch.arange(4), "other", 3, torch.tensor(4))
+    drawn = draw_labels(batch, torch.arange(4), "other", 3, torch.tensor(4))
     assert torch.equal(
-        drawn[order], drawn_labels(shuffled, torch.arange(4), "other", 3, torch.tensor(4))
+        drawn[order], draw_labels(shuffled, torch.arange(4), "other", 3, torch.tensor(4))
     )
 
 
@@ -213,12 +214,12 @@ def test_no_forget_sample_in_a_retain_phase() -> None:
         assert line["forget_read" if line["reads"] == "retain" else "retain_read"] == 0
     run = run_of(Finetune(RECIPE))
     run.forget = ~run.forget  # the loader and the run now disagree about what is to be forgotten
-    with pytest.raises(RuntimeError, match="reads retain but met"):
+    with pytest.raises(RunFailed, match="reads retain but met"):
         run_method(Finetune(RECIPE), run)
 
 
 def test_spkd_refuses_micro_batches_it_cannot_see_together() -> None:
-    recipe = replace(RECIPE, accumulate=2)
-    with pytest.raises(InputError, match="accumulate 2"):
+    recipe = replace(RECIPE, grad_accum_steps=2)
+    with pytest.raises(InputError, match="got 2 micro-batches"):
         Spkd(recipe).check(run_of(Spkd(recipe)))
     Spkd(recipe, gram="local").check(run_of(Spkd(recipe)))

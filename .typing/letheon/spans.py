@@ -1,0 +1,1 @@
+../../letheon/spans.py

@@ -1,0 +1,101 @@
+"""Is the network still one: finite weights, and an accuracy above chance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from letheon.engine.distributed import sum_over_ranks
+from letheon.engine.method import Accuracies, Run
+from letheon.errors import RunFailed
+from letheon.loaders.batch import Loader
+
+SAMPLES = 1_000
+"""Retain images that the look for a collapse reads, at most."""
+
+
+def check_finite(run: Run, moment: str) -> None:
+    """Refuse weights and buffers that are not finite; looked for on the device, read once.
+
+    The weights are equal on every rank, so that every rank comes to the same end.
+
+    Raises:
+        RunFailed: with the names of the tensors and how many numbers of them are broken.
+    """
+    tensors = {k: v for k, v in run.model.state_dict().items() if v.is_floating_point()}
+    broken = torch.stack([(~value.isfinite()).sum() for value in tensors.values()])
+    if not bool(broken.any()):
+        return
+    counts = dict(zip(tensors, broken.tolist(), strict=True))
+    odd = [name.removeprefix("net.") for name, count in counts.items() if count]
+    raise RunFailed(
+        f"got {sum(counts.values())} weights that are not finite {moment}, in {', '.join(odd[:3])}"
+        f"{f' and {len(odd) - 3} more' if len(odd) > 3 else ''}; expected finite numbers; lower lr "
+        "or epochs"
+    )
+
+
+def measure_accuracies(run: Run) -> Accuracies:
+    """Top-1 accuracy over every training and held-out image; the model's mode stays as it was."""
+    shares: list[float | None] = []
+    for loader in (run.loader, run.held_out() if run.held_out else None):
+        for forget in (True, False):
+            shares.append(None if loader is None else _accuracy(run, loader, forget))
+    return Accuracies(*shares)
+
+
+def _accuracy(run: Run, loader: Loader, forget: bool) -> float | None:
+    counts = torch.zeros(2, dtype=torch.float64, device=run.ranks.device)
+    for right, flags, _ in _answers(run, loader, None):
+        chosen = flags == forget
+        counts += torch.stack([(right & chosen).sum(), chosen.sum()])
+    sum_over_ranks([counts], run.ranks)
+    hits, samples = counts.tolist()
+    return hits / samples if samples else None
+
+
+def collapse_warning(run: Run) -> str | None:
+    """A line about a network that does no better on retain images than naming one class always.
+
+    Up to `SAMPLES` retain images of the training set, evenly spread over it, in evaluation mode;
+    the same on every rank.
+    """
+    retain = (~run.forget).nonzero().flatten()
+    rows = torch.linspace(0, len(retain) - 1, min(len(retain), SAMPLES)).long()
+    counts = torch.zeros(run.model.classes + 1, dtype=torch.float64, device=run.ranks.device)
+    for right, _, labels in _answers(run, run.loader, retain.cpu()[rows].tolist()):
+        counts[-1] += right.sum()
+        counts[:-1] += torch.bincount(labels, minlength=run.model.classes)
+    sum_over_ranks([counts], run.ranks)
+    hits, samples = float(counts[-1]), float(counts[:-1].sum())
+    largest = float(counts[:-1].max())
+    if samples in (0, largest):
+        return None  # nothing read, or one class only, which always naming it gets right
+    chance, accuracy = largest / samples, hits / samples
+    if accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / samples):
+        return None
+    return (
+        f"the network collapsed: its accuracy on {int(samples)} retain images is {accuracy:.1%}, "
+        f"and naming one class always gives {chance:.1%}; lower lr or epochs"
+    )
+
+
+Answers = list[tuple[Tensor, Tensor, Tensor]]
+"""(answer is right, is to be forgotten, label) of this rank's samples, batch by batch."""
+
+
+def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
+    """Ask the model about these samples (default: all), in evaluation mode."""
+    was_training = run.model.training
+    run.model.eval()
+    found = []
+    with torch.no_grad():
+        for host in loader.sweep(indices):
+            batch = host.to(run.ranks.device)
+            with run.precision.autocast(run.ranks.device):
+                answer = run.model(batch.images).logits.argmax(dim=1)
+            found.append((answer == batch.labels, batch.forget, batch.labels))
+    run.model.train(was_training)
+    return found

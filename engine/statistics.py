@@ -1,0 +1,290 @@
+"""Sums over an image set: gradients, their squares, moments of classes and inputs, outputs.
+
+The only place they come from. A statistic of one rank's own samples differs between ranks, and a
+mask made from it would let the ranks drift apart without an error: here every sum is reduced over
+the ranks and bitwise equal on all of them. All read each sample once, with the test transform, and
+a model in evaluation mode (running batch-norm statistics, no dropout), which is left as it was.
+
+A statistic is kept for the other runs of the call, under the digests of the weights and the forget
+set: several runs that start from one model compute it once. Nobody may change what is returned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.distributed import gather_rows, sum_over_ranks
+from letheon.engine.method import Loss, Run
+from letheon.loaders.batch import Batch
+
+T = TypeVar("T")
+Part = Literal["forget", "retain", "all"]
+CHUNK = 32
+"""Samples whose own gradients are in memory at once."""
+
+
+def gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
+    """Sum over the samples of the gradient of each sample's loss.
+
+    Args:
+        run: the run; its model's weights and gradients are left as they were.
+        part: which training samples.
+        loss: (net, batch) -> mean loss of the batch. Each batch's gradient is weighted by its size:
+            the sum does not depend on the batch size, its last batch or the number of ranks.
+
+    Returns:
+        One float32 tensor per trainable parameter, in the order of `run.parameters`.
+    """
+    return _shared(run, ("gradient sum", part, _key(loss)), lambda: _gradient_sum(run, part, loss))
+
+
+def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
+    model = run.model
+    with _evaluating(model):
+        model.zero_grad(set_to_none=True)
+        for batch in _batches(run, part):
+            with run.precision.autocast(run.ranks.device):
+                value = loss(model, batch)
+            (value * len(batch.labels)).backward()
+        sums = [
+            parameter.grad if parameter.grad is not None else parameter.new_zeros(parameter.shape)
+            for parameter in run.parameters
+        ]
+        model.zero_grad(set_to_none=True)
+    sum_over_ranks(sums, run.ranks)
+    return sums
+
+
+def squared_gradient_sum(
+    run: Run, part: Part, loss: Loss, by: Literal["sample", "batch"] = "sample"
+) -> list[Tensor]:
+    """Sum over the samples of the squared gradient: the diagonal of the empirical Fisher, times N.
+
+    Args:
+        run: the run.
+        part: which training samples.
+        loss: (net, batch) -> mean loss of the batch.
+        by: ``sample`` is the definition: each sample's own gradient is squared (exact, by
+            `torch.func`). ``batch`` squares the mean gradient of each batch and multiplies it by
+            the batch's size, the shortcut of many published codes: it depends on the batch size
+            and on the ranks, and is about as many times too small.
+
+    Returns:
+        One float32 tensor per trainable parameter, in the order of `run.parameters`.
+    """
+    key = ("squared gradient sum", part, by, _key(loss))
+    return _shared(run, key, lambda: _squared_gradient_sum(run, part, loss, by))
+
+
+def _squared_gradient_sum(run: Run, part: Part, loss: Loss, by: str) -> list[Tensor]:
+    model, parameters = run.model, run.parameters
+    device = run.ranks.device
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    with _evaluating(model):
+        for batch in _batches(run, part):
+            if by == "sample":
+                for rows in torch.arange(len(batch.labels)).split(CHUNK):
+                    _add_squares(run, loss, batch, rows.to(device), sums)
+                continue
+            with run.precision.autocast(run.ranks.device):
+                value = loss(model, batch)
+            grads = torch.autograd.grad(value, parameters, allow_unused=True)
+            for total, one in zip(sums, grads, strict=True):
+                if one is not None:
+                    total += one.float().square() * len(batch.labels)
+    sum_over_ranks(sums, run.ranks)
+    return sums
+
+
+def _add_squares(run: Run, loss: Loss, batch: Batch, rows: Tensor, sums: list[Tensor]) -> None:
+    """Add the squared gradients of these rows, each computed as a batch of one sample."""
+    model = run.model
+    own = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    other = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+    other |= dict(model.named_buffers())
+
+    def one(weights: dict[str, Tensor], *sample: Tensor) -> Tensor:
+        image, label, forget, index = (tensor[None] for tensor in sample)
+        rows = Batch(image, label, forget, index, 1)
+
+        def net(images: Tensor) -> Any:
+            return functional_call(model, {**weights, **other}, (images,))
+
+        with run.precision.autocast(run.ranks.device):
+            return loss(cast(nn.Module, net), rows).float()
+
+    grads = vmap(grad(one), in_dims=(None, 0, 0, 0, 0))(
+        own, *(tensor[rows] for tensor in (batch.images, batch.labels, batch.forget, batch.index))
+    )
+    for total, each in zip(sums, grads.values(), strict=True):
+        total += each.square().sum(0)
+
+
+class ClassMoments(NamedTuple):
+    """Of the pooled features, by label; float64, C classes, D features."""
+
+    count: Tensor  # type: ignore[assignment]  # (C,)
+    mean: Tensor  # (C, D); zero for a class without a sample
+    variance: Tensor  # (C, D), over the class's samples, divided by their number
+
+
+def class_moments(run: Run, part: Part) -> ClassMoments:
+    """Number, mean and variance of the features of each class."""
+    return _shared(run, ("class moments", part), lambda: _class_moments(run, part))
+
+
+def _class_moments(run: Run, part: Part) -> ClassMoments:
+    classes, width = run.model.classes, run.model.head.in_features
+    device = run.ranks.device
+    count = torch.zeros(classes, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, classes, width, dtype=torch.float64, device=device)
+    with _evaluating(run.model), torch.no_grad():
+        for batch in _batches(run, part):
+            with run.precision.autocast(run.ranks.device):
+                features = run.model(batch.images).features.double()  # (B, D)
+            count.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=torch.float64))
+            sums[0].index_add_(0, batch.labels, features)
+            sums[1].index_add_(0, batch.labels, features.square())
+    sum_over_ranks([count, sums], run.ranks)
+    mean, square = sums / count.clamp(min=1)[:, None]
+    return ClassMoments(count, mean, (square - mean.square()).clamp(min=0))
+
+
+def input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str, Tensor]:
+    """For each layer the uncentered sum of x x^T over what it is given.
+
+    Args:
+        run: the run.
+        part: which training samples.
+        layers: dotted paths of linear and ungrouped convolution layers in `run.model.net`.
+
+    Returns:
+        Path -> (D, D) float64. A row x is an input of a linear layer; for a convolution it is a
+        patch of its input in the order of its weight's (in, height, width), one for each position
+        of its output.
+    """
+    key = ("input covariances", part, tuple(layers))
+    return _shared(run, key, lambda: _input_covariances(run, part, layers))
+
+
+def _input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+
+    def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = _rows(layer, inputs[0])
+            sums[path] = sums.get(path, 0) + rows.T @ rows
+
+        return add
+
+    hooks = []
+    for path in layers:
+        layer = run.model.net.get_submodule(path)
+        wide = _rows(layer, None)
+        sums[path] = torch.zeros(wide, wide, dtype=torch.float64, device=run.ranks.device)
+        hooks.append(layer.register_forward_pre_hook(watch(path)))
+    try:
+        with _evaluating(run.model), torch.no_grad():
+            for batch in _batches(run, part):
+                with run.precision.autocast(run.ranks.device):
+                    run.model(batch.images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sum_over_ranks([sums[path] for path in layers], run.ranks)
+    return sums
+
+
+class IndexedOutputs(NamedTuple):
+    """What the model answers to each of n samples, ascending by their number in the set."""
+
+    index: Tensor  # type: ignore[assignment]  # (n,) int64
+    logits: Tensor  # (n, classes) float32
+    features: Tensor  # (n, D) float32
+
+
+def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
+    """Logits and features of every sample of the part, on every rank, on the device."""
+    return _shared(run, ("outputs", part), lambda: _outputs_by_index(run, part))
+
+
+def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
+    head, device = run.model.head, run.ranks.device
+    index = [torch.empty(0, dtype=torch.int64, device=device)]
+    logits = [torch.empty(0, head.out_features, device=device)]
+    features = [torch.empty(0, head.in_features, device=device)]
+    with _evaluating(run.model), torch.no_grad():
+        for batch in _batches(run, part):
+            with run.precision.autocast(device):
+                output = run.model(batch.images)
+            index.append(batch.index)
+            logits.append(output.logits.float())
+            features.append(output.features.float())
+    rows = [gather_rows(torch.cat(column), run.ranks) for column in (index, logits, features)]
+    order = rows[0].argsort()
+    return IndexedOutputs(*(column[order] for column in rows))
+
+
+def _batches(run: Run, part: Part) -> Iterator[Batch]:
+    """This rank's samples of the part, on the device."""
+    if part == "all":
+        indices = list(range(len(run.forget)))
+    else:
+        mask = run.forget if part == "forget" else ~run.forget
+        indices = mask.nonzero().flatten().tolist()
+    for batch in run.loader.sweep(indices):
+        yield batch.to(run.ranks.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, the mode it had afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _rows(layer: nn.Module, images: Tensor | None) -> Any:
+    """The inputs of a layer as (rows, D) float64; without inputs, D."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features if images is None else images.flatten(0, -2).double()
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
+        if images is None:
+            return layer.weight[0].numel()
+        size = (layer.kernel_size[0], layer.kernel_size[1])
+        patches = F.unfold(images.float(), size, layer.dilation, layer.padding, layer.stride)
+        return patches.transpose(1, 2).flatten(0, 1).double()
+    raise TypeError(f"got a {type(layer).__name__}; expected a linear or ungrouped convolution")
+
+
+def _key(loss: Loss) -> object:
+    """The same for the same function; a closure or partial is only ever itself."""
+    if isinstance(loss, FunctionType) and loss.__closure__ is None:
+        return (loss.__module__, loss.__qualname__)
+    return loss  # kept in the key, so that no other object can take its identity
+
+
+def _shared(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
+    """`compute()`, or what another run of the call has computed of the same weights and samples."""
+    if run.shared is None:
+        return compute()
+    images = getattr(run.loader, "images", run.loader)
+    forget = hashlib.sha256(run.forget.cpu().numpy().tobytes()).hexdigest()
+    moving = tuple(run.named_parameters)
+    key = (what, weights_digest(run.model), run.model.preset, forget, moving, run.precision, images)
+    if key not in run.shared:
+        run.shared[key] = compute()
+    return cast(T, run.shared[key])

@@ -1,0 +1,338 @@
+"""The functions of `import letheon`: forget, train, evaluate and load_model from Python.
+
+They do what the scripts do, over the same engine, for a network, images and a method that the
+caller holds. Nothing handed in is modified: the work is done on copies.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch import nn
+
+from letheon.engine.checkpoints import model_file
+from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.distributed import Ranks, gather_objects, joined
+from letheon.engine.method import Method, Run
+from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
+from letheon.engine.runs.run_folder import check_free
+from letheon.errors import InputError
+from letheon.eval.comparison import Comparison, Entry
+from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.quick_row import Conditions
+from letheon.launch.command import together
+from letheon.launch.inputs import (
+    Call,
+    Forget,
+    Images,
+    Model,
+    Options,
+    Result,
+    align,
+    build_call,
+    build_preset,
+    name_of,
+    open_images,
+    open_model,
+    resolve_request,
+)
+from letheon.loaders.batch import Loader
+from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.forget_request import Request, forget_mask
+from letheon.methods import catalogue, inner_fields
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.train import Train
+
+
+def forget(
+    model: Model,
+    *,
+    train: Images,
+    forget: Forget,
+    method: str | Method = "salun",
+    test: Images = None,
+    out: str | Path | None = None,
+    **options: Unpack[Options],
+) -> Result:
+    """Forget classes or samples: run an unlearning method on a copy of `model`.
+
+    Args:
+        model: the trained network; any nn.Module whose output is that of its last nn.Linear.
+        train: the images it was trained on, those to forget among them.
+        forget: what is to be forgotten; a list is of classes.
+        method: a method's name with its default settings, or an instance of any Method.
+        test: held-out images, for the record; a path of `train` brings its own.
+        out: a run folder to make; by default nothing is kept on disk.
+        **options: see `Options`.
+
+    Returns:
+        The network and the record; the same weights on every rank.
+
+    Raises:
+        InputError: anything amiss with what was handed in; nothing has been written.
+        RunFailed: numbers that are not finite, a full disk.
+    """
+    preset = options.pop("preset", None)
+    with _folder(out) as folder:
+        call = build_call(
+            train, options, weights=name_of(model), method=build_method(method), out=folder
+        )
+
+        def plan(ranks: Ranks) -> tuple[Plan, Run]:
+            check_free(call.out, call.overwrite)
+            data = open_images(call, train, test)
+            network = open_model(model, data, preset)
+            data = align(network, data)
+            if call.method.from_scratch and isinstance(model, nn.Module | Result):
+                raise InputError(
+                    f"got method {method!r}, which starts from new weights, for a network handed "
+                    "in; expected an architecture it can build; train a new network of yours on "
+                    "the images to retain",
+                    option="method",
+                )
+            request = resolve_request(forget, data, call.seed)
+            job = replace(call, forget=request.text)
+            return plan_forgetting(job, call.method, network, data, request, ranks)
+
+        return _run(call, plan, model, None if out is None else folder)
+
+
+def train(
+    model: str | nn.Module,
+    *,
+    train: Images,
+    method: Method | None = None,
+    test: Images = None,
+    out: str | Path | None = None,
+    **options: Unpack[Options],
+) -> Result:
+    """Train a network on the whole training set: the original, which is to forget later.
+
+    Args:
+        model: an architecture's name, such as resnet50, which gets new weights by the seed; or a
+            network, of which a copy is trained from the weights it has.
+        train: the images.
+        method: how to train; by default `Train` with its recipe.
+        test: held-out images, for the record.
+        out: a run folder to make; by default nothing is kept on disk.
+        **options: see `Options`.
+
+    Returns:
+        As `forget`.
+
+    Raises:
+        InputError: anything amiss with what was handed in; nothing has been written.
+        RunFailed: numbers that are not finite, a full disk.
+    """
+    preset = options.pop("preset", None)
+    with _folder(out) as folder:
+        call = build_call(
+            train, options, weights=name_of(model), method=method or Train(), out=folder
+        )
+
+        def plan(ranks: Ranks) -> tuple[Plan, Run]:
+            check_free(call.out, call.overwrite)
+            data = open_images(call, train, test)
+            if isinstance(model, str):
+                known = None if preset is None else build_preset(preset)
+                network = build(model, len(data.classes), call.seed, known)
+            else:
+                network = open_model(model, data, preset)
+            data = align(network, data)
+            return plan_training(call, call.method, network, data, ranks)
+
+        return _run(call, plan, model, None if out is None else folder)
+
+
+def evaluate(
+    *,
+    original: Model | None = None,
+    retrained: Model | Sequence[Model] = (),
+    unlearned: Model | Sequence[Model] = (),
+    train: Images,
+    forget: Forget,
+    test: Images = None,
+    downstream: str | None = None,
+    **options: Unpack[Options],
+) -> list[dict[str, Any]]:
+    """Measure what models still know of what they were to forget: one row a model.
+
+    Args:
+        original: the model before forgetting.
+        retrained: models trained without the forget set; the first is the reference.
+        unlearned: the models after forgetting.
+        train: the training images, those to forget among them.
+        forget: what was forgotten, as `forget` takes it.
+        test: held-out images; a path of `train` brings its own.
+        downstream: a set for k-NN, as --downstream takes it.
+        **options: see `Options`.
+
+    Returns:
+        The rows, equal on every rank; shares are fractions, and "why" has the reason of each None.
+        `letheon evaluate --define` prints what each metric is.
+
+    Raises:
+        InputError: anything amiss with what was handed in.
+    """
+    preset = options.pop("preset", None)
+    batch_size = options.pop("batch_size", 256)
+    call = build_call(train, options)
+    models = [
+        *(("original", model) for model in _as_list(original)),
+        *(("retrained", model) for model in _as_list(retrained)),
+        *(("unlearned", model) for model in _as_list(unlearned)),
+    ]
+    with joined(call.device) as ranks:
+
+        def plan() -> Comparison:
+            data = open_images(call, train, test)
+            if not models:
+                raise InputError("got no model; expected original, retrained or unlearned")
+            networks = [open_model(model, data, preset) for _, model in models]
+            data = align(networks[0], data)
+            entries: list[Entry] = []
+            for (role, model), network in zip(models, networks, strict=True):
+                if network.classes != len(data.classes):
+                    raise InputError(
+                        f"got a model of {network.classes} classes beside one of "
+                        f"{len(data.classes)}; compare models of one data set",
+                        option=role,
+                    )
+                entries.append(_entry(model, role, network.eval(), [e.name for e in entries]))
+            domains = {} if downstream is None else call.open_domains(downstream)
+            request = resolve_request(forget, data, call.seed)
+            return Comparison(entries, data, domains, request)
+
+        comparison = together(ranks, plan)
+        measuring = Measuring(call, comparison, Conditions(), Extent(), batch_size, ranks)
+        return measuring.rows()[0]
+
+
+def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:
+    if models is None:
+        return []
+    return [*models] if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
+
+
+def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) -> Entry:
+    """Name a model of a comparison after its method, folder or class, with a number if need be."""
+    seconds, seed = None, None
+    if isinstance(model, Result):
+        name, seed, spent = model.name, model.seed, model.record["seconds"]
+        seconds = spent["prepare"] + spent["train"]
+    elif isinstance(model, str | Path):
+        name = Path(model).name
+    else:
+        name = role
+    known = [other for other in others if other == name or other.startswith(f"{name}-")]
+    name = f"{name}-{len(known) + 1}" if known else name
+    return Entry(name, role, network, weights_digest(network), seconds, seed=seed)
+
+
+def load_model(path: str | Path, **options: Any) -> Classifier:
+    """Load a run folder or checkpoint; `options` are those of `model_file.load_model`."""
+    return model_file.load_model(Path(path), **options)
+
+
+def build_method(method: str | Method) -> Method:
+    """Return the method of this name with its defaults (around random-label where it wraps one)."""
+    if isinstance(method, Method):
+        return method
+    known = catalogue()
+    if method not in known:
+        raise InputError(
+            f"got method {method!r}; expected one of {', '.join(known)}, or a Method instance",
+            option="method",
+        )
+    return known[method](**{name: RandomLabel() for name in inner_fields(known[method])})
+
+
+def plan_forgetting(
+    job: JobOptions,
+    method: Method,
+    model: Classifier,
+    data: Data,
+    request: Request,
+    ranks: Ranks,
+    like: Loader | None = None,
+) -> tuple[Plan, Run]:
+    """Plan an unlearning run on opened model and data; nothing is written.
+
+    `like` is another run's loader of the same images, to share them in memory.
+
+    Raises:
+        InputError: the method refuses the run, or the ranks cannot share a batch.
+    """
+    if method.from_scratch:
+        names = model.class_names
+        model = build(model.name, model.classes, job.seed, model.preset)
+        model.class_names = names
+    plan = Plan(job, method.recipe, model, data, forget_mask(request, data.train.labels), request)
+    run = plan.run(ranks, like)
+    method.check(run)
+    return plan, run
+
+
+def plan_training(
+    job: JobOptions, method: Method, model: Classifier, data: Data, ranks: Ranks
+) -> tuple[Plan, Run]:
+    """Plan training on all images; nothing is written."""
+    plan = Plan(job, method.recipe, model, data, np.zeros(len(data.train), dtype=bool))
+    run = plan.run(ranks)
+    method.check(run)
+    return plan, run
+
+
+def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
+    """Plan on all ranks, run, and read the record; torch's random state is left as it was."""
+    with joined(call.device) as ranks:
+        planned, run = together(ranks, lambda: plan(ranks))
+        devices = [ranks.device] if ranks.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            train_and_save(planned, call.method, run, call.out)
+        own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
+        if ranks.main:
+            lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            record = json.loads((call.out / "run.json").read_text(encoding="utf-8"))
+            own = (record, [json.loads(line) for line in lines])
+        record, metrics = gather_objects(own, ranks)[0]
+    name = record["method"] if out is None else out.name
+    return Result(
+        _restore(model, run.model), record, metrics, planned.request, out, name, call.seed,
+        run.model.preset,
+    )  # fmt: skip
+
+
+def _restore(model: Model, trained: Classifier) -> nn.Module:
+    """Copy what was handed in, with the trained weights."""
+    if isinstance(model, Result):
+        model = model.model
+    if isinstance(model, nn.Module):
+        own = copy.deepcopy(model)
+        net = own.net if isinstance(own, Classifier) else own
+    else:
+        fresh = Classifier(trained.plain_net(), trained.name, trained.preset)
+        fresh.class_names = trained.class_names
+        return fresh.cpu().eval()
+    net.load_state_dict(trained.net.state_dict())
+    return own
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """Yield the run folder, a temporary one where none is to be kept."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="letheon-") as folder:
+        yield Path(folder)

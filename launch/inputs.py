@@ -1,0 +1,261 @@
+"""Models, images and forget requests that a Python caller holds, as the engine takes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from letheon.engine.checkpoints import model_file
+from letheon.engine.distributed import Ranks
+from letheon.engine.method import Method
+from letheon.engine.models.classifier import Classifier, Output
+from letheon.engine.precision import Precision
+from letheon.engine.runs.plan import JobOptions
+from letheon.errors import InputError
+from letheon.launch.map_style import MapStyleImages, TensorLoader
+from letheon.loaders.backends.base import unwrapped
+from letheon.loaders.batch import Loader
+from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.forget_request import Request, request_samples, resolve
+from letheon.loaders.preset import Preset
+from letheon.loaders.relabel import aligned, model_classes
+from letheon.methods.train import Train
+
+Model: TypeAlias = "str | Path | nn.Module | Result"
+"""A run folder or checkpoint, a network (a Classifier or any nn.Module), or an earlier result."""
+Images: TypeAlias = Any
+"""A path as --data takes, an ImageSet, or a map-style dataset of (image, label) pairs."""
+Forget: TypeAlias = str | int | Sequence[str | int] | Mapping[str, Sequence[str | int]]
+"""A request as --forget takes ("class:3,8"); class numbers and names; or {"samples": numbers}."""
+
+
+class Options(TypedDict, total=False):
+    """What every function takes besides; each is the option of that name of the scripts."""
+
+    preset: Preset | Mapping[str, Any]
+    """Size, mean, std and geometry of a plain network's images. A dataset that gives tensors needs
+    none: they are used as they are."""
+    seed: int
+    device: str
+    loader: str
+    workers: int
+    unreadable: str
+    precision: Precision
+    overwrite: bool
+    batch_size: int
+    """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the network and its record."""
+
+    model: nn.Module
+    """A copy of the network handed in, of its own class, with the new weights; a Classifier where a
+    path, a name or a Classifier was handed in."""
+    record: dict[str, Any]
+    """What the run's run.json says: digest of the weights, seconds, sets."""
+    metrics: list[dict[str, Any]]
+    """The lines of the run's metrics.jsonl."""
+    request: Request | None
+    """What was forgotten, as numbers; None after `train`."""
+    out: Path | None
+    """The run folder, where one was asked for."""
+    name: str
+    """The method's name, or the run folder's."""
+    seed: int
+    preset: Preset
+    """How the network wants its images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(JobOptions):
+    """The settings of a run called from Python, as its settings.json has them."""
+
+    weights: str = ""
+    forget: str = ""
+    method: Method = field(default_factory=Train)
+    out: Path = Path()
+    overwrite: bool = False
+
+    def loader_of(
+        self,
+        images: ImageSet,
+        forget: NDArray[np.bool_],
+        preset: Preset,
+        batch_size: int,
+        ranks: Ranks,
+        tell: Callable[[str], object] = lambda text: None,
+        like: Loader | None = None,
+    ) -> Loader:
+        """Read tensors as they are, other images as the scripts do."""
+        source, _ = unwrapped(images)
+        if not isinstance(source, MapStyleImages) or source.shape is None:
+            return super().loader_of(images, forget, preset, batch_size, ranks, tell, like)
+        place = (ranks.rank, ranks.world, 0, ranks.device)
+        return TensorLoader(images, forget, preset, batch_size, self.seed, *place)
+
+
+def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
+    """Open training and held-out images; without the latter the training images stand in."""
+    if isinstance(train, str | Path):
+        data = replace(job, data=str(train)).open_data()
+        if test is None:
+            return data
+        return replace(data, test=_image_set(job, test, "test", data.classes))
+    images = _image_set(job, train, "train", None)
+    held = images if test is None else _image_set(job, test, "test", images.classes)
+    return Data(images, held, tuple((name,) for name in images.classes))
+
+
+def _image_set(
+    job: JobOptions, source: Images, name: str, classes: tuple[str, ...] | None
+) -> ImageSet:
+    if isinstance(source, str | Path):
+        return replace(job, data=str(source)).open_data().test
+    images = source if isinstance(source, ImageSet) else MapStyleImages(source, name, classes)
+    if classes is not None and images.classes != classes:
+        raise InputError(
+            f"got {name} images of classes {', '.join(images.classes[:3])}...; expected those of "
+            f"the training images, {', '.join(classes[:3])}...; give both the same classes",
+            option=name,
+        )
+    return images
+
+
+def open_model(
+    model: Model, data: Data, preset: Preset | Mapping[str, Any] | None = None
+) -> Classifier:
+    """Load, or copy, a model as the classifier that the engine works on, in float32.
+
+    Raises:
+        InputError: no such file, no preset for a plain network, or a network whose output is not
+            that of its last linear layer.
+    """
+    given = None if preset is None else build_preset(preset)
+    if isinstance(model, str | Path):
+        return model_file.load_model(Path(model), preset=given)
+    if isinstance(model, Result):
+        given = given or model.preset
+        model = model.model
+    if isinstance(model, Classifier):
+        own = copy.deepcopy(model)
+        if given is not None:
+            own.preset = given
+        return own
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"got a {type(model).__name__} for a model; expected a path or an nn.Module",
+            option="model",
+        )
+    shape = data.train.shape if isinstance(data.train, MapStyleImages) else None
+    if given is None and shape is None:
+        raise InputError(
+            f"got a plain {type(model).__name__} without a preset for images that are not yet "
+            "tensors; expected its size, mean and std; give preset={'size': 224, 'mean': ..., "
+            "'std': ...}, or a dataset whose transform makes tensors",
+            option="preset",
+        )
+    known = given or Preset(
+        shape[-1] if shape else 0, (0.0,) * 3, (1.0,) * 3, "none", shape[-1] if shape else 0,
+        augment="none",
+    )  # fmt: skip
+    kind = type(model)
+    own = Classifier(model, f"{kind.__module__}.{kind.__qualname__}", known).float()
+    _check_output(own, shape or (3, known.size, known.size))
+    return own
+
+
+def _check_output(model: Classifier, shape: Sequence[int]) -> None:
+    """Refuse a network that does not return the output of its last linear layer."""
+    training = model.training
+    weight = next(model.parameters())
+    try:
+        with torch.no_grad():
+            output = model.eval().net(torch.zeros(2, *shape, device=weight.device))
+    except Exception as error:  # whatever a network's own code raises on an output of two parts
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"got {model.name}, which fails on images of shape {tuple(shape)} with its last linear "
+            f"layer, {model.head_path}, as the end ({text}); expected a network that returns that "
+            "layer's output",
+            option="model",
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(output, Output):
+        raise InputError(
+            f"got {model.name}, which returns a {type(output).__name__} that is not the output of "
+            f"its last linear layer, {model.head_path}; expected the logits; return them",
+            option="model",
+        )
+
+
+def align(model: Classifier, data: Data) -> Data:
+    """Name the model's classes, and return the data with labels as the model numbers them."""
+    names = model_classes(model.class_names, model.classes, data.classes)
+    model.class_names = names
+    return aligned(data, names)
+
+
+def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
+    """Resolve what is to be forgotten, in whichever form, on the training images."""
+    if isinstance(forget, str):
+        return resolve(forget, data, seed)
+    if isinstance(forget, int):
+        forget = [forget]
+    kind = "classes"
+    if isinstance(forget, Mapping):
+        if set(forget) not in ({"classes"}, {"samples"}):
+            raise InputError(
+                f'got a forget request of {", ".join(map(str, forget))}; expected {{"classes": '
+                '...} or {"samples": ...}',
+                option="forget",
+            )
+        [(kind, forget)] = forget.items()
+    elif not isinstance(forget, list | tuple | set | frozenset | range):
+        raise InputError(
+            f"got a {type(forget).__name__} to forget; expected a list of classes, or "
+            '{"classes": ...} or {"samples": ...}, which say what the numbers mean',
+            option="forget",
+        )
+    if kind == "samples":
+        numbers = [int(number) for number in forget]
+        return request_samples(f"samples:{len(numbers)} numbers", numbers, data)
+    words = [  # a name as it stands in the set, else as the command line takes it
+        f"id={data.classes.index(c)}"
+        if c in data.classes
+        else c
+        if isinstance(c, str)
+        else f"id={int(c)}"
+        for c in forget
+    ]
+    return resolve("class:" + ",".join(words), data, seed)
+
+
+def name_of(value: Any) -> str:
+    """Name what was handed in, for the record: a path as it is, an object by its class."""
+    return str(value) if isinstance(value, str | Path) else type(value).__name__
+
+
+def build_preset(preset: Preset | Mapping[str, Any]) -> Preset:
+    """Make a preset of the fields given by name; `resize_to` is `size` where it is not said."""
+    if isinstance(preset, Preset):
+        return preset
+    try:
+        known = Preset(**preset)
+    except TypeError as error:
+        raise InputError(
+            f"got preset {dict(preset)} ({error}); expected size, mean, std and, where they differ "
+            "from the usual ones, resize, resize_to, interpolation and augment",
+            option="preset",
+        ) from error
+    return known if "resize_to" in preset else replace(known, resize_to=known.size)

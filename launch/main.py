@@ -1,0 +1,57 @@
+"""The console command: `letheon forget ...` runs launch/forget.py, and so on for each script."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+
+from letheon import __version__
+
+COMMANDS = {
+    "prepare": "check an image set once and store it for fast reading",
+    "train": "train the original model",
+    "mask": "write saliency masks for SalUn",
+    "forget": "make a model forget classes or samples, by one method or several",
+    "evaluate": "measure what is left, one row a model",
+}
+"""Each script of this folder with the line that --help prints about it."""
+
+
+def main() -> None:
+    """Run the script that the first argument names; the others are its options."""
+    name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("--help", "-h"):
+        print(usage())
+    elif name == "--version":
+        print(f"letheon {__version__}")
+    elif name in COMMANDS:
+        sys.argv = [f"letheon {name}", *rest]
+        import_module(f"letheon.launch.{name}").start()
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        known = ", ".join(COMMANDS)
+        print(f"error: got command {name!r}; expected one of {known}{hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def usage() -> str:
+    """Return the text of --help."""
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: letheon COMMAND [options]    (letheon COMMAND --help lists them)",
+            "",
+            *lines,
+            "",
+            "  --version prints the version.",
+            "",
+            "On several GPUs: torchrun --nproc_per_node=8 -m letheon.launch.COMMAND [options]",
+            "Exit codes: 0 done, 2 bad input, 3 the run failed, 1 a fault of Letheon's own.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Saliency masks: which weights matter most for what is to be forgotten, made, saved and loaded.
+
+On disk one bit a weight, in a file that names the weights it fits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from letheon import durable
+from letheon.engine.method import Run
+from letheon.engine.statistics import gradient_sum
+from letheon.errors import InputError
+from letheon.kernels.threshold import pack, top_masks, unpack
+from letheon.methods.grad_ascent import ascent
+
+
+def saliency_masks(run: Run, densities: Sequence[float]) -> list[dict[str, Tensor]]:
+    """Make for each density one bool mask per trainable parameter, equal on every rank.
+
+    Saliency is the size of the summed, signed gradient of the forget set's loss at the trained
+    weights (Fan et al. 2024, eq. 3): the gradient of each sample is added with its sign and the
+    absolute value is taken once, at the end. All parameters are ranked together, and exactly
+    round(density * N) of them may move.
+    """
+    names = list(run.named_parameters)
+    masks = top_masks(gradient_sum(run, "forget", ascent), densities)
+    return [dict(zip(names, group, strict=True)) for group in masks]
+
+
+def save_masks(
+    path: Path, masks: Mapping[float, Mapping[str, Tensor]], facts: Mapping[str, str]
+) -> None:
+    """Write the masks of several densities to one file; an existing file is replaced at once.
+
+    Args:
+        path: the file; its folder exists.
+        masks: density -> one bool tensor per parameter name.
+        facts: what the masks were made from (weights digest, request digest); kept as text.
+    """
+    tensors = {
+        f"{density:g}/{name}": pack(mask).cpu()
+        for density, group in masks.items()
+        for name, mask in group.items()
+    }
+    shapes = {name: list(mask.shape) for name, mask in next(iter(masks.values())).items()}
+    text = {**facts, "densities": json.dumps(sorted(masks)), "shapes": json.dumps(shapes)}
+    with durable.replacing(path) as temporary:
+        save_file(tensors, temporary, text)
+
+
+def load_masks(path: Path, density: float, weights: str, names: list[str]) -> dict[str, Tensor]:
+    """Read one density's masks, bool on the host, by the parameters' `names`.
+
+    Raises:
+        InputError: no such file, not a mask file, another density, or made from other weights.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            if "densities" not in facts:
+                raise InputError(
+                    f"got {path}; it is no mask file; make one with launch/mask.py", option="mask"
+                )
+            densities = json.loads(facts["densities"])
+            if density not in densities:
+                raise InputError(
+                    f"got density {density}; {path} holds {densities}; choose of these",
+                    option="density",
+                )
+            if facts["weights"] != weights:
+                raise InputError(
+                    f"got {path}, made from weights {facts['weights'][:12]}; this model is "
+                    f"{weights[:12]}; make a mask of it with launch/mask.py",
+                    option="mask",
+                )
+            shapes = json.loads(facts["shapes"])
+            return {
+                name: unpack(file.get_tensor(f"{density:g}/{name}"), torch.Size(shapes[name]))
+                for name in names
+            }
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"got {path}; expected a mask file that can be read ({error}); check the path",
+            option="mask",
+        ) from error
