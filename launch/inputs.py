@@ -241,6 +241,19 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
     return resolve("class:" + ",".join(words), data, seed)
 
 
+def build_call(train: Images, options: Options, **settings: Any) -> Call:
+    """Make the settings of a call; refuses an option that there is none of."""
+    known = set(Options.__annotations__) - {"batch_size"}
+    if extra := set(options) - known:
+        raise InputError(
+            f"got option {sorted(extra)[0]}; expected one of {', '.join(sorted(known))}"
+        )
+    if not isinstance(train, str | Path):
+        settings.setdefault("workers", 0)
+    data = str(train) if isinstance(train, str | Path) else name_of(train)
+    return Call(data=data, **{**settings, **options})
+
+
 def name_of(value: Any) -> str:
     """Name what was handed in, for the record: a path as it is, an object by its class."""
     return str(value) if isinstance(value, str | Path) else type(value).__name__

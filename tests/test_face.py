@@ -1,0 +1,349 @@
+"""`import letheon`: light, the same runs as the command line, and nothing handed in is touched."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import letheon
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
+from letheon.loaders.batch import Batch
+from letheon.loaders.datasets.digits import upstream
+from letheon.methods.finetune import Finetune
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.salun import SalUn
+from letheon.methods.train import Train
+from tests.launch_tools import ROOT, Scripts
+
+SHORT = Recipe(epochs=1, lr=0.02, batch_size=16)
+
+
+def python(code: str, *path: Path) -> str:
+    """What a fresh process prints."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False,
+        cwd=path[0] if path else ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def residual(seed: int = 0) -> ResNet:
+    """A torchvision network with every kind of layer, big enough for the small-image kernels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3)
+    net.conv1.weight.requires_grad_(False)
+    return net.train()
+
+
+def tensors(count: int = 48, seed: int = 0) -> TensorDataset:
+    """Three classes that differ by their mean."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = torch.randn(count, 3, 16, 16, generator=generator) + labels[:, None, None, None]
+    return TensorDataset(images, labels)
+
+
+@dataclass
+class Pictures:
+    """A map-style dataset of PIL images, as torchvision's are without a transform."""
+
+    pixels: np.ndarray
+    targets: Sequence[int]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[i]), int(self.targets[i])
+
+
+def digits() -> tuple[Pictures, Pictures]:
+    """The command line's digits as such datasets: train and test."""
+    from letheon.loaders.datasets.image_set import ArrayImages
+
+    train, test = upstream()
+    assert isinstance(train, ArrayImages) and isinstance(test, ArrayImages)
+    return (
+        Pictures(train.pixels, train.labels.tolist(), train.classes),
+        Pictures(test.pixels, test.labels.tolist(), test.classes),
+    )
+
+
+@dataclass(frozen=True)
+class Shrink(Method):
+    """A caller's own method: one pass over the forget set that shrinks the logits."""
+
+    recipe: Recipe = SHORT
+
+    def phases(self, run: Run, state: object, epoch: int) -> Sequence[Phase]:
+        return [Phase("shrink", "forget", self._loss)]
+
+    def _loss(self, net: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = net(batch.images).logits
+        return logits.square().mean()
+
+
+def facts(net: nn.Module) -> list[object]:
+    """Everything of a network that must not change."""
+    return [
+        [(name, type(module), module.training) for name, module in net.named_modules()],
+        [(name, p.requires_grad, p.is_contiguous()) for name, p in net.named_parameters()],
+        {name: value.clone() for name, value in net.state_dict().items()},
+    ]
+
+
+def same(one: list[object], other: list[object]) -> bool:
+    before, after = one[2], other[2]
+    assert isinstance(before, dict) and isinstance(after, dict)
+    return (
+        one[:2] == other[:2]
+        and before.keys() == after.keys()
+        and all(torch.equal(before[key], after[key]) for key in before)
+    )
+
+
+def test_the_import_is_light() -> None:
+    heavy = "torch, numpy, PIL, tyro, torchvision"
+    out = python(
+        f"import sys, letheon; letheon.__version__; dir(letheon); letheon.errors.InputError; "
+        f"print([m for m in '{heavy}'.split(', ') if m in sys.modules])"
+    )
+    assert out.strip() == "[]"
+
+
+def test_the_public_names() -> None:
+    for name in letheon.__all__:
+        assert getattr(letheon, name) is not None and name in dir(letheon)
+    assert {"forget", "evaluate", "train", "load_model", "Method", "Phase", "errors"} <= set(
+        letheon.__all__
+    )
+    with pytest.raises(AttributeError, match="unlearn"):
+        _ = letheon.unlearn  # type: ignore[attr-defined]
+
+
+def test_a_run_is_that_of_the_command_line(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    ended = scripts(
+        "forget", "--weights", original, "--forget", "class:3,8", "--out", tmp_path / "cli",
+        "--device", "cpu", "salun", "--density", "0.3", "random-label", "--epochs", "1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    digest = json.loads((tmp_path / "cli" / "run.json").read_text())["weights"]
+    method = SalUn(RandomLabel(Recipe(epochs=1, lr=0.013)), density=0.3)
+    train, test = digits()
+    loaded = letheon.load_model(original)
+    plain = loaded.plain_net()
+    for model, images, forget in (
+        (original, "digits", "class:3,8"),
+        (str(original), train, [3, "8"]),
+        (loaded, train, {"classes": [8, 3]}),
+        (plain, train, ("3", "8")),
+    ):
+        result = letheon.forget(
+            model, train=images, test=None if images == "digits" else test, forget=forget,
+            method=method, device="cpu", preset=loaded.preset, out=tmp_path / "api",
+            overwrite=True,
+        )  # fmt: skip
+        assert result.record["weights"] == digest
+        assert result.request is not None and result.request.classes == (3, 8)
+        if isinstance(model, nn.Module):
+            assert type(result.model) is type(model)
+    settings = json.loads((tmp_path / "api" / "settings.json").read_text())
+    assert settings["method"]["density"] == 0.3 and settings["seed"] == 1
+
+
+def test_training_is_that_of_the_command_line(original: Path) -> None:
+    method = Train(Recipe(epochs=12, lr=0.1, schedule="cosine"))
+    result = letheon.train("small", train="digits", method=method)
+    assert result.record["weights"] == json.loads((original / "run.json").read_text())["weights"]
+    assert result.request is None and result.out is None and result.metrics
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_callers_network_is_untouched(training: bool) -> None:
+    net = residual().train(training)
+    before, state = facts(net), torch.random.get_rng_state()
+    result = letheon.forget(
+        net, train=tensors(), forget=[1], device="cpu", method=Finetune(SHORT)
+    )
+    assert same(facts(net), before)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    images = torch.randn(2, 3, 16, 16)
+    assert type(net(images)) is Tensor and type(result.model(images)) is Tensor
+    assert type(result.model) is ResNet and type(result.model.fc) is nn.Linear
+    assert not same(facts(result.model), before) and facts(result.model)[:2] == before[:2]
+    # A frozen layer stays as it was, and so does what the record says of the weights.
+    assert torch.equal(result.model.conv1.weight, net.conv1.weight)
+
+
+def test_the_network_is_saved_without_our_package(tmp_path: Path) -> None:
+    result = letheon.forget(
+        residual(), train=tensors(), forget="class:1", device="cpu", method=Shrink()
+    )
+    torch.save(result.model, tmp_path / "net.pth")
+    out = python(
+        "import sys, torch; sys.modules['letheon'] = None; "
+        f"net = torch.load({str(tmp_path / 'net.pth')!r}, weights_only=False); "
+        "print(type(net(torch.zeros(2, 3, 16, 16))).__name__)"
+    )
+    assert out.strip() == "Tensor"
+
+
+def test_a_method_of_the_callers_own_file() -> None:
+    data = tensors()
+    net = residual()
+    before = net.eval()(data.tensors[0]).square().mean()
+    result = letheon.forget(net, train=data, forget={"samples": [0, 3, 5]}, method=Shrink())
+    assert result.request is not None and result.request.samples == (0, 3, 5)
+    [phase] = [line for line in result.metrics if line["kind"] == "phase"]
+    assert phase["forget_read"] == 3 and phase["retain_read"] == 0
+    assert result.model.eval()(data.tensors[0]).square().mean() < before
+    masked = letheon.forget(net, train=data, forget=1, method=SalUn(Shrink(), density=0.25))
+    pairs = zip(net.parameters(), masked.model.parameters(), strict=True)
+    moved = sum(int((a != b).sum()) for a, b in pairs)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert 0 < moved <= round(0.25 * trained)
+
+
+def test_evaluation_is_that_of_the_command_line(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    ended = scripts(
+        "forget", "--weights", original, "--forget", "class:3", "--out", tmp_path / "ft",
+        "--device", "cpu", "finetune", "--epochs", "1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    ended = scripts(
+        "evaluate", "--original", original, "--runs", tmp_path / "ft", "--device", "cpu",
+        "--out", tmp_path / "table",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    expected = json.loads((tmp_path / "table" / "metrics.json").read_text())["rows"]
+    model = letheon.load_model(original)
+    result = letheon.forget(model, train="digits", forget=[3], method=Finetune(Recipe(epochs=1)))
+    rows = letheon.evaluate(original=model, unlearned=result, train="digits", forget=[3])
+    assert [row["role"] for row in rows] == ["original", "unlearned"]
+    for row, other in zip(rows, expected, strict=True):
+        for key in ("FA", "RA", "TFA", "TRA", "cka_original"):
+            assert row[key] == other[key], key
+
+
+def test_rows_of_plain_networks() -> None:
+    net, data = residual(), tensors()
+    result = letheon.forget(net, train=data, forget=[1], device="cpu", method=Finetune(SHORT))
+    before = facts(net)
+    rows = letheon.evaluate(
+        original=net, retrained=[residual(1), residual(2)], unlearned=[result, result.model],
+        train=data, test=tensors(seed=1), forget=[1], device="cpu",
+    )  # fmt: skip
+    assert same(facts(net), before)
+    assert [row["name"] for row in rows] == [
+        "original", "retrained", "retrained-2", "finetune", "unlearned"
+    ]  # fmt: skip
+    with torch.no_grad():
+        right = net.eval()(data.tensors[0]).argmax(1) == data.tensors[1]
+    assert rows[0]["FA"] == pytest.approx(float(right[data.tensors[1] == 1].float().mean()))
+    assert rows[3]["FA"] == rows[4]["FA"]
+
+
+class NoHead(nn.Module):
+    """A network that ends in more than its linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(768, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.flatten(1)).log_softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "option"),
+    [
+        ({"model": NoHead()}, "last linear layer, fc", "model"),
+        ({"model": nn.Conv2d(3, 3, 1)}, "has no nn.Linear", ""),
+        ({"model": 3}, "expected a path or an nn.Module", "model"),
+        ({"forget": np.array([1, 2])}, "which say what the numbers mean", "forget"),
+        ({"forget": {"rows": [1]}}, '{"samples": ...}', "forget"),
+        ({"forget": ["nobody"]}, "unknown class 'nobody'", ""),
+        ({"forget": {"samples": [-1]}}, "got sample -1", ""),
+        ({"method": "forgetful"}, "got method 'forgetful'", "method"),
+        ({"method": "retrain"}, "new weights", "method"),
+        ({"batch": 3}, "got option batch", ""),
+        ({"train": digits()[0], "forget": [3]}, "without a preset", "preset"),
+        ({"preset": {"pixels": 3}}, "got preset", "preset"),
+    ],
+)
+def test_what_is_refused(
+    change: dict[str, object], expected: str, option: str, tmp_path: Path
+) -> None:
+    values = {"model": residual(), "train": tensors(), "forget": [1], "out": tmp_path / "out"}
+    with pytest.raises(InputError) as caught:
+        letheon.forget(**values | change)  # type: ignore[arg-type]
+    assert expected in str(caught.value) and "--" not in str(caught.value)
+    assert caught.value.option == option or not option
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    """What setup.py installs, data files and command included, works without the checkout."""
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path / "base"),
+         "--build-lib", str(tmp_path / "lib"), "egg_info", "--egg-base", str(tmp_path / "base")],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    tracked = subprocess.run(
+        ["git", "ls-files", "kernels", "loaders", "engine", "methods", "eval", "launch"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    for path in tracked:
+        if path.endswith((".py", ".json", ".txt")):
+            assert (tmp_path / "lib" / "letheon" / path).is_file(), path
+    assert (tmp_path / "lib" / "letheon" / "py.typed").is_file()
+    [points] = (tmp_path / "base").glob("*.egg-info/entry_points.txt")
+    assert "letheon = letheon.launch.main:main" in points.read_text()
+    out = python(
+        "import sys; sys.argv = ['letheon', '--version']; import letheon.launch.main as m; "
+        "m.main(); print(m.__file__)",
+        tmp_path / "lib",
+    )
+    assert out.split() == [
+        "letheon", letheon.__version__, str(tmp_path / "lib/letheon/launch/main.py")
+    ]  # fmt: skip
+
+
+def test_no_text_names_a_package_on_the_index() -> None:
+    files = subprocess.run(
+        ["git", "grep", "-nE", r"pip install[^`]*['\" ]letheon(\[|\b)", "--", ".", ":!tests"],
+        cwd=ROOT, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert files.stdout == ""
+
+
+def test_bytes_of_a_picture_are_those_of_the_array() -> None:
+    """The helper's own check: PIL keeps the pixels of the digits."""
+    train, _ = digits()
+    buffer = io.BytesIO()
+    train[0][0].save(buffer, "PNG")
+    assert np.array_equal(np.asarray(Image.open(buffer)), train.pixels[0])
