@@ -27,9 +27,9 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.errors import InputError
+from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, Entry
 from letheon.eval.evaluate import Extent, Measuring
-from letheon.eval.quick_row import Conditions
 from letheon.launch.command import together
 from letheon.launch.inputs import (
     Call,
@@ -215,7 +215,7 @@ def evaluate(
 
         comparison = together(ranks, plan)
         measuring = Measuring(call, comparison, Conditions(), Extent(), batch_size, ranks)
-        return measuring.rows()[0]
+        return measuring.measure().flat
 
 
 def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:

@@ -136,7 +136,7 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
         run = run_of(method)
         run_method(method, run)
         alone.append(weights(run))
-    data, ended, counts = images_of_the_world(), [], []
+    data, ended, counts, kept = images_of_the_world(), [], [], []
 
     def member(method: Method) -> Member:
         def start() -> tuple[Run, Log]:
@@ -145,7 +145,8 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
             forget = run.forget.numpy()
             run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, 0)
             if not counts:
-                counts.append(Counted(run.teacher()))
+                kept.append(run.teacher())  # one teacher lives as long as somebody holds it
+                counts.append(Counted(kept[0]))
             return run, lambda *_, **__: None
 
         return Member(str(method), method, start, lambda run, _: ended.append(weights(run)))
