@@ -347,8 +347,10 @@ def project(forget: list[Tensor], retain: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", [Summed, Projected])
-@pytest.mark.parametrize(("world", "pieces", "reduce"),
-                         [(1, 1, "auto"), (1, 2, "flat"), (2, 1, "auto"), (3, 1, "flat")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "pieces", "reduce"),
+    [(1, 1, "auto"), (1, 2, "flat"), (2, 1, "auto"), (3, 1, "flat")],
+)
 def test_parts_reach_the_method_apart(
     kind: type[Summed], world: int, pieces: int, reduce: str
 ) -> None:
