@@ -26,7 +26,7 @@ import tyro
 from harness import Results, Row, row
 
 from letheon.engine.distributed import Ranks, sum_over_ranks
-from letheon.eval.metrics.cka import centred, compare
+from letheon.eval.metrics.cka import center, compare
 from letheon.eval.metrics.knn import knn
 from letheon.eval.metrics.knn_splits import split
 from letheon.kernels.threshold import top_masks
@@ -55,7 +55,7 @@ def cka_images(n: int) -> Work:
     """Exact CKA of two sets of 256 features of n images."""
     draw = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 256, generator=draw) for _ in range(2))
-    return lambda: compare(centred("x", x), centred("y", y))
+    return lambda: compare(center("x", x), center("y", y))
 
 
 def knn_classes(n: int) -> Work:
@@ -79,7 +79,7 @@ def layers(n: int) -> Work:
     sides = [[torch.randn(1000, 64, generator=draw) for _ in range(n)] for _ in range(2)]
 
     def work() -> object:
-        left, right = ([centred("layer", rows) for rows in side] for side in sides)
+        left, right = ([center("layer", rows) for rows in side] for side in sides)
         return [compare(a, b) for a in left for b in right]
 
     return work
