@@ -46,7 +46,7 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Pairwise Euclidean distances, each divided by the mean of its matrix's nonzero distances, then
     the Huber loss between the two, averaged over the b(b-1) ordered pairs of two samples. The
-    authors' code averages over all b^2 entries, the zero diagonal included: their value is this times
+    authors' code averages over all b^2 entries, the zero diagonal included: that is this times
     (b-1)/b. Features as in `similarity_loss`; zero for fewer than two samples.
     """
     b = student.shape[0]
