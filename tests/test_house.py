@@ -261,7 +261,7 @@ NOT_WORDS = {
 }  # fmt: skip
 """Participles and pronouns that say nothing about the thing; nowhere in a name."""
 NOT_ALONE = NOT_WORDS | {
-    "found", "here", "there", "written", "stored", "moved", "fitting", "held", "seen", "left",
+    "found", "here", "there", "written", "stored", "moved", "fitting", "held",
 }  # fmt: skip
 """A name must not be one of these words and nothing else."""
 BRITISH = re.compile(

@@ -39,6 +39,12 @@ PLAIN_DECORATORS = re.compile(
 )
 
 
+CONTRACT = {  # what methods, loggers and metrics of other packages call
+    "engine/method.py", "engine/state.py", "engine/statistics.py", "engine/runs/loggers.py",
+    "eval/metrics/registry.py",
+}  # fmt: skip
+
+
 @dataclass
 class Unit:
     """A function, class or method of the house, and the names its own code uses."""
@@ -56,7 +62,10 @@ class Unit:
             not PLAIN_DECORATORS.fullmatch(d.rsplit(".", 1)[-1]) for d in decorators(self.node)
         )
         special = self.name.startswith("__") and self.name.endswith("__")
-        return registered or special or (self.owner is not None and self.name in PROTOCOLS)
+        contract = str(self.path.relative_to(ROOT)) in CONTRACT and not self.name.startswith("_")
+        return (
+            contract or registered or special or (self.owner is not None and self.name in PROTOCOLS)
+        )
 
 
 @cache
