@@ -152,7 +152,7 @@ def sweep_together(
 
 
 def _cache(swept: Swept, store: Store | None, key: str) -> Cache | None:
-    """Where this model's outputs on the set are kept, under all that they depend on."""
+    """Find the cache of this model's outputs on the set, under all that they depend on."""
     if store is None:
         return None
     assert swept.weights, "a store needs the digest of the weights"
