@@ -30,7 +30,7 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.eval.inference.passes import sweep
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.factory import make_loader
 from letheon.loaders.open import open_data
@@ -93,8 +93,8 @@ class Bench:
         options = self.options
         preset = Preset(options.size, HALF, HALF, "short", options.size, augment="pad-crop-flip")
         forget = np.isin(images.labels, options.forget)
-        told = (preset, options.batch_size, seed, 0, 1, options.workers, options.device)
-        return make_loader("auto", images, forget, *told)
+        reader = Reader(seed, workers=options.workers, device=options.device)
+        return make_loader("auto", images, forget, preset, options.batch_size, reader)
 
     def trained(self, method: Method, start: Classifier, dtype: str, seed: int) -> Classifier:
         """A copy of `start` after the method's run in `dtype`."""

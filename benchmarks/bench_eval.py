@@ -36,6 +36,7 @@ from letheon.eval.metrics.cka import centred, linear_cka
 from letheon.eval.metrics.knn import knn
 from letheon.eval.quick_row import Conditions, measure
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.preset import Preset
@@ -86,7 +87,7 @@ def readings(options: Options, preset: Preset) -> dict[str, Reading]:
     wanted |= {f"domain/{d}": (domains[d], options.domains / d, 40) for d in domains}
     found = {}
     for key, (images, folder, most) in wanted.items():
-        loader = TorchLoader(images, images.labels == 0, preset, 256, 0)
+        loader = TorchLoader(images, images.labels == 0, preset, 256, Reader(0))
         found[key] = Reading(
             loader, folder, list(range(0, len(images), len(images) // most))[:most]
         )
@@ -218,7 +219,7 @@ def noise(n: int, model: Classifier, seed: int) -> TorchLoader:
     pixels = draw.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
     labels = draw.integers(0, CLASSES, n)
     images = ArrayImages("noise", pixels, labels, [str(c) for c in range(CLASSES)])
-    return TorchLoader(images, labels == 0, model.preset, 256, 0)
+    return TorchLoader(images, labels == 0, model.preset, 256, Reader(0))
 
 
 def bench_layers(options: Options) -> list[Row]:

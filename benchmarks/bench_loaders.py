@@ -33,6 +33,7 @@ from letheon.loaders.backends.dali_loader import DaliLoader
 from letheon.loaders.backends.ffcv_loader import FfcvLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.formats import beton_writer
 from letheon.loaders.formats.beton import BLOB, BetonImages
@@ -83,7 +84,7 @@ def ours_as_bytes(loader: BetonLoader) -> Epoch:
         epoch = next(epochs)
         for part in order.epoch_parts("mixed", loader.forget, BATCH, 0, epoch):
             u = augment.draws(0, epoch, part.turn, part.samples, loader.preset)
-            fill(out[: len(u)], loader._stored(part.samples), u, loader.preset)
+            fill(out[: len(u)], loader.read_encoded(part.samples), u, loader.preset)
         return len(loader.images)
 
     return run
@@ -168,22 +169,26 @@ def variants(
     """(name, what is delivered, epoch) for one way of keeping the images; `jpeg` has them all."""
     preset = Preset(size=size)
     images = BetonImages(beton)
-    told = (np.zeros(len(images), np.bool_), preset, BATCH, 0)
-    yield "letheon beton", "float32", ours(BetonLoader(images, *told))
-    yield "letheon beton", "uint8", ours_as_bytes(BetonLoader(images, *told))
+    args = (np.zeros(len(images), np.bool_), preset, BATCH, Reader(0))
+    yield "letheon beton", "float32", ours(BetonLoader(images, *args))
+    yield "letheon beton", "uint8", ours_as_bytes(BetonLoader(images, *args))
     if importlib.util.find_spec("ffcv"):
         yield "ffcv as published", "float32", published_ffcv(beton, preset, True)
         yield "ffcv as published", "uint8", published_ffcv(beton, preset, False)
-        yield "letheon ffcv", "float32", ours(FfcvLoader(images, *told, workers=1))
+        yield "letheon ffcv", "float32", ours(FfcvLoader(images, *args[:-1], Reader(0, workers=1)))
     if importlib.util.find_spec("nvidia.dali"):
-        yield "letheon dali, cpu", "float32", ours(DaliLoader(images, *told, workers=1))
+        yield (
+            "letheon dali, cpu",
+            "float32",
+            ours(DaliLoader(images, *args[:-1], Reader(0, workers=1))),
+        )
     if kept == "jpeg":
-        yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *told, scaled=True))
+        yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *args, scaled=True))
         for codec in ("simplejpeg", "pillow"):
-            one = BetonLoader(images, *told, codec=codec)
+            one = BetonLoader(images, *args, codec=codec)
             yield f"letheon beton, {codec}", "float32", ours(one)
-        yield "letheon beton, folder", "float32", ours(BetonLoader(files, *told))
-        yield "letheon torch, folder", "float32", ours(TorchLoader(files, *told))
+        yield "letheon beton, folder", "float32", ours(BetonLoader(files, *args))
+        yield "letheon torch, folder", "float32", ours(TorchLoader(files, *args))
         yield "torchvision DataLoader", "float32", data_loader(folder, preset, True)
         yield "Pillow DataLoader", "float32", data_loader(folder, preset, False)
         if importlib.util.find_spec("nvidia.dali"):
@@ -221,7 +226,7 @@ def opening(path: Path) -> list[Row]:
     programs = {
         "letheon beton": (
             "import numpy as np\nfrom letheon.loaders.formats.beton import BetonImages",
-            "BetonImages(path).stored(np.array([7]))",
+            "BetonImages(path).read_encoded(np.array([7]))",
         ),
         "ffcv as published": (
             "from ffcv.reader import Reader\nfrom ffcv.memory_managers import OSCacheManager",

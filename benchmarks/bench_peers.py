@@ -26,6 +26,7 @@ from torch import Tensor
 from letheon.eval.inference.extract import Outputs
 from letheon.eval.metrics.accuracy import per_class
 from letheon.eval.metrics.knn import knn
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.factory import make_loader
 from letheon.loaders.open import open_data
@@ -127,7 +128,7 @@ def epochs(photos: Path) -> dict[str, Answer]:
     assert isinstance(images, FileImages), "expected a folder of image files"
     paths = [images.path(i) for i in range(len(images))]
     preset, nothing = Preset(224), np.zeros(len(images), bool)
-    ours = make_loader("auto", images, nothing, preset, BATCH, 0, workers=WORKERS)
+    ours = make_loader("auto", images, nothing, preset, BATCH, Reader(0, workers=WORKERS))
     turns = iter(range(10**9))
     found: dict[str, Answer] = {
         "ours": lambda: sum(len(b.labels) for b in ours.train("mixed", next(turns)))

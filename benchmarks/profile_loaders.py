@@ -38,12 +38,12 @@ Step = Callable[[int], object]  # does it to image k
 def steps(images: BetonImages, size: int) -> dict[str, Step]:
     """Each step of an image by name, on inputs that were made before."""
     preset, everyone = Preset(size=size), np.arange(len(images))
-    stored = images.stored(everyone)
+    stored = images.read_encoded(everyone)
     u = augment.draws(0, 0, np.zeros_like(everyone), everyone, preset)
     boxes = augment.boxes(u, np.array([(one.height, one.width) for one in stored])).tolist()
-    crops = [one.cropped(box) for one, box in zip(stored, boxes, strict=True)]
+    crops = [one.crop(box) for one, box in zip(stored, boxes, strict=True)]
     squares: list[NDArray[np.uint8]] = [
-        np.ascontiguousarray(geometry.resized(crop, size, size, preset)) for crop in crops
+        np.ascontiguousarray(geometry.resize(crop, size, size, preset)) for crop in crops
     ]
     out = torch.empty((ROWS, size, size, 3))
 
@@ -58,8 +58,8 @@ def steps(images: BetonImages, size: int) -> dict[str, Step]:
         turbo = Turbo()
         found["entropy"] = lambda k: turbo.decode(stored[k].data, None, tuple(boxes[k]), 3)
     return found | {
-        "copy" if stored[0].raw else "decode": lambda k: stored[k].cropped(boxes[k]),
-        "resize": lambda k: geometry.resized(crops[k], size, size, preset),
+        "copy" if stored[0].raw else "decode": lambda k: stored[k].crop(boxes[k]),
+        "resize": lambda k: geometry.resize(crops[k], size, size, preset),
         "normalise": lambda k: decode_rows.write(
             out[k % ROWS], torch.from_numpy(squares[k]), preset
         ),

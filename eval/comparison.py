@@ -23,7 +23,7 @@ CONTROLS = ("Finetune", "HeadDistillation")
 """Methods whose runs are controls of a table."""
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
-    "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
+    "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
 )  # fmt: skip
 
 

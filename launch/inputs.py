@@ -21,12 +21,11 @@ from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
 from letheon.launch.map_style import MapStyleImages, TensorLoader
-from letheon.loaders.backends.base import unwrapped
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset
-from letheon.loaders.relabel import aligned, model_classes
+from letheon.loaders.views import align_labels, model_classes, unwrap
 from letheon.methods.train import Train
 
 Model: TypeAlias = "str | Path | nn.Module | Result"
@@ -97,11 +96,11 @@ class Call(JobOptions):
         like: Loader | None = None,
     ) -> Loader:
         """Read tensors as they are, other images as the scripts do."""
-        source, _ = unwrapped(images)
+        source, _ = unwrap(images)
         if not isinstance(source, MapStyleImages) or source.shape is None:
             return super().loader_of(images, forget, preset, batch_size, ranks, tell, like)
-        place = (ranks.rank, ranks.world, 0, ranks.device)
-        return TensorLoader(images, forget, preset, batch_size, self.seed, *place)
+        reader = Reader(self.seed, ranks.rank, ranks.world, device=ranks.device)
+        return TensorLoader(images, forget, preset, batch_size, reader)
 
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
@@ -203,7 +202,7 @@ def align(model: Classifier, data: Data) -> Data:
     """Name the model's classes, and return the data with labels as the model numbers them."""
     names = model_classes(model.class_names, model.classes, data.classes)
     model.class_names = names
-    return aligned(data, names)
+    return align_labels(data, names)
 
 
 def resolve_request(forget: Forget, data: Data, seed: int) -> Request:

@@ -57,4 +57,4 @@ class TensorLoader(Backend):
         for part in parts:
             rows = [self.source.dataset[int(i)][0] for i in self.numbers[part.samples]]
             images = torch.stack(rows).float().contiguous(memory_format=torch.channels_last)
-            yield self._finished(images, part).to(self.device)
+            yield self._finish(images, part).to(self.device)

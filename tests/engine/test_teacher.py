@@ -17,6 +17,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.teacher import folded, frozen_copy, teacher_features
 from letheon.engine.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune
 from letheon.methods.spkd import Spkd
 from tests.world import PRESET, network, run_of, weights
@@ -142,7 +143,7 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
             run = run_of(method)
             run.precision = Precision("fp32")
             forget = run.forget.numpy()
-            run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, 0)
+            run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, Reader(0))
             if not counts:
                 counts.append(Counted(run.teacher()))
             return run, lambda *_, **__: None
