@@ -93,8 +93,7 @@ class DaliLoader(BetonLoader):
         self._decoded: dict[int, Any] = {}  # (H, W, 3) uint8 by sample
         self._room = cache
         self._pipelines: dict[tuple[str, bool], Any] = {}  # by input, and whether they train
-        # `paired` appends a forget half; one rank at most holds it all.
-        self._most = 2 * self.batch_size
+        self._most = 2 * self.batch_size  # `paired` appends a forget half; one rank may hold all
 
     def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
         """Yield the batches of `parts`; see `Backend`."""

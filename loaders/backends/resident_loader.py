@@ -90,7 +90,9 @@ class ResidentLoader(BetonLoader):
                 "the loader beton",
                 option="loader",
             )
-        self._pixels = self._load(kept, height, width)  # (K, H, W, 3) uint8, on the device
+        self._pixels = _load_pixels(
+            self._read, kept, (height, width), self.workers, self.device
+        )  # (K, H, W, 3) uint8
 
     def _sizes(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Heights and widths, as kept and as in the set."""
@@ -110,23 +112,6 @@ class ResidentLoader(BetonLoader):
         longer = originals.max(axis=1, keepdims=True)
         smaller = (originals * self.side // longer).clip(1)
         return np.where(longer > self.side, smaller, originals), originals
-
-    def _load(self, samples: NDArray[np.int64], height: int, width: int) -> Tensor:
-        pixels = torch.empty(
-            (len(samples), height, width, 3), dtype=torch.uint8, device=self.device
-        )
-        pool = ThreadPoolExecutor(max(1, self.workers), "resident", torch.set_num_threads, (1,))
-        try:
-            for start in range(0, len(samples), CHUNK):
-                # Zeroed: what lies beside a smaller image is never read, but should be the same.
-                now = samples[start : start + CHUNK]
-                part = np.zeros((len(now), height, width, 3), np.uint8)
-                for row, image in zip(part, pool.map(self._read, now), strict=True):
-                    row[: image.shape[0], : image.shape[1]] = image
-                pixels[start : start + CHUNK] = torch.from_numpy(part).to(self.device)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return pixels
 
     def _read(self, i: np.int64) -> NDArray[np.uint8]:
         image = self.images.read(int(i))
@@ -200,6 +185,29 @@ class ResidentLoader(BetonLoader):
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _load_pixels(
+    read: Callable[[np.int64], NDArray[np.uint8]],
+    samples: NDArray[np.int64],
+    shape: tuple[int, int],
+    workers: int,
+    device: torch.device,
+) -> Tensor:
+    """(K, H, W, 3) uint8 on the device, of `shape`, each image in the upper left of its row."""
+    pixels = torch.empty((len(samples), *shape, 3), dtype=torch.uint8, device=device)
+    pool = ThreadPoolExecutor(max(1, workers), "resident", torch.set_num_threads, (1,))
+    try:
+        for start in range(0, len(samples), CHUNK):
+            # Zeroed: what lies beside a smaller image is never read, but should be the same.
+            chunk = samples[start : start + CHUNK]
+            rows = np.zeros((len(chunk), *shape, 3), np.uint8)
+            for row, image in zip(rows, pool.map(read, chunk), strict=True):
+                row[: image.shape[0], : image.shape[1]] = image
+            pixels[start : start + CHUNK] = torch.from_numpy(rows).to(device)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return pixels
 
 
 class ShardedLoader(ResidentLoader):

@@ -45,7 +45,7 @@ def test_what_does_not_fit_is_refused_before_it_is_taken(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident_loader, "free_bytes", lambda device: 34 * 100 * 100)
-    monkeypatch.setattr(ResidentLoader, "_load", lambda *args: pytest.fail("was taken"))
+    monkeypatch.setattr(resident_loader, "_load_pixels", lambda *args: pytest.fail("was taken"))
     lines: list[str] = []
     with pytest.raises(InputError, match="keep fewer, give a smaller side"):
         ResidentLoader(images, FORGET, PRESET, 8, Reader(3), tell=lines.append)
