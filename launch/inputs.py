@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from letheon.engine.checkpoints import model_file
-from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
-from letheon.launch.map_style import MapStyleImages, TensorLoader
-from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import align_labels, model_classes, unwrap
+from letheon.loaders.views import align_labels, model_classes
 from letheon.methods.train import Train
 
 Model: TypeAlias = "str | Path | nn.Module | Result"
@@ -85,23 +81,6 @@ class Call(JobOptions):
     out: Path = Path()
     overwrite: bool = False
 
-    def loader_of(
-        self,
-        images: ImageSet,
-        forget: NDArray[np.bool_],
-        preset: Preset,
-        batch_size: int,
-        ranks: Ranks,
-        tell: Callable[[str], object] = lambda text: None,
-        like: Loader | None = None,
-    ) -> Loader:
-        """Read tensors as they are, other images as the scripts do."""
-        source, _ = unwrap(images)
-        if not isinstance(source, MapStyleImages) or source.shape is None:
-            return super().loader_of(images, forget, preset, batch_size, ranks, tell, like)
-        reader = Reader(self.seed, ranks.rank, ranks.world, device=ranks.device)
-        return TensorLoader(images, forget, preset, batch_size, reader)
-
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
     """Open training and held-out images; without the latter the training images stand in."""
@@ -120,7 +99,17 @@ def _image_set(
 ) -> ImageSet:
     if isinstance(source, str | Path):
         return replace(job, data=str(source)).open_data().test
-    images = source if isinstance(source, ImageSet) else MapStyleImages(source, name, classes)
+    if isinstance(source, ImageSet):
+        images = source
+    elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        images = MapStyleImages(source, name)
+        _widen_classes(images, classes or ())
+    else:
+        raise InputError(
+            f"got a {type(source).__name__} for {name} images; expected a path, an ImageSet or a "
+            "dataset with len and [i]",
+            option=name,
+        )
     if classes is not None and images.classes != classes:
         raise InputError(
             f"got {name} images of classes {', '.join(images.classes[:3])}...; expected those of "
@@ -128,6 +117,13 @@ def _image_set(
             option=name,
         )
     return images
+
+
+def _widen_classes(images: ImageSet, classes: tuple[str, ...]) -> None:
+    """Give a dataset that only numbers its classes their names, and those it has no image of."""
+    own = images.classes
+    if own == tuple(map(str, range(len(own)))) and len(classes) >= len(own):
+        images.classes = classes
 
 
 def open_model(
@@ -155,7 +151,7 @@ def open_model(
             f"got a {type(model).__name__} for a model; expected a path or an nn.Module",
             option="model",
         )
-    shape = data.train.shape if isinstance(data.train, MapStyleImages) else None
+    shape = _tensor_shape(data.train)
     if given is None and shape is None:
         raise InputError(
             f"got a plain {type(model).__name__} without a preset for images that are not yet "
@@ -171,6 +167,13 @@ def open_model(
     own = Classifier(model, f"{kind.__module__}.{kind.__qualname__}", known).float()
     _check_output(own, shape or (3, known.size, known.size))
     return own
+
+
+def _tensor_shape(images: ImageSet) -> tuple[int, ...] | None:
+    """Return the (C, H, W) of images that are a network's input already; None of all others."""
+    if isinstance(images, MapStyleImages) and images.tensors:
+        return tuple(images.item(0)[0].shape)
+    return None
 
 
 def _check_output(model: Classifier, shape: Sequence[int]) -> None:
@@ -200,6 +203,10 @@ def _check_output(model: Classifier, shape: Sequence[int]) -> None:
 
 def align(model: Classifier, data: Data) -> Data:
     """Name the model's classes, and return the data with labels as the model numbers them."""
+    for images in (data.train, data.test):
+        if isinstance(images, MapStyleImages):
+            _widen_classes(images, model.class_names or tuple(map(str, range(model.classes))))
+            data = replace(data, names=tuple((name,) for name in images.classes))
     names = model_classes(model.class_names, model.classes, data.classes)
     model.class_names = names
     return align_labels(data, names)

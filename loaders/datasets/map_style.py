@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,16 +37,12 @@ class MapStyleImages(ImageSet):
     Attributes:
         dataset: the dataset itself.
         tensors: whether its images are tensors of a floating dtype.
-        shape: of the first of these tensors; None where there are none.
     """
 
-    def __init__(
-        self, dataset: MapStyle, name: str = "", classes: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, dataset: MapStyle, name: str = "") -> None:
         """Labels are `dataset.targets` or `.labels` where these fit, else every item is read.
 
-        Classes are `classes`, else `dataset.classes`, where these are as many as the labels need,
-        else "0", "1", ...
+        Classes are `dataset.classes` where these are as many as the labels need, else "0", "1", ...
 
         Raises:
             InputError: The set is empty, an item is no (image, label), or a label is no number
@@ -62,7 +57,6 @@ class MapStyleImages(ImageSet):
             if labels is None or len(labels) != len(dataset) or labels[0] != first:
                 labels = np.array([self.item(i)[1] for i in range(len(dataset))], np.int64)
         self.tensors = isinstance(image, Tensor) and image.is_floating_point()
-        self.shape = tuple(image.shape) if self.tensors else None
         if labels.min() < 0:
             raise InputError(
                 f"{self.name}: got the label {labels.min()}, expected 0 and up; number the classes "
@@ -70,7 +64,7 @@ class MapStyleImages(ImageSet):
             )
         self.labels = labels
         inner = dataset.dataset if isinstance(dataset, Subset) else dataset
-        names = tuple(map(str, classes or getattr(inner, "classes", ())))
+        names = tuple(map(str, getattr(inner, "classes", ())))
         fits = len(names) == len(set(names)) > labels.max()
         self.classes = names if fits else tuple(map(str, range(int(labels.max()) + 1)))
 
