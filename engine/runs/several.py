@@ -20,7 +20,7 @@ from letheon.engine.runs.plan import Plan, finish_run, start_run
 from letheon.engine.runs.run_folder import Record
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
-from letheon.loaders.backends.resident_loader import free_bytes
+from letheon.loaders.backends.memory import free_bytes
 
 SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 

@@ -20,7 +20,7 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Stream
+from letheon.loaders.batch import Batch, Reader, Stream
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.methods import METHODS
 from letheon.methods.finetune import Finetune, cross_entropy
@@ -412,11 +412,7 @@ class NoiseBeside(WithNoise):
 
 def open_noise(data: ImageSet, ranks: Ranks) -> TorchLoader:
     forget = torch.zeros(len(data), dtype=torch.bool).numpy()
-    return TorchLoader(data, forget, PRESET, 8, 0, *_place(ranks))
-
-
-def _place(ranks: Ranks) -> tuple[Any, ...]:
-    return (ranks.rank, ranks.world)
+    return TorchLoader(data, forget, PRESET, 8, Reader(0, ranks.rank, ranks.world))
 
 
 @pytest.mark.parametrize("kind", [WithNoise, NoiseBeside])
