@@ -6,7 +6,8 @@
 
 FT, GA, SalUn and SPKD, then one table of the original, the retrained and the four. Each is a
 process of its own, the sides in turn; a setting is repeated as often as `--repeats` and `--minutes`
-allow. The exit code is 1 where ours in float32 differs from the baseline beyond tolerance.
+allow. Each process is a row ("process") as soon as it ends; the summary follows. The exit code is 1
+where ours in float32 differs from the baseline beyond tolerance.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from pathlib import Path
 
 import torch
 import tyro
-from baseline_methods import Name
-from end_to_end_sides import METHODS, TOGETHER, Setting, Side, Spent, starting_models
-from harness import Row, row, write
-from photographs import gather
+from baseline.training import Name
+from end_to_end.photographs import gather
+from end_to_end.sides import METHODS, TOGETHER, Setting, Side, Spent, starting_models
+from harness import PARTS, Results, Row, row
 from plot import read, table
 from safetensors.torch import load_file
-from spans import PARTS
 
 from letheon.loaders.preset import Preset
 
@@ -65,78 +65,74 @@ class Options:
     minutes: float = 7
     """Of a setting: no repeat begins that would go beyond, if it took as long as the last."""
     every: bool = False
-    """Repeat FT, GA and the one command too, which else run once, for want of time."""
+    """Repeat FT, GA and the one command too, which else run once, to save time."""
     scale: float = 1
     """Multiplies the number of images."""
     device: str = "cpu"
     ranks: int = 1
     """Processes of ours, by torchrun; the baseline knows one device."""
     bf16: bool = True
-    """Ours in bfloat16 too; its differences are told, not judged."""
+    """Ours in bfloat16 too; its differences are shown, not judged."""
 
 
 def main(options: Options) -> int:
     """Run all, write the rows, print the ratios; the exit code."""
-    rows: list[Row] = []
+    results = Results(options.out)
     far: list[str] = []
     for name in options.settings:
-        found = SETTINGS[name]
-        once = () if options.every else found.once
-        setting = replace(found, counts=_scaled(found.counts, options.scale), once=once)
+        setting = SETTINGS[name]
+        once = () if options.every else setting.once
+        setting = replace(setting, counts=_scale(setting.counts, options.scale), once=once)
         with tempfile.TemporaryDirectory() as folder:
-            new, differences = one_setting(setting, options, Path(folder))
-        rows += new
-        far += differences
-        write(rows, options.out)
+            far += one_setting(setting, options, Path(folder), results)
     print(f"\n{table(read(options.out))}")
     print("\n".join(f"beyond tolerance: {text}" for text in far))
     return int(bool(far))
 
 
-def _scaled(counts: tuple[int, int, int], scale: float) -> tuple[int, int, int]:
+def _scale(counts: tuple[int, int, int], scale: float) -> tuple[int, int, int]:
     train, val, downstream = (max(1, round(scale * n)) for n in counts)
     return train, val, downstream
 
 
-def one_setting(setting: Setting, options: Options, root: Path) -> tuple[list[Row], list[str]]:
-    """All sides in one setting: its rows, and what differs beyond tolerance."""
+def one_setting(setting: Setting, options: Options, root: Path, results: Results) -> list[str]:
+    """Run all sides in one setting; returns what differs beyond tolerance."""
     source = gather(options.photos, root / "images", setting.counts)
     setting = replace(setting, name=f"{setting.name}, {source}")
     starting_models(setting, root)
     sides = [Side("baseline", setting, root, options.device)]
-    kinds = ("fp32", "bf16") if options.bf16 else ("fp32",)
-    for dtype in kinds:
+    for dtype in ("fp32", "bf16") if options.bf16 else ("fp32",):
         sides.append(
             Side(f"ours {dtype}", setting, root, options.device, dtype, options.ranks)
         )  # fmt: skip
     spent: dict[tuple[str, str], list[Spent]] = {}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for repeat in range(options.repeats):
         now = [m for m in (*options.methods, TOGETHER) if not repeat or m not in setting.once]
         last = (runs[-1].wall for (_, step), runs in spent.items() if step not in setting.once)
-        if repeat and time.perf_counter() - begun + sum(last) > 60 * options.minutes:
+        if repeat and time.perf_counter() - start + sum(last) > 60 * options.minutes:
             break
         for step in ("prepare", *now, "evaluate"):
             for side in sides if repeat % 2 == 0 else reversed(sides):
                 done = _step(side, step, options.methods)
                 if done is not None:
                     spent.setdefault((side.name, step), []).append(done)
-                    print(f"{setting.name}: {side.name}, {step}: {done.wall:.1f} s", flush=True)
+                    x = f"{setting.name}: {step}"
+                    results.add([_row(side.name, [done.wall], "process", "s", x, options.device)])
     far = []
     names = [side.name for side in sides]
-    rows = timings(setting, names, spent, options.device, options.methods)
+    results.add(timings(setting, names, spent, options.device, options.methods))
     for side in sides[1:]:
-        new = differences(side, sides[0], options.device, options.methods)
-        rows += new
+        new = results.add(differences(side, sides[0], options.device, options.methods))
         if side.name == "ours fp32":
             over = [r for r in new if not r.median <= TOLERANCE[r.mode]]  # NaN is over
             far += [f"{r.x}, {r.mode}: {r.median} over {TOLERANCE[r.mode]}" for r in over]
-    return rows, far
+    return far
 
 
 def _step(side: Side, step: str, methods: Sequence[str]) -> Spent | None:
-    made = {"prepare": "prepared", "evaluate": "table"}.get(step, step)
-    shutil.rmtree(side.place / made, ignore_errors=True)
+    folder = {"prepare": "prepared", "evaluate": "table"}.get(step, step)
+    shutil.rmtree(side.place / folder, ignore_errors=True)
     if step == "prepare":
         return side.prepare()
     if step == TOGETHER:
@@ -165,9 +161,9 @@ def timings(
         for step, shares in _jobs(methods).items():
             if step == ONE_PASS and (side, TOGETHER) not in spent:
                 shares = _jobs(methods)["all"]  # the baseline: one process after the other
-            taken = [(spent[side, s], share) for s, share in shares.items() if (side, s) in spent]
-            weights = [share for _, share in taken]
-            repeats = zip(*(runs for runs, _ in taken), strict=False)  # some run once
+            runs = [(spent[side, s], share) for s, share in shares.items() if (side, s) in spent]
+            weights = [share for _, share in runs]
+            repeats = zip(*(times for times, _ in runs), strict=False)  # some run once
             sums = [_sum(repeat, weights) for repeat in repeats]
             x = f"{setting.name}: {step}"
             walls, cpus = [s.wall for s in sums], [s.cpu for s in sums]
@@ -179,13 +175,14 @@ def timings(
                 values = [s.parts.get(part, 0.0) for s in sums]
                 rows.append(_row(side, values, f"part {part}", "s", x, device))
             if side != sides[0]:
-                theirs = totals[sides[0], step]
+                baseline = totals[sides[0], step]
                 for metric, above, below in (
-                    ("ratio", theirs[0], walls),
-                    ("ratio without validation", theirs[2], bare),
-                    ("ratio, processor", theirs[1], cpus),
+                    ("ratio", baseline[0], walls),
+                    ("ratio without validation", baseline[2], bare),
+                    ("ratio, processor", baseline[1], cpus),
                 ):
-                    values = [a / b for a, b in zip(above, below, strict=True)]
+                    # A job with a step that runs once has as many repeats as that step.
+                    values = [a / b for a, b in zip(above, below, strict=False)]
                     rows.append(_row(side, values, metric, "times", x, device))
     return rows
 

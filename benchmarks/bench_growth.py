@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from harness import Row, row, show, write
+from harness import Results, Row, row
 
 from letheon.engine.distributed import Ranks, sum_over_ranks
-from letheon.eval.metrics.cka import centred, compare
+from letheon.eval.metrics.cka import center, compare
 from letheon.eval.metrics.knn import knn
 from letheon.eval.metrics.knn_splits import split
 from letheon.kernels.threshold import top_masks
@@ -55,7 +55,7 @@ def cka_images(n: int) -> Work:
     """Exact CKA of two sets of 256 features of n images."""
     draw = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 256, generator=draw) for _ in range(2))
-    return lambda: compare(centred("x", x), centred("y", y))
+    return lambda: compare(center("x", x), center("y", y))
 
 
 def knn_classes(n: int) -> Work:
@@ -79,7 +79,7 @@ def layers(n: int) -> Work:
     sides = [[torch.randn(1000, 64, generator=draw) for _ in range(n)] for _ in range(2)]
 
     def work() -> object:
-        left, right = ([centred("layer", rows) for rows in side] for side in sides)
+        left, right = ([center("layer", rows) for rows in side] for side in sides)
         return [compare(a, b) for a in left for b in right]
 
     return work
@@ -91,7 +91,7 @@ def ranks(n: int) -> Work:
     return lambda: epoch_parts("retain", forget, 1024, 1, 0, n - 1, n)
 
 
-def reduced(n: int) -> Work:
+def reduce(n: int) -> Work:
     """Summing eleven million gradients over n processes, which is timed in the first."""
     gradients = [torch.ones(11_000_000)]
     world = Ranks(int(os.environ.get("RANK", "0")), n)
@@ -119,7 +119,7 @@ CURVES = {
     "saliency mask": Curve("parameters", mask, (100_000, 1_000_000, 10_000_000, 25_000_000)),
     "CKA of all pairs": Curve("layers", layers, (4, 8, 16)),
     "plan of one rank": Curve("ranks", ranks, (1, 2, 8)),
-    "sum of gradients": Curve("ranks", reduced, (2, 3, 4), True),
+    "sum of gradients": Curve("ranks", reduce, (2, 3, 4), True),
 }
 
 
@@ -149,9 +149,9 @@ def measure(name: str, x: int, repeats: int) -> dict[str, list[float]]:
     added = peak() - before
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return {"time": times, "memory": [float(added)]}
 
 
@@ -160,10 +160,10 @@ def in_process(name: str, x: int, repeats: int) -> dict[str, list[float]]:
     launch = [sys.executable]
     if CURVES[name].processes and x > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={x}"]
-    told = [__file__, "--repeats", str(repeats), "--point", name, str(x)]
-    ended = subprocess.run([*launch, *told], capture_output=True, text=True, check=True)
-    found: dict[str, list[float]] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    command = [*launch, __file__, "--repeats", str(repeats), "--point", name, str(x)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    values: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return values
 
 
 def exponent(points: Sequence[int], values: Sequence[float]) -> float:
@@ -171,48 +171,49 @@ def exponent(points: Sequence[int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(points), np.log(values), 1)[0])
 
 
-def curve_rows(name: str, found: Sequence[dict[str, list[float]]]) -> list[Row]:
-    """The rows of one curve: its points, then its exponents where there are enough points."""
-    curve, rows = CURVES[name], []
-    for metric, unit in (("time", "s"), ("memory", "bytes")):
-        for x, point in zip(curve.points, found, strict=True):
-            rows.append(
-                row(name, "ours", point[metric], metric=metric, unit=unit, mode=curve.over, x=x,
-                    device="cpu")
-            )  # fmt: skip
+def point_rows(name: str, x: int, point: dict[str, list[float]]) -> list[Row]:
+    """The rows of one point of a curve."""
+    return [
+        row(name, "ours", point[metric], metric=metric, unit=unit, mode=CURVES[name].over, x=x,
+            device="cpu")
+        for metric, unit in (("time", "s"), ("memory", "bytes"))
+    ]  # fmt: skip
+
+
+def exponent_rows(name: str, points: dict[int, dict[str, list[float]]]) -> list[Row]:
+    """The exponents of one curve, where there are enough points."""
+    rows = []
+    for metric in ("time", "memory"):
         least = LEAST if metric == "memory" else 0.0
-        known = [
-            (x, float(np.median(point[metric])))
-            for x, point in zip(curve.points, found, strict=True)
-            if np.median(point[metric]) > least
-        ]
-        if len(known) > 1:
-            # The smallest points are overhead, not growth: the slope is of the last three.
-            xs, values = zip(*known[-3:], strict=True)
+        medians = {x: float(np.median(point[metric])) for x, point in points.items()}
+        # The smallest points are overhead, not growth: the slope is of the last three.
+        large = [(x, median) for x, median in medians.items() if median > least][-3:]
+        if len(large) > 1:
             rows.append(
-                row(name, "ours", [exponent(xs, values)], metric=f"{metric} exponent", unit="",
-                    mode=curve.over, device="cpu")
+                row(name, "ours", [exponent(*zip(*large, strict=True))],
+                    metric=f"{metric} exponent", unit="", mode=CURVES[name].over, device="cpu")
             )  # fmt: skip
     return rows
 
 
 def main(options: Options) -> int:
-    """Measure the curves, write them, and say which grow too fast."""
+    """Measure the curves, write each point as it is there, and say which grow too fast."""
     if options.point is not None:
-        found = measure(*options.point, options.repeats)
+        values = measure(*options.point, options.repeats)
         if os.environ.get("RANK", "0") == "0":
-            print(json.dumps(found))
+            print(json.dumps(values))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         return 0
-    rows: list[Row] = []
+    results = Results(options.out)
     for name in options.only or CURVES:
-        points = CURVES[name].points
-        new = curve_rows(name, [in_process(name, x, options.repeats) for x in points])
-        show(new)
-        rows += new
-        write(rows, options.out)
-    fast = [r for r in rows if r.mode == "images" and "exponent" in r.metric and r.median > LIMIT]
+        points: dict[int, dict[str, list[float]]] = {}
+        for x in CURVES[name].points:
+            points[x] = in_process(name, x, options.repeats)
+            results.add(point_rows(name, x, points[x]))
+        results.add(exponent_rows(name, points))
+    exponents = [r for r in results.rows if r.mode == "images" and "exponent" in r.metric]
+    fast = [r for r in exponents if r.median > LIMIT]
     for r in fast:
         print(f"{r.name}: {r.metric} {r.median} in the number of images, over {LIMIT}")
     return int(bool(fast))

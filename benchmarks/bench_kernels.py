@@ -2,35 +2,37 @@
 
     python benchmarks/bench_kernels.py --out benchmarks/results/kernels_cpu.csv
 
-"field" is the published code's way (field_kernels.py). On CUDA the public functions run their
+"field" is the published code's way (baseline/kernels.py). On CUDA the public functions run their
 Triton forms; rows for CUDA come from gpu_suite.py and there are none until it has run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
-from field_kernels import field_angle, field_hsic, field_masked_step, field_masks, field_similarity
-from harness import Row, compare, show, write
-from torch import Tensor
+from baseline import kernels as baseline
+from harness import Results, Row, compare
+from torch import Tensor, nn
 
-from letheon.kernels import masked_sgd
-from letheon.kernels.augment import crop_resize_normalise, crop_resize_normalise_reference
+from letheon.kernels import masked_sgd_reference
+from letheon.kernels.augment import crop_resize_normalize
+from letheon.kernels.augment_reference import Filter, crop_resize_normalize_reference
 from letheon.kernels.flat import Layout
-from letheon.kernels.masked_sgd import masked_sgd_, masked_sgd_reference_
-from letheon.kernels.moments import BatchHsic, Moments
+from letheon.kernels.masked_sgd import masked_sgd_
+from letheon.kernels.masked_sgd_reference import masked_sgd_reference_
 from letheon.kernels.similarity import angle_loss, distance_loss, similarity_loss
 from letheon.kernels.small_conv import small_conv2d
 from letheon.kernels.threshold import top_masks, top_masks_reference
 
-HYPER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+HYPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def resnet18_shapes() -> list[tuple[int, ...]]:
@@ -60,11 +62,11 @@ def count(tensors: list[Tensor]) -> int:
 @contextmanager
 def whole_buffers() -> Iterator[None]:
     """Without the cache-sized pieces, which a compiler would unroll."""
-    kept, masked_sgd._CHUNK = masked_sgd._CHUNK, 1 << 40
+    chunk, masked_sgd_reference._CHUNK = masked_sgd_reference._CHUNK, 1 << 40
     try:
         yield
     finally:
-        masked_sgd._CHUNK = kept
+        masked_sgd_reference._CHUNK = chunk
 
 
 def bench_masked_sgd(device: str, repeats: int) -> list[Row]:
@@ -75,14 +77,18 @@ def bench_masked_sgd(device: str, repeats: int) -> list[Row]:
     flat = [layout.gather(t) for t in (values, grads, momenta)]
     bits, bools = layout.bits(keep), layout.gather(keep)
 
-    def torch_sgd(**options: Any) -> tuple[list[Tensor], torch.optim.Optimizer]:
-        params = [torch.nn.Parameter(v.clone()) for v in values]
+    def torch_sgd(**options: Any) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+        params = [nn.Parameter(v.clone()) for v in values]
         for p, g in zip(params, grads, strict=True):
             p.grad = g.clone()
         return params, torch.optim.SGD(params, **HYPER, **options)
 
-    integers, start = [k.to(torch.int64) for k in keep], [v.clone() for v in values]
-    params, optimiser = torch_sgd(foreach=device != "cpu")
+    params, optimizer = torch_sgd(foreach=device != "cpu")
+    model = nn.Module()
+    for i, param in enumerate(params):
+        model.register_parameter(str(i), param)
+    integers = {str(i): k.to(torch.int64) for i, k in enumerate(keep)}
+    start = {str(i): v.clone() for i, v in enumerate(values)}
     compiled = torch.compile(masked_sgd_reference_, fullgraph=True)
     p, g, m = ([t] for t in flat)
 
@@ -91,7 +97,7 @@ def bench_masked_sgd(device: str, repeats: int) -> list[Row]:
             compiled(p, g, m, [bools], **HYPER)
 
     variants: dict[str, Callable[[], object]] = {
-        "field, int64 masks": lambda: field_masked_step(params, integers, start, optimiser),
+        "field, int64 masks": lambda: baseline.masked_step(model, integers, start, optimizer),
         "torch SGD foreach, no mask": torch_sgd(foreach=True)[1].step,
         "torch SGD fused, no mask": torch_sgd(fused=True)[1].step,
         "plain, tensors, bool": lambda: masked_sgd_reference_(
@@ -125,7 +131,7 @@ def bench_threshold(device: str, repeats: int) -> list[Row]:
         return masks
 
     variants: dict[str, Callable[[], object]] = {
-        "field, two sorts, one density": lambda: field_masks(scores, 0.5),
+        "field, two sorts, one density": lambda: baseline.top_masks(scores, 0.5),
         "kthvalue, ten densities": by_kthvalue,
         "plain, ten densities": lambda: top_masks_reference(scores, densities),
     }
@@ -145,7 +151,6 @@ def bench_augment(device: str, repeats: int) -> list[Row]:
     boxes = torch.cat([corner, extent], 1).to(device)
     source, flip = torch.arange(b, device=device), torch.rand(b, generator=gen).to(device) < 0.5
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    out = torch.float32 if device == "cpu" else torch.bfloat16
 
     def one_by_one() -> Tensor:
         crops = []
@@ -155,24 +160,22 @@ def bench_augment(device: str, repeats: int) -> list[Row]:
             crop = F.interpolate(crop.float(), (size, size), mode="bilinear", antialias=True)
             crops.append(crop.flip(3) if flip[i] else crop)
         whole = (torch.cat(crops) / 255 - scale[0]) / scale[1]
-        return whole.to(out, memory_format=torch.channels_last)
+        return whole.contiguous(memory_format=torch.channels_last)
 
-    arguments = (images, boxes, source, flip, size, mean, std, out)
+    arguments = (images, boxes, source, flip, size, mean, std)
     variants: dict[str, Callable[[], object]] = {"interpolate, image by image": one_by_one}
-    compiled = torch.compile(crop_resize_normalise_reference)
-    for kind in ("box", "bilinear"):
-        variants[f"plain {kind}"] = lambda kind=kind: crop_resize_normalise_reference(
-            *arguments, filter=kind
-        )
+    compiled = torch.compile(crop_resize_normalize_reference)
+    filters: tuple[Filter, ...] = ("box", "bilinear")
+    for kind in filters:
+        reference = crop_resize_normalize_reference
+        variants[f"plain {kind}"] = partial(reference, *arguments, kind)
         if device != "cpu":
-            variants[f"compiled {kind}"] = lambda kind=kind: compiled(*arguments, filter=kind)
-            variants[f"triton {kind}"] = lambda kind=kind: crop_resize_normalise(
-                *arguments, filter=kind
-            )
+            variants[f"compiled {kind}"] = partial(compiled, *arguments, kind)
+            variants[f"triton {kind}"] = partial(crop_resize_normalize, *arguments, kind)
     return compare("augment", variants, repeats, x=f"{b} x {size}", device=device)
 
 
-def bench_losses(device: str, repeats: int) -> list[Row]:
+def bench_losses(device: str, repeats: int) -> Iterator[Row]:
     """Relational losses, forward and backward, on pooled features and on a map."""
 
     def both(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Callable[[], None]:
@@ -189,43 +192,21 @@ def bench_losses(device: str, repeats: int) -> list[Row]:
     pooled = [torch.randn(b, 2048, device=device) for _ in range(2)]
     maps = [torch.randn(32, 256, 28, 28, device=device) for _ in range(2)]
     maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
-    rows = []
     for name, forms, (x, y) in (
-        ("similarity, pooled", {"field": field_similarity, "ours": similarity_loss}, pooled),
-        ("similarity, map", {"field": field_similarity, "ours": similarity_loss}, maps),
-        ("angle", {"field": field_angle, "ours": angle_loss}, pooled),
+        ("similarity, pooled", {"field": baseline.similarity, "ours": similarity_loss}, pooled),
+        ("similarity, map", {"field": baseline.similarity, "ours": similarity_loss}, maps),
+        ("angle", {"field": baseline.angle, "ours": angle_loss}, pooled),
         ("distance", {"ours": distance_loss}, pooled),
     ):
         variants = {form: both(loss, x, y) for form, loss in forms.items()}
         variants["compiled ours"] = both(torch.compile(forms["ours"]), x, y)
-        rows += compare(name, variants, repeats, mode="full", x=tuple(x.shape), device=device)
-    return rows
+        yield from compare(name, variants, repeats, mode="full", x=tuple(x.shape), device=device)
 
 
-def bench_moments(device: str, repeats: int) -> list[Row]:
-    """One batch of CKA sums: pooled features of two models, and every pair of 17 layers."""
-    torch.manual_seed(0)
-    pooled = [torch.randn(256, 2048, device=device) for _ in range(2)]
-    layers = [torch.randn(64, 4096, device=device) for _ in range(17)]
-
-    exact = Moments([2048, 2048], device)
-    mixed = Moments([2048, 2048], device, products=torch.float32)
-    pairs = BatchHsic(17, 17, device)
-    rows = compare(
-        "moments",
-        {"float64": lambda: exact.add(*pooled), "float32 products": lambda: mixed.add(*pooled)},
-        max(3, repeats // 4), 1, x="256 x (2048+2048)", device=device,
-    )  # fmt: skip
-    variants = {"field": lambda: field_hsic(layers), "ours": lambda: pairs.add(layers, layers)}
-    few, shape = max(3, repeats // 4), "17 x 17 layers"
-    return rows + compare("hsic pairs", variants, few, 1, x=shape, device=device)
-
-
-def bench_small_conv(device: str, repeats: int) -> list[Row]:
+def bench_small_conv(device: str, repeats: int) -> Iterator[Row]:
     """Forward and both gradients of the last layers of a ResNet at 64 and 96 pixels; CPU only."""
     if device != "cpu":
-        return []
-    rows = []
+        return
     for side, inputs, outputs, stride in ((4, 256, 512, 2), (2, 512, 512, 1), (3, 512, 512, 1)):
         draw = torch.Generator().manual_seed(0)
         image = torch.randn(64, inputs, side, side, generator=draw)
@@ -241,20 +222,19 @@ def bench_small_conv(device: str, repeats: int) -> list[Row]:
             return torch.autograd.grad(out, (image, weight), torch.ones_like(out))
 
         variants: dict[str, Callable[[], object]] = {
-            "torch": lambda both=both: both(F.conv2d),
-            "ours": lambda both=both: both(small_conv2d),
+            "torch": partial(both, F.conv2d),
+            "ours": partial(both, small_conv2d),
         }
         x = f"64 x {inputs} x {side} x {side} to {outputs}, stride {stride}"
-        rows += compare("small_conv", variants, repeats, 2, mode="both", x=x, device=device)
-    return rows
+        yield from compare("small_conv", variants, repeats, 2, mode="both", x=x, device=device)
 
 
-BENCHES = {
+Bench = Callable[[str, int], Iterable[Row]]
+BENCHES: dict[str, Bench] = {
     "masked_sgd": bench_masked_sgd,
     "threshold": bench_threshold,
     "augment": bench_augment,
     "losses": bench_losses,
-    "moments": bench_moments,
     "small_conv": bench_small_conv,
 }
 
@@ -264,7 +244,7 @@ class Options:
     """Which kernels to time, and where the rows go."""
 
     only: tuple[str, ...] = tuple(BENCHES)
-    """of masked_sgd, threshold, augment, losses, moments, small_conv"""
+    """of masked_sgd, threshold, augment, losses, small_conv"""
     repeats: int = 30
     """timed calls of each variant, after three of warm-up"""
     threads: int = 1
@@ -277,13 +257,9 @@ def main(options: Options) -> None:
     """Run the benches and write their rows."""
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows: list[Row] = []
+    results = Results(options.out)
     for name in options.only:
-        new = BENCHES[name](device, options.repeats)
-        show(new)
-        rows += new
-    if options.out is not None:
-        write(rows, options.out)
+        results.add(BENCHES[name](device, options.repeats))
 
 
 if __name__ == "__main__":

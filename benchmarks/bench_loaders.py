@@ -12,20 +12,20 @@ missing is left out.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from harness import Row, row, show, write
+import tyro
+from harness import Results, row
 from PIL import Image
 
 from letheon.loaders import order
@@ -34,8 +34,7 @@ from letheon.loaders.backends.ffcv_loader import FfcvLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.loaders.formats import beton_writer
-from letheon.loaders.formats.beton import BLOB, BetonImages
+from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
@@ -57,11 +56,11 @@ def photographs(source: Path, folder: Path, count: int) -> ImageSet:
             size = round(image.width * scale), round(image.height * scale)
             place = folder / f"class{k % CLASSES}" / f"{k:05}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
-            resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            resized.save(place, quality=90)
-    found = open_source(str(folder))
-    assert isinstance(found, dict)
-    return next(iter(found.values()))
+            smaller = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            smaller.save(place, quality=90)
+    sets = open_source(str(folder))
+    assert isinstance(sets, dict)
+    return next(iter(sets.values()))
 
 
 def ours(loader: TorchLoader | BetonLoader) -> Epoch:
@@ -115,10 +114,10 @@ def published_dali(folder: Path, preset: Preset, count: int) -> Epoch:
     from nvidia.dali import fn, pipeline_def, types
 
     # Not ahead of the caller: what is made between two epochs would be nobody's time.
-    @pipeline_def(
+    @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=BATCH, num_threads=1, device_id=None, exec_pipelined=False, exec_async=False
     )
-    def graph():
+    def graph() -> Any:
         jpegs, labels = fn.readers.file(file_root=str(folder), random_shuffle=True)
         images = fn.decoders.image_random_crop(jpegs, output_type=types.RGB)
         images = fn.resize(images, size=(preset.size, preset.size), antialias=True)
@@ -168,22 +167,22 @@ def variants(
     """(name, what is delivered, epoch) for one way of keeping the images; `jpeg` has them all."""
     preset = Preset(size=size)
     images = BetonImages(beton)
-    told = (np.zeros(len(images), np.bool_), preset, BATCH, 0)
-    yield "letheon beton", "float32", ours(BetonLoader(images, *told))
-    yield "letheon beton", "uint8", ours_as_bytes(BetonLoader(images, *told))
+    arguments = (np.zeros(len(images), np.bool_), preset, BATCH, 0)
+    yield "letheon beton", "float32", ours(BetonLoader(images, *arguments))
+    yield "letheon beton", "uint8", ours_as_bytes(BetonLoader(images, *arguments))
     if importlib.util.find_spec("ffcv"):
         yield "ffcv as published", "float32", published_ffcv(beton, preset, True)
         yield "ffcv as published", "uint8", published_ffcv(beton, preset, False)
-        yield "letheon ffcv", "float32", ours(FfcvLoader(images, *told, workers=1))
+        yield "letheon ffcv", "float32", ours(FfcvLoader(images, *arguments, workers=1))
     if importlib.util.find_spec("nvidia.dali"):
-        yield "letheon dali, cpu", "float32", ours(DaliLoader(images, *told, workers=1))
+        yield "letheon dali, cpu", "float32", ours(DaliLoader(images, *arguments, workers=1))
     if kept == "jpeg":
-        yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *told, scaled=True))
+        yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *arguments, scaled=True))
         for codec in ("simplejpeg", "pillow"):
-            one = BetonLoader(images, *told, codec=codec)
+            one = BetonLoader(images, *arguments, codec=codec)
             yield f"letheon beton, {codec}", "float32", ours(one)
-        yield "letheon beton, folder", "float32", ours(BetonLoader(files, *told))
-        yield "letheon torch, folder", "float32", ours(TorchLoader(files, *told))
+        yield "letheon beton, folder", "float32", ours(BetonLoader(files, *arguments))
+        yield "letheon torch, folder", "float32", ours(TorchLoader(files, *arguments))
         yield "torchvision DataLoader", "float32", data_loader(folder, preset, True)
         yield "Pillow DataLoader", "float32", data_loader(folder, preset, False)
         if importlib.util.find_spec("nvidia.dali"):
@@ -203,93 +202,41 @@ def rates(epochs: dict[tuple[str, str], Epoch], repeats: int) -> dict[tuple[str,
     return out
 
 
-def opening(path: Path) -> list[Row]:
-    """Seconds and memory to open an index of a million samples and find one blob, in new processes.
+@dataclass(frozen=True)
+class Options:
+    """Which photographs, and how often."""
 
-    Memory is the growth of the resident set at its peak, mapped pages of the tables included.
-    """
-    n, start = 1_000_000, 5 * 2**23
-    table, blobs = np.zeros(n, beton_writer.ROW), np.zeros(n, BLOB)
-    pointers = start + np.random.default_rng(0).permutation(n).astype(np.uint64) * 8
-    table["f0"]["pointer"], table["f1"] = pointers, np.arange(n) % 1000
-    blobs["sample"] = np.argsort(pointers)  # as several processes of ffcv would leave them
-    blobs["pointer"], blobs["size"] = np.sort(pointers), 8
-    with open(path, "wb") as file:
-        beton_writer._write_head(file, table, start + 8 * n, 2**23)
-        file.seek(start + 8 * n)
-        file.write(blobs.tobytes())
-    programs = {
-        "letheon beton": (
-            "import numpy as np\nfrom letheon.loaders.formats.beton import BetonImages",
-            "BetonImages(path).stored(np.array([7]))",
-        ),
-        "ffcv as published": (
-            "from ffcv.reader import Reader\nfrom ffcv.memory_managers import OSCacheManager",
-            "OSCacheManager(Reader(path)).compile_reader()",
-        ),
-    }
-    out = []
-    for name, (imports, work) in programs.items():
-        if name.startswith("ffcv") and not importlib.util.find_spec("ffcv"):
-            continue
-        told = [_child(f"{imports}\npath = {str(path)!r}", work) for _ in range(3)]
-        for metric, unit, values in zip(
-            ("open a million", "memory of a million"), ("s", "MB"), zip(*told, strict=True),
-            strict=True,
-        ):  # fmt: skip
-            out.append(row("start", name, values, metric=metric, unit=unit, device="cpu"))
-    return out
+    images: Path
+    """a folder of photographs"""
+    out: Path | None = None
+    """CSV to write; printed only, if not given"""
+    count: int = 192
+    """photographs to use"""
+    repeats: int = 7
+    sizes: tuple[int, ...] = (224, 160)
+    """output pixels"""
 
 
-def _child(before: str, work: str) -> tuple[float, float]:
-    program = (
-        f"import time\n{before}\n"
-        "def told(key):\n"
-        "    lines = open('/proc/self/status').read().splitlines()\n"
-        "    return next(int(one.split()[1]) / 1e3 for one in lines if one.startswith(key))\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak starts anew
-        f"memory, start = told('VmRSS'), time.process_time()\n{work}\n"
-        "print(time.process_time() - start, told('VmHWM') - memory)"
-    )
-    told = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True)
-    seconds, megabytes = told.stdout.split()
-    return float(seconds), float(megabytes)
-
-
-def main() -> None:
-    """Measure, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--images", type=Path, required=True, help="a folder of photographs")
-    parser.add_argument("--out", type=Path, default=None, help="CSV to write")
-    parser.add_argument("--count", type=int, default=192, help="photographs to use")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 160])
-    told = parser.parse_args()
+def main(options: Options) -> None:
+    """Measure, print and write each variant's rate."""
     warnings.simplefilter("ignore")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    table: list[Row] = []
+    results = Results(options.out)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photographs"
-        files = photographs(told.images, folder, told.count)
+        files = photographs(options.images, folder, options.count)
         for kept, raw in (("jpeg", 0.0), ("jpeg/raw mix", 0.5)):
             beton = Path(scratch) / f"{raw}.beton"
             write_beton(files, beton, Encoding(raw=raw), progress=False)
-            for size in told.sizes:
+            for size in options.sizes:
                 epochs = {(n, m): run for n, m, run in variants(kept, files, folder, beton, size)}
-                found = [
+                results.add(
                     row(kept, name, values, metric="rate", unit="images/s", mode=mode, x=size,
                         device="cpu")
-                    for (name, mode), values in rates(epochs, told.repeats).items()
-                ]  # fmt: skip
-                show(found)
-                table += found
-        start = opening(Path(scratch) / "large.beton")
-        show(start)
-        table += start
-    if told.out is not None:
-        write(table, told.out)
+                    for (name, mode), values in rates(epochs, options.repeats).items()
+                )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

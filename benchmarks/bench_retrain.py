@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from harness import Row, row, show, write
+from harness import Results, Row, row
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
@@ -41,6 +41,7 @@ SIZE = 32
 HALF = (0.5, 0.5, 0.5)
 PRESET = Preset(SIZE, HALF, HALF, "none", SIZE, augment="pad-crop-flip")
 POINT = 0.01
+UNITS = {"processor": "s", "wall": "s", "accuracy": "share"}
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ def recipes(options: Options) -> dict[str, Retrain]:
     }
 
 
-def some(images: ImageSet, per_class: int) -> ArrayImages:
+def first_images(images: ImageSet, per_class: int) -> ArrayImages:
     """The first images of each class, decoded, at 32 pixels."""
     firsts = [np.flatnonzero(images.labels == c)[:per_class] for c in np.unique(images.labels)]
-    chosen = np.sort(np.concatenate(firsts))
-    pixels = np.stack([np.asarray(image) for image in images.read_many(chosen)])
+    indices = np.sort(np.concatenate(firsts))
+    pixels = np.stack([np.asarray(image) for image in images.read_many(indices)])
     assert pixels.shape[1:] == (SIZE, SIZE, 3), "expected images of 32 x 32 pixels"
-    return ArrayImages("some", pixels, images.labels[chosen], list(images.classes))
+    return ArrayImages("first", pixels, images.labels[indices], list(images.classes))
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def accuracy(model: Classifier, images: ArrayImages, flip: bool) -> float:
     return right / len(images)
 
 
-def once(
+def train_once(
     method: Retrain, train: ArrayImages, test: ArrayImages, seed: int, options: Options
 ) -> dict[str, float]:
     """Retrain without class 0: seconds of the processor and the wall, and the accuracy."""
@@ -123,17 +124,17 @@ def once(
     return {**spent, "accuracy": accuracy(model, test, flip=bool(method.sizes))}
 
 
-def rows_of(found: Mapping[str, list[dict[str, float]]], x: str, device: str) -> list[Row]:
+def summary_rows(runs_of: Mapping[str, list[dict[str, float]]], x: str, device: str) -> list[Row]:
     """Seconds, accuracies, and ratios to the plain recipe seed by seed."""
     rows = []
-    for variant, runs in found.items():
-        for metric, unit in (("processor", "s"), ("wall", "s"), ("accuracy", "share")):
+    for variant, runs in runs_of.items():
+        for metric, unit in UNITS.items():
             values = [run[metric] for run in runs]
             rows.append(row("retrain", variant, values, metric=metric, unit=unit, mode="training",
                             x=x, device=device))  # fmt: skip
         if variant != "plain":
             for metric in ("processor", "wall"):
-                pairs = zip(found["plain"], runs, strict=True)
+                pairs = zip(runs_of["plain"], runs, strict=True)
                 ratios = [plain[metric] / run[metric] for plain, run in pairs]
                 rows.append(row("retrain", variant, ratios, metric=f"ratio, {metric}",
                                 unit="times", mode="training", x=x, device=device))  # fmt: skip
@@ -143,26 +144,30 @@ def rows_of(found: Mapping[str, list[dict[str, float]]], x: str, device: str) ->
 def main(options: Options) -> int:
     """Train all, seed by seed, recipes in turn."""
     data = open_data(str(options.data))
-    train, test = some(data.train, options.per_class), some(data.test, options.test_per_class)
-    kept = np.flatnonzero(test.labels != 0)
-    test = ArrayImages("test", test.pixels[kept], test.labels[kept], list(test.classes))
+    train, test = (
+        first_images(data.train, options.per_class),
+        first_images(data.test, options.test_per_class),
+    )
+    others = np.flatnonzero(test.labels != 0)
+    test = ArrayImages("test", test.pixels[others], test.labels[others], list(test.classes))
     n = int((train.labels != 0).sum())
     x = f"{options.model}, {SIZE} px, {n} images, {len(test)} tested"
     x += f", {options.plain_epochs} and {options.fast_epochs} epochs"
-    found: dict[str, list[dict[str, float]]] = {}
+    results = Results(options.out)
+    runs: dict[str, list[dict[str, float]]] = {}
     for seed in options.seeds:
         for variant, method in recipes(options).items():
-            done = once(method, train, test, seed, options)
-            found.setdefault(variant, []).append(done)
-            print(seed, variant, {k: round(v, 3) for k, v in done.items()}, flush=True)
-        rows = rows_of(found, x, options.device)
-        write(rows, options.out)
-    show(rows)
-    lost = fmean(r["accuracy"] for r in found["plain"]) - fmean(
-        r["accuracy"] for r in found["fast"]
-    )
-    print(f"fast less plain: {-100 * lost:+.2f} points")
-    return int(lost > POINT)
+            run = train_once(method, train, test, seed, options)
+            runs.setdefault(variant, []).append(run)
+            results.add(
+                row("retrain", variant, [run[metric]], metric=f"seed {seed}, {metric}",
+                    unit=unit, mode="training", x=x, device=options.device)
+                for metric, unit in UNITS.items()
+            )  # fmt: skip
+    results.add(summary_rows(runs, x, options.device))
+    plain, fast = (fmean(r["accuracy"] for r in runs[variant]) for variant in ("plain", "fast"))
+    print(f"fast less plain: {100 * (fast - plain):+.2f} points")
+    return int(plain - fast > POINT)
 
 
 if __name__ == "__main__":

@@ -3,31 +3,33 @@
     python benchmarks/bench_step.py --out benchmarks/results/step_cpu.csv
     python benchmarks/bench_step.py --size 224 --batch 16 --only plain --no-compile --append
 
-Synthetic input that is already on the device. The first rungs are the plain loop (field_step.py);
-from "our step" on it is the step of `engine/step.py`: fused optimiser, SalUn's mask in one pass,
-the teacher folded, nothing read back. "Small images by torch" is our step without the products that
-small images become on a CPU (`engine/small_convolutions.py`). Every repeat runs all rungs in turn.
-The machine's ceilings are measured first (ceilings.py). Rows named "ratio" divide medians: over
-the first rung, and over the fastest eager fp32 rung. What bf16 does to accuracy: bench_dtype.py.
+Synthetic input that is already on the device. The first rungs are the plain loop of
+baseline/step.py; from "our step" on it is the step of `engine/step.py`: fused optimizer, SalUn's
+mask in one pass, the teacher folded, nothing read back. "Small images by torch" is our step without
+the products that small images become on a CPU (`engine/small_convolutions.py`). Every repeat runs
+all rungs in turn. The machine's ceilings are measured first: matrix products, of which one counts
+2 n^3 operations, and a large copy. A step's share of the ceiling is the operations of its
+convolutions and products in its time, over what a product reaches. Rows named "ratio" divide
+medians: over the first rung, and over the fastest eager fp32 rung.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import tyro
-from ceilings import ceilings, highest, step_operations
-from field_step import Kind, field_step
-from harness import Row, interleave, row, show, write
-from kept_memory import keep_freed_memory
+from baseline.step import LR, Format, Kind, plain_step
+from harness import Results, Row, interleave, row
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
@@ -35,15 +37,17 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.small_convolutions import SmallConv2d
+from letheon.engine.state import State
 from letheon.engine.step import assemble
 from letheon.engine.teacher import frozen_copy
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
-from letheon.methods.salun import SalUn
-from letheon.methods.spkd import Spkd
+from letheon.methods.salun import SalUn, SalunState
+from letheon.methods.spkd import Spkd, SpkdState
 
-RECIPE = Recipe(epochs=1, lr=1e-4)
+RECIPE = Recipe(epochs=1, lr=LR)
+_KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,40 @@ class Options:
     threads: int = 0
     """of torch on the CPU; 0 for as many as it takes by itself"""
     only: tuple[Kind, ...] = ("plain", "salun", "spkd")
+
+
+def ceilings(device: str, repeats: int, tiny: bool = False) -> Iterator[Row]:
+    """Rows of Tera-operations/s of square products, and GB/s of a copy (read and written)."""
+    side, words = (8192, 1 << 28) if device.startswith("cuda") else (2048, 1 << 25)
+    if tiny:
+        side, words = 64, 1 << 12
+    variants: dict[str, Callable[[], object]] = {}
+    for name, kind in _KINDS.items():
+        left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        variants[name] = partial(torch.matmul, left, right)
+    source = torch.randn(words, device=device)
+    target = torch.empty_like(source)
+    variants["copy"] = lambda: target.copy_(source)
+    times = interleave(variants, repeats, 3, device=device)
+    for name in _KINDS:
+        rates = [2 * side**3 / (1e9 * ms) for ms in times[name]]
+        yield row("ceiling", name, rates, metric="rate of a product", unit="Tops/s",
+                        x=f"{side}^3", device=device)  # fmt: skip
+    rates = [8 * words / (1e6 * ms) for ms in times["copy"]]
+    yield row("ceiling", "copy", rates, metric="rate of a copy", unit="GB/s",
+                    x=f"{8 * words / 1e9:.2f} GB", device=device)  # fmt: skip
+
+
+def highest(rows: Sequence[Row], kind: str) -> float:
+    """Operations per second of the product of this number format."""
+    return next(1e12 * r.median for r in rows if r.name == "ceiling" and r.variant == kind)
+
+
+def step_operations(step: Callable[[], object]) -> int:
+    """Operations of the convolutions and products of one call: two for a multiplication and sum."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def synthetic(options: Options) -> Batch:
@@ -108,43 +146,27 @@ def our_step(
     precision.apply(run.model, run.ranks.device)
     for module in run.model.modules():
         if not products and type(module) is SmallConv2d:
-            module.__class__ = nn.Conv2d
-    if not products and kind == "spkd":  # not the teacher that the other rungs share
-        run.state["teacher"] = frozen_copy(run.model, precision)
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     if isinstance(method, SalUn):  # the mask is given, not made of gradients
-        run.state["mask"] = masks
-        method.inner.prepare(run)
+        by_name = dict(zip(run.named_parameters, masks, strict=True))
+        start = {name: p.detach().clone() for name, p in run.named_parameters.items()}
+        state: State = SalunState(by_name, method.inner.prepare(run) or State(), start)
+    elif kind == "spkd":  # a teacher of its own, with the convolutions of this rung
+        state = SpkdState(frozen_copy(run.model, precision))
     else:
-        method.prepare(run)
-    phase = method.epoch(run, 0)[-1]
-    step = assemble(method, run)
+        state = method.prepare(run) or State()
+    phase = method.phases(run, state, 0)[-1]
+    step = assemble(method, run, state)
     run.model.train()
 
     def take() -> None:
         # Another tensor each time, so that the teacher does not know the batch again.
-        step.take(phase, batch._replace(images=batch.images.view_as(batch.images)), 1e-4)
+        step.take(phase, batch._replace(images=batch.images.view_as(batch.images)), LR)
 
     return take, lambda: step.compile_seconds
 
 
-def kept(
-    variants: dict[str, Callable[[], object]], times: dict[str, list[float]], options: Options
-) -> dict[str, list[float]]:
-    """The quickest fp32 and the quickest rung again, with freed memory kept for the next step.
-
-    Once on it stays on in this process, so it comes last and every ladder has a process of its own.
-    """
-    if options.device != "cpu" or not keep_freed_memory():
-        return {}
-    middle = {variant: sorted(t)[len(t) // 2] for variant, t in times.items()}
-    fp32 = min((v for v in middle if "bf16" not in v), key=lambda v: middle[v])
-    chosen = {
-        f"{v}, memory kept": variants[v] for v in (fp32, min(middle, key=lambda v: middle[v]))
-    }
-    return interleave(chosen, options.repeats, 2, device=options.device)
-
-
-def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
+def ladder(options: Options, kind: Kind, limits: Sequence[Row]) -> list[Row]:
     """Time, rate and share of the ceiling of each rung, and the ratios."""
     model, batch = build(options.model, 100, seed=0), synthetic(options)
     model.to(batch.images.device)
@@ -155,7 +177,7 @@ def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
         ("field, channels-last", True, False),
         ("field, channels-last, bf16", True, True),
     ):
-        variants[name] = field_step(model, batch, kind, masks, last, bf16, 1e-4)
+        variants[name] = plain_step(model, batch, kind, masks, Format(last, bf16))
     compiling = {}
     for name, precision in (
         ("our step, fp32, small images by torch", Precision("fp32")),
@@ -178,7 +200,6 @@ def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
 
     count = step_operations(next(iter(variants.values())))
     times = interleave(variants, options.repeats, 2, device=options.device)
-    times |= kept(variants, times, options)
     of = {v: entry(v, t, "time", "ms") for v, t in times.items()}
     rows = list(of.values())
     for variant, each in times.items():
@@ -202,14 +223,11 @@ def ladder(options: Options, kind: Kind, limits: list[Row]) -> list[Row]:
 def main(options: Options) -> None:
     """Run what is asked for and write after each."""
     set_threads(options)
-    limits = ceilings(options.device, options.repeats)
-    show(limits)
-    write(limits, options.out, options.append)
+    results = Results(options.out, options.append)
+    limits = results.add(ceilings(options.device, options.repeats))
     for name in options.only:
         with ProcessPoolExecutor(1, get_context("spawn"), set_threads, (options,)) as own:
-            rows = own.submit(ladder, options, name, limits).result()
-        show(rows)
-        write(rows, options.out, append=True)
+            results.add(own.submit(ladder, options, name, limits).result())
 
 
 def set_threads(options: Options) -> None:

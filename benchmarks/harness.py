@@ -1,25 +1,31 @@
 """Timing that survives a busy machine: variants interleaved, medians with their spread, CSV rows.
 
-    rows = compare("similarity", {"plain": plain, "compiled": compiled}, repeats=30, x=256)
-    write(rows, "results/kernels_cpu.csv")
+    results = Results(Path("results/kernels_cpu.csv"))
+    results.add(compare("similarity", {"plain": plain, "compiled": compiled}, repeats=30, x=256))
 
 Every repeat runs each variant once, in turn, so that a neighbour's load falls on all of them.
-Compile and warm-up lie outside the clock. A results file is never edited by hand.
+Compile and warm-up lie outside the clock. Rows are on the disk as soon as they are measured, so
+that a run that is cut off loses nothing. A results file is never edited by hand.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from letheon.spans import OUTSIDE, Recorder
 
 
 @dataclass(frozen=True)
@@ -121,30 +127,60 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return cuts[0], cuts[3]
 
 
-def ratio(rows: Sequence[Row], variant: str, baseline: str) -> float:
-    """How many times faster `variant` is than `baseline`, by medians of rows with time."""
-    medians = {r.variant: r.median for r in rows}
-    return medians[baseline] / medians[variant]
+class Results:
+    """A results file that grows row by row; every row is printed too."""
+
+    def __init__(self, path: Path | None, append: bool = False) -> None:
+        """Begin the file anew, or go on with what is there. None prints only."""
+        self.path = path
+        self.rows: list[Row] = []
+        if path is not None and not (append and path.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow([f.name for f in fields(Row)])
+
+    def add(self, rows: Iterable[Row]) -> list[Row]:
+        """Append each row as it comes and flush it to the disk; returns these rows."""
+        new = []
+        for r in rows:
+            new.append(r)
+            if self.path is not None:
+                with self.path.open("a", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerow(astuple(r))
+                    file.flush()
+                    os.fsync(file.fileno())
+            show(r)
+        self.rows += new
+        return new
 
 
-def write(rows: Sequence[Row], path: str | Path, append: bool = False) -> None:
-    """Write the rows as CSV, with a header where the file is new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not append or not path.exists()
-    with path.open("w" if fresh else "a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(asdict(r) for r in rows)
+def show(r: Row) -> None:
+    """Print a row as a line of an aligned table."""
+    span = f"[{r.p20:g}, {r.p80:g}]"
+    print(f"{r.name:24} {r.x!s:>16} {r.variant:28} {r.mode:9} "
+          f"{r.median:>10g} {r.unit:10} {span:24} n={r.n}", flush=True)  # fmt: skip
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print the rows as an aligned table, without the columns that are the same in all."""
-    for r in rows:
-        span = f"[{r.p20:g}, {r.p80:g}]"
-        print(f"{r.name:24} {r.x!s:>16} {r.variant:28} {r.mode:9} "
-              f"{r.median:>10g} {r.unit:10} {span:24} n={r.n}", flush=True)  # fmt: skip
+PARTS = (OUTSIDE, "data", "compute", "statistics", "evaluation", "validation", "saving")
+"""What the end-to-end benchmark books its time to."""
+SPAWNED, SECONDS = "BENCH_SPAWNED", "BENCH_SECONDS"
+
+
+@contextmanager
+def report_spans() -> Iterator[None]:
+    """Record the spans of this process and leave them as JSON where its parent looks for them.
+
+    The clock starts when the parent spawned this process, where it says so (`SPAWNED`, in seconds
+    since the epoch), so imports are in start-up; so is all that is in none of `PARTS`.
+    """
+    waited = time.time() - float(os.environ.get(SPAWNED, time.time()))
+    with Recorder(waited) as recorder:
+        yield
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for name, value in recorder.wall.items():
+        seconds[name if name in PARTS else OUTSIDE] += value
+    if os.environ.get(SECONDS) and os.environ.get("RANK", "0") == "0":
+        Path(os.environ[SECONDS]).write_text(json.dumps(seconds) + "\n")
 
 
 def _digits(value: float) -> float:
@@ -189,8 +225,7 @@ def describe_versions() -> str:
 @cache
 def revision() -> str:
     """The short commit of this checkout, with + where files differ from it; "" outside git."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from spans import PARTS
+from harness import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -1,4 +1,4 @@
-"""Compiling a phase's loss as one graph, and the cache that makes the next run start warm."""
+"""Compile a phase's loss as one graph, with a cache on disk that makes the next run start warm."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def compile_loss(loss: Loss | PartsLoss, mode: Literal["default", "max"]) -> Los
 
 
 def _mark_steps(graph: Loss | PartsLoss) -> Loss | PartsLoss:
-    """Tell CUDA graphs that a new step begins, so that the last one's outputs may be reused."""
+    """Mark where a step begins, so that CUDA graphs may reuse the outputs of the last one."""
 
     def step(net: nn.Module, batch: Batch) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
@@ -73,9 +73,11 @@ def keep_cache() -> Path:
 
 
 def cache_watch() -> Callable[[], Start]:
-    """Call it before the first graph; what it returns says how the graphs made since came about.
+    """Start watching torch's cache of graphs; call it before the first graph.
 
-    "warm" if every graph came from the cache, "cold" if one was compiled, "" if there was none.
+    Returns:
+        A function that says "warm" if every graph since came from the cache, "cold" if one was
+        compiled, "" if there was none.
     """
     before = _lookups()
 

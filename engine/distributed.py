@@ -1,4 +1,4 @@
-"""The processes of one job: joining them, summing over them, and agreeing before anything is done.
+"""Ranks of a distributed job: join them, sum and gather over them, agree on errors.
 
 torchrun says who is who through the environment; plain `python` is one rank and needs no process
 group. gloo carries CPU tensors, nccl CUDA tensors.
@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
 
-Told = TypeVar("Told")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Ranks:
         return self.rank == 0
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise InputError(f"got device {wanted}; expected auto, cpu or cuda", option="device")
-    if wanted == "cuda" and not torch.cuda.is_available():
+def _device(name: str, local_rank: int) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"got device {name}; expected auto, cpu or cuda", option="device")
+    if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "got device cuda; no CUDA device is visible; use device cpu or auto", option="device"
         )
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
@@ -56,8 +56,8 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[Ranks]:
-    """Join the job that torchrun described (or be the only rank), and leave it at the end."""
+def join_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """Join the process group that torchrun describes (or be the only rank); leave it at the end."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = _device(device, local_rank)
@@ -92,13 +92,13 @@ def sum_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
 
 
 def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tensor:
-    """The rows of all ranks, in rank order, on every rank; ranks may hold different row counts.
+    """Gather the rows of all ranks, in rank order, on every rank; row counts may differ.
 
     Args:
         tensor: (n_rank, ...) any dtype; trailing sizes equal on all ranks. No gradient flows.
         ranks: the job.
         total: rows over all ranks where they are shared out as a training batch's; without it the
-            ranks tell each other their counts first, which waits for the device.
+            ranks exchange their counts first, which waits for the device.
 
     Returns:
         (sum of n_rank, ...), bitwise equal on every rank.
@@ -122,13 +122,13 @@ def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tenso
     return rows.to(tensor.dtype)
 
 
-def gather_objects(own: Told, ranks: Ranks) -> list[Told]:
-    """What each rank tells, a small object that can be pickled, in rank order, on every rank."""
+def gather_objects(own: T, ranks: Ranks) -> list[T]:
+    """Gather one small object of each rank, which can be pickled, in rank order, on every rank."""
     if ranks.world == 1:
         return [own]
-    told: list[Any] = [None] * ranks.world
-    dist.all_gather_object(told, own)
-    return told
+    objects: list[Any] = [None] * ranks.world
+    dist.all_gather_object(objects, own)
+    return objects
 
 
 def agree(ranks: Ranks, problem: str | None = None) -> None:
@@ -139,11 +139,18 @@ def agree(ranks: Ranks, problem: str | None = None) -> None:
 
 
 def require_equal(ranks: Ranks, what: str, value: str) -> None:
-    """Raise on all ranks, naming the odd ones, unless `value` is the same everywhere."""
+    """Check that `value` is the same on every rank.
+
+    Raises:
+        RunFailed: on all ranks, naming those that differ from the first.
+    """
     if ranks.world == 1:
         return
     values = [""] * ranks.world
     dist.all_gather_object(values, value)
     odd = [rank for rank, other in enumerate(values) if other != values[0]]
     if odd:
-        raise RuntimeError(f"{what} differ between rank 0 and ranks {odd}: the job is inconsistent")
+        raise RunFailed(
+            f"got {what} that differ between rank 0 and ranks {odd}; expected the same on all; "
+            "check that all run the same code and data, and start again"
+        )

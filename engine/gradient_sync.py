@@ -1,4 +1,4 @@
-"""How the gradients of the ranks become one: DDP's buckets, or one flat all-reduce.
+"""Average the gradients over the ranks: DDP's buckets, or one flat all-reduce.
 
 Buckets are reduced while the backward pass still runs, but its hooks would cut a compiled graph in
 pieces. The flat buffer is reduced in one call after the backward pass: nothing overlaps, and the

@@ -1,4 +1,4 @@
-"""Which way of joining the ranks' gradients is quicker here: both are tried before the run."""
+"""Time both ways of averaging gradients over ranks before the run, for `tune_step`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ _UNTIMED, _TIMED = 2, 3  # DDP orders its buckets anew after the first backward 
 
 
 def worth_trying(steps: int) -> bool:
-    """Whether a run of so many steps earns the trial back."""
+    """Whether a run of so many steps earns the trial's time back."""
     return steps >= LEAST_STEPS
 
 
-def quicker(run: Run) -> tuple[Literal["ddp", "flat"], str]:
-    """The way whose forward and backward pass is quicker on the slowest rank, and a line about it.
+def choose_reduction(run: Run) -> tuple[Literal["ddp", "flat"], str]:
+    """Choose the way whose forward and backward pass is quicker on the slowest rank.
 
     On a copy of the model and random images of the run's size, so the run itself is not touched;
-    the copy's weights and gradients are let go after it. Every rank must call; all get the same
-    answer. The two ways add in another order, so weights may differ in the last bits: name the way
-    where runs are to be equal to the bit.
+    the copy's weights and gradients are freed after it. Every rank must call; all get the same
+    answer. The two ways add in another order, so weights may differ in the last bits.
+
+    Returns:
+        The way, and a line that names both times.
     """
     seconds = torch.tensor([_seconds(run, "ddp"), _seconds(run, "flat")], dtype=torch.float64)
     dist.all_reduce(seconds, dist.ReduceOp.MAX)
@@ -59,7 +61,7 @@ def _seconds(run: Run, way: Literal["ddp", "flat"]) -> float:
         for _ in range(_UNTIMED + _TIMED):
             dist.barrier()
             _wait(device)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             with reducer.backward(True):
                 with run.precision.autocast(device):
                     loss = F.cross_entropy(reducer.net(images).logits, labels)
@@ -67,7 +69,7 @@ def _seconds(run: Run, way: Literal["ddp", "flat"]) -> float:
             reducer.average()
             reducer.clear()
             _wait(device)
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
     return statistics.median(times[_UNTIMED:])
 
 

@@ -1,4 +1,4 @@
-"""Optimisers that torch does not have: LARS, and SGD that leaves masked weights alone.
+"""Optimizers that torch does not have: LARS, and SGD that leaves masked weights alone.
 
 Neither waits for the host, under loss scaling either: where the scale overflowed (`found_inf`, set
 by torch's GradScaler) a step changes nothing.
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from letheon.engine.gradient_sync import Flat
 from letheon.kernels.masked_sgd import masked_sgd_
+
+TRUST = 1e-3
+"""eta of LARS, as in the paper's experiments."""
 
 
 class Lars(torch.optim.Optimizer):
@@ -33,10 +36,9 @@ class Lars(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        trust: float = 1e-3,
     ):
         super().__init__(list(parameters), {"lr": lr})
-        self.momentum, self.weight_decay, self.trust = momentum, weight_decay, trust
+        self.momentum, self.weight_decay = momentum, weight_decay
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -46,17 +48,20 @@ class Lars(torch.optim.Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad for p in weights]
             for kind in (True, False):
-                chosen = [i for i, w in enumerate(weights) if (w.dim() > 1) is kind]
-                if chosen:
+                indices = [i for i, w in enumerate(weights) if (w.dim() > 1) is kind]
+                if indices:
                     self._move(
-                        [weights[i] for i in chosen], [grads[i] for i in chosen], group["lr"], kind
+                        [weights[i] for i in indices],
+                        [grads[i] for i in indices],
+                        group["lr"],
+                        kind,
                     )
 
     def _move(self, weights: list[Tensor], grads: list[Tensor], lr: float, layers: bool) -> None:
         if layers:
             sizes, slopes = (torch.stack(torch._foreach_norm(t)) for t in (weights, grads))
             pulls = slopes + self.weight_decay * sizes
-            scale = torch.where((sizes > 0) & (pulls > 0), self.trust * sizes / pulls, 1.0) * lr
+            scale = torch.where((sizes > 0) & (pulls > 0), TRUST * sizes / pulls, 1.0) * lr
             pull = list(torch._foreach_add(grads, weights, alpha=self.weight_decay))
             torch._foreach_mul_(pull, list(scale.unbind()))
         else:
@@ -64,13 +69,13 @@ class Lars(torch.optim.Optimizer):
         velocity = [self._velocity(w) for w in weights]
         moved = list(torch._foreach_mul(velocity, self.momentum))
         torch._foreach_add_(moved, pull)
-        kept = moved
+        velocity_after = moved
         overflow = getattr(self, "found_inf", None)
         if overflow is not None:
             pairs = zip(moved, velocity, strict=True)
-            kept = [torch.where(overflow == 0, new, old) for new, old in pairs]
+            velocity_after = [torch.where(overflow == 0, new, old) for new, old in pairs]
             moved = [torch.where(overflow == 0, new, 0) for new in moved]
-        torch._foreach_copy_(velocity, kept)
+        torch._foreach_copy_(velocity, velocity_after)
         torch._foreach_sub_(weights, moved)
 
     def _velocity(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Number format and memory layout of a run: one dataclass, one place that decides."""
+"""Precision: number format, memory layout, compiling and gradient reduction of a run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LEAST_GAIN = 1.4
 LEAST_PIXELS = 64
 """Smaller images gain little from bf16 on a CPU, or lose."""
 
+_SIDE, _REPEATS = 512, 6  # of the matrices that are multiplied; the best of so many counts
+
 
 @dataclass(frozen=True)
 class Precision:
-    """How the step computes. Weights, optimiser state and statistics stay float32 always."""
+    """How the step computes. Weights, optimizer state and statistics stay float32 always."""
 
     dtype: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where a CUDA device has it; on a CPU, training images of 64 pixels or more takes
-    the faster of fp32 and bf16 by a measurement at the start, told in one line, and all else is
-    fp32. Name it where runs on other machines are to be equal to the bit."""
+    """auto: bf16 on a CUDA device that has it, else fp32."""
     channels_last: bool = True
     """Store activations and weights channels-last (NHWC)."""
     compile: Literal["off", "default", "max"] = "off"
@@ -37,13 +37,12 @@ class Precision:
     reduce: Literal["auto", "ddp", "flat"] = "auto"
     """How gradients are averaged over ranks. ddp: in buckets during the backward pass; flat: one
     all-reduce of one buffer after it, which also makes SalUn's step one pass over flat buffers;
-    auto: flat with several ranks and compile, where buckets would cut the graph; else, in a run of
-    200 steps or more, whichever is quicker in a trial before the first step; else ddp."""
+    auto: ddp with several ranks, but flat with compile, where buckets would cut the graph."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
-
     tune_step: bool = False
-    """Choose what `auto` leaves open by trials before the first step, not by capability alone."""
+    """Choose number format and gradient reduction by trials before the first step; not
+    deterministic; recorded."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -55,13 +54,18 @@ class Precision:
             )
 
     def resolve(self, device: torch.device) -> Precision:
-        """The same with `auto` decided for this device; refuses what the device cannot do.
+        """Decide `auto` by what the device can do.
 
-        On a CPU `auto` stays and computes in fp32, as evaluation does; `tune` is for training.
+        With `tune_step` a CPU's `auto` stays open for `tune`, and computes in fp32 until then.
+
+        Raises:
+            InputError: a format that the device does not have.
         """
         dtype = self.dtype
         if dtype == "auto" and device.type == "cuda":
             dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        elif dtype == "auto" and not self.tune_step:
+            dtype = "fp32"
         if dtype in ("fp16", "tf32") and device.type != "cuda":
             raise InputError(
                 f"got dtype {dtype} on {device.type}; use fp32 or bf16 there", option="dtype"
@@ -69,9 +73,12 @@ class Precision:
         return replace(self, dtype=dtype)
 
     def tune(self, size: int, ranks: Ranks) -> tuple[Precision, str]:
-        """`auto` decided for training on images of `size` pixels, and a line about it or "".
+        """Decide `auto` by a trial, for training on images of `size` pixels.
 
-        On a CPU by what the first rank measures, once a process; every rank must call.
+        Equal on every rank: on a CPU the first rank measures, once a process; all must call.
+
+        Returns:
+            The precision, and a line about the measurement, "" where nothing was measured.
         """
         known = self.resolve(ranks.device)
         if known.dtype != "auto":
@@ -84,7 +91,7 @@ class Precision:
         return replace(self, dtype=dtype), f"{line}; bf16 is taken from {LEAST_GAIN} on"
 
     def reduction(self, world: int) -> Literal["none", "ddp", "flat"]:
-        """How this many ranks join their gradients; one rank may still ask for flat buffers."""
+        """Choose how `world` ranks average their gradients; one rank may ask for flat buffers."""
         if self.reduce == "flat" or (world > 1 and self.compile != "off"):
             return "flat"
         return "ddp" if world > 1 else "none"
@@ -92,7 +99,7 @@ class Precision:
     def apply(self, model: nn.Module, device: torch.device) -> None:
         """Move the model to the device and layout; set the process-wide tf32 switches.
 
-        On a CPU, large convolutions of small images become products (`small_images.py`).
+        On a CPU, large convolutions of small images become products (`small_convolutions.py`).
         """
         model.to(device)
         if self.channels_last:
@@ -105,7 +112,7 @@ class Precision:
             torch.backends.cudnn.benchmark = True
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context for forward passes; a no-op for fp32, tf32 and an undecided `auto`."""
+        """Make the autocast context of a forward pass; a no-op for fp32, tf32, an open `auto`."""
         if self.dtype in ("bf16", "fp16"):
             kind = torch.bfloat16 if self.dtype == "bf16" else torch.float16
             return torch.autocast(device.type, kind)
@@ -113,28 +120,28 @@ class Precision:
 
     @property
     def scales_loss(self) -> bool:
-        """True where gradients need loss scaling to survive the number format."""
+        """Whether gradients need loss scaling to survive the number format."""
         return self.dtype == "fp16"
 
 
 @cache
-def bf16_gain(side: int = 512, repeats: int = 5) -> float:
-    """How many times as fast as in fp32 this CPU multiplies two matrices in bf16.
+def bf16_gain() -> float:
+    """Measure how many times as fast as in fp32 this CPU multiplies two matrices in bf16.
 
     One thread and its own processor time, so that neighbours matter little; takes some 30 ms, and
     draws no random numbers.
     """
-    pairs = [torch.ones(side, side, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
+    pairs = [torch.ones(_SIDE, _SIDE, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        best = [min(_seconds(one) for _ in range(repeats + 1)) for one in pairs]
+        best = [min(_seconds(one) for _ in range(_REPEATS)) for one in pairs]
     finally:
         torch.set_num_threads(threads)
     return best[0] / best[1]
 
 
 def _seconds(one: torch.Tensor) -> float:
-    begun = time.thread_time()
+    start = time.thread_time()
     one @ one
-    return time.thread_time() - begun
+    return time.thread_time() - start

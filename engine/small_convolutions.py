@@ -1,4 +1,4 @@
-"""Which convolutions of a network on a CPU are computed as a few matrix products, and when."""
+"""Convolutions of small images on a CPU, computed as a few matrix products."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SmallConv2d(nn.Conv2d):
 
 
 def speed_small_images(net: nn.Module) -> None:
-    """Give the large plain convolutions of `net` this way, in place; others stay as they are."""
+    """Turn the large plain convolutions of `net` into SmallConv2d, in place; others stay."""
     for module in net.modules():
         if type(module) is nn.Conv2d and _plain(module):
             module.__class__ = SmallConv2d

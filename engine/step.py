@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.compiled import compile_loss
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
-from letheon.engine.gradient_sync_trial import quicker, worth_trying
+from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.state import State
 from letheon.errors import RunFailed
@@ -36,6 +36,7 @@ class Step:
     losses: dict[str, Loss | PartsLoss] = field(default_factory=dict)  # by the phase's name
     seen: set[tuple[str, int, int]] = field(default_factory=set)  # phase, rows, total
     compile_seconds: float = 0.0
+    edits_grads: bool = True  # False where the method has no edit of its own
     averages: list[Tensor] = field(default_factory=list)  # of `_weights`; empty without an EMA
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
@@ -57,6 +58,8 @@ class Step:
             for grads in self.run.grad_parts.values():
                 torch._foreach_div_(grads, scale)
         self.method.edit_grads(self.run, self.state, phase)
+        if self.edits_grads:
+            _align_layouts(self.run.parameters)
         self.scaler.step(optimizer)
         self.scaler.update()
         self.run.grad_parts = {}
@@ -116,7 +119,9 @@ class Step:
         if run.ranks.world > 1:
             torch._foreach_div_(flat, run.ranks.world)
         for parameter, *each in zip(parameters, *parts.values(), strict=True):
-            total = torch.stack(each).sum(0)
+            total = each[0].clone() if len(each) == 1 else each[0] + each[1]
+            for one in each[2:]:
+                total += one
             if parameter.grad is None:
                 parameter.grad = total
             else:  # a view of the flat buffer
@@ -167,8 +172,17 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     reducer = _reducer(method, run, state)
     run.flat = reducer if isinstance(reducer, Flat) else None
     step = Step(method, run, state, reducer, scaler)
+    step.edits_grads = type(method).edit_grads is not Method.edit_grads
     step.averages = [weight.clone() for weight in step._weights()]
     return step
+
+
+def _align_layouts(parameters: list[nn.Parameter]) -> None:
+    """Give gradients the memory layout of their weights: fused optimizers take it for granted."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is not None and grad.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
 
 
 def _reducer(method: Method, run: Run, state: State) -> Alone:
@@ -180,7 +194,7 @@ def _reducer(method: Method, run: Run, state: State) -> Alone:
     if way == "ddp" and run.precision.tune_step and run.precision.reduce == "auto":
         steps = sum(run.loader.steps(phase.stream) for phase in phases) * epochs
         if worth_trying(steps):
-            way, line = quicker(run)
+            way, line = choose_reduction(run)
             run.notes.append(line)
             if run.ranks.main:
                 print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A frozen copy of a network, as fast as inference can be: the teacher of distilling methods."""
+"""Teacher of distillation: a frozen copy of a network with batch-norm folded in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from letheon.engine.precision import Precision
 
 
 def frozen_copy(model: Classifier, precision: Precision) -> Classifier:
-    """A copy in evaluation mode whose batch-norms are folded into the convolutions before them.
+    """Copy the model in evaluation mode, its batch-norms folded into the convolutions before them.
 
     Equal to the model to rounding: a folded batch-norm is the same affine map in another order.
     Under bf16 or fp16 the weights of convolutions and linear layers are kept in that type, which is
@@ -26,7 +26,7 @@ def frozen_copy(model: Classifier, precision: Precision) -> Classifier:
     after convolutions of a network's own kind.
     """
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    teacher.net = folded(teacher.net).eval().requires_grad_(False)
+    teacher.net = fold_batch_norms(teacher.net).eval().requires_grad_(False)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.dtype)
     if kind is not None:
         for module in teacher.modules():
@@ -37,26 +37,25 @@ def frozen_copy(model: Classifier, precision: Precision) -> Classifier:
     return teacher
 
 
-_made: WeakValueDictionary[tuple[object, ...], Classifier] = WeakValueDictionary()
+_copies: WeakValueDictionary[tuple[object, ...], Classifier] = WeakValueDictionary()
 _last: WeakKeyDictionary[Classifier, tuple[ref[Tensor], int, Tensor]] = WeakKeyDictionary()
 
 
 def shared_copy(model: Classifier, precision: Precision) -> Classifier:
-    """`frozen_copy`, or the one that another run of this process holds of the same weights."""
+    """Make a `frozen_copy`, or share the one another run of this process holds of these weights."""
     device = next(model.parameters()).device
     key = (weights_digest(model), model.name, precision.dtype, precision.channels_last, device)
-    teacher = _made.get(key)
+    teacher = _copies.get(key)
     if teacher is None:
-        teacher = _made[key] = frozen_copy(model, precision)
+        teacher = _copies[key] = frozen_copy(model, precision)
     return teacher
 
 
 def teacher_features(teacher: Classifier, images: Tensor) -> Tensor:
-    """The teacher's pooled features (B, D), without a gradient.
+    """Compute the teacher's pooled features (B, D), without a gradient.
 
-    Asked again about the very batch it was last asked about, as by the next of several runs that
-    are fed in one pass, it answers with the same tensor. (Every batch of a loader is a new tensor.)
-    In a compiled graph it always computes.
+    The features of the last batch are remembered for the next of several runs that are fed in one
+    pass. (Every batch of a loader is a new tensor.) In a compiled graph it always computes.
     """
     if torch.compiler.is_compiling():
         with torch.no_grad():
@@ -78,8 +77,8 @@ class _Tracer(fx.Tracer):
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
-def folded(net: nn.Module) -> nn.Module:
-    """`net`, in evaluation mode, with its batch-norms folded in place where that can be done."""
+def fold_batch_norms(net: nn.Module) -> nn.Module:
+    """Fold the batch-norms of `net`, in evaluation mode, in place where that can be done."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         return net
     try:

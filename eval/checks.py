@@ -1,15 +1,16 @@
-"""Numbers that come into a metric, as checked float64 arrays: finite, of the shape expected."""
+"""Check the numbers that come into a metric: float64 arrays, finite, of the shape expected."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable, RunFailed
+from letheon.eval.inference.passes import Passes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +24,7 @@ def _host(values: Numbers) -> NDArray[Any]:
 def _finite(array: Floats, name: str) -> Floats:
     broken = int(array.size - np.isfinite(array).sum())
     if broken:
-        raise InputError(
+        raise RunFailed(
             f"got {broken} of {array.size} values of {name} that are NaN or infinite; "
             "expected finite numbers; the model has diverged or its outputs were cut short"
         )
@@ -34,13 +35,15 @@ def vector(values: Numbers, name: str, least: int = 1) -> Floats:
     """(n,) float64 on the host, finite, with n >= `least`.
 
     Raises:
-        InputError: another shape, too few values, NaN or infinity; the text names `name`.
+        InputError: another shape; the text names `name`, as do the others.
+        NotMeasurable: too few values.
+        RunFailed: NaN or infinity.
     """
     array = np.asarray(_host(values), dtype=np.float64)
-    if array.ndim != 1 or len(array) < least:
-        raise InputError(
-            f"got {name} of shape {array.shape}; expected one row of at least {least} values"
-        )
+    if array.ndim != 1:
+        raise InputError(f"got {name} of shape {array.shape}; expected one row of values")
+    if len(array) < least:
+        raise NotMeasurable(f"got {len(array)} {name}; expected at least {least}")
     return _finite(array, name)
 
 
@@ -48,14 +51,17 @@ def matrix(values: Numbers, name: str, rows: int = 1, columns: int = 1) -> Float
     """(n, d) float64 on the host, finite, with n >= `rows` and d >= `columns`.
 
     Raises:
-        InputError: another shape, NaN or infinity; the text names `name`.
+        InputError: another shape; the text names `name`, as do the others.
+        NotMeasurable: too few rows.
+        RunFailed: NaN or infinity.
     """
     array = np.asarray(_host(values), dtype=np.float64)
-    if array.ndim != 2 or array.shape[0] < rows or array.shape[1] < columns:
+    if array.ndim != 2 or array.shape[1] < columns:
         raise InputError(
-            f"got {name} of shape {array.shape}; expected a table of at least "
-            f"{rows} x {columns} values"
+            f"got {name} of shape {array.shape}; expected a table of at least {columns} columns"
         )
+    if len(array) < rows:
+        raise NotMeasurable(f"got {len(array)} rows of {name}; expected at least {rows}")
     return _finite(array, name)
 
 
@@ -74,3 +80,27 @@ def classes(values: Numbers, name: str, n: int | None = None) -> Ints:
     if n is not None and len(array) != n:
         raise InputError(f"got {len(array)} values of {name}; expected {n}, one a sample")
     return array.astype(np.int64)
+
+
+def check_finite(model: Passes) -> None:
+    """Check that outputs are numbers, naming the first layer that gives them.
+
+    Raises:
+        InputError: NaN or infinity; the text has the layer, the model and the set.
+    """
+    # Sets with layers first: the others can name no layer but the last two.
+    for key, side in sorted(model.outputs.items(), key=lambda item: not item[1].taps):
+        layers: Mapping[str, Tensor] = {
+            **{f"layer {name}": rows for name, rows in side.taps.items()},
+            "the pooled features": side.features,
+            "the logits": side.logits,
+        }
+        for name, rows in layers.items():
+            parts = rows.split(8192)
+            broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
+            if broken:
+                raise InputError(
+                    f"got NaN or infinite values for {broken} of {len(rows)} images in {name} of "
+                    f"{model.name} on the {key} set; expected numbers; the model has diverged: "
+                    "lower its learning rate"
+                )

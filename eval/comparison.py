@@ -1,11 +1,11 @@
-"""From run folders and checkpoints to the models and sets of a comparison."""
+"""Load run folders and checkpoints as the models and sets of a comparison."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,24 @@ from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.forget_request import Request, forget_mask, resolve
+from letheon.loaders.forget_request import Request, resolve
+from letheon.loaders.forget_request import forget_mask as mask_of
 
-CONTROLS = ("Finetune", "HeadDistillation")
-"""Methods whose runs are controls of a table."""
+RANDOM = "random"
+"""Name of the untrained network's row."""
+FAILED = "failed.json"
+"""In the folder of a run that failed: its message."""
+_FIRST_EDITION = {
+    "Retrain": ("retrain", "reference"),
+    "Finetune": ("finetune", "control"),
+    "HeadDistillation": ("head-distillation", "control"),
+    "GradAscent": ("grad-ascent", "unlearning"),
+    "L1Sparse": ("l1-sparse", "unlearning"),
+    "RandomLabel": ("random-label", "unlearning"),
+    "SalUn": ("salun", "unlearning"),
+    "Spkd": ("spkd", "unlearning"),
+}
+"""The class names that run.json held before it had a kind -> name and kind of the method."""
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
     "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
@@ -43,12 +57,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models and sets that have been found and checked."""
+    """The models and sets of a table, opened and checked."""
 
     entries: list[Entry]  # original, retrained, random network, then the others as given
     data: Data
     domains: dict[str, ImageSet]
     request: Request
+    left_out: dict[str, str] = field(default_factory=dict)  # model -> why it cannot be measured
 
     def of_role(self, role: str) -> list[Entry]:
         """Entries in this role, in order."""
@@ -60,19 +75,19 @@ class Comparison:
         named = {f"domain/{name}": images for name, images in self.domains.items()}
         return {"train": self.data.train, "test": self.data.test, **named}
 
-    def told(self, key: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which images of a set belong to what was forgotten."""
+    def forget_mask(self, key: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """(n,) bool: which images of a set belong to what was forgotten."""
         labels = self.sets[key].labels
         if key == "train" or (key == "test" and self.request.samples is None):
-            return forget_mask(self.request, labels)
+            return mask_of(self.request, labels)
         return np.zeros(len(labels), dtype=bool)
 
 
-def grouped(entries: Sequence[Entry], images: int, room: int) -> list[list[Entry]]:
-    """Neighbours of one preset whose outputs fit in memory: these are shown each image at once.
+def group_entries(entries: Sequence[Entry], images: int, room: int) -> list[list[Entry]]:
+    """Group neighbors of one preset whose outputs fit in memory: these see each image at once.
 
     Args:
-        entries: in order, which is kept.
+        entries: in order, which stays.
         images: how many rows of outputs a model has in memory.
         room: bytes for the outputs of a group; one model is a group whatever it needs.
     """
@@ -90,7 +105,7 @@ def grouped(entries: Sequence[Entry], images: int, room: int) -> list[list[Entry
     return groups
 
 
-def planned(
+def open_comparison(
     job: JobOptions,
     original: Path | None,
     retrained: Sequence[Path],
@@ -104,16 +119,22 @@ def planned(
 
     Raises:
         InputError: nothing to measure, an unfinished run, weights that are not the recorded ones,
-            runs that forgot different things, or two of one name.
+            runs that forgot different things, or two of one name. A run that failed, or a model
+            whose weights are not finite, is left out, unless there is no other.
     """
     first = [] if original is None else [(original, "original")]
     paths = [*first, *((path, "retrained") for path in retrained), *((path, "") for path in runs)]
     if not paths:
-        raise InputError("got no model; expected --original, --retrained or --runs")
+        raise InputError("got no model; expected original, retrained or runs", option="runs")
     names = _names([path for path, _ in paths])
-    entries = [
-        _entry(path, name, role, model) for (path, role), name in zip(paths, names, strict=True)
-    ]
+    entries, left_out = [], {}
+    for (path, role), name in zip(paths, names, strict=True):
+        try:
+            entries.append(_entry(path, name, role, model))
+        except _Broken as error:
+            left_out[name] = str(error)
+    if not entries:
+        raise InputError("; ".join(left_out.values()))
     data = job.upstream(entries[0].model)
     for entry in entries:
         if entry.model.classes != len(data.classes):
@@ -124,8 +145,9 @@ def planned(
     request = _request([path for path, _ in paths if path.is_dir()], forget, data, job.seed)
     domains = job.open_domains(downstream) if downstream is not None else {}
     if random_control:
-        entries.insert(len(first) + len(retrained), _random(entries, job.seed))
-    return Comparison(entries, data, domains, request)
+        before = sum(entry.role in ("original", "retrained") for entry in entries)
+        entries.insert(before, _random(entries, job.seed))
+    return Comparison(entries, data, domains, request, left_out)
 
 
 def _random(entries: Sequence[Entry], seed: int) -> Entry:
@@ -133,10 +155,12 @@ def _random(entries: Sequence[Entry], seed: int) -> Entry:
     known = entries[0].model
     model = build(known.name, known.classes, seed, known.preset).eval()
     model.class_names = known.class_names
-    name = "random"
-    if any(entry.name == name for entry in entries):
-        raise InputError(f"got a run named {name} and --random-control; rename the run's folder")
-    return Entry(name, "control", model, weights_digest(model), seed=seed)
+    if any(entry.name == RANDOM for entry in entries):
+        raise InputError(
+            f"got a run named {RANDOM} beside the random control; rename the run's folder",
+            option="random_control",
+        )
+    return Entry(RANDOM, "control", model, weights_digest(model), seed=seed)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -153,17 +177,27 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+class _Broken(InputError):
+    """A model that cannot be measured, though nothing is wrong with the others."""
+
+
 def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
     facts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if path.is_dir():
+        if not (path / FINISHED).is_file() and (path / FAILED).is_file():
+            message = json.loads((path / FAILED).read_text(encoding="utf-8"))["message"]
+            raise _Broken(f"got {path}, a run that failed: {message}")
         if not (path / FINISHED).is_file():
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
             )
         facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-    loaded = load_model(path, name=model)
+    try:
+        loaded = load_model(path, name=model)
+    except InputError as error:
+        raise (_Broken(str(error)) if "holds NaN or infinity" in str(error) else error) from None
     digest = weights_digest(loaded)
     if facts and facts["weights"] != digest:
         raise InputError(
@@ -173,33 +207,37 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
     seconds = facts.get("seconds")
     spent = None if seconds is None else seconds["prepare"] + seconds["train"]
     runs = 1 if seconds is None else seconds.get("together", 1)
-    known = "control" if facts.get("method") in CONTROLS else "unlearned"
+    recorded = str(facts.get("method", path))
+    method, kind = _FIRST_EDITION.get(recorded, (recorded, "unlearning"))
+    kind = facts.get("kind", kind)
+    known = "control" if kind == "control" else "unlearned"
     seed = settings.get("seed")
-    method = {"method": facts.get("method", str(path))}
-    told = method | {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD}
+    alike = {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD} | {"run": method}
     return Entry(
         name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
-        json.dumps(told, sort_keys=True),
+        json.dumps(alike, sort_keys=True),
     )  # fmt: skip
 
 
 def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int) -> Request:
-    """What the runs forgot: all of them the same, and the same as --forget where that is given."""
-    told: dict[str, Request] = {}
+    """What the runs forgot: all of them the same, and the same as `forget` where that is named."""
+    requests: dict[str, Request] = {}
     if forget is not None:
-        told["--forget"] = resolve(forget, data, seed)
+        requests["forget"] = resolve(forget, data, seed)
     for folder in folders:
         file = folder / "request.json"
         if file.is_file():
             facts = json.loads(file.read_text(encoding="utf-8"))
             samples = None if facts["samples"] is None else tuple(facts["samples"])
-            told[str(folder)] = Request(
+            requests[str(folder)] = Request(
                 facts["text"], tuple(facts["classes"]), samples, facts["digest"],
                 tuple(facts["notes"]),
             )  # fmt: skip
-    if not told:
-        raise InputError("got no run that tells what was forgotten; say it: --forget class:3")
-    (first, request), *rest = told.items()
+    if not requests:
+        raise InputError(
+            "got no run that says what was forgotten; name it, such as class:3", option="forget"
+        )
+    (first, request), *rest = requests.items()
     for name, other in rest:
         if (other.digest, other.samples is None) != (request.digest, request.samples is None):
             raise InputError(

@@ -1,11 +1,11 @@
-"""The rows of a comparison: every model through the same passes and the same metrics."""
+"""Evaluate: every model of a comparison through the same passes and the same metrics."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -17,22 +17,23 @@ from torch import Tensor
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
-from letheon.eval.comparison import Comparison, Entry, grouped
-from letheon.eval.full_row import Beside, Subject, audit
-from letheon.eval.inference.layer_cka import stages
-from letheon.eval.inference.passes import Store, Swept, sweep_together
-from letheon.eval.membership.evaluator import some
-from letheon.eval.membership.over_seeds import Runs, ensemble, margins
-from letheon.eval.probes.critic import through_layers
-from letheon.eval.probes.evaluator import BALANCED, check_finite
-from letheon.eval.probes.relearn_evaluator import Lesson, curves, told
-from letheon.eval.quick_row import Conditions, cka_band, measure
-from letheon.eval.related_images import related
+from letheon.eval.case import Case, Conditions, Peers, Subject
+from letheon.eval.checks import check_finite
+from letheon.eval.comparison import RANDOM, Comparison, Entry, group_entries
+from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept, sweep_together
+from letheon.eval.inference.sampling import sample_rows
+from letheon.eval.inference.taps import stages
+from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
+from letheon.eval.metrics.cka import cka_band
+from letheon.eval.probes.critic import critic_by_layer
+from letheon.eval.probes.information import BALANCED
+from letheon.eval.probes.relearn_evaluator import Lesson, Relearning, curves
+from letheon.eval.related_images import find_related
+from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.batch import Loader
 
 _BALANCED_MOST = 2_000  # forget images, and as many others, for IDI and for relearning
-_HELD_MOST = 1_000  # held-out images that the relearn curve asks
-_ITSELF = "this is the reference itself"
+_HELD_MOST = 1_000  # held-out images that the relearn curve is measured on
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,134 @@ class Extent:
     for each layer and model, as the paper has it; slow."""
     cache: Path | None = None
     """Folder where outputs are kept and found again; on a file system that all ranks share."""
-
     flip: bool = False
     """Show each image mirrored too and average the two answers (test-time flip)."""
 
     def __post_init__(self) -> None:
         if self.relearn < 0:
-            raise InputError(f"got --relearn {self.relearn}; expected a number of steps, or 0")
+            raise InputError(
+                f"got relearn {self.relearn}; expected a number of steps, or 0", option="relearn"
+            )
         if self.related is not None and not self.relearn:
-            raise InputError("got --related without --relearn; add --relearn and a number of steps")
+            raise InputError(
+                "got related images without relearning; add relearn and a number of steps",
+                option="related",
+            )
 
     @property
     def full(self) -> bool:
         """Whether all metrics are wanted."""
         return self.depth == "full"
+
+
+@dataclass
+class Table:
+    """What an evaluation gives."""
+
+    rows: list[Row] = field(default_factory=list)
+    band: dict[str, Any] = field(default_factory=dict)  # CKA between the retrained models
+    left_out: dict[str, str] = field(default_factory=dict)  # model -> why it has no row
+
+    @property
+    def flat(self) -> list[dict[str, Any]]:
+        """The rows as JSON holds them."""
+        return [row.as_dict() for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Shows the sets of a comparison to its models."""
+
+    job: JobOptions
+    comparison: Comparison
+    extent: Extent
+    batch_size: int
+    ranks: Ranks
+
+    def groups(self) -> list[list[Entry]]:
+        """Divide the models into those swept together; the same on every rank."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = int(gather_rows(torch.tensor([memory // (8 * local)]), self.ranks).min())
+        sizes = [len(images) for images in self.comparison.sets.values()]
+        cached = self.extent.cache is not None  # on disk, but for this rank's part of one set
+        images = max(sizes) // self.ranks.world if cached else sum(sizes)
+        return group_entries(self.comparison.entries, images, room)
+
+    def sweep(self, entries: Sequence[Entry]) -> list[Passes]:
+        """Run these models over all sets, with their layers at full depth."""
+        ranks, extent, of = self.ranks, self.extent, self.comparison
+        loaders = {key: self.loader(key, entries[0], ranks) for key in of.sets}
+        parts: dict[str, list[int]] = {}
+        if extent.full:
+            loaders[BALANCED] = loaders["train"]
+            parts[BALANCED] = self.balanced_rows()
+        swept = []
+        for entry in entries:
+            taps = stages(entry.model) if extent.full else ()
+            swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
+        precision = self.job.precision.resolve(ranks.device)
+        options = SweepOptions(precision, extent.flip, parts, self._store())
+        return sweep_together(swept, loaders, ranks, options)
+
+    def subjects(self, entries: Sequence[Entry]) -> dict[str, Subject | InputError]:
+        """Name -> model with its passes; an error in its place where outputs are not finite."""
+        subjects: dict[str, Subject | InputError] = {}
+        for passes, entry in zip(self.sweep(entries), entries, strict=True):
+            try:
+                check_finite(passes)
+            except InputError as error:
+                subjects[entry.name] = error
+            else:
+                if self.extent.full and self.extent.critic == "layers":
+                    passes.keep("information", self._critic_information(entry))
+                runs = entry.together
+                subjects[entry.name] = Subject(passes, entry.model, entry.seconds, runs)
+            entry.model.to("cpu")
+        return subjects
+
+    def _critic_information(self, entry: Entry) -> dict[str, float]:
+        rows, alone = self.balanced_rows(), Ranks(device=self.ranks.device)
+        images, _ = read_images(self.loader("train", entry, alone), rows)
+        member = torch.from_numpy(self.comparison.forget_mask("train"))[rows]
+        return critic_by_layer(entry.model, stages(entry.model), images, member, self.ranks)
+
+    def loader(self, key: str, entry: Entry, ranks: Ranks) -> Loader:
+        """Open a set as this model reads it."""
+        images, preset = self.comparison.sets[key], entry.model.preset
+        mask = self.comparison.forget_mask(key)
+        return self.job.loader_of(images, mask, preset, self.batch_size, ranks)
+
+    def _store(self) -> Store | None:
+        if self.extent.cache is None:
+            return None
+        sets = {}
+        for key, images in self.comparison.sets.items():
+            mask = self.comparison.forget_mask(key).tobytes()
+            digest = hashlib.sha256(images.digest.encode() + mask).hexdigest()
+            sets[key] = (digest, len(images))
+        return Store(self.extent.cache, {**sets, BALANCED: sets["train"]})
+
+    def balanced_rows(self) -> list[int]:
+        """Sample forget images, and as many others; the same for every model."""
+        forget = torch.from_numpy(self.comparison.forget_mask("train"))
+        least = min(int(forget.sum()), int((~forget).sum()), _BALANCED_MOST)
+        sides = [sample_rows(forget, least), sample_rows(~forget, least)]
+        return torch.cat(sides).sort().values.tolist()
+
+    def related_images(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
+        """Read images and labels to relearn from besides the forgotten ones, where wanted."""
+        of, alone = self.comparison, Ranks(device=self.ranks.device)
+        if self.extent.related is None:
+            return None
+        parts = []
+        for source in find_related(self.extent.related, of, self.job.seed, _BALANCED_MOST):
+            none = np.zeros(len(source.images), dtype=bool)
+            preset, size = entry.model.preset, self.batch_size
+            loader = self.job.loader_of(source.images, none, preset, size, alone)
+            images, labels = read_images(loader, source.indices)
+            parts.append((images, source.numbers[labels]))
+        return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
 
 
 @dataclass(frozen=True)
@@ -79,213 +194,121 @@ class Measuring:
     batch_size: int
     ranks: Ranks
 
-    def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """One row per model, and the band of CKA between the retrained ones."""
-        of = self.comparison
+    @property
+    def inference(self) -> Inference:
+        """What runs the models."""
+        return Inference(self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+
+    def measure(self) -> Table:
+        """Measure every model; one whose outputs are not finite is left out with the reason.
+
+        Raises:
+            InputError: no model can be measured.
+        """
+        entries = self.comparison.entries
         references = [
             entry
-            for entry in of.entries
-            if entry.role in ("original", "retrained") or entry.name == "random"
+            for entry in entries
+            if entry.role in ("original", "retrained") or entry.name == RANDOM
         ]  # they come first
+        table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
-        waiting, groups = list(of.entries), self._groups()
-        rows, known = [], {}
-        beside: Beside | None = None
-        for group in groups:
-            subjects |= zip([entry.name for entry in group], self._subjects(group), strict=True)
-            if any(entry.name not in subjects for entry in references):
+        waiting, known = list(entries), {}
+        peers: Peers | None = None
+        for group in self.inference.groups():
+            for name, subject in self.inference.subjects(group).items():
+                if isinstance(subject, Subject):
+                    subjects[name] = subject
+                else:
+                    table.left_out[name] = str(subject)
+            ready = subjects.keys() | table.left_out.keys()
+            if any(entry.name not in ready for entry in references):
                 continue
-            beside = beside or self._beside({e.name: subjects[e.name] for e in references})
-            while waiting and waiting[0].name in subjects:
+            peers = peers or self._peers(subjects)
+            while waiting and waiting[0].name in ready:
                 entry = waiting.pop(0)
-                subject = subjects[entry.name]
-                rows.append(self._row(entry, subject, beside))
+                if entry.name in table.left_out:
+                    continue
+                table.rows.append(self._row(entry, subjects[entry.name], peers))
                 if self.extent.full:
-                    known[entry.name] = margins(subject.passes)
+                    known[entry.name] = margins(subjects[entry.name].passes)
                 if entry not in references:
                     del subjects[entry.name]
-        self._of_methods(rows, known)
-        retrained = [subjects[entry.name].passes for entry in of.of_role("retrained")]
-        return rows, cka_band(retrained, self.ranks)
+        if not table.rows:
+            raise InputError("; ".join(table.left_out.values()))
+        self._add_runs(table.rows, known)
+        retrained = [subject.passes for subject in peers.retrained] if peers else []
+        table.band = cka_band(retrained, self.ranks)
+        return table
 
-    def _beside(self, kept: Mapping[str, Subject]) -> Beside:
+    def _peers(self, subjects: dict[str, Subject]) -> Peers:
         of = self.comparison
 
-        def first(role: str) -> Subject | None:
-            return next((kept[e.name] for e in of.of_role(role) if e.name in kept), None)
+        def in_role(role: str) -> tuple[Subject, ...]:
+            names = [entry.name for entry in of.of_role(role)]
+            return tuple(subjects[name] for name in names if name in subjects)
 
-        untrained = first("control")
-        return Beside(
-            first("original"),
-            tuple(kept[entry.name] for entry in of.of_role("retrained")),
-            untrained.passes if untrained else None, of.request.classes, of.data.classes,
+        untrained = subjects.get(RANDOM)
+        return Peers(
+            next(iter(in_role("original")), None), in_role("retrained"),
+            untrained.passes if untrained else None,
+            tuple(of.request.classes), tuple(of.data.classes),
         )  # fmt: skip
 
-    def _groups(self) -> list[list[Entry]]:
-        """Models to be swept together; the same on every rank."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        room = int(gather_rows(torch.tensor([memory // (8 * here)]), self.ranks).min())
-        sizes = [len(images) for images in self.comparison.sets.values()]
-        kept = self.extent.cache is not None  # on disk, but for this rank's part of one set
-        images = max(sizes) // self.ranks.world if kept else sum(sizes)
-        return grouped(self.comparison.entries, images, room)
+    def _row(self, entry: Entry, subject: Subject, peers: Peers) -> Row:
+        case = Case(subject, peers, self.conditions, self.ranks)
+        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed))
+        if self.extent.full:
+            row.limits["critic"] = self.extent.critic
+        return row
 
-    def _row(self, entry: Entry, subject: Subject, beside: Beside) -> dict[str, Any]:
-        check_finite(subject.passes)
-        first = beside.retrained[0] if beside.retrained else None
-        full = self.extent.full
-        row = measure(
-            subject.passes,
-            beside.original.passes if beside.original else None,
-            first.passes if first else None,
-            replace(self.conditions, matrix=True) if full else self.conditions,
-            self.ranks,
-        )
-        if full:
-            more = audit(subject, beside, self.ranks)
-            more["audit"]["critic"] = self.extent.critic
-            row |= {**more, "why": row["why"] | more["why"]}
-        if entry.together > 1:
-            row["why"]["seconds"] = (
-                f"{entry.together} runs were trained together, and the clock counts the others' "
-                "steps; run it alone for its time"
-            )
-        if subject is first:
-            _blank(row, several=len(beside.retrained) > 1)
-        return {
-            "name": entry.name,
-            "role": entry.role,
-            "seed": entry.seed,
-            "seconds": entry.seconds,
-            "classes": list(beside.names),
-            "forgotten": list(beside.forgotten),
-            **row,
-        }
-
-    def _of_methods(self, rows: Sequence[dict[str, Any]], known: dict[str, Tensor]) -> None:
-        """What needs several runs of a method, in the row of each run."""
+    def _add_runs(self, rows: Sequence[Row], known: dict[str, Tensor]) -> None:
+        """Compute what needs several runs of a method, in the row of each run."""
         if not known:
             return
-        by_name = {row["name"]: row for row in rows}
+        by_name = {row.name: row for row in rows}
 
         def runs(entries: Sequence[Entry]) -> Runs:
-            of = [by_name[entry.name] for entry in entries]
+            of = [by_name[entry.name] for entry in entries if entry.name in by_name]
             means = {}
             for key in ("RA", "TRA"):
-                shares = [row[key] for row in of if row[key] is not None]
+                shares = [row.values[key] for row in of if row.values[key] is not None]
                 means[key] = fmean(shares) if shares else None
-            return Runs([known[entry.name] for entry in entries], means)
+            return Runs([known[row.name] for row in of], means)
 
         retrained = runs(self.comparison.of_role("retrained"))
-        for entry, row in zip(self.comparison.entries, rows, strict=True):
-            if entry.role not in ("unlearned", "control"):
+        for entry in self.comparison.entries:
+            if entry.role not in ("unlearned", "control") or entry.name not in by_name:
                 continue
-            alike = [
-                other
-                for other in self.comparison.of_role(entry.role)
-                if other.settings == entry.settings
-            ]
-            found = ensemble(runs(alike), retrained)
-            row |= {**found.values, "why": row["why"] | found.why}
+            peers = self.comparison.of_role(entry.role)
+            alike = runs([other for other in peers if other.settings == entry.settings])
+            add_stage(by_name[entry.name], SeveralRuns(alike, retrained))
 
-    def _subjects(self, entries: Sequence[Entry]) -> list[Subject]:
-        """The models' passes over all sets, with the layers where they are wanted."""
-        ranks, extent, of = self.ranks, self.extent, self.comparison
-        first = entries[0]
-        loaders: dict[str, Loader] = {key: self._reader(key, first, ranks) for key in of.sets}
-        parts: dict[str, list[int]] = {}
-        if extent.full:
-            loaders[BALANCED] = loaders["train"]
-            parts[BALANCED] = self._balanced()
-        swept = []
-        for entry in entries:
-            taps = stages(entry.model) if extent.full else ()
-            swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
-        precision = self.job.precision.resolve(ranks.device)
-        passes = sweep_together(swept, loaders, ranks, precision, self._store(), parts, extent.flip)
-        subjects = []
-        for own, each in zip(passes, swept, strict=True):
-            if extent.full and extent.critic == "layers":
-                rows, alone = self._balanced(), Ranks(device=ranks.device)
-                images, _ = _read(self._reader("train", first, alone), rows)
-                member = torch.from_numpy(of.told("train"))[rows]
-                own.information |= through_layers(each.model, each.taps, images, member, ranks)
-            each.model.to("cpu")
-            subjects.append(Subject(own, each.model))
-        return subjects
-
-    def _reader(self, key: str, entry: Entry, ranks: Ranks) -> Loader:
-        images, preset = self.comparison.sets[key], entry.model.preset
-        return self.job.loader_of(images, self.comparison.told(key), preset, self.batch_size, ranks)
-
-    def _store(self) -> Store | None:
-        if self.extent.cache is None:
-            return None
-        sets = {}
-        for key, images in self.comparison.sets.items():
-            mask = self.comparison.told(key).tobytes()
-            digest = hashlib.sha256(images.digest.encode() + mask).hexdigest()
-            sets[key] = (digest, len(images))
-        return Store(self.extent.cache, {**sets, BALANCED: sets["train"]})
-
-    def _balanced(self) -> list[int]:
-        """Forget images, and as many others; the same for every model."""
-        forget = torch.from_numpy(self.comparison.told("train"))
-        least = min(int(forget.sum()), int((~forget).sum()), _BALANCED_MOST)
-        return torch.cat([some(forget, least), some(~forget, least)]).sort().values.tolist()
-
-    def relearned(self, rows: Sequence[dict[str, Any]]) -> None:
+    def relearn(self, table: Table) -> None:
         """Enter the relearn curves; for one rank alone, the others need not wait."""
-        of, alone = self.comparison, Ranks(device=self.ranks.device)
-        asked = some(torch.from_numpy(of.told("test")), _HELD_MOST).tolist()
-        if not asked:
-            for row in rows:
-                row["why"]["relearn"] = "single samples were forgotten: none of them is held out"
+        of, alone, read = self.comparison, Ranks(device=self.ranks.device), self.inference
+        held_rows = sample_rows(torch.from_numpy(of.forget_mask("test")), _HELD_MOST).tolist()
+        if not held_rows:
+            for row in table.rows:
+                row.why["relearn"] = "single samples were forgotten: none of them is held out"
             return
-        found = {}
-        for entry in of.entries:
-            images, labels = _read(self._reader("train", entry, alone), self._balanced())
-            held = _read(self._reader("test", entry, alone), asked)
-            lesson = Lesson(images, labels, *held, self.extent.relearn, self._related(entry))
-            found[entry.name] = curves(entry.model, lesson, alone.device)
+        by_name, entries = {}, [e for e in of.entries if e.name not in table.left_out]
+        for entry in entries:
+            images, labels = read_images(read.loader("train", entry, alone), read.balanced_rows())
+            held = read_images(read.loader("test", entry, alone), held_rows)
+            lesson = Lesson(images, labels, *held, self.extent.relearn, read.related_images(entry))
+            by_name[entry.name] = curves(entry.model, lesson, alone.device)
         original, first = (
-            next((found[entry.name] for entry in of.of_role(role)), None)
+            next((by_name[entry.name] for entry in entries if entry.role == role), None)
             for role in ("original", "retrained")
         )
-        for row in rows:
-            reference = None if found[row["name"]] is first else first
-            row |= told(found[row["name"]], original, reference)
-
-    def _related(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
-        """Images and labels to relearn from besides the forgotten ones, where they are wanted."""
-        of, alone = self.comparison, Ranks(device=self.ranks.device)
-        if self.extent.related is None:
-            return None
-        parts = []
-        for source in related(self.extent.related, of, self.job.seed, _BALANCED_MOST):
-            none = np.zeros(len(source.images), dtype=bool)
-            loader = self.job.loader_of(
-                source.images, none, entry.model.preset, self.batch_size, alone
-            )
-            images, labels = _read(loader, source.indices)
-            parts.append((images, source.numbers[labels]))
-        return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
+        for row in table.rows:
+            reference = None if by_name[row.name] is first else first
+            add_stage(row, Relearning(by_name[row.name], original, reference))
 
 
-def _read(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images and labels of these samples, on the host."""
+def read_images(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Read (n, 3, H, W) float32 images and (n,) labels of these samples, to the host."""
     batches = list(loader.sweep(indices))
     images = torch.cat([batch.images.cpu().float() for batch in batches])
     return images, torch.cat([batch.labels.cpu() for batch in batches])
-
-
-def _blank(row: dict[str, Any], several: bool) -> None:
-    """A model compared with itself says nothing of the spread between retrained models."""
-    layered = ("cka_by_layer", "cka_floor_by_layer")
-    for key in list(row):
-        if key in layered or (several and (key == "gap" or key.startswith("cka_retrained"))):
-            row[key] = None
-            row["why"][key] = _ITSELF
-    for key in layered:
-        row.pop(key, None)

@@ -1,4 +1,4 @@
-"""Images to relearn from that resemble the forgotten ones but are not among them."""
+"""Find images to relearn from that resemble the forgotten ones but are not among them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.eval.comparison import Comparison
-from letheon.eval.membership.evaluator import some
+from letheon.eval.inference.sampling import sample_rows
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.forget_request import resolve
 from letheon.loaders.open import open_domains
@@ -18,15 +18,15 @@ from letheon.loaders.open import open_domains
 
 @dataclass(frozen=True)
 class Source:
-    """Some images of a set, and what their classes are called by the models."""
+    """Images of a set, and what their classes are called by the models."""
 
     images: ImageSet
     indices: list[int]
     numbers: Tensor  # (classes of the set,) int64: the models' class, -1 where they have none
 
 
-def related(text: str, of: Comparison, seed: int, most: int) -> list[Source]:
-    """Where related images are: of kept classes, or of a folder; and as many retain images.
+def find_related(text: str, of: Comparison, seed: int, most: int) -> list[Source]:
+    """Find related images: of kept classes, or of a folder; and as many retain images.
 
     Args:
         text: class:NAMES or file:LIST of the training set, none of them forgotten; or a folder or
@@ -38,32 +38,36 @@ def related(text: str, of: Comparison, seed: int, most: int) -> list[Source]:
     Raises:
         InputError: a forgotten class in the list, or a folder without a known class.
     """
-    train, forget = of.data.train, torch.from_numpy(of.told("train"))
+    train, forget = of.data.train, torch.from_numpy(of.forget_mask("train"))
     labels = torch.from_numpy(np.asarray(train.labels))
     plain = torch.arange(len(of.data.classes))
     if text.startswith(("class:", "file:")):
-        asked = resolve(text, of.data, seed).classes
-        both = sorted(set(asked) & set(of.request.classes))
+        classes = resolve(text, of.data, seed).classes
+        both = sorted(set(classes) & set(of.request.classes))
         if both:
             raise InputError(
-                f"got --related {text}, of which {of.data.classes[both[0]]} was to be forgotten; "
-                "expected other classes"
+                f"got related images {text}, of which {of.data.classes[both[0]]} was to be "
+                "forgotten; expected other classes",
+                option="related",
             )
-        near = torch.isin(labels, torch.tensor(asked)) & ~forget
-        found = [Source(train, some(near, most).tolist(), plain)]
+        near = torch.isin(labels, torch.tensor(classes)) & ~forget
+        sources = [Source(train, sample_rows(near, most).tolist(), plain)]
         rest = ~forget & ~near
     else:
         known = {name: number for number, name in enumerate(of.data.classes)}
-        domains, found, rest = open_domains(text), [], ~forget
+        domains, sources, rest = open_domains(text), [], ~forget
         for images in domains.values():
             numbers = torch.tensor([known.get(name, -1) for name in images.classes])
             named = numbers[torch.from_numpy(np.asarray(images.labels))] >= 0
-            found.append(Source(images, some(named, -(-most // len(domains))).tolist(), numbers))
-        found = [source for source in found if source.indices]
-        if not found:
-            raise InputError(
-                f"got --related {text}, whose classes are none of the models'; expected folders "
-                f"named like {', '.join(of.data.classes[:4])}"
+            sources.append(
+                Source(images, sample_rows(named, -(-most // len(domains))).tolist(), numbers)
             )
-    count = sum(len(source.indices) for source in found)
-    return [*found, Source(train, some(rest, count).tolist(), plain)]
+        sources = [source for source in sources if source.indices]
+        if not sources:
+            raise InputError(
+                f"got related images {text}, whose classes are none of the models'; expected "
+                f"folders named like {', '.join(of.data.classes[:4])}",
+                option="related",
+            )
+    count = sum(len(source.indices) for source in sources)
+    return [*sources, Source(train, sample_rows(rest, count).tolist(), plain)]

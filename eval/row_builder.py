@@ -1,58 +1,190 @@
-"""Metrics as they are found, and the reason for each that could not be had."""
+"""Build the rows of a table: every metric of a model, or the reason why it is not there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from letheon.engine.distributed import Ranks, gather_objects
-from letheon.errors import InputError
+from letheon.errors import LetheonError, NotMeasurable, RunFailed
+from letheon.eval.case import Case
+from letheon.eval.inference.sampling import MOST
+from letheon.eval.membership.over_seeds import SeveralRuns
+from letheon.eval.metrics.registry import Metric, metrics
+from letheon.eval.probes.information import BALANCED
+from letheon.eval.probes.linear import SHOTS
+from letheon.eval.probes.relearn_evaluator import Relearning
+from letheon.spans import span
 
-T = TypeVar("T")
+Depth = Literal["quick", "full"]
 
 
 @dataclass
-class Findings:
-    """Part of a model's row; over several ranks each computes its share, `share` joins them."""
+class Row:
+    """One model of a table."""
 
-    ranks: Ranks = field(default_factory=Ranks)
+    name: str
+    role: str = "unlearned"  # original, retrained, control, unlearned
+    seed: int | None = None
+    classes: tuple[str, ...] = ()  # names of all classes
+    forgotten: tuple[int, ...] = ()  # class numbers; empty where single samples were forgotten
+    conditions: dict[str, Any] = field(default_factory=dict)  # with digests of the weights
+    limits: dict[str, Any] = field(default_factory=dict)  # of samples, in a full evaluation
     values: dict[str, Any] = field(default_factory=dict)
+    """Metric -> number, table, or None; shares are fractions."""
     why: dict[str, str] = field(default_factory=dict)  # metric -> why it is None
-    _asked: list[tuple[str, ...]] = field(default_factory=list)  # keys of every `add` so far
 
-    def add(self, keys: tuple[str, ...], compute: Callable[[], Mapping[str, Any]]) -> None:
-        """Enter what `compute` returns under its keys; where it finds an ingredient missing, why.
+    def as_dict(self) -> dict[str, Any]:
+        """Flatten to what JSON holds: the metrics stand beside the name."""
+        row: dict[str, Any] = {"name": self.name, "role": self.role, "seed": self.seed}
+        row |= {"classes": list(self.classes), "forgotten": list(self.forgotten)} | self.values
+        row |= {"conditions": self.conditions, "why": self.why}
+        return row | ({"audit": self.limits} if self.limits else {})
 
-        Args:
-            keys: what `compute` would return.
-            compute: raises InputError where it cannot; runs on one rank, so it must not wait for
-                the others.
+    def add(self, metric: Metric, compute: Callable[[], Any]) -> None:
+        """Compute a metric and enter its value, or None and the reason.
+
+        Raises:
+            RunFailed: a number that is not finite, or what `compute` raises.
         """
-        turn = len(self._asked) % self.ranks.world
-        self._asked.append(keys)
-        if turn != self.ranks.rank:
-            return
         try:
-            found = compute()
-        except InputError as error:
-            self.values |= dict.fromkeys(keys)
-            self.why |= dict.fromkeys(keys, str(error))
-            return
-        assert set(found) == set(keys), f"{sorted(found)} is not {sorted(keys)}"
-        self.values |= found
+            result = compute()
+        except NotMeasurable as error:
+            result = dict.fromkeys(("", *metric.parts), error) if metric.parts else error
+        except LetheonError:
+            raise
+        except Exception as error:
+            if not metric.plugin:
+                raise
+            result = NotMeasurable(
+                f"metric plug-in {metric.plugin} failed: {type(error).__name__}: {error}"
+            )
+            result = dict.fromkeys(("", *metric.parts), result) if metric.parts else result
+        if metric.parts:
+            for suffix, value in result.items():
+                self._enter(metric.key + suffix, value)
+        else:
+            self._enter(metric.key, result)
 
-    def share(self) -> None:
-        """Have what the other ranks found too; every rank must call, after its last `add`."""
-        values: dict[str, Any] = {}
-        for theirs, why in gather_objects((self.values, self.why), self.ranks):
-            values |= theirs
-            self.why |= why
-        self.values = {key: values[key] for keys in self._asked for key in keys}
+    def _enter(self, key: str, value: Any) -> None:
+        if isinstance(value, NotMeasurable):
+            self.why[key] = str(value)
+            value = None
+        elif isinstance(value, Mapping):
+            missing = {k: v for k, v in value.items() if isinstance(v, NotMeasurable)}
+            self.why |= {f"{key} {name}": str(reason) for name, reason in missing.items()}
+            value = {**value, **dict.fromkeys(missing)}
+        _check_finite(value, f"{key} of {self.name}")
+        self.values[key] = value
 
 
-def needed(value: T | None, reason: str) -> T:
-    """The value; an InputError with the reason where there is none."""
-    if value is None:
-        raise InputError(reason)
-    return value
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_finite(item, f"{name} in {where}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_finite(item, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RunFailed(f"got {value} for {where}; expected a finite number")
+
+
+@span("statistics")
+def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row:
+    """Compute the metrics of one model.
+
+    Args:
+        case: the model beside its peers; `case.ranks` is the job, of which every rank must call.
+            Metrics that only one rank computes are shared out.
+        depth: quick leaves out the metrics that need "depth full".
+        row: with name, role and seed; is completed.
+
+    Returns:
+        The row, the same on every rank.
+
+    Raises:
+        RunFailed: numbers that are not finite, on every rank.
+        InputError: sets that differ between the models.
+    """
+    row = row or Row(case.passes.name)
+    row.classes, row.forgotten = case.peers.names, case.peers.forgotten
+    row.conditions = _conditions(case)
+    wanted = [
+        metric
+        for metric in metrics().values()
+        if metric.stage == "model" and (depth == "full" or "depth full" not in metric.needs)
+    ]
+
+    def add(metric: Metric, to: Row) -> None:
+        def compute() -> Any:
+            case.require(metric.needs)
+            return metric(case)
+
+        to.add(metric, compute)
+
+    for metric in wanted:
+        if metric.everywhere:
+            add(metric, row)
+    _share_out([metric for metric in wanted if not metric.everywhere], row, case.ranks, add)
+    order = [key for metric in wanted for key in metric.keys]
+    row.values = {key: row.values[key] for key in order if key in row.values}
+    if depth == "full":
+        row.limits = {"membership_rows": MOST, "few_shot": SHOTS}
+        if BALANCED in case.passes.outputs:
+            row.limits["information_rows"] = len(case.passes.outputs[BALANCED])
+    return row
+
+
+def _share_out(
+    wanted: list[Metric], row: Row, ranks: Ranks, add: Callable[[Metric, Row], None]
+) -> None:
+    """Compute every n-th of the metrics on this rank, and have those of the others too."""
+    turns: dict[Any, int] = {}
+    own, problem = Row(row.name), None
+    try:
+        for metric in wanted:
+            turn = turns.setdefault(metric.reads or metric.key, len(turns))
+            if turn % ranks.world == ranks.rank:
+                add(metric, own)
+    except LetheonError as error:
+        problem = error
+    results = gather_objects((own.values, own.why, problem), ranks)
+    for values, why, problem in results:
+        if problem is not None:
+            raise problem
+        row.values |= values
+        row.why |= why
+
+
+def _conditions(case: Case) -> dict[str, Any]:
+    """What the row was measured under, with the digests of the weights."""
+    of, peers = case.conditions, case.peers
+    return {
+        "ks": list(of.ks),
+        "metric": of.metric,
+        "weights": of.weights,
+        "temperature": of.temperature if of.weights == "temperature" else None,
+        "space": of.space,
+        "split": of.split,
+        "cka": of.cka,
+        "digest": case.passes.weights,
+        "original": peers.original.passes.weights if peers.original else None,
+        "retrained": peers.retrained[0].passes.weights if peers.retrained else None,
+        "samples": {key: len(outputs) for key, outputs in case.passes.outputs.items()},
+    }
+
+
+@span("statistics")
+def add_stage(row: Row, inputs: SeveralRuns | Relearning) -> None:
+    """Compute the metrics of a later stage and enter them.
+
+    Args:
+        row: is completed.
+        inputs: what the metrics of that stage read.
+    """
+    stage = "runs" if isinstance(inputs, SeveralRuns) else "relearning"
+    for metric in metrics().values():
+        if metric.stage == stage:
+            row.add(metric, lambda metric=metric: metric(inputs))  # type: ignore[misc]

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.eval.inference.extract import Outputs
+from letheon.eval.outputs import Outputs
 
 
-def ranked_classes(domains: Sequence[Outputs]) -> list[int]:
-    """Upstream class ids, nearest first, each once.
+def rank_classes(domains: Sequence[Outputs]) -> list[int]:
+    """Rank upstream class ids by how near a downstream set they are, each once.
 
     For every downstream class the original network's mean softmax over that class's images ranks
     the upstream classes. First come the best of each downstream class, by how strongly it is
     predicted, then the second choices, and so on. (The published "top" lists look made like this,
-    but their recipe was not told: this is our reading.)
+    but their recipe is not published: this is our reading.)
 
     Args:
         domains: the original network's answers to the images of each downstream domain, with the
@@ -27,10 +27,10 @@ def ranked_classes(domains: Sequence[Outputs]) -> list[int]:
     labels = torch.cat([domain.labels for domain in domains])  # (n,)
     means = torch.stack([shares[labels == c].mean(0) for c in labels.unique()])
     order = means.argsort(dim=1, descending=True, stable=True)  # (downstream, C)
-    ranked: dict[int, None] = {}
+    ranking: dict[int, None] = {}
     for choice in range(order.shape[1]):
-        picked = order[:, choice]  # (downstream,)
-        strength: Tensor = means.gather(1, picked[:, None])[:, 0]
+        best = order[:, choice]  # (downstream,)
+        strength: Tensor = means.gather(1, best[:, None])[:, 0]
         for row in strength.argsort(descending=True, stable=True).tolist():
-            ranked.setdefault(int(picked[row]))
-    return list(ranked)
+            ranking.setdefault(int(best[row]))
+    return list(ranking)

@@ -21,15 +21,15 @@ from torch import nn
 
 from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.distributed import Ranks, gather_objects, joined
+from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.errors import InputError
+from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, Entry
 from letheon.eval.evaluate import Extent, Measuring
-from letheon.eval.quick_row import Conditions
 from letheon.launch.command import together
 from letheon.launch.inputs import (
     Call,
@@ -192,7 +192,7 @@ def evaluate(
         *(("retrained", model) for model in _as_list(retrained)),
         *(("unlearned", model) for model in _as_list(unlearned)),
     ]
-    with joined(call.device) as ranks:
+    with join_ranks(call.device) as ranks:
 
         def plan() -> Comparison:
             data = open_images(call, train, test)
@@ -215,7 +215,7 @@ def evaluate(
 
         comparison = together(ranks, plan)
         measuring = Measuring(call, comparison, Conditions(), Extent(), batch_size, ranks)
-        return measuring.rows()[0]
+        return measuring.measure().flat
 
 
 def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:
@@ -295,7 +295,7 @@ def plan_training(
 
 def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     """Plan on all ranks, run, and read the record; torch's random state is left as it was."""
-    with joined(call.device) as ranks:
+    with join_ranks(call.device) as ranks:
         planned, run = together(ranks, lambda: plan(ranks))
         devices = [ranks.device] if ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices):

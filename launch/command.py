@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, gather_objects, joined
+from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.method import Method
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.methods import catalogue, inner_fields
@@ -48,7 +48,7 @@ def run_several(
     """
     try:
         parsed = read()
-        with joined(getattr(parsed[0], "device", "auto")) as ranks:
+        with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
             main(parsed, ranks)
     except (InputError, RunFailed) as error:
         line = error_line(error)

@@ -7,8 +7,8 @@
     python launch/evaluate.py --define
 
 What was forgotten is read from the run folders; checkpoints from elsewhere need --forget. Prints
-the table and writes it to --out as metrics.json, .csv, .md and .tex, with report.html where asked
-for. `docs/evaluation.md` has what each option measures.
+the table and writes it to --out as table.md, metrics.json, .csv and .tex, with report.html where
+asked for. `docs/evaluation.md` has what each option measures.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
-from letheon.eval.comparison import Comparison, planned
-from letheon.eval.evaluate import Extent, Measuring
-from letheon.eval.quick_row import Conditions
-from letheon.eval.related_images import related
-from letheon.eval.report.catalogue import CATALOGUE
-from letheon.eval.report.terminal import markdown, plain
+from letheon.eval.case import Conditions
+from letheon.eval.comparison import Comparison, open_comparison
+from letheon.eval.evaluate import Extent, Measuring, Table
+from letheon.eval.related_images import find_related
+from letheon.eval.report.definitions import define_all
+from letheon.eval.report.rows import prepare
+from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import write_report
 from letheon.launch.command import run_command, together
 from letheon.loaders.views import told_left_out
@@ -82,20 +83,21 @@ class Settings(JobOptions):
             raise InputError("got --report, --depth full or --relearn without a folder; add --out")
         if self.page and importlib.util.find_spec("matplotlib") is None:
             raise InputError("got no matplotlib, which draws the report; pip install matplotlib")
-        found = planned(
+        found = open_comparison(
             self, self.original, self.retrained, self.runs, self.model, self.forget,
             self.downstream, self.random_control,
         )  # fmt: skip
         if self.extent.related is not None:
-            related(self.extent.related, found, self.seed, 1)  # refuses what cannot be learned from
+            find_related(
+                self.extent.related, found, self.seed, 1
+            )  # refuses what cannot be learned from
         return found
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, measure, print and write."""
     if settings.define:
-        for metrics in CATALOGUE.values():
-            print("\n".join(f"{key}: {text}" for key, (_, _, _, text) in metrics.items()))
+        print("\n".join(define_all()))
         return
     comparison = together(ranks, lambda: settings.comparison(ranks))
     for line in told_left_out(comparison.sets) if ranks.main else ():
@@ -103,12 +105,13 @@ def main(settings: Settings, ranks: Ranks) -> None:
     measuring = Measuring(
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks
     )
-    rows, band = measuring.rows()
+    table = measuring.measure()
     if not ranks.main:
         return
     if settings.extent.relearn:
-        measuring.relearned(rows)
-    print(plain(rows))
+        measuring.relearn(table)
+    print(as_text(prepare(table.flat, table.left_out)))
+    band = table.band
     if band["pairs"]:
         print(
             f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
@@ -117,14 +120,13 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.out is not None:
         facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
-        write(settings, rows, {**facts, "versions": versions(ranks)})
+        write(settings, table, {**facts, "versions": versions(ranks)})
 
 
-def write(settings: Settings, rows: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:
     """Write the table, the report's files and what they were made under."""
     assert settings.out is not None
-    files = write_report(rows, settings.out, page=settings.page)
-    durable.write(settings.out / "table.md", markdown(rows) + "\n")
+    files = write_report(table.flat, settings.out, table.left_out, page=settings.page)
     durable.write(settings.out / "evaluation.json", json.dumps(facts, indent=2, default=str) + "\n")
     print("wrote", ", ".join(path.name for path in files), "to", settings.out)
 

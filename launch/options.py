@@ -13,7 +13,7 @@ from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
 from letheon.eval.inference.extract import extract
-from letheon.eval.top_classes import ranked_classes
+from letheon.eval.top_classes import rank_classes
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request, resolve
 
@@ -60,4 +60,4 @@ class Forgetting(JobOptions):
             nothing = np.zeros(len(images), dtype=bool)
             loader = self.loader_of(images, nothing, model.preset, 256, alone)
             outputs.append(extract(model, loader, alone))
-        return ranked_classes(outputs)
+        return rank_classes(outputs)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from letheon.engine.distributed import Ranks, joined
+from letheon.engine.distributed import Ranks, join_ranks
 
 
 def _free_port() -> int:
@@ -29,7 +29,7 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-    with joined("cpu") as ranks:
+    with join_ranks("cpu") as ranks:
         while (job := pipe.recv()) is not None:
             work, args = job
             try:

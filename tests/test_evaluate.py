@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def runs(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: folder / name for name in methods}
 
 
-def asked(original: Path, runs: dict[str, Path]) -> list[object]:
+def arguments(original: Path, runs: dict[str, Path]) -> list[object]:
     return [
         "--original", original, "--retrained", runs["retrain-2"], runs["retrain-3"],
         "--runs", runs["head"], "--downstream", "digits", "--random-control",
@@ -104,7 +105,7 @@ def test_a_full_table_exposes_head_distillation(written: Path) -> None:
     assert document["reference"]["bands"]["cka_original"]["std"] > 0
     page = (written / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") >= 9
-    for name in ("metrics.csv", "metrics.md", "metrics.tex", "table.md"):
+    for name in ("metrics.csv", "metrics.tex", "table.md"):
         assert "head" in (written / name).read_text(encoding="utf-8")
     facts = json.loads((written / "evaluation.json").read_text())
     assert facts["request"]["classes"] == [3, 8] and facts["cka_band"]["pairs"] == 1
@@ -129,12 +130,13 @@ def same(first: Any, second: Any, where: str) -> None:
 def test_two_ranks_give_the_same_rows(
     written: Path, original: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    ended = torchrun(2, "evaluate", *asked(original, runs), "--out", tmp_path / "two")
+    ended = torchrun(2, "evaluate", *arguments(original, runs), "--out", tmp_path / "two")
     assert ended.code == 0, ended.err
     one, two = rows_of(written), rows_of(tmp_path / "two")
     for row in one.values():
         for key in ("relearn", "relearn_steps", "relearn_steps_head", "anamnesis_index"):
             row.pop(key, None)
+            row["why"].pop(key, None)
     for row in (*one.values(), *two.values()):
         row.pop("embedding")  # a picture: t-SNE magnifies rounding
     same(one, two, "rows")
@@ -149,7 +151,7 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
     scripts.monkeypatch.setattr("letheon.engine.models.classifier.Classifier.forward", refused)
     cache = written.parent / "cache"
     ended = scripts(
-        "evaluate", *asked(original, runs)[:-2], "--cache", cache, "--report",
+        "evaluate", *arguments(original, runs)[:-2], "--cache", cache, "--report",
         "--depth", "full", "--out", tmp_path / "again",
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -163,22 +165,24 @@ def test_related_data_and_the_critic_of_later_layers(
 ) -> None:
     args = (
         "--original", original, "--retrained", runs["retrain-2"], "--runs", runs["head"],
-        "--out", tmp_path / "out", "--depth", "full", "--relearn", "10",
+        "--out", tmp_path / "out", "--relearn", "10",
     )  # fmt: skip
-    ended = scripts("evaluate", *args, "--critic", "layers", "--related", "class:5,9")
+    ended = scripts(
+        "evaluate", *args, "--depth", "full", "--critic", "layers", "--related", "class:5,9"
+    )
     assert ended.code == 0, ended.err
     rows = rows_of(tmp_path / "out")
     assert rows["head"]["idi"] == pytest.approx(1, abs=1e-6)
     assert rows["head"]["audit"]["critic"] == "layers"
-    told = rows["original"]["information_by_layer"]
-    assert all(0 <= value <= math.log(2) for value in told.values()) and told["net.conv1"] > 0.2
-    assert told == pytest.approx(rows["head"]["information_by_layer"], abs=1e-6)
+    bits = rows["original"]["information_by_layer"]
+    assert all(0 <= value <= math.log(2) for value in bits.values()) and bits["net.conv1"] > 0.2
+    assert bits == pytest.approx(rows["head"]["information_by_layer"], abs=1e-6)
     curve = rows["head"]["relearn"]["related data"]
     assert curve["steps"] == list(range(11)) and max(curve["accuracy"]) < 0.9
     ended = scripts("evaluate", *args, "--overwrite", "--related", "class:3")
     assert ended.code == 2 and "was to be forgotten" in ended.err
     ended = scripts("evaluate", *args[:-2], "--overwrite", "--related", "class:5")
-    assert ended.code == 2 and "add --relearn" in ended.err
+    assert ended.code == 2 and "add relearn" in ended.err
     # A folder: its classes go by their names.
     for name in ("3", "stranger"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -222,3 +226,43 @@ def test_a_model_that_diverged_is_refused_by_name(
     ended = scripts("evaluate", "--original", tmp_path / "broken.safetensors", *named)
     assert ended.code == 2 and "conv2.weight" in ended.err
     assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_models_that_cannot_be_measured_leave_the_others_their_rows(
+    original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
+) -> None:
+    model = load_model(original)
+    with torch.no_grad():
+        model.net.get_parameter("conv3.weight").mul_(1e38)
+    save_model(tmp_path / "huge.safetensors", model)
+    shutil.copytree(runs["head"], tmp_path / "broken")
+    weights = load_file(original / "weights.safetensors")
+    weights["conv2.weight"][0, 0] = float("nan")
+    model.net.load_state_dict(weights)
+    save_model(tmp_path / "broken", model)
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "failed.json").write_text('{"message": "got a loss of nan at step 7"}')
+    ended = scripts(
+        "evaluate", "--original", original, "--runs", tmp_path / "huge.safetensors",
+        tmp_path / "broken", tmp_path / "failed", runs["head"], "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert list(rows_of(tmp_path / "out")) == ["original", "head"]
+    left_out = json.loads((tmp_path / "out" / "metrics.json").read_text())["left_out"]
+    assert list(left_out) == ["broken", "failed", "huge"]
+    assert "conv2.weight" in left_out["broken"] and "nan at step 7" in left_out["failed"]
+    assert "pooled features of huge" in left_out["huge"]
+    assert "left out: huge" in ended.out
+    ended = scripts("evaluate", "--runs", tmp_path / "failed", "--forget", "class:3")
+    assert ended.code == 2 and "nan at step 7" in ended.err
+
+
+def test_a_run_of_the_first_edition_is_a_control(
+    original: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    old = ROOT / "tests" / "fixtures" / "run-of-first-edition"
+    ended = scripts("evaluate", "--original", original, "--runs", old, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    row = rows_of(tmp_path / "out")["run-of-first-edition"]
+    assert row["role"] == "control" and row["forgotten"] == [3, 8]
+    assert row["seconds"] == pytest.approx(0.24, abs=0.01) and row["FA"] < row["RA"]

@@ -1,1 +1,1 @@
-"""Weights on disk: reading, matching and writing."""
+"""Checkpoints: weights on disk, read, matched with a model and written."""

@@ -1,4 +1,4 @@
-"""Saving and loading classifiers: strict, atomic, never a pickle, every refusal by name."""
+"""Save and load classifiers: strict, whole or absent, never a pickle, every error by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from letheon import __version__
-from letheon.engine.checkpoints.state_dict_match import class_count, fill, hint, skeleton
+from letheon.engine.checkpoints.state_dict_match import class_count, fill_model, hint, skeleton
 from letheon.engine.checkpoints.weights_file import (
     Weights,
     read_weights,
@@ -30,7 +30,7 @@ _FORMAT = "1"
 
 @span("saving")
 def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = None) -> str:
-    """Write the weights as safetensors, all or nothing, even if the machine stops.
+    """Save the weights as safetensors, all or nothing, even if the machine stops.
 
     The file's metadata say the architecture, the class names (null where unknown), the preset, the
     digest and what `extra` adds; the keys are the architecture's own. Call it on one rank.
@@ -44,7 +44,8 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
         `weights_digest(model)`.
 
     Raises:
-        InputError: the place cannot be written; nothing of ours is left there.
+        InputError: the folder cannot be made.
+        RunFailed: writing failed; nothing of ours is left there.
     """
     path = weights_path(path)
     digest = weights_digest(model)
@@ -67,7 +68,7 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
 def load_model(
     path: Path, classes: int | None = None, name: str | None = None, preset: Preset | None = None
 ) -> Classifier:
-    """A classifier in evaluation mode, on the CPU in float32, from our file or from elsewhere.
+    """Load a classifier in evaluation mode, on the CPU in float32, from our file or another's.
 
     Every weight must be there, of the right shape and finite, and none too many; only batch norm's
     `num_batches_tracked`, which old files lack and nothing here reads, may be missing. A file of
@@ -90,14 +91,14 @@ def load_model(
     if weights.normalize is not None:
         (r, g, b), (red, green, blue) = weights.normalize
         preset = dataclasses.replace(preset, mean=(r, g, b), std=(red, green, blue))
-    found = class_count(weights.state, name)
-    if classes is not None and found is not None and found != classes:
+    count = class_count(weights.state, name)
+    if classes is not None and count is not None and count != classes:
         raise InputError(
-            f"got {path}, a {name} of {found} classes; expected {classes}; "
+            f"got {path}, a {name} of {count} classes; expected {classes}; "
             "give weights and data of the same classes"
         )
-    model = build(name, found or classes or 2, preset=preset)
-    fill(model, path, weights.state)
+    model = build(name, count or classes or 2, preset=preset)
+    fill_model(model, path, weights.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
     return model.eval()
 
@@ -131,12 +132,12 @@ def _check_digest(path: Path, weights: Weights) -> None:
 
 
 def _architecture(path: Path, weights: Weights, name: str | None) -> str:
-    """The architecture's name, from the file or the caller; they must not differ."""
+    """Find the architecture's name, in the file or from the caller; they must not differ."""
     stored = weights.facts.get("architecture")
-    written = weights.facts.get("letheon_format")
-    if written not in (None, _FORMAT):
+    number = weights.facts.get("letheon_format")
+    if number not in (None, _FORMAT):
         raise InputError(
-            f"got {path} of format {written}; expected format {_FORMAT}; "
+            f"got {path} of format {number}; expected format {_FORMAT}; "
             "read it with the version of letheon that wrote it"
         )
     if name is None and stored is None:

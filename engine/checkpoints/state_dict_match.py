@@ -1,4 +1,4 @@
-"""Which architecture a state dict fits, and filling a model with it once it does."""
+"""Match a state dict with an architecture, and fill a model with it strictly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from letheon.errors import InputError
 T = TypeVar("T")
 
 
-def fill(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
-    """Copy `state` into the model, strictly; the model is untouched where that is refused.
+def fill_model(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
+    """Copy `state` into the model, strictly; the model is untouched where that fails.
 
     Raises:
         InputError: keys missing or unexpected, other shapes, or numbers that are not finite.
@@ -52,7 +52,7 @@ def fill(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
 
 
 def _counters(expected: Mapping[str, T]) -> dict[str, T]:
-    """What an old file may lack: how many batches each batch norm has seen."""
+    """Find the keys that an old file may lack: the batches each batch-norm has counted."""
     return {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
 
 
@@ -63,7 +63,7 @@ def _kind(value: Tensor) -> str:
 
 
 def hint(state: dict[str, Tensor]) -> str:
-    """How to mend a wrong or missing architecture: the names whose keys and shapes are these."""
+    """Say how to mend a wrong or missing architecture: the names that fit keys and shapes."""
     fitting = [name for name in names() if _fits(name, state)]
     if fitting:
         return f"its keys fit model {' or '.join(fitting)}"
@@ -71,23 +71,23 @@ def hint(state: dict[str, Tensor]) -> str:
 
 
 def _fits(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Same keys and shapes, whatever the number of classes."""
+    """Compare keys and shapes, whatever the number of classes."""
     empty = skeleton(name)
     head = {f"{empty.head_path}.weight", f"{empty.head_path}.bias"}
-    expected, found = (
+    expected, actual = (
         {k: _kind(v[:1] if k in head and v.dim() else v) for k, v in tensors.items()}
         for tensors in (empty.net.state_dict(), state)
     )
-    return {**_counters(expected), **found} == expected
+    return {**_counters(expected), **actual} == expected
 
 
 def class_count(state: dict[str, Tensor], name: str) -> int | None:
-    """Rows of the last layer's weight, None where `state` has no such key."""
+    """Count the rows of the last layer's weight; None where `state` has no such key."""
     weight = state.get(skeleton(name).head_path + ".weight")
     return len(weight) if weight is not None and weight.dim() else None
 
 
-def skeleton(name: str, classes: int = 2) -> Classifier:
-    """The architecture without memory for its weights."""
+def skeleton(name: str) -> Classifier:
+    """Build the architecture, of two classes, without memory for its weights."""
     with torch.device("meta"):
-        return build(name, classes)
+        return build(name, 2)

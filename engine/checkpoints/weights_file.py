@@ -1,4 +1,4 @@
-"""State dicts on disk: written as safetensors, read from ours or from elsewhere.
+"""Read and write state dicts: safetensors, and the torch files of others.
 
 Nothing pickled is ever run.
 """
@@ -6,7 +6,6 @@ Nothing pickled is ever run.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import re
 import zipfile
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from letheon import durable
 from letheon.errors import InputError
 
 FILE = "weights.safetensors"
@@ -30,7 +30,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds; tensors on the CPU, prefixes of wrappers removed from their names."""
+    """Contents of a file; tensors on the CPU, prefixes of wrappers removed from their names."""
 
     state: dict[str, Tensor]
     facts: dict[str, str]  # metadata of our own files, else empty
@@ -38,7 +38,7 @@ class Weights:
 
 
 def weights_path(path: Path) -> Path:
-    """The safetensors file that `path` means: itself, or the one in the run folder `path`."""
+    """Name the safetensors file that `path` means: itself, or the one in the run folder `path`."""
     return path if path.suffix == ".safetensors" else path / FILE
 
 
@@ -58,7 +58,7 @@ def read_weights(path: Path) -> Weights:
     if not path.is_file():
         raise InputError(f"got {path}; there is no such file; give a run folder or a checkpoint")
     state, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    normalize = _take_normalize(state, path)
+    normalize = _pop_normalize(state, path)
     return Weights(without_prefixes(state), facts, normalize)
 
 
@@ -66,29 +66,17 @@ def write_weights(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -
     """Replace the file `path`, all or nothing, even if the machine stops; makes its folder.
 
     Raises:
-        InputError: the place cannot be written; nothing of ours is left there.
+        InputError: the folder cannot be made.
+        RunFailed: writing failed; nothing of ours is left there.
     """
-    content = save(state, facts)
-    temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # else the rename itself could be lost
-        finally:
-            os.close(folder)
     except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
         raise InputError(
-            f"got {path} to save weights in; writing failed ({error.strerror}); "
-            "name a folder that can be written and has room"
+            f"got {path} to save weights in; its folder cannot be made ({error.strerror}); "
+            "name a folder that can be written"
         ) from error
+    durable.write(path, save(state, facts))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,7 +92,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 cannot be mapped
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         pickled = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and pickled:
@@ -113,7 +101,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 "code; save its state_dict alone and give that file"
             ) from error
         raise _unreadable(path, error) from error
-    return _unwrapped(found, path), {}
+    return _unwrap(content, path), {}
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -124,41 +112,41 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, out of the dicts that training scripts put around it."""
-    if isinstance(found, Mapping):
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """Find the state dict inside the dicts that training scripts put around it."""
+    if isinstance(content, Mapping):
         for wrapper in _WRAPPERS:
-            if isinstance(found.get(wrapper), Mapping):
-                return _unwrapped(found[wrapper], path)
-        others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
-        if found and not others:
-            return {str(key): value for key, value in found.items()}
+            if isinstance(content.get(wrapper), Mapping):
+                return _unwrap(content[wrapper], path)
+        others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+        if content and not others:
+            return {str(key): value for key, value in content.items()}
         holds = f"a dict with {few(others)} that are no tensors" if others else "an empty dict"
     else:
-        holds = f"a {type(found).__name__}"
+        holds = f"a {type(content).__name__}"
     raise InputError(
         f"got {path}; it holds {holds}; expected a state dict, plain or under "
         f"{', '.join(_WRAPPERS)}"
     )
 
 
-def _take_normalize(
+def _pop_normalize(
     state: dict[str, Tensor], path: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Take a normalising submodule's mean and std out of `state`; none of our networks has such.
+    """Remove a normalizing submodule's mean and std from `state`; none of our networks has one.
 
     Rounded to 7 digits: 0.485 was stored as the float32 next to it.
     """
     keys = {part: [k for k in state if k.endswith("." + part)] for part in ("mean", "std")}
     if not keys["mean"] and not keys["std"]:
         return None
-    found = [[state.pop(key).flatten().tolist() for key in keys[part]] for part in keys]
-    if [len(values[0]) if len(values) == 1 else 0 for values in found] != [3, 3]:
+    values_of = [[state.pop(key).flatten().tolist() for key in keys[part]] for part in keys]
+    if [len(values[0]) if len(values) == 1 else 0 for values in values_of] != [3, 3]:
         raise InputError(
             f"got {path} with {few(keys['mean'] + keys['std'])}; expected one mean and one std of "
-            "3 numbers; remove them and state the normalisation in the preset"
+            "3 numbers; remove them and state the normalization in the preset"
         )
-    mean, std = (tuple(round(number, 7) for number in values[0]) for values in found)
+    mean, std = (tuple(round(number, 7) for number in values[0]) for values in values_of)
     if not (all(0 <= m <= 1 for m in mean) and all(0 < s < math.inf for s in std)):
         raise InputError(
             f"got {path} with mean {mean} and std {std}; expected means on the 0..1 scale and "
@@ -182,6 +170,6 @@ def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def few(keys: list[str]) -> str:
-    """The first three keys, and how many more."""
+    """Print the first three keys, and how many more."""
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(keys[:3]) + more

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, as the public weights want it.
+"""EfficientNet-Lite0, in the variant of the public weights.
 
 Tan and Le 2019 ("EfficientNet: Rethinking Model Scaling", ICML), the Lite variant of 2020: no
 squeeze-and-excitation, ReLU6. TensorFlow's "SAME" padding, which puts the odd pixel to the right
@@ -26,7 +26,7 @@ _STAGES = (  # blocks, channels, stride of the first block, kernel, expansion
 
 
 def same_padding(pixels: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(before, after) along one side, so that the output has ceil(pixels / stride) pixels."""
+    """Compute TensorFlow's "SAME" padding as (before, after): ceil(pixels / stride) remain."""
     total = max((math.ceil(pixels / stride) - 1) * stride + kernel - pixels, 0)
     return total // 2, total - total // 2
 
@@ -80,7 +80,7 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite0(nn.Module):
     """4.65 M parameters at 1000 classes; the pooled feature has 1280 numbers."""
 
-    def __init__(self, classes: int, dropout: float = 0.2):
+    def __init__(self, classes: int):
         super().__init__()
         self._conv_stem = SameConv2d(3, 32, 3, 2)
         self._bn0 = _norm(32)
@@ -98,7 +98,7 @@ class EfficientNetLite0(nn.Module):
         )
         self._conv_head = SameConv2d(320, 1280, 1, 1)
         self._bn1 = _norm(1280)
-        self._dropout = nn.Dropout(dropout)
+        self._dropout = nn.Dropout(0.2)
         self._fc = nn.Linear(1280, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Outputs kept on disk under what they were made from: nothing is computed twice, nothing is stale.
+"""Cache outputs on disk under what they were made from: nothing is computed twice or stale.
 
 A folder is named by the digest of its facts (weights, data, preset, precision, taps) and holds one
 .npy file a column, read by memory map, so a set may be larger than memory. It appears whole, by a
@@ -13,7 +13,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
-from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.eval.inference.extract import (
-    Outputs,
-    answers,
-    assembled,
+    InferenceOptions,
+    Parts,
+    assemble,
     check_complete,
     columns,
+    read_answers,
     widths,
 )
+from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
 
 _FORMAT = 1
@@ -42,86 +44,61 @@ Facts = Mapping[str, Any]
 """What the outputs depend on, as JSON holds it."""
 
 
-def extract_stored(
-    folder: Path,
-    facts: Facts,
-    model: nn.Module,
-    loader: Loader,
-    samples: int,
-    ranks: Ranks,
-    indices: Sequence[int] | None = None,
-    precision: Precision | None = None,
-    taps: Sequence[str] = (),
-    flip: bool = False,
-    made: Generator[dict[str, Tensor], None, None] | None = None,
-) -> Outputs:
-    """As `extract`, but read from `folder` where it is there, and written there where it is not.
+@dataclass(frozen=True)
+class Cache:
+    """Where the outputs of one model on one set are kept: a wrapper round `extract`."""
 
-    Args:
-        folder: of all stored outputs, on a file system that all ranks share.
-        facts: digests of the weights, the images with their forget flags, and the preset; number
-            format, taps and indices are added here.
-        model: as in `extract`, as are loader, ranks, indices, precision and taps.
-        loader: this rank's.
-        samples: images of the whole set.
-        ranks: the job; every rank must call.
-        indices: samples to read; default all.
-        precision: default float32.
-        taps: names of modules.
-        flip: as in `extract`, as is made.
-        made: only where `is_stored` says no.
+    folder: Path  # of all stored outputs, on a file system that all ranks share
+    facts: Facts  # digests of the weights, the images with their forget flags, and the preset
+    samples: int  # of the whole set
 
-    Returns:
-        Outputs over memory-mapped files. Writing to its tensors does not change the files.
+    def extract(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        ranks: Ranks,
+        options: InferenceOptions | None = None,
+        parts: Parts | None = None,
+    ) -> Outputs:
+        """Read the outputs where they are stored; else run the model as `extract` and store them.
 
-    Raises:
-        InputError: as `extract`, or a folder that the ranks do not share or cannot be written.
-    """
-    wanted = None if indices is None else sorted({int(i) for i in indices})
-    place, full = _place(folder, facts, samples, ranks, wanted, precision, taps, flip)
-    if made is not None or not _here(place, ranks):
-        parts = made or answers(model, loader, ranks.device, wanted, precision, taps, flip)
-        try:
-            _write(place, full, parts, wanted, taps, ranks)
-        finally:
-            parts.close()
-    return _read(place, full, wanted, taps)
+        Args:
+            model: as in `extract`, as are loader, ranks and options.
+            loader: this rank's.
+            ranks: the job; every rank must call.
+            options: number format, taps, samples and flip are part of what names the folder.
+            parts: as in `extract`; only where `is_stored` says no.
 
+        Returns:
+            Outputs over memory-mapped files. Writing to its tensors does not change the files.
 
-def is_stored(
-    folder: Path,
-    facts: Facts,
-    samples: int,
-    ranks: Ranks,
-    indices: Sequence[int] | None = None,
-    precision: Precision | None = None,
-    taps: Sequence[str] = (),
-    flip: bool = False,
-) -> bool:
-    """Whether `extract_stored` would run no network; every rank must call, and gets the same."""
-    wanted = None if indices is None else sorted({int(i) for i in indices})
-    return _here(_place(folder, facts, samples, ranks, wanted, precision, taps, flip)[0], ranks)
+        Raises:
+            InputError: as `extract`, or a folder that the ranks do not share or cannot be written.
+        """
+        options = options or InferenceOptions()
+        place, full = self._place(ranks, options)
+        if parts is not None or not _is_whole(place, ranks):
+            parts = parts or read_answers(model, loader, ranks.device, options)
+            try:
+                _write(place, full, parts, options, ranks)
+            finally:
+                parts.close()
+        return _read(place, full, options)
+
+    def is_stored(self, ranks: Ranks, options: InferenceOptions) -> bool:
+        """Tell whether `extract` would run no network; every rank must call, and gets the same."""
+        return _is_whole(self._place(ranks, options)[0], ranks)
+
+    def _place(self, ranks: Ranks, options: InferenceOptions) -> tuple[Path, dict[str, Any]]:
+        """Where the outputs are kept, and all the facts that name the place."""
+        dtype = options.precision.resolve(ranks.device).dtype
+        full: dict[str, Any] = {**self.facts, "format": _FORMAT, "samples": self.samples}
+        full |= {"taps": list(options.taps), "dtype": dtype, "device": ranks.device.type}
+        full |= {"indices": _digest(options.wanted_rows)} | ({"flip": True} if options.flip else {})
+        return self.folder / _digest(full)[:32], full
 
 
-def _place(
-    folder: Path,
-    facts: Facts,
-    samples: int,
-    ranks: Ranks,
-    wanted: Sequence[int] | None,
-    precision: Precision | None,
-    taps: Sequence[str],
-    flip: bool,
-) -> tuple[Path, dict[str, Any]]:
-    """Where the outputs are kept, and all the facts that name the place."""
-    precision = (precision or Precision("fp32")).resolve(ranks.device)
-    full: dict[str, Any] = {**facts, "format": _FORMAT, "samples": samples, "taps": list(taps)}
-    full |= {"dtype": precision.dtype, "device": ranks.device.type, "indices": _digest(wanted)}
-    full |= {"flip": True} if flip else {}
-    return folder / _digest(full)[:32], full
-
-
-def _here(place: Path, ranks: Ranks) -> bool:
+def _is_whole(place: Path, ranks: Ranks) -> bool:
     return bool(gather_rows(torch.tensor([place.joinpath(_FACTS).is_file()]), ranks).all())
 
 
@@ -136,22 +113,22 @@ def _file(column: str) -> str:
 def _write(
     place: Path,
     facts: Facts,
-    parts: Generator[dict[str, Tensor], None, None],
-    wanted: Sequence[int] | None,
-    taps: Sequence[str],
+    parts: Parts,
+    options: InferenceOptions,
     ranks: Ranks,
 ) -> None:
     """Each rank writes its rows in place; rank 0 makes the files and gives them their name."""
+    wanted_rows, taps = options.wanted_rows, options.taps
     token = gather_rows(torch.tensor([secrets.randbits(62)]), ranks)[0]  # rank 0's
     partial = place.with_name(f"{place.name}.partial-{int(token):x}")
-    rows = facts["samples"] if wanted is None else len(wanted)
+    rows = facts["samples"] if wanted_rows is None else len(wanted_rows)
     first: list[dict[str, Tensor]] = []
     try:
         agree(ranks, _problem(lambda: first.extend(itertools.islice(parts, 1))))
         wide = widths(first[0] if first else None, taps, ranks)
         agree(ranks, _problem(lambda: _create(partial, rows, wide, taps), ranks.main))
-        agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), wanted)))
-        agree(ranks, _problem(lambda: _publish(partial, place, facts, wanted), ranks.main))
+        agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), wanted_rows)))
+        agree(ranks, _problem(lambda: _publish(partial, place, facts, wanted_rows), ranks.main))
     finally:
         if ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -180,10 +157,12 @@ def _create(folder: Path, rows: int, wide: Mapping[str, int], taps: Sequence[str
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
 
 
-def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], wanted: Sequence[int] | None) -> None:
-    asked = None if wanted is None else torch.tensor(wanted, dtype=torch.int64)
+def _fill(
+    folder: Path, parts: Iterable[dict[str, Tensor]], wanted_rows: Sequence[int] | None
+) -> None:
+    rows = None if wanted_rows is None else torch.tensor(wanted_rows, dtype=torch.int64)
     for part in parts:
-        places = part["index"] if asked is None else torch.searchsorted(asked, part["index"])
+        places = part["index"] if rows is None else torch.searchsorted(rows, part["index"])
         for name, values in part.items():
             try:
                 numbers = np.load(folder / _file(name), mmap_mode="r+")
@@ -196,9 +175,9 @@ def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], wanted: Sequence[int
             numbers.flush()
 
 
-def _publish(partial: Path, place: Path, facts: Facts, wanted: Sequence[int] | None) -> None:
+def _publish(partial: Path, place: Path, facts: Facts, wanted_rows: Sequence[int] | None) -> None:
     index = torch.from_numpy(np.array(np.load(partial / _file("index"), mmap_mode="r")))
-    check_complete(index, wanted)
+    check_complete(index, wanted_rows)
     (partial / _FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     try:
         partial.rename(place)
@@ -207,14 +186,14 @@ def _publish(partial: Path, place: Path, facts: Facts, wanted: Sequence[int] | N
             raise
 
 
-def _read(place: Path, facts: Facts, wanted: Sequence[int] | None, taps: Sequence[str]) -> Outputs:
+def _read(place: Path, facts: Facts, options: InferenceOptions) -> Outputs:
     stored = json.loads((place / _FACTS).read_text())
     assert stored == json.loads(json.dumps(facts)), f"{place} was made from something else"
-    found = {
+    whole = {
         # "c": what is written to the tensors stays in memory.
         name: torch.from_numpy(np.load(place / _file(name), mmap_mode="c"))
-        for name in columns(taps)
+        for name in columns(options.taps)
     }
-    result = assembled(found, taps)
-    check_complete(result.index, wanted)
-    return result
+    outputs = assemble(whole, options.taps)
+    check_complete(outputs.index, options.wanted_rows)
+    return outputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,45 +16,37 @@ from torch import Tensor, nn
 from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.engine.precision import Precision
 from letheon.errors import InputError
-from letheon.eval.inference.taps import tapped
+from letheon.eval.inference.taps import record_taps
+from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Batch, Loader
 
+Parts = Generator[dict[str, Tensor], None, None]
+"""One rank's part of a pass, column by column, in parts."""
 _HELD_BYTES = 256 * 2**20  # on the device, before a part of the results is moved to the host
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """One model's answers to one image set, in sample-index order, on the CPU.
+class InferenceOptions:
+    """What an inference pass computes, besides the model and the images."""
 
-    The same on every rank. Letters: n samples, D features, C classes.
-    """
+    indices: tuple[int, ...] | None = None
+    """Samples to read; None for all. A sample named twice is read once."""
+    precision: Precision = Precision("fp32")
+    """Of the network; outputs are float32 whatever it is."""
+    taps: tuple[str, ...] = ()
+    """Modules whose output is kept too, averaged over positions."""
+    flip: bool = False
+    """Average logits and features with the mirror image's; taps are the image's own."""
 
-    features: Tensor  # (n, D) float32, the input of the last linear layer
-    logits: Tensor  # (n, C) float32
-    labels: Tensor  # (n,) int64
-    forget: Tensor  # (n,) bool
-    index: Tensor  # (n,) int64, strictly increasing
-    taps: dict[str, Tensor] = field(default_factory=dict)  # name -> (n, width) float32, pooled
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def where(self, rows: Tensor) -> Outputs:
-        """The samples chosen by `rows`: (n,) bool or (m,) increasing positions."""
-        taps = {name: values[rows] for name, values in self.taps.items()}
-        return Outputs(
-            self.features[rows],
-            self.logits[rows],
-            self.labels[rows],
-            self.forget[rows],
-            self.index[rows],
-            taps,
-        )
+    @property
+    def wanted_rows(self) -> list[int] | None:
+        """The samples to read, increasing, each once; None for all."""
+        return None if self.indices is None else sorted({int(i) for i in self.indices})
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module has the mode it had."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Hold evaluation mode inside; afterwards each module has the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -65,26 +57,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def answers(
-    model: nn.Module,
-    loader: Loader,
-    device: torch.device,
-    indices: Sequence[int] | None = None,
-    precision: Precision | None = None,
-    taps: Sequence[str] = (),
-    flip: bool = False,
-) -> Generator[dict[str, Tensor], None, None]:
-    """This rank's part of a pass, on the host, in parts of at most about 256 MiB.
+def read_answers(
+    model: nn.Module, loader: Loader, device: torch.device, options: InferenceOptions
+) -> Parts:
+    """Run this rank's part of a pass; results come on the host, by at most about 256 MiB.
 
     Yields:
         Columns by the names of `columns`, all with the same rows.
     """
-    precision = (precision or Precision("fp32")).resolve(device)
+    options = replace(options, precision=options.precision.resolve(device))
     waiting: list[dict[str, Tensor]] = []
     held = 0
-    with evaluating(model), tapped(model, taps) as seen:
-        for batch in loader.sweep(indices):
-            waiting.append(_answer(model, seen, batch.to(device), precision, taps, flip))
+    with evaluation_mode(model), record_taps(model, options.taps) as taps:
+        for batch in loader.sweep(options.wanted_rows):
+            waiting.append(_answer(model, taps, batch.to(device), options))
             held += sum(values.nbytes for values in waiting[-1].values())
             if held > _HELD_BYTES:
                 yield _on_host(waiting)
@@ -94,61 +80,51 @@ def answers(
 
 
 def _answer(
-    model: nn.Module,
-    seen: dict[str, Tensor],
-    batch: Batch,
-    precision: Precision,
-    taps: Sequence[str],
-    flip: bool,
+    model: nn.Module, taps: dict[str, Tensor], batch: Batch, options: InferenceOptions
 ) -> dict[str, Tensor]:
-    with precision.autocast(batch.images.device):
-        mirrored = model(batch.images.flip(3)) if flip else None
+    with options.precision.autocast(batch.images.device):
+        mirror = model(batch.images.flip(3)) if options.flip else None
         logits, features = model(batch.images)  # last, so that the taps are its
-    if mirrored is not None:
-        logits = (logits.float() + mirrored.logits.float()) / 2
-        features = (features.float() + mirrored.features.float()) / 2
+    if mirror is not None:
+        logits = (logits.float() + mirror.logits.float()) / 2
+        features = (features.float() + mirror.features.float()) / 2
     rows = {"features": features.float(), "logits": logits.float()}
-    rows |= {f"tap {name}": seen[name] for name in taps}
+    rows |= {f"tap {name}": taps[name] for name in options.taps}
     return rows | {"labels": batch.labels, "forget": batch.forget, "index": batch.index}
 
 
 @torch.no_grad()
-def answers_together(
+def read_together(
     models: Sequence[nn.Module],
     loader: Loader,
     device: torch.device,
-    indices: Sequence[int] | None,
-    precision: Precision | None,
-    taps: Sequence[Sequence[str]],
-    flip: bool,
-) -> list[Generator[dict[str, Tensor], None, None]]:
-    """What `answers` gives of each model, from one reading of the images; `taps` are each model's.
+    options: Sequence[InferenceOptions],
+) -> list[Parts]:
+    """Compute what `read_answers` gives of each model, from one reading of the images.
 
-    The parts of all models are held on the host, until they are taken. An image that cannot be read
-    raises its error where its part would come.
+    The options of all models name the same samples. The parts of all models are held on the host,
+    until they are taken. An image that cannot be read raises its error where its part would come.
     """
-    precision = (precision or Precision("fp32")).resolve(device)
+    options = [replace(each, precision=each.precision.resolve(device)) for each in options]
     held: list[list[dict[str, Tensor]]] = [[] for _ in models]
     problem = None
     with ExitStack() as stack:
         try:
-            seen = []
-            for model, names in zip(models, taps, strict=True):
-                stack.enter_context(evaluating(model))
-                seen.append(stack.enter_context(tapped(model, names)))
-            for batch in loader.sweep(indices):
-                there = batch.to(device)
+            taps = []
+            for model, each in zip(models, options, strict=True):
+                stack.enter_context(evaluation_mode(model))
+                taps.append(stack.enter_context(record_taps(model, each.taps)))
+            for batch in loader.sweep(options[0].wanted_rows):
+                on_device = batch.to(device)
                 for number, model in enumerate(models):
-                    found = _answer(model, seen[number], there, precision, taps[number], flip)
-                    held[number].append(_on_host([found]))
+                    answer = _answer(model, taps[number], on_device, options[number])
+                    held[number].append(_on_host([answer]))
         except InputError as error:
             problem = error
-    return [_taken(parts, problem) for parts in held]
+    return [_replay(parts, problem) for parts in held]
 
 
-def _taken(
-    parts: list[dict[str, Tensor]], problem: InputError | None
-) -> Generator[dict[str, Tensor], None, None]:
+def _replay(parts: list[dict[str, Tensor]], problem: InputError | None) -> Parts:
     parts.reverse()
     while parts:
         yield parts.pop()
@@ -161,7 +137,7 @@ def _on_host(waiting: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def columns(taps: Sequence[str]) -> dict[str, torch.dtype]:
-    """What a pass yields: name -> dtype; float columns are two-dimensional, the others one-."""
+    """Name the columns of a pass: name -> dtype; floats are two-dimensional, the others one-."""
     floats = ("features", "logits", *(f"tap {name}" for name in taps))
     return dict.fromkeys(floats, torch.float32) | {
         "labels": torch.int64,
@@ -171,7 +147,7 @@ def columns(taps: Sequence[str]) -> dict[str, torch.dtype]:
 
 
 def widths(part: dict[str, Tensor] | None, taps: Sequence[str], ranks: Ranks) -> dict[str, int]:
-    """The width of each float column, also on a rank that read nothing; every rank must call."""
+    """Find each float column's width, also where a rank read nothing; every rank must call."""
     floats = [name for name, dtype in columns(taps).items() if dtype == torch.float32]
     own = [part[name].shape[1] if part is not None else 0 for name in floats]
     known = gather_rows(torch.tensor([own]), ranks).amax(dim=0)
@@ -182,26 +158,18 @@ def extract(
     model: nn.Module,
     loader: Loader,
     ranks: Ranks,
-    indices: Sequence[int] | None = None,
-    device: torch.device | None = None,
-    precision: Precision | None = None,
-    taps: Sequence[str] = (),
-    flip: bool = False,
-    made: Generator[dict[str, Tensor], None, None] | None = None,
+    options: InferenceOptions | None = None,
+    parts: Parts | None = None,
 ) -> Outputs:
-    """Read `indices` (default: all) once, test transform, sharded over the ranks.
+    """Run a model over a set once, under the test transform, shared out over the ranks.
 
     Args:
-        model: a Classifier; its forward gives (logits, features). Its modes are restored.
+        model: a Classifier on `ranks.device`; its forward gives (logits, features). Its modes are
+            restored.
         loader: this rank's; `sweep` is read.
         ranks: the job; every rank must call.
-        indices: samples to read; given twice is read once.
-        device: default `ranks.device`; the model must be there.
-        precision: default float32. Results are float32 whatever it is.
-        taps: names of modules whose output is wanted too, averaged over positions.
-        flip: logits and features are the mean of the image's and its mirror image's; taps are the
-            image's own.
-        made: this rank's part of the pass, by `answers_together`; else it is made here.
+        options: samples, precision, taps, flip.
+        parts: this rank's part of the pass, by `read_together`; else it is computed.
 
     Returns:
         Outputs in sample-index order, bitwise equal on every rank.
@@ -209,41 +177,34 @@ def extract(
     Raises:
         InputError: a tap that is no module, or (on every rank) an image that cannot be read.
     """
-    wanted = None if indices is None else sorted({int(i) for i in indices})
-    parts: list[dict[str, Tensor]] = []
+    options = options or InferenceOptions()
+    taken: list[dict[str, Tensor]] = []
     problem = None
     try:
-        device = device or ranks.device
-        parts.extend(made or answers(model, loader, device, wanted, precision, taps, flip))
+        taken.extend(parts or read_answers(model, loader, ranks.device, options))
     except InputError as error:  # an image one rank cannot read: the others must not wait
         problem = str(error)
     agree(ranks, problem)
-    wide = widths(parts[0] if parts else None, taps, ranks)
-    found: dict[str, Tensor] = {}
-    for name, dtype in columns(taps).items():
+    wide = widths(taken[0] if taken else None, options.taps, ranks)
+    whole: dict[str, Tensor] = {}
+    for name, dtype in columns(options.taps).items():
         empty = torch.zeros((0, wide[name]) if name in wide else 0, dtype=dtype)
-        found[name] = gather_rows(torch.cat([part.pop(name) for part in parts] or [empty]), ranks)
-    order = found["index"].argsort()
-    result = assembled({name: values[order] for name, values in found.items()}, taps)
-    check_complete(result.index, wanted)
-    return result
+        whole[name] = gather_rows(torch.cat([part.pop(name) for part in taken] or [empty]), ranks)
+    order = whole["index"].argsort()
+    outputs = assemble({name: values[order] for name, values in whole.items()}, options.taps)
+    check_complete(outputs.index, options.wanted_rows)
+    return outputs
 
 
-def assembled(found: dict[str, Tensor], taps: Sequence[str]) -> Outputs:
-    """Outputs from columns over all ranks, in sample-index order."""
-    pooled = {name: found[f"tap {name}"] for name in taps}
-    return Outputs(
-        found["features"],
-        found["logits"],
-        found["labels"],
-        found["forget"],
-        found["index"],
-        pooled,
-    )
+def assemble(whole: dict[str, Tensor], taps: Sequence[str]) -> Outputs:
+    """Make Outputs of columns over all ranks, in sample-index order."""
+    floats = (whole["features"], whole["logits"])
+    pooled = {name: whole[f"tap {name}"] for name in taps}
+    return Outputs(*floats, whole["labels"], whole["forget"], whole["index"], pooled)
 
 
-def check_complete(index: Tensor, wanted: Sequence[int] | None) -> None:
-    """Every sample came once: 0, 1, 2, ... or those that were asked for."""
-    asked = range(len(index)) if wanted is None else wanted
-    expected = torch.tensor(list(asked), dtype=torch.int64)
+def check_complete(index: Tensor, wanted_rows: Sequence[int] | None) -> None:
+    """Check that every sample came once: 0, 1, 2, ... or these rows."""
+    numbers = range(len(index)) if wanted_rows is None else wanted_rows
+    expected = torch.tensor(list(numbers), dtype=torch.int64)
     assert torch.equal(index, expected), "a sweep left samples out, or gave some twice"

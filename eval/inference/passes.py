@@ -2,63 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any, NamedTuple, TypeVar
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.teacher import frozen_copy
 from letheon.errors import InputError
-from letheon.eval.inference.cache import extract_stored, is_stored
-from letheon.eval.inference.extract import Outputs, answers_together, extract
-from letheon.eval.metrics import cka
-from letheon.eval.metrics.accuracy import Count, forgetting
+from letheon.eval.inference.cache import Cache
+from letheon.eval.inference.extract import InferenceOptions, Parts, extract, read_together
+from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
 from letheon.spans import span
 
+T = TypeVar("T")
 
-@dataclass
+
+@dataclass(eq=False)
 class Passes:
-    """One model's outputs on every set, and what comparisons with it compute once."""
+    """One model's outputs on every set, and what several rows compute of them once."""
 
     name: str
-    outputs: dict[str, Outputs]  # "train", "test", "domain/<name>"
+    outputs: dict[str, Outputs]  # "train", "test", "domain/<name>", "balanced"
     weights: str = ""  # digest of the weights these were made with
-    information: dict[str, float] = field(default_factory=dict, repr=False)  # by layer, in nats
-    _sides: dict[str, cka.Centred] = field(default_factory=dict, repr=False)
+    _results: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def accuracies(self) -> dict[str, Count]:
-        """FA, RA, TFA, TRA as counts."""
-        return forgetting(self.outputs["train"], self.outputs["test"])
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Compute something under a name, the first time only."""
+        if name not in self._results:
+            self._results[name] = compute()
+        result: T = self._results[name]
+        return result
 
-    def side(self, part: str, device: torch.device) -> cka.Centred:
-        """The test features of "all", the "forget" or the "retain" samples, ready for CKA."""
-        label = f"the pooled features of {self.name} on the test set ({part})"
-        test = self.outputs["test"]
-        rows = test.features if part == "all" else test.features[_rows(test, part)]
-        return self._centred(label, rows, device)
-
-    def layer(self, tap: str, device: torch.device) -> cka.Centred:
-        """The pooled output of a layer on the test set, ready for CKA."""
-        label = f"layer {tap} of {self.name} on the test set"
-        return self._centred(label, self.outputs["test"].taps[tap], device)
-
-    def _centred(self, label: str, rows: Tensor, device: torch.device) -> cka.Centred:
-        if label not in self._sides:
-            self._sides[label] = cka.centred(label, rows, device)
-        return self._sides[label]
-
-
-def _rows(outputs: Outputs, part: str) -> Tensor:
-    return outputs.forget if part == "forget" else ~outputs.forget
+    def keep(self, name: str, result: object) -> None:
+        """Set what `once` will give under a name."""
+        self._results[name] = result
 
 
 @dataclass(frozen=True)
@@ -70,31 +51,45 @@ class Store:
     """Set -> digest of its images and of which of them are to be forgotten, and their number."""
 
 
-def sweep(
-    name: str,
-    model: Classifier,
-    loaders: Mapping[str, Loader],
-    ranks: Ranks,
-    weights: str = "",
-    precision: Precision | None = None,
-    taps: Sequence[str] = (),
-    store: Store | None = None,
-    parts: Mapping[str, Sequence[int]] | None = None,
-    flip: bool = False,
-) -> Passes:
-    """`sweep_together` of one model: what it says of `name`, `model`, `weights` and `taps`."""
-    swept = Swept(name, model, weights, tuple(taps))
-    return sweep_together([swept], loaders, ranks, precision, store, parts, flip)[0]
-
-
 class Swept(NamedTuple):
-    """A model to be swept."""
+    """A model to be run over the sets."""
 
     name: str  # what tables and messages call it
     model: Classifier  # on the ranks' device
     weights: str = ""  # digest of its weights, kept beside what is measured
     taps: tuple[str, ...] = ()
-    """Modules whose pooled outputs on the test set are wanted too, as `layers.stages` gives."""
+    """Modules whose pooled outputs on the test set are kept too, as `taps.stages` gives."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How the models of one sweep are run."""
+
+    precision: Precision = Precision("fp32")
+    flip: bool = False
+    """Test-time flip: average with the mirror image's answers."""
+    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Sets of which these samples alone are read, with taps."""
+    store: Store | None = None
+    """Passes found there are not made again, new ones are kept there; needs `weights`."""
+
+    def of_set(self, key: str, taps: tuple[str, ...]) -> InferenceOptions:
+        """Options of one model's pass over one set."""
+        rows = self.parts.get(key)
+        own = taps if key == "test" or rows is not None else ()
+        return InferenceOptions(
+            None if rows is None else tuple(rows), self.precision, own, self.flip
+        )
+
+
+def sweep(
+    swept: Swept,
+    loaders: Mapping[str, Loader],
+    ranks: Ranks,
+    options: SweepOptions | None = None,
+) -> Passes:
+    """Run one model over all sets, as `sweep_together`."""
+    return sweep_together([swept], loaders, ranks, options)[0]
 
 
 @span("evaluation")
@@ -102,12 +97,9 @@ def sweep_together(
     swept: Sequence[Swept],
     loaders: Mapping[str, Loader],
     ranks: Ranks,
-    precision: Precision | None = None,
-    store: Store | None = None,
-    parts: Mapping[str, Sequence[int]] | None = None,
-    flip: bool = False,
+    options: SweepOptions | None = None,
 ) -> list[Passes]:
-    """One inference pass of each model over each set; every rank must call, and gets the same.
+    """Run each model over each set once; every rank must call, and gets the same.
 
     Each image is read once and shown to every model; the answers are bit for bit those of a sweep
     of each model alone. In float32 a set without taps is shown to a copy with its batch-norms
@@ -118,10 +110,7 @@ def sweep_together(
             set twice.
         loaders: "train", "test" and any "domain/<name>".
         ranks: the job.
-        precision: default float32.
-        store: passes found there are not made again, those made are kept there; needs `weights`.
-        parts: sets of which these samples alone are read, with taps.
-        flip: each image is seen mirrored too, and the two answers averaged (test-time flip).
+        options: precision, flip, parts of sets, store.
 
     Raises:
         InputError: no train or test set, an unknown tap, or an image that cannot be read.
@@ -129,60 +118,45 @@ def sweep_together(
     missing = {"train", "test"} - set(loaders)
     if missing:
         raise InputError(f"got loaders {', '.join(loaders)}; expected train and test among them")
-    precision = (precision or Precision("fp32")).resolve(ranks.device)
-    quick: dict[int, Classifier] = {}
+    options = options or SweepOptions()
+    options = replace(options, precision=options.precision.resolve(ranks.device))
+    folded: dict[int, Classifier] = {}
 
     def network(number: int, taps: Sequence[str]) -> Classifier:
         model = swept[number].model
-        if taps or precision.dtype not in ("auto", "fp32"):
+        if taps or options.precision.dtype not in ("auto", "fp32"):
             return model
-        if number not in quick:
-            quick[number] = frozen_copy(model, precision)
-        return quick[number]
+        if number not in folded:
+            folded[number] = frozen_copy(model, options.precision)
+        return folded[number]
 
     outputs: list[dict[str, Outputs]] = [{} for _ in swept]
     for key, loader in loaders.items():
-        indices = (parts or {}).get(key)
-        taps = [each.taps if key == "test" or indices is not None else () for each in swept]
-        facts = [_facts(each, store, key) for each in swept]
-        new = list(range(len(swept)))
-        if store is not None:
-            known = [
-                is_stored(
-                    store.folder, facts[i], store.sets[key][1], ranks, indices, precision, taps[i],
-                    flip,
-                )
-                for i in new
-            ]  # fmt: skip
-            new = [i for i in new if not known[i]]
-        networks = {i: network(i, taps[i]) for i in new}
-        made = {}
+        each = [options.of_set(key, model.taps) for model in swept]
+        caches = [_cache(model, options.store, key) for model in swept]
+        new = [
+            i for i, cache in enumerate(caches) if not (cache and cache.is_stored(ranks, each[i]))
+        ]
+        networks = {i: network(i, each[i].taps) for i in new}
+        parts: dict[int, Parts] = {}
         if len(new) > 1:
-            asked = None if indices is None else sorted({int(i) for i in indices})
-            several = answers_together(
-                list(networks.values()), loader, ranks.device, asked, precision,
-                [taps[i] for i in new], flip,
-            )  # fmt: skip
-            made = dict(zip(new, several, strict=True))
-        for i, each in enumerate(swept):
-            net, own = networks.get(i, each.model), made.get(i)
-            if store is None:
-                outputs[i][key] = extract(
-                    net, loader, ranks, indices, None, precision, taps[i], flip, own
-                )
-            else:
-                outputs[i][key] = extract_stored(
-                    store.folder, facts[i], net, loader, store.sets[key][1], ranks, indices,
-                    precision, taps[i], flip, own,
-                )  # fmt: skip
+            several = read_together(
+                list(networks.values()), loader, ranks.device, [each[i] for i in new]
+            )
+            parts = dict(zip(new, several, strict=True))
+        for i, cache in enumerate(caches):
+            run = cache.extract if cache else extract
+            net = networks.get(i, swept[i].model)
+            outputs[i][key] = run(net, loader, ranks, each[i], parts.get(i))
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
 
 
-def _facts(swept: Swept, store: Store | None, key: str) -> dict[str, str]:
-    """What outputs depend on, beside what the store adds."""
+def _cache(swept: Swept, store: Store | None, key: str) -> Cache | None:
+    """Where this model's outputs on the set are kept, under all that they depend on."""
     if store is None:
-        return {}
+        return None
     assert swept.weights, "a store needs the digest of the weights"
     preset = repr(sorted(asdict(swept.model.preset).items()))
-    data = store.sets[key][0]
-    return {"weights": swept.weights, "model": swept.model.name, "data": data, "preset": preset}
+    data, samples = store.sets[key]
+    facts = {"weights": swept.weights, "model": swept.model.name, "data": data, "preset": preset}
+    return Cache(store.folder, facts, samples)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix, vector
+from letheon.eval.membership.over_seeds import SeveralRuns
+from letheon.eval.metrics.registry import metric
 
 _DELTA = 1e-5
 _CAP = 50.0
@@ -61,7 +63,7 @@ def epsilon(unlearned: Numbers, retrained: Numbers) -> float:
     no mistake, or where one distribution's range is under 1 % of the other's.
 
     Args:
-        unlearned: (K,) margins of the sample (`membership_signals.margin`).
+        unlearned: (K,) margins of the sample (`signals.margin`).
         retrained: (L,) the same under retrained models.
     """
     u, r = np.sort(vector(unlearned, "margins")), np.sort(vector(retrained, "margins"))
@@ -90,7 +92,9 @@ def forgetting_quality(unlearned: Numbers, retrained: Numbers) -> float:
         retrained: (L, n) the same under L retrained models.
 
     Raises:
-        InputError: fewer than three models of a kind, different samples, NaN or infinity.
+        NotMeasurable: fewer than three models of a kind.
+        InputError: different samples.
+        RunFailed: NaN or infinity.
     """
     u, r = matrix(unlearned, "unlearned margins", 3), matrix(retrained, "retrained margins", 3)
     if u.shape[1] != r.shape[1]:
@@ -107,7 +111,46 @@ def challenge_score(
     retain: tuple[float, float],
     test: tuple[float, float],
 ) -> float:
-    """F times the ratios of retain and test accuracy, (unlearned, retrained) each."""
+    """Multiply F by the ratios of retain and test accuracy, (unlearned, retrained) each.
+
+    Raises:
+        NotMeasurable: a retrained model that is never right.
+    """
     if min(retain[1], test[1]) <= 0:
-        raise InputError("got a retrained accuracy of 0; expected a model that predicts something")
+        raise NotMeasurable(
+            "got a retrained accuracy of 0; expected a model that is sometimes right"
+        )
     return quality * (retain[0] / retain[1]) * (test[0] / test[1])
+
+
+_GROUP = "Membership inference"
+_SAMPLED = 200  # forget images, evenly, for it takes 0.1 s an image
+
+
+def _quality(runs: SeveralRuns) -> float:
+    unlearned, retrained = runs.margins
+    every = -(-unlearned.shape[1] // _SAMPLED)
+    return forgetting_quality(unlearned[:, ::every], retrained[:, ::every])
+
+
+@metric(
+    "challenge_quality", title="Challenge quality F", group=_GROUP, better="high", stage="runs",
+    needs=("several runs", "depth full"), source="NeurIPS 2023 challenge", place=17,
+)  # fmt: skip
+def challenge_quality(runs: SeveralRuns) -> float:
+    """Mean over forget images of 2^-floor(epsilon / 0.5), epsilon the largest that an attack on
+    many unlearned and retrained models shows.
+    """
+    return runs.once(_quality)
+
+
+@metric(
+    "challenge_score", title="Challenge score", group=_GROUP, better="high", stage="runs",
+    needs=("several runs", "depth full"), source="NeurIPS 2023 challenge", place=18,
+)  # fmt: skip
+def challenge_score_of_runs(runs: SeveralRuns) -> float:
+    """F times RA and TRA (means over the runs), each over the retrained models'."""
+    retain, test = (
+        (runs.unlearned.accuracy(key), runs.retrained.accuracy(key)) for key in ("RA", "TRA")
+    )
+    return challenge_score(runs.once(_quality), retain, test)

@@ -5,15 +5,25 @@ Here rows are models and columns are samples: (K, n).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from scipy.special import logsumexp
 from scipy.stats import norm
+from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.eval.checks import Floats, Numbers, matrix, vector
+from letheon.eval.inference.passes import Passes
+from letheon.eval.membership.over_seeds import SeveralRuns
 from letheon.eval.membership.roc import auc, tpr_at_fpr
+from letheon.eval.membership.sides import attack_sides
+from letheon.eval.membership.signals import log_confidence
+from letheon.eval.metrics.registry import metric
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
 
 def _same_samples(first: Floats, second: Floats, names: str) -> None:
@@ -53,7 +63,8 @@ def rmia(
         offline_a: a, from 0 to 1.
 
     Raises:
-        InputError: shapes that do not fit, values that are not finite, a or gamma out of range.
+        InputError: shapes that do not fit, a or gamma out of range.
+        RunFailed: values that are not finite.
     """
     if not (0 <= offline_a <= 1 and gamma > 0):
         raise InputError(
@@ -100,11 +111,13 @@ def u_lira(unlearned: Numbers, retrained: Numbers) -> ULira:
     value left out of the fit of its kind.
 
     Args:
-        unlearned: (K, n) margins (`membership_signals.margin`) under unlearned models, K >= 3.
+        unlearned: (K, n) margins (`signals.margin`) under unlearned models, K >= 3.
         retrained: (L, n) the same under retrained models, L >= 3.
 
     Raises:
-        InputError: fewer than three models of a kind, different samples, NaN or infinity.
+        NotMeasurable: fewer than three models of a kind.
+        InputError: different samples.
+        RunFailed: NaN or infinity.
     """
     u, r = matrix(unlearned, "unlearned margins", 3), matrix(retrained, "retrained margins", 3)
     _same_samples(u, r, "unlearned and retrained margins")
@@ -139,7 +152,6 @@ def klom(
     bins: int = 20,
     clip: float = 100.0,
     floor: float = 1e-5,
-    drop_largest: bool = False,
 ) -> Floats:
     """(n,) KLOM of each sample in nats: KL(margins over unlearned || over retrained models).
 
@@ -155,11 +167,10 @@ def klom(
         bins: of the shared histogram.
         clip: bound on the margins.
         floor: smallest share of a bin in the second argument of the divergence.
-        drop_largest: leave out the values equal to the largest, as the released code does (its
-            last bin is open to the right). Compatibility only.
 
     Raises:
-        InputError: different samples, NaN or infinity.
+        InputError: different samples.
+        RunFailed: NaN or infinity.
     """
     u = matrix(unlearned, "unlearned margins").clip(-clip, clip)
     o = matrix(oracles, "retrained margins").clip(-clip, clip)
@@ -168,8 +179,6 @@ def klom(
     for sample, (of_u, of_o) in enumerate(zip(u.T, o.T, strict=True)):
         low, high = min(of_u.min(), of_o.min()), max(of_u.max(), of_o.max())
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-        if drop_largest:
-            of_u, of_o = of_u[of_u < edges[-1]], of_o[of_o < edges[-1]]
         p, q = (np.histogram(values, edges)[0].astype(float) for values in (of_u, of_o))
         p /= max(p.sum(), 1)
         q /= max(q.sum(), 1)
@@ -177,3 +186,80 @@ def klom(
         q = np.where(used, np.maximum(q, floor), q)
         result[sample] = np.sum(p[used] * np.log(p[used] / q[used])) + np.log(max(q.sum(), floor))
     return result
+
+
+_GROUP = "Membership inference"
+REFERENCES = 4
+"""Retrained models that RMIA reads, at most."""
+
+
+def _rmia(case: Case) -> tuple[Floats, Floats]:
+    """RMIA scores of the forget images and of held-out images of their classes."""
+    sides = case.once(attack_sides)
+
+    def parts(passes: Passes) -> list[Tensor]:
+        train, test = passes.outputs["train"], passes.outputs["test"]
+        read = ((train, sides.forget.index), (test, sides.held), (test, sides.population))
+        return [log_confidence(of.logits[rows], of.labels[rows]) for of, rows in read]
+
+    ours = parts(case.passes)
+    references = [parts(other.passes) for other in case.others[:REFERENCES]]
+    inside, outside, others = (torch.stack(values) for values in zip(*references, strict=True))
+    return rmia(ours[0], inside, ours[2], others), rmia(ours[1], outside, ours[2], others)
+
+
+@metric(
+    "rmia_auc", title="RMIA AUC", group=_GROUP, unit="share", better="50 %",
+    needs=("retrained", "depth full"), reads=_rmia, source="Zarifzadeh et al. 2024", place=12,
+)  # fmt: skip
+def rmia_auc(case: Case) -> float:
+    """AUC of the RMIA score, the share of population images z for which the likelihood ratio of x
+    to z reaches gamma, with 1 to 4 reference models.
+    """
+    return auc(*case.once(_rmia))
+
+
+@metric(
+    "rmia_tpr_1pct", title="RMIA TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
+    needs=("retrained", "depth full"), reads=_rmia, source="Zarifzadeh et al. 2024", place=13,
+)  # fmt: skip
+def rmia_tpr_1pct(case: Case) -> float:
+    """Largest true-positive rate of the RMIA score at no more than 1 % false positives."""
+    return tpr_at_fpr(*case.once(_rmia), 0.01)
+
+
+@metric(
+    "u_lira", title="U-LiRA", group=_GROUP, unit="share", better="50 %", stage="runs",
+    needs=("several runs", "depth full"), source="Hayes et al. 2024", place=14,
+)  # fmt: skip
+def u_lira_of_runs(runs: SeveralRuns) -> float:
+    """Balanced accuracy of the per-image likelihood-ratio test between models that unlearned an
+    image and models that never saw it.
+    """
+    return u_lira(*runs.margins).accuracy
+
+
+def _klom(runs: SeveralRuns) -> Floats:
+    return klom(*runs.margins)
+
+
+@metric(
+    "klom_mean", title="KLOM, mean", group=_GROUP, unit="nats", better="low", stage="runs",
+    needs=("several runs", "depth full"), source="Rinberg et al. 2025", place=15,
+)  # fmt: skip
+def klom_mean(runs: SeveralRuns) -> float:
+    """Mean over forget images of the divergence between the margins of unlearned and of retrained
+    models, 20 bins.
+    """
+    return float(runs.once(_klom).mean())
+
+
+@metric(
+    "klom_p95", title="KLOM, 95th percentile", group=_GROUP, unit="nats", better="low",
+    stage="runs", needs=("several runs", "depth full"), source="Rinberg et al. 2025", place=16,
+)  # fmt: skip
+def klom_p95(runs: SeveralRuns) -> float:
+    """The 95th percentile over forget images of the divergence between the margins of unlearned
+    and of retrained models, 20 bins.
+    """
+    return float(np.percentile(runs.once(_klom), 95))

@@ -1,33 +1,29 @@
-"""Metrics of a method rather than a model: several runs of it against several retrained models."""
+"""Several runs of one method against several retrained models: what U-LiRA and its kin read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import NotMeasurable
 from letheon.eval.inference.passes import Passes
-from letheon.eval.membership.challenge import challenge_score, forgetting_quality
-from letheon.eval.membership.evaluator import some
-from letheon.eval.membership.many_models import klom, u_lira
+from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.membership.signals import margin
-from letheon.eval.row_builder import Findings, needed
 
+T = TypeVar("T")
 LEAST = 3
 """Models of each kind."""
-_ASKED = 2_000  # forget images, at most
-_CHALLENGED = 200  # of them, evenly, for the challenge's score, which takes 0.1 s an image
+_SAMPLED = 2_000  # forget images, at most
 
 
 def margins(model: Passes) -> Tensor:
-    """(n,) margins of the forget images that `ensemble` asks about, the same for every model."""
+    """(n,) float64 margins of the sampled forget images, the same images for every model."""
     train = model.outputs["train"]
-    rows = some(train.forget, _ASKED)
+    rows = sample_rows(train.forget, _SAMPLED)
     return margin(train.logits[rows], train.labels[rows])
 
 
@@ -39,39 +35,43 @@ class Runs:
     accuracies: Mapping[str, float | None]  # RA and TRA, means over the models
 
     def accuracy(self, key: str) -> float:
-        """One of the mean accuracies; an InputError where it is not known."""
-        return needed(self.accuracies.get(key), f"got no {key}: no samples")
+        """One of the mean accuracies.
+
+        Raises:
+            NotMeasurable: it is not known.
+        """
+        value = self.accuracies.get(key)
+        if value is None:
+            raise NotMeasurable(f"got no {key}: no samples")
+        return value
 
 
-def ensemble(unlearned: Runs, retrained: Runs) -> Findings:
-    """U-LiRA, KLOM and the challenge's score of one method; the same for each of its runs.
+@dataclass(frozen=True)
+class SeveralRuns:
+    """The runs of a method and the retrained models: what metrics of the stage "runs" read."""
 
-    Args:
-        unlearned: the runs of the method.
-        retrained: the retrained models.
-    """
+    unlearned: Runs
+    retrained: Runs
+    _results: dict[Callable[[SeveralRuns], Any], Any] = field(default_factory=dict, repr=False)
 
-    def of_method() -> dict[str, Any]:
-        counts = len(unlearned.margins), len(retrained.margins)
+    def once(self, compute: Callable[[SeveralRuns], T]) -> T:
+        """Compute something that several metrics share, the first time only."""
+        if compute not in self._results:
+            self._results[compute] = compute(self)
+        result: T = self._results[compute]
+        return result
+
+    @property
+    def margins(self) -> tuple[Tensor, Tensor]:
+        """(K, n) of K unlearned and (L, n) of L retrained models.
+
+        Raises:
+            NotMeasurable: fewer than `LEAST` of a kind.
+        """
+        counts = len(self.unlearned.margins), len(self.retrained.margins)
         if min(counts) < LEAST:
-            raise InputError(
+            raise NotMeasurable(
                 f"got {counts[0]} runs of this method and {counts[1]} retrained models; "
                 f"needs {LEAST} of each, with different seeds"
             )
-        ours, theirs = (torch.stack(list(side.margins)) for side in (unlearned, retrained))
-        divergence = klom(ours, theirs)
-        every = -(-ours.shape[1] // _CHALLENGED)
-        quality = forgetting_quality(ours[:, ::every], theirs[:, ::every])
-        retain, test = ((unlearned.accuracy(key), retrained.accuracy(key)) for key in ("RA", "TRA"))
-        return {
-            "u_lira": u_lira(ours, theirs).accuracy,
-            "klom_mean": float(divergence.mean()),
-            "klom_p95": float(np.percentile(divergence, 95)),
-            "challenge_quality": quality,
-            "challenge_score": challenge_score(quality, retain, test),
-        }
-
-    found = Findings()
-    keys = ("u_lira", "klom_mean", "klom_p95", "challenge_quality", "challenge_score")
-    found.add(keys, of_method)
-    return found
+        return torch.stack([*self.unlearned.margins]), torch.stack([*self.retrained.margins])

@@ -6,12 +6,18 @@ score is one threshold, so tied samples are always decided together; nothing is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, classes, vector
+from letheon.eval.membership.sides import attack_sides
+from letheon.eval.membership.signals import margin
+from letheon.eval.metrics.registry import metric
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
 
 class Roc(NamedTuple):
@@ -23,10 +29,11 @@ class Roc(NamedTuple):
 
 
 def roc(members: Numbers, others: Numbers) -> Roc:
-    """The curve of scores of `members` (m,) against `others` (n,), non-members.
+    """Compute the ROC curve of scores of `members` (m,) against `others` (n,), non-members.
 
     Raises:
-        InputError: no score on a side, or scores that are not finite.
+        NotMeasurable: no score on a side.
+        RunFailed: scores that are not finite.
     """
     inside = np.sort(vector(members, "scores of members"))
     outside = np.sort(vector(others, "scores of non-members"))
@@ -42,7 +49,7 @@ def roc(members: Numbers, others: Numbers) -> Roc:
 
 
 def auc(members: Numbers, others: Numbers) -> float:
-    """Probability that a member's score exceeds a non-member's, ties half; 0.5 is chance."""
+    """Compute the probability that a member scores above a non-member, ties half; 0.5 is chance."""
     inside = vector(members, "scores of members")
     outside = np.sort(vector(others, "scores of non-members"))
     below = np.searchsorted(outside, inside, side="left")
@@ -51,7 +58,7 @@ def auc(members: Numbers, others: Numbers) -> float:
 
 
 def tpr_at_fpr(members: Numbers, others: Numbers, fpr: float) -> float:
-    """The largest true-positive rate of a threshold whose false-positive rate is at most `fpr`.
+    """Find the largest true-positive rate at a false-positive rate of at most `fpr`.
 
     With n non-members the false-positive rate moves in steps of 1/n: below n = 1/`fpr` this is
     the rate at no false positive at all.
@@ -60,15 +67,6 @@ def tpr_at_fpr(members: Numbers, others: Numbers, fpr: float) -> float:
         raise InputError(f"got a false-positive rate of {fpr}; expected a share from 0 to 1")
     curve = roc(members, others)
     return float(curve.tpr[curve.fpr <= fpr].max())
-
-
-def balanced_accuracy(members: Numbers, others: Numbers) -> float:
-    """The best mean of both rates over all thresholds; at least 0.5.
-
-    The attacker picks the threshold on the samples it is scored on, so this is an upper bound.
-    """
-    curve = roc(members, others)
-    return float((1 + curve.tpr - curve.fpr).max() / 2)
 
 
 class Attack(NamedTuple):
@@ -85,7 +83,7 @@ class Attack(NamedTuple):
 def class_matched(
     forget: Numbers, forget_labels: Numbers, held_out: Numbers, held_out_labels: Numbers
 ) -> Attack:
-    """Forget samples against held-out samples of the same classes only.
+    """Attack forget samples against held-out samples of the same classes only.
 
     In class-wise forgetting an attack against all held-out samples separates the classes, not the
     members; matched non-members leave membership as the only difference. The pooled AUC and rates
@@ -99,7 +97,8 @@ def class_matched(
         held_out_labels: (n,) their classes; those that are no forget class are left out.
 
     Raises:
-        InputError: a forget class without held-out samples, or scores that are not finite.
+        NotMeasurable: a forget class without held-out samples.
+        RunFailed: scores that are not finite.
     """
     inside = vector(forget, "forget scores")
     outside = vector(held_out, "held-out scores")
@@ -108,7 +107,7 @@ def class_matched(
     wanted, counts = np.unique(inside_class, return_counts=True)
     missing = [str(c) for c in wanted if not (outside_class == c).any()]
     if missing:
-        raise InputError(
+        raise NotMeasurable(
             f"got no held-out samples of forget class {', '.join(missing)}; expected at least one "
             "each; give the test set, or leave the class out on both sides"
         )
@@ -123,3 +122,55 @@ def class_matched(
         members=len(inside),
         others=len(others),
     )
+
+
+_GROUP = "Membership inference"
+
+
+def _matched(case: Case) -> Attack:
+    """`class_matched` on the true-class margin."""
+    sides = case.once(attack_sides)
+    forget, test = (margin(side.logits, side.labels) for side in (sides.forget, sides.test))
+    return class_matched(forget, sides.forget.labels, test, sides.test.labels)
+
+
+@metric(
+    "mia_auc", title="AUC, class-matched", group=_GROUP, unit="share", better="50 %",
+    needs=("depth full",), reads=_matched, place=8,
+)  # fmt: skip
+def mia_auc(case: Case) -> float:
+    """Area under the ROC curve of the true-class margin, forget images against held-out images of
+    the same classes; ties count half.
+    """
+    return case.once(_matched).auc
+
+
+@metric(
+    "mia_within_class_auc", title="AUC within classes", group=_GROUP, unit="share", better="50 %",
+    needs=("depth full",), reads=_matched, place=9,
+)  # fmt: skip
+def mia_within_class_auc(case: Case) -> float:
+    """Mean over the forgotten classes of the AUC within the class, weighted by its images."""
+    return case.once(_matched).within_class_auc
+
+
+@metric(
+    "mia_tpr_1pct", title="TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
+    needs=("depth full",), reads=_matched, source="Carlini et al. 2022", place=10,
+)  # fmt: skip
+def mia_tpr_1pct(case: Case) -> float:
+    """Largest share of forget images found with at most 1 % of the held-out images of the same
+    classes called members; no interpolation.
+    """
+    return case.once(_matched).tpr_at_1pct
+
+
+@metric(
+    "mia_tpr_01pct", title="TPR at 0.1 % FPR", group=_GROUP, unit="share", better="low",
+    needs=("depth full",), reads=_matched, source="Carlini et al. 2022", place=11,
+)  # fmt: skip
+def mia_tpr_01pct(case: Case) -> float:
+    """Largest share of forget images found with at most 0.1 % of the held-out images of the same
+    classes called members; with fewer than 1,000 of them this is at no false positive.
+    """
+    return case.once(_matched).tpr_at_01pct

@@ -1,7 +1,6 @@
 """Per-sample signals of membership, computed from logits in float64.
 
-Each is defined row by row: no value depends on the other samples of a batch. The one exception,
-`published_modified_entropy`, is the column that the field printed, kept to reproduce it.
+Each is defined row by row: no value depends on the other samples of a batch.
 """
 
 from __future__ import annotations
@@ -9,15 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable, RunFailed
 
 
-def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _check(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Finite (n, C) float64 logits, C >= 2, and (n, 1) labels within [0, C)."""
-    if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
+    if logits.ndim == 2 and len(logits) == 0 == len(labels):
+        raise NotMeasurable("got no samples; expected at least one")
+    if logits.ndim != 2 or logits.shape[1] < 2:
         raise InputError(
             f"got logits of shape {tuple(logits.shape)}; expected samples x classes, "
-            "at least one sample and two classes"
+            "at least two classes"
         )
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise InputError(
@@ -25,7 +26,7 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"expected {logits.shape[0]} whole class numbers"
         )
     if not bool(torch.isfinite(logits).all()):
-        raise InputError(
+        raise RunFailed(
             "got logits with NaN or infinity; expected finite numbers; the model diverged"
         )
     low, high = int(labels.min()), int(labels.max())
@@ -44,7 +45,7 @@ def _others(logits: Tensor, column: Tensor) -> Tensor:
 
 def log_confidence(logits: Tensor, labels: Tensor) -> Tensor:
     """(n,) log p(y|x), at most 0."""
-    logits, column = _checked(logits, labels)
+    logits, column = _check(logits, labels)
     return logits.log_softmax(1).gather(1, column)[:, 0]
 
 
@@ -64,20 +65,20 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     The logit-scaled confidence of LiRA (Carlini et al. 2022) and the margin of KLOM (Rinberg et
     al. 2025) are this one number.
     """
-    logits, column = _checked(logits, labels)
+    logits, column = _check(logits, labels)
     return logits.gather(1, column)[:, 0] - _others(logits, column)
 
 
 def entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(n,) -sum_i p_i log p_i in nats, in [0, log C]; the labels are only checked."""
-    logits, _ = _checked(logits, labels)
+    logits, _ = _check(logits, labels)
     log_p = logits.log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
 
 
 def correctness(logits: Tensor, labels: Tensor) -> Tensor:
     """(n,) 1 where the largest logit (the first of equal ones) is the label's, else 0."""
-    logits, column = _checked(logits, labels)
+    logits, column = _check(logits, labels)
     return (logits.argmax(1) == column[:, 0]).double()
 
 
@@ -88,7 +89,7 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     log(1 - p) of the likeliest class is taken from the other logits, so that a certain model gives
     a large number and not infinity.
     """
-    logits, column = _checked(logits, labels)
+    logits, column = _check(logits, labels)
     lse = logits.logsumexp(1, keepdim=True)  # (n, 1)
     log_p = logits - lse  # (n, C)
     top = logits.argmax(1, keepdim=True)
@@ -99,25 +100,8 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return label_term.gather(1, column)[:, 0] - terms.scatter(1, column, 0.0).sum(1)
 
 
-def published_modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n,) the `m_entropy` of the released SVC attack; compatibility only, no measure of anything.
-
-    The code of Jia et al. 2023 and its descendants (SalUn and others) replaces the columns of
-    *every label in the batch* in every row, and writes log p where log(1 - p) belongs:
-    -sum over i in L of (1 - p_i) log p_i - sum over i not in L of p_i log p_i, with L the set of
-    labels in the batch. A sample's value therefore depends on which samples stand beside it.
-    log p is taken exactly; the released code floors it at log 1e-30.
-    """
-    logits, column = _checked(logits, labels)
-    log_p = logits.log_softmax(1)
-    weights = log_p.exp()
-    present = column[:, 0].unique()
-    weights[:, present] = 1 - weights[:, present]
-    return -(weights * log_p).sum(1)
-
-
 def features(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The five features of SVC-efficacy by name: four of shape (n, 1), probabilities (n, C)."""
+    """Compute SVC-efficacy's five features by name: four are (n, 1), probabilities (n, C)."""
     return {
         "confidence": confidence(logits, labels)[:, None],
         "entropy": entropy(logits, labels)[:, None],

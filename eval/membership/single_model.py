@@ -1,32 +1,37 @@
 """Membership inference on one model: three attacks that the field all calls "MIA", by own names.
 
-Attacks that need several models are in `membership_models`; the per-sample signals they read are
-in `membership_signals`; curves and class-matched attacks are in `membership_roc`.
+Attacks that need several models are in `many_models`; the per-sample signals they read are in
+`signals`; curves and class-matched attacks are in `roc`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit, cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix, vector
-from letheon.eval.membership.signals import features
+from letheon.eval.membership.sides import attack_sides
+from letheon.eval.membership.signals import entropy, features, loss
+from letheon.eval.metrics.registry import metric
 from letheon.kernels.keyed import permutation
 
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
-def _drawn(rows: Floats, count: int, seed: int, stream: str) -> Floats:
+
+def _sample_rows(rows: Floats, count: int, seed: int, stream: str) -> Floats:
     """`count` of `rows`, in their order; which ones depends on (seed, stream, len(rows)) only."""
     if count >= len(rows):
         return rows
-    chosen = permutation(seed, stream, 0, len(rows))[:count].sort().values
-    return rows[chosen.numpy()]
+    sample = permutation(seed, stream, 0, len(rows))[:count].sort().values
+    return rows[sample.numpy()]
 
 
 def _two_sides(members: Floats, others: Floats) -> tuple[Floats, NDArray[Any]]:
@@ -59,29 +64,27 @@ def svc_efficacy(
         seed: of the subsamples.
 
     Raises:
-        InputError: tables of different widths, NaN or infinity.
+        InputError: tables of different widths.
+        RunFailed: NaN or infinity.
     """
     inside, outside = matrix(retain, "retain features"), matrix(test, "test features")
-    asked = matrix(forget, "forget features")
-    if not inside.shape[1] == outside.shape[1] == asked.shape[1]:
+    rows = matrix(forget, "forget features")
+    if not inside.shape[1] == outside.shape[1] == rows.shape[1]:
         raise InputError(
-            f"got features of widths {inside.shape[1]}, {outside.shape[1]} and {asked.shape[1]} "
+            f"got features of widths {inside.shape[1]}, {outside.shape[1]} and {rows.shape[1]} "
             "for retain, test and forget; expected the same width"
         )
     size = min(len(inside), len(outside), cap)
-    members = _drawn(inside, size, seed, "svc members")
-    others = _drawn(outside, size, seed, "svc others")
+    members = _sample_rows(inside, size, seed, "svc members")
+    others = _sample_rows(outside, size, seed, "svc others")
     attack = SVC(C=3, gamma="auto", kernel="rbf").fit(*_two_sides(members, others))
-    return float(1 - np.mean(attack.predict(_drawn(asked, cap, seed, "svc forget"))))
+    return float(1 - np.mean(attack.predict(_sample_rows(rows, cap, seed, "svc forget"))))
 
 
 def svc_efficacies(
     retain: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     forget: tuple[Tensor, Tensor],
-    *,
-    cap: int = 5_000,
-    seed: int = 0,
 ) -> dict[str, float]:
     """SVC-efficacy on each of the five published features, by name.
 
@@ -89,9 +92,7 @@ def svc_efficacies(
     labels (n,)) of one set. Modified entropy is by definition, not as the released code has it.
     """
     sides = [features(*side) for side in (retain, test, forget)]
-    return {
-        name: svc_efficacy(*(side[name] for side in sides), cap=cap, seed=seed) for name in sides[0]
-    }
+    return {name: svc_efficacy(*(side[name] for side in sides)) for name in sides[0]}
 
 
 def lr_entropy(retain: Numbers, test: Numbers, forget: Numbers) -> float:
@@ -119,7 +120,6 @@ def loss_two_sample(
     *,
     folds: int = 10,
     seed: int = 0,
-    splits: Literal["folds", "shuffled"] = "folds",
 ) -> float:
     """Loss two-sample: cross-validated accuracy of telling forget from held-out by the loss.
 
@@ -133,23 +133,107 @@ def loss_two_sample(
         held_out: (m,) losses of samples of the same classes never trained on.
         folds: of the cross-validation; at most the size of the smaller side.
         seed: of the draw and the folds.
-        splits: stratified folds, each sample tested once; or "shuffled", the starting kit's
-            `folds` independent splits with a tenth held out.
 
     Raises:
-        InputError: fewer than two folds, or fewer samples than folds.
+        NotMeasurable: fewer than two folds, or fewer samples than folds.
     """
     inside, outside = vector(forget, "forget losses"), vector(held_out, "held-out losses")
     size = min(len(inside), len(outside))
     if not 2 <= folds <= size:
-        raise InputError(f"got {folds} folds for {size} samples a side; expected from 2 to {size}")
-    inside = _drawn(inside, size, seed, "two-sample forget")
-    outside = _drawn(outside, size, seed, "two-sample held-out")
+        raise NotMeasurable(
+            f"got {folds} folds for {size} samples a side; expected from 2 to {size}"
+        )
+    inside = _sample_rows(inside, size, seed, "two-sample forget")
+    outside = _sample_rows(outside, size, seed, "two-sample held-out")
     rows, truth = _two_sides(inside[:, None], outside[:, None])
-    divide = (
-        StratifiedKFold(folds, shuffle=True, random_state=seed)
-        if splits == "folds"
-        else StratifiedShuffleSplit(folds, random_state=seed)
-    )
+    divide = StratifiedKFold(folds, shuffle=True, random_state=seed)
     attack = LogisticRegression(max_iter=1000)
     return float(cross_val_score(attack, rows, truth, cv=divide, scoring="accuracy").mean())
+
+
+_GROUP = "Membership inference"
+
+
+def _svc(case: Case) -> dict[str, float]:
+    """`svc_efficacies` of the model; non-members are all test images, as published."""
+    sides = case.once(attack_sides)
+    parts = (sides.retain, sides.test, sides.forget)
+    return svc_efficacies(*((side.logits, side.labels) for side in parts))
+
+
+@metric(
+    "svc_efficacy_confidence", title="SVC-efficacy (confidence)", group=_GROUP, unit="share",
+    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=1,
+)  # fmt: skip
+def svc_confidence(case: Case) -> float:
+    """Share of the forget set that a support vector classifier (RBF, C = 3), trained with retain
+    images as members and test images as non-members on the probability of the true class, calls
+    non-members. What papers call MIA. For whole classes about 100 % whatever was forgotten.
+    """
+    return case.once(_svc)["confidence"]
+
+
+@metric(
+    "svc_efficacy_entropy", title="SVC-efficacy (entropy)", group=_GROUP, unit="share",
+    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=2,
+)  # fmt: skip
+def svc_entropy(case: Case) -> float:
+    """The attack of SVC-efficacy on the entropy of the prediction."""
+    return case.once(_svc)["entropy"]
+
+
+@metric(
+    "svc_efficacy_correctness", title="SVC-efficacy (correctness)", group=_GROUP, unit="share",
+    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=3,
+)  # fmt: skip
+def svc_correctness(case: Case) -> float:
+    """The attack of SVC-efficacy on whether the prediction is right."""
+    return case.once(_svc)["correctness"]
+
+
+@metric(
+    "svc_efficacy_modified_entropy", title="SVC-efficacy (mod. entropy)", group=_GROUP,
+    unit="share", better="as retrained", needs=("depth full",), reads=_svc,
+    source="Song and Mittal 2021", place=4,
+)  # fmt: skip
+def svc_modified_entropy(case: Case) -> float:
+    """The attack of SVC-efficacy on -(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i), by
+    definition; released code computes something else.
+    """
+    return case.once(_svc)["modified entropy"]
+
+
+@metric(
+    "svc_efficacy_probabilities", title="SVC-efficacy (probabilities)", group=_GROUP, unit="share",
+    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=5,
+)  # fmt: skip
+def svc_probabilities(case: Case) -> float:
+    """The attack of SVC-efficacy on the whole vector of probabilities."""
+    return case.once(_svc)["probabilities"]
+
+
+@metric(
+    "lr_entropy", title="LR-entropy", group=_GROUP, unit="share", better="as retrained",
+    needs=("depth full",), source="Chundawat et al. 2023", place=6,
+)  # fmt: skip
+def lr_entropy_of_model(case: Case) -> float:
+    """Share of the forget set that a balanced logistic regression on entropy, trained on retain
+    against test images, calls members; note the opposite direction to SVC-efficacy.
+    """
+    sides = case.once(attack_sides)
+    parts = (sides.retain, sides.test, sides.forget)
+    return lr_entropy(*(entropy(side.logits, side.labels) for side in parts))
+
+
+@metric(
+    "loss_two_sample", title="Loss two-sample", group=_GROUP, unit="share", better="50 %",
+    needs=("depth full",), source="Kurmanji et al. 2023", place=7,
+)  # fmt: skip
+def loss_two_sample_of_model(case: Case) -> float:
+    """Cross-validated accuracy of a logistic regression that tells forget images from held-out
+    images of the same classes by their loss.
+    """
+    sides = case.once(attack_sides)
+    held = sides.test.where(sides.held)
+    inside, outside = (loss(side.logits, side.labels) for side in (sides.forget, held))
+    return loss_two_sample(inside, outside, folds=min(10, len(inside), len(outside)))

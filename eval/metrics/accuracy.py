@@ -7,13 +7,18 @@ number of ranks enters.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs
+from letheon.errors import NotMeasurable, RunFailed
+from letheon.eval.metrics.registry import SHARE, Summary, metric
+from letheon.eval.outputs import Outputs
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
 
 class Count(NamedTuple):
@@ -28,12 +33,12 @@ class Count(NamedTuple):
         return self.correct / self.total if self.total else None
 
 
-def _right(outputs: Outputs) -> Tensor:
+def _is_right(outputs: Outputs) -> Tensor:
     """(n,) bool: the largest logit is the label's (the first of equal ones counts as largest)."""
     parts = [part.max(dim=1) for part in outputs.logits.split(8192)]  # NaN where a row has any
     broken = sum(int(part.values.isnan().sum()) for part in parts)
     if broken:
-        raise InputError(
+        raise RunFailed(
             f"got NaN logits for {broken} of {len(outputs)} samples; expected numbers; "
             "the model has diverged: lower its learning rate"
         )
@@ -43,30 +48,136 @@ def _right(outputs: Outputs) -> Tensor:
 
 
 def top1(outputs: Outputs, where: Tensor | None = None) -> Count:
-    """Top-1 over the samples with `where` (n,) bool; default all.
+    """Count top-1 hits over the samples with `where` (n,) bool; default all.
 
     Raises:
-        InputError: logits that are not numbers.
+        RunFailed: logits that are not numbers.
     """
-    right = _right(outputs)
-    chosen = torch.ones_like(right) if where is None else where
-    return Count(int((right & chosen).sum()), int(chosen.sum()))
+    right = _is_right(outputs)
+    rows = torch.ones_like(right) if where is None else where
+    return Count(int((right & rows).sum()), int(rows.sum()))
 
 
 def per_class(outputs: Outputs, classes: int, where: Tensor | None = None) -> list[Count]:
-    """Top-1 of each true class, in class order; a class without samples has total 0."""
-    right = _right(outputs)
-    chosen = torch.ones_like(right) if where is None else where
-    correct = torch.bincount(outputs.labels[right & chosen], minlength=classes)
-    total = torch.bincount(outputs.labels[chosen], minlength=classes)
+    """Count top-1 hits of each true class, in class order; a class without samples has total 0."""
+    right = _is_right(outputs)
+    rows = torch.ones_like(right) if where is None else where
+    correct = torch.bincount(outputs.labels[right & rows], minlength=classes)
+    total = torch.bincount(outputs.labels[rows], minlength=classes)
     return [Count(*pair) for pair in zip(correct.tolist(), total.tolist(), strict=True)]
 
 
 def forgetting(train: Outputs, test: Outputs) -> dict[str, Count]:
-    """FA, RA on the training set, TFA, TRA on the test set."""
+    """Count FA, RA on the training set, TFA, TRA on the test set."""
     return {
         "FA": top1(train, train.forget),
         "RA": top1(train, ~train.forget),
         "TFA": top1(test, test.forget),
         "TRA": top1(test, ~test.forget),
     }
+
+
+ACCURACIES = ("FA", "RA", "TFA", "TRA")
+
+
+def counts(case: Case) -> dict[str, Count]:
+    """`forgetting` of one model."""
+    return forgetting(case.train, case.test)
+
+
+def _share(case: Case, name: str) -> float:
+    share = case.once(counts)[name].share
+    if share is None:
+        raise NotMeasurable("no samples")
+    return share
+
+
+@metric(
+    "FA", title="FA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
+    source="Jia et al. 2023, 'Model Sparsity Can Simplify Machine Unlearning'", place=1,
+    summary=Summary("FA %", "accuracy on the forget set", 1),
+)  # fmt: skip
+def forget_accuracy(case: Case) -> float:
+    """Top-1 accuracy on the training images to be forgotten, under the test transform; exact
+    count; 1 - UA.
+    """
+    return _share(case, "FA")
+
+
+@metric(
+    "RA", title="RA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
+    source="Jia et al. 2023", place=2,
+    summary=Summary("RA %", "accuracy on the retain set", 2),
+)  # fmt: skip
+def retain_accuracy(case: Case) -> float:
+    """Top-1 accuracy on the training images to be kept, under the test transform; exact count."""
+    return _share(case, "RA")
+
+
+@metric(
+    "TFA", title="TFA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
+    source="Kim et al. 2025, 'Are We Truly Forgetting?'", place=3,
+    summary=Summary("TFA %", "accuracy on test images of the forgotten classes", 3),
+)  # fmt: skip
+def test_forget_accuracy(case: Case) -> float:
+    """Top-1 accuracy on held-out images of the forgotten classes; exact count."""
+    return _share(case, "TFA")
+
+
+@metric(
+    "TRA", title="TRA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
+    source="Kim et al. 2025", place=4,
+    summary=Summary("TRA %", "accuracy on test images of the other classes", 4),
+)  # fmt: skip
+def test_retain_accuracy(case: Case) -> float:
+    """Top-1 accuracy on held-out images of the classes kept, which is what TA means for class-wise
+    forgetting; exact count.
+    """
+    return _share(case, "TRA")
+
+
+@metric(
+    "UA", title="UA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
+    source="Jia et al. 2023", place=5,
+)  # fmt: skip
+def unlearning_accuracy(case: Case) -> float:
+    """Unlearning accuracy, 1 - FA."""
+    return 1 - _share(case, "FA")
+
+
+@metric(
+    "gap", title="Accuracy gap", group="Distance to the retrained models", unit="share",
+    better="low", needs=("reference",), everywhere=True, place=1,
+    source="Fan et al. 2024, 'SalUn', average gap, there with an attack in place of TFA",
+    summary=Summary(
+        "gap %", "mean distance of FA, RA, TFA, TRA to the retrained model, in points", 5
+    ),
+)  # fmt: skip
+def accuracy_gap(case: Case) -> float:
+    """Mean absolute difference to the retrained model over FA, RA, TFA and TRA, in percentage
+    points.
+    """
+    ours, reference = case.once(counts), case.reference.passes.outputs
+    other = forgetting(reference["train"], reference["test"])
+    pairs = [(ours[name].share, other[name].share) for name in ACCURACIES]
+    differences = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        raise NotMeasurable("no samples")
+    return fmean(differences)
+
+
+@metric("counts", title="Counts", group="Accuracy", unit="table", everywhere=True, place=8,
+        schema={"type": "object"})  # fmt: skip
+def accuracy_counts(case: Case) -> dict[str, list[int]]:
+    """Right answers and images behind FA, RA, TFA and TRA: [correct, total] of each."""
+    return {name: list(count) for name, count in case.once(counts).items()}
+
+
+@metric(
+    "accuracy_by_class", title="Accuracy by class", group="Accuracy", unit="table",
+    everywhere=True, place=9,
+    schema={"type": "array", "items": SHARE},
+)  # fmt: skip
+def accuracy_by_class(case: Case) -> list[Any]:
+    """Top-1 accuracy on the test images of each class, in class order."""
+    return [count.share for count in per_class(case.test, case.test.logits.shape[1])]

@@ -6,24 +6,33 @@ All take logits (n, C), work in float64 in parts of the rows, and use natural lo
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable, RunFailed
+from letheon.eval.inference.passes import Passes
+from letheon.eval.metrics.registry import metric
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
 _ROWS = 8192  # rows in float64 at a time
 
 
 def _by_rows(first: Tensor, second: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """(n,) float64: `of` applied to matching parts of both log-probability tables."""
-    if first.shape != second.shape or first.ndim != 2 or len(first) == 0 or first.shape[1] == 0:
+    if len(first) == 0 and first.shape == second.shape:
+        raise NotMeasurable("got no samples; expected at least one")
+    if first.shape != second.shape or first.ndim != 2 or first.shape[1] == 0:
         raise InputError(
             f"got logits of shapes {tuple(first.shape)} and {tuple(second.shape)}; expected two "
             "tables samples x classes of the same shape, with at least one sample"
         )
     if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
-        raise InputError(
+        raise RunFailed(
             "got logits with NaN or infinity; expected finite numbers; a model diverged"
         )
     parts = zip(first.split(_ROWS), second.split(_ROWS), strict=True)
@@ -77,3 +86,52 @@ def completeness(first: Tensor, second: Tensor) -> float:
     """
     agree = _by_rows(first, second, lambda p, q: (p.argmax(1) == q.argmax(1)).double())
     return float(agree.mean())
+
+
+def _to_retrained(case: Case, of: Callable[[Tensor, Tensor], float], on: str) -> float:
+    """Mean over the retrained models of a divergence to them."""
+    return fmean(of(_logits(case.passes, on), _logits(other.passes, on)) for other in case.others)
+
+
+def _logits(passes: Passes, on: str) -> Tensor:
+    """(n, C) logits on the "forget" training images or on the "test" set."""
+    train = passes.outputs["train"]
+    return train.logits[train.forget] if on == "forget" else passes.outputs["test"].logits
+
+
+@metric(
+    "js", title="JS divergence", group="Output distributions", unit="nats", better="low",
+    needs=("retrained", "depth full"), place=1,
+)  # fmt: skip
+def js_to_retrained(case: Case) -> float:
+    """Jensen-Shannon divergence to the retrained model's predictions on the forget set, natural
+    logarithm, mean over images; at most log 2 = 0.693; of several retrained models the mean.
+    """
+    return _to_retrained(case, js, "forget")
+
+
+@metric(
+    "activation_distance", title="Activation distance", group="Output distributions", better="low",
+    needs=("retrained", "depth full"), source="Golatkar et al. 2021", place=2,
+)  # fmt: skip
+def activation_distance_to_retrained(case: Case) -> float:
+    """Mean Euclidean distance of the softmax vectors to the retrained model's on the forget set."""
+    return _to_retrained(case, activation_distance, "forget")
+
+
+@metric(
+    "zrf", title="ZRF", group="Output distributions", better="as retrained",
+    needs=("untrained", "depth full"), source="Chundawat et al. 2023", place=3,
+)  # fmt: skip
+def zrf_to_untrained(case: Case) -> float:
+    """1 - JS divergence to an untrained network's predictions on the forget set, in nats."""
+    return zrf(_logits(case.passes, "forget"), _logits(case.untrained, "forget"))
+
+
+@metric(
+    "completeness", title="Completeness", group="Output distributions", unit="share",
+    better="high", needs=("retrained", "depth full"), place=4,
+)  # fmt: skip
+def completeness_to_retrained(case: Case) -> float:
+    """Share of held-out images for which the model and the retrained model name the same class."""
+    return _to_retrained(case, completeness, "test")

@@ -1,31 +1,36 @@
-"""k-nearest-neighbour accuracy: does the representation still tell the classes apart?
+"""k-nearest-neighbor accuracy: does the representation still tell the classes apart?
 
-One search at the largest k serves every k. Neighbours are ranked by their float64 score, rounded to
+One search at the largest k serves every k. Neighbors are ranked by their float64 score, rounded to
 a fixed grid, and equal scores by the lower database position, so the answer does not depend on
 tiles, threads, ranks, the device or the search library: those only propose candidates, and a query
 whose candidates cannot be proven complete is searched again in float64.
 
-The vote among neighbours is scikit-learn's (KNeighborsClassifier, brute force): each counts one,
+The vote among neighbors is scikit-learn's (KNeighborsClassifier, brute force): each counts one,
 equal sums go to the lowest class. ``temperature`` weighs each by exp(similarity / T), after Wu et
 al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, Unpack
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks
-from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs
+from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.metrics.accuracy import Count
-from letheon.eval.metrics.knn_splits import Split
+from letheon.eval.metrics.knn_splits import split
+from letheon.eval.metrics.registry import SHARES_BY_NAME, Summary, metric
+from letheon.eval.outputs import Outputs
 from letheon.eval.search.neighbors import Proposer, nearest
 from letheon.eval.search.scores import Metric
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
 Weights = Literal["uniform", "temperature"]
 Space = Literal["pooled", "logits"]
@@ -34,13 +39,13 @@ Space = Literal["pooled", "logits"]
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """What k-NN says of each query, for each k."""
 
     counts: dict[int, Count]  # k -> queries whose vote is their label
     predictions: dict[int, Tensor]  # k -> (Q,) int64
     index: Tensor  # (Q, max k) int64, positions in the database, nearest first
-    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf and -cagra only
+    recall: float = 1.0  # share of the true neighbors found; below 1 for faiss-ivf and -cagra only
 
     @property
     def accuracy(self) -> dict[int, float | None]:
@@ -48,7 +53,7 @@ class Neighbours:
         return {k: count.share for k, count in self.counts.items()}
 
 
-def _checked(name: str, vectors: Tensor, labels: Tensor) -> None:
+def _check(name: str, vectors: Tensor, labels: Tensor) -> None:
     if vectors.ndim != 2 or len(vectors) != len(labels) or len(vectors) == 0:
         raise InputError(
             f"got {name} of shape {tuple(vectors.shape)} with {len(labels)} labels; "
@@ -58,7 +63,7 @@ def _checked(name: str, vectors: Tensor, labels: Tensor) -> None:
     parts = [part for part in vectors.split(8192) if not bool(part.sum().isfinite())]
     broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
     if broken:
-        raise InputError(
+        raise RunFailed(
             f"got NaN or infinite values in {broken} of {len(vectors)} rows of {name}; "
             "expected numbers; the model that made them has diverged"
         )
@@ -74,6 +79,21 @@ def _votes(labels: Tensor, similarity: Tensor, classes: int, temperature: float 
     return sums.argmax(dim=1)
 
 
+class Options(TypedDict, total=False):
+    """How `knn` votes and searches."""
+
+    weights: Weights
+    """Each neighbor's vote. temperature is exp(cos / T), for l2 exp(-d^2 / 2T), which is the same
+    on unit vectors. Default: uniform."""
+    temperature: float
+    """T; default 0.07."""
+    backend: Proposer
+    """What proposes candidates; the answer does not depend on it, faiss-ivf and faiss-cagra
+    apart."""
+    names: tuple[str, str]
+    """What the two sets are called in messages."""
+
+
 def knn(
     database: Tensor,
     labels: Tensor,
@@ -81,12 +101,9 @@ def knn(
     query_labels: Tensor,
     ks: Sequence[int] = (5,),
     metric: Metric = "cosine",
-    weights: Weights = "uniform",
-    temperature: float = 0.07,
-    backend: Proposer = "auto",
     ranks: Ranks | None = None,
-    names: tuple[str, str] = ("the database", "the queries"),
-) -> Neighbours:
+    **options: Unpack[Options],
+) -> Neighbors:
     """Classify each query by its nearest database rows.
 
     Args:
@@ -94,38 +111,38 @@ def knn(
         labels: (N,) int64, the database's classes, not negative.
         queries: (Q, D).
         query_labels: (Q,) int64.
-        ks: numbers of neighbours; one search at the largest, its prefixes for the others.
+        ks: numbers of neighbors; one search at the largest, its prefixes for the others.
         metric: cosine (a zero row is orthogonal to everything) or l2.
-        weights: each neighbour's vote. temperature is exp(cos / T), for l2 exp(-d^2 / 2T), which
-            is the same on unit vectors.
-        temperature: T.
-        backend: what proposes candidates; the answer does not depend on it, faiss-ivf and
-            faiss-cagra apart.
         ranks: each rank searches its share of the database, on its device, and gets the whole
             answer; all pass the same. Default: this process alone, on the database's device.
-        names: what the two sets are called in messages.
+        **options: see `Options`.
 
     Raises:
-        InputError: values that are not finite (naming the set), k outside 1..N, T not positive.
+        InputError: shapes that do not fit, k outside 1..N, T not positive.
+        RunFailed: values that are not finite; the text names the set.
     """
-    _checked(names[0], database, labels)
-    _checked(names[1], queries, query_labels)
+    names = options.get("names", ("the database", "the queries"))
+    temperature = options.get("temperature", 0.07)
+    weighted = options.get("weights", "uniform") == "temperature"
+    _check(names[0], database, labels)
+    _check(names[1], queries, query_labels)
     ks = sorted(set(ks))
     if not ks or ks[0] < 1 or ks[-1] > len(database):
         raise InputError(
             f"got k = {', '.join(map(str, ks))} for {names[0]} of {len(database)} samples; "
-            f"expected each k in 1..{len(database)}"
+            f"expected each k in 1..{len(database)}",
+            option="ks",
         )
-    if weights == "temperature" and not temperature > 0:
+    if weighted and not temperature > 0:
         raise InputError(f"got temperature {temperature}; expected a number above 0")
-    found = nearest(database, queries, ks[-1], metric, backend, ranks)
+    near = nearest(database, queries, ks[-1], metric, options.get("backend", "auto"), ranks)
     classes = int(labels.max()) + 1
-    voters = labels.to(found.places.device)[found.places]  # (Q, max k)
-    heat = temperature if weights == "temperature" else None
+    voters = labels.to(near.places.device)[near.places]  # (Q, max k)
+    heat = temperature if weighted else None
     truth = query_labels.to(voters.device)
-    predictions = {k: _votes(voters[:, :k], found.similarity[:, :k], classes, heat) for k in ks}
-    counts = {k: Count(int((said == truth).sum()), len(truth)) for k, said in predictions.items()}
-    return Neighbours(counts, predictions, found.places, found.recall)
+    predictions = {k: _votes(voters[:, :k], near.similarity[:, :k], classes, heat) for k in ks}
+    counts = {k: Count(int((p == truth).sum()), len(truth)) for k, p in predictions.items()}
+    return Neighbors(counts, predictions, near.places, near.recall)
 
 
 def vectors(outputs: Outputs, space: Space = "pooled") -> Tensor:
@@ -133,46 +150,75 @@ def vectors(outputs: Outputs, space: Space = "pooled") -> Tensor:
     return outputs.features if space == "pooled" else outputs.logits
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of `knn` that say how to search and vote."""
+def _between(case: Case, source: str, target: str) -> Neighbors:
+    """Search one domain's database part with another's query part."""
+    of, domains = case.conditions, case.domains
+    database = split(len(domains[source]), of.split).database
+    queries = split(len(domains[target]), of.split).queries
+    return knn(
+        vectors(domains[source], of.space)[database],
+        domains[source].labels[database],
+        vectors(domains[target], of.space)[queries],
+        domains[target].labels[queries],
+        ks=of.ks,
+        metric=of.metric,
+        weights=of.weights,
+        temperature=of.temperature,
+        backend=of.backend,
+        ranks=case.ranks,
+        names=(f"the database part of {source}", f"the query part of {target}"),
+    )
 
-    ks: Sequence[int]
-    metric: Metric
-    weights: Weights
-    temperature: float
-    backend: Proposer
-    ranks: Ranks | None
+
+def _within(case: Case) -> dict[str, dict[int, float | None]]:
+    """Domain -> accuracy at each k."""
+    return {name: _between(case, name, name).accuracy for name in case.domains}
 
 
-def domain_matrix(
-    domains: Mapping[str, Outputs],
-    splits: Mapping[str, Split],
-    pairs: Sequence[tuple[str, str]] | None = None,
-    space: Space = "pooled",
-    **options: Unpack[Options],
-) -> dict[tuple[str, str], Neighbours]:
-    """Search each domain's database part with each domain's query part.
-
-    Args:
-        domains: name -> outputs; the classes of all must be numbered alike.
-        splits: name -> split of that domain.
-        pairs: (database domain, query domain) wanted; default all of them.
-        space: pooled features or logits.
-        **options: as in `knn`.
-
-    Returns:
-        (database domain, query domain) -> result.
+@metric(
+    "knn", title="k-NN", group="Representation and probes", unit="share", better="as retrained",
+    needs=("downstream",), everywhere=True, reads=_within, source="Kim et al. 2025", place=1,
+    summary=Summary(
+        "k-NN %", "nearest-neighbor accuracy on the downstream domains, their mean", 6
+    ),
+)  # fmt: skip
+def knn_accuracy(case: Case) -> float:
+    """Share of images whose nearest neighbors (k = 5, cosine, pooled features, unless stated
+    otherwise) in a fixed 80 % of the same domain vote for their class, tested on the other 20 %,
+    mean over the domains.
     """
-    wanted = pairs if pairs is not None else [(a, b) for a in domains for b in domains]
-    result = {}
-    for source, target in wanted:
-        stored, asking = splits[source].database, splits[target].queries
-        result[source, target] = knn(
-            vectors(domains[source], space)[stored],
-            domains[source].labels[stored],
-            vectors(domains[target], space)[asking],
-            domains[target].labels[asking],
-            names=(f"the database part of {source}", f"the query part of {target}"),
-            **options,
-        )
-    return result
+    first = case.conditions.ks[0]
+    shares = [v for each in case.once(_within).values() if (v := each[first]) is not None]
+    if not shares:
+        raise NotMeasurable("no samples")
+    return fmean(shares)
+
+
+@metric(
+    "knn_domains", title="k-NN by domain", group="Representation and probes", unit="table",
+    everywhere=True, reads=_within, place=22,
+    schema={"type": "object", "additionalProperties": SHARES_BY_NAME},
+)  # fmt: skip
+def knn_by_domain(case: Case) -> dict[str, Any]:
+    """k-NN accuracy in each downstream domain, for each k."""
+    within = case.once(_within)
+    return {name: {str(k): v for k, v in each.items()} for name, each in within.items()}
+
+
+@metric(
+    "domain_matrix", title="Domain matrix", group="Representation and probes", unit="table",
+    needs=("downstream", "depth full"), everywhere=True, place=23,
+    schema={"type": "object", "additionalProperties": SHARES_BY_NAME},
+)  # fmt: skip
+def domain_matrix(case: Case) -> dict[str, dict[str, float | None]]:
+    """k-NN accuracy with neighbors of one domain (rows) and queries of another, at the first k."""
+    first, within = case.conditions.ks[0], case.once(_within)
+    return {
+        source: {
+            target: within[source][first]
+            if source == target
+            else _between(case, source, target).accuracy[first]
+            for target in within
+        }
+        for source in within
+    }

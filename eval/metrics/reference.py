@@ -12,7 +12,7 @@ from letheon.errors import InputError
 from letheon.eval.checks import Numbers, vector
 
 Row = Mapping[str, Any]
-"""What `measure` says of one model: metric name -> number, or None where it is not defined."""
+"""What `build_row` says of one model: metric name -> number, or None where it is not defined."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,15 @@ def band(values: Numbers, *, level: float = 0.95, draws: int = 10_000, seed: int
     Raises:
         InputError: no value, or values that are not finite.
     """
-    given = vector(values, "values of the reference")
-    if len(given) == 1:
-        return Band(float(given[0]), None, None, None, 1)
-    chosen = np.random.default_rng(seed).integers(0, len(given), (draws, len(given)))
-    means = given[chosen].mean(axis=1)
+    sample = vector(values, "values of the reference")
+    if len(sample) == 1:
+        return Band(float(sample[0]), None, None, None, 1)
+    draw = np.random.default_rng(seed).integers(0, len(sample), (draws, len(sample)))
+    means = sample[draw].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Band(float(given.mean()), float(given.std(ddof=1)), float(low), float(high), len(given))
+    return Band(
+        float(sample.mean()), float(sample.std(ddof=1)), float(low), float(high), len(sample)
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Reference:
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """The row's metrics: its entries that are numbers; truth values, texts, None and tables not."""
+    """Select the metrics of a row: its numbers, not truth values, texts, None and tables."""
     return {
         name: float(value)
         for name, value in row.items()
@@ -86,7 +88,7 @@ def numbers(row: Row) -> dict[str, float]:
 
 
 def reference(retrained: Sequence[Row], *, seed: int = 0) -> Reference:
-    """The distribution of each metric over the retrained models that have it.
+    """Compute the distribution of each metric over the retrained models that have it.
 
     A retrained model compared with itself (CKA 1) says nothing of the spread: leave such entries
     None.

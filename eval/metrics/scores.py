@@ -1,9 +1,9 @@
 """One number for "how far from the retrained models".
 
-Rows are those of `measure`, shares in [0, 1] by name: FA, RA, TFA, TRA (accuracy on forget and
+Rows are those of `build_row`, shares in [0, 1] by name: FA, RA, TFA, TRA (accuracy on forget and
 retain training images and on their held-out counterparts), svc_efficacy_confidence (what papers
 call MIA), cka_retrained, knn. UA = 1 - FA and, when whole classes are forgotten, TA = TRA. The
-retrained side is the mean of a `bands.Reference`; its spread is printed beside every gap.
+retrained side is the mean of a `reference.Reference`; its spread is printed beside every gap.
 """
 
 from __future__ import annotations
@@ -12,24 +12,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable
 from letheon.eval.metrics.reference import Row, numbers
+from letheon.eval.metrics.registry import metric, metrics
 
 MIA = "svc_efficacy_confidence"
-UNVERIFIED = frozenset({"agl", "agr", "h_lr", "h_mean"})
-"""Scores whose published formula we have not read; every report marks them."""
+_GROUP = "Distance to the retrained models"
 _AVERAGED = ("FA", "RA", "TRA", MIA)
 
 
-class _NotMeasured(InputError):
-    """A score's ingredient is absent; `scores` leaves the score out."""
-
-
 def _pick(row: Row, names: Sequence[str], whose: str) -> list[float]:
+    """The named shares of a row; `whose` row it is, for messages."""
     known = numbers(row)
     missing = [name for name in names if name not in known]
     if missing:
-        raise _NotMeasured(
+        raise NotMeasurable(
             f"got no {', '.join(missing)} of the {whose} model; expected {', '.join(names)}; "
             "measure it, or leave this score out"
         )
@@ -43,110 +40,133 @@ def _pick(row: Row, names: Sequence[str], whose: str) -> list[float]:
 
 
 def gaps(model: Row, retrained: Row, names: Sequence[str]) -> dict[str, float]:
-    """|model - retrained| of each named metric, in [0, 1].
+    """Compute |model - retrained| of each named metric, in [0, 1].
 
     Raises:
-        InputError: a metric that one of them lacks, or that is not a share.
+        NotMeasurable: a metric that one of them lacks.
+        InputError: a metric that is not a share.
     """
-    ours, theirs = _pick(model, names, "audited"), _pick(retrained, names, "retrained")
-    return {n: abs(a - b) for n, a, b in zip(names, ours, theirs, strict=True)}
+    ours, others = _pick(model, names, "audited"), _pick(retrained, names, "retrained")
+    return {n: abs(a - b) for n, a, b in zip(names, ours, others, strict=True)}
 
 
 def _closeness(model: Row, retrained: Row, names: Sequence[str]) -> float:
     return float(np.prod([1 - gap for gap in gaps(model, retrained, names).values()]))
 
 
-def average_gap(model: Row, retrained: Row, names: Sequence[str] = _AVERAGED) -> float:
-    """Average gap (Fan et al. 2024, SalUn): mean |difference| over UA, RA, TA, MIA; 0 is ideal.
+def _harmonic_mean(first: float, second: float) -> float:
+    return 2 * first * second / (first + second) if first + second > 0 else 0.0
 
-    The gap of UA is that of FA. For a forget set drawn at random give the whole test set's
-    accuracy in place of TRA.
+
+@metric(
+    "average_gap", title="Average gap", group=_GROUP, unit="share", better="low", stage="scores",
+    needs=("retrained",), place=2, source="Fan et al. 2024, SalUn",
+)  # fmt: skip
+def average_gap(model: Row, retrained: Row) -> float:
+    """Mean of |model - retrained| over UA, RA, TA (here TRA) and MIA (here SVC-efficacy on
+    confidence), in percentage points. The gap of UA is that of FA.
     """
-    return float(np.mean(list(gaps(model, retrained, names).values())))
+    return float(np.mean(list(gaps(model, retrained, _AVERAGED).values())))
 
 
+@metric(
+    "tow", title="ToW", group=_GROUP, better="high", stage="scores",
+    needs=("retrained",), place=3, source="Zhao et al. 2024",
+)  # fmt: skip
 def tow(model: Row, retrained: Row) -> float:
-    """ToW, tug of war (Zhao et al. 2024): (1 - |dFA|)(1 - |dRA|)(1 - |dTA|); 1 is ideal."""
+    """Tug of war: (1 - |dFA|)(1 - |dRA|)(1 - |dTA|), differences to the retrained model; between 0
+    and 1.
+    """
     return _closeness(model, retrained, ("FA", "RA", "TRA"))
 
 
+@metric(
+    "tow_mia", title="ToW-MIA", group=_GROUP, better="high", stage="scores",
+    needs=("retrained",), place=4, source="Zhao et al. 2024",
+)  # fmt: skip
 def tow_mia(model: Row, retrained: Row) -> float:
-    """ToW-MIA (Zhao et al. 2024): ToW with the gap of the attack in place of that of FA."""
+    """ToW with the gap of the membership attack in place of the forget accuracy's."""
     return _closeness(model, retrained, (MIA, "RA", "TRA"))
 
 
+@metric(
+    "aus", title="AUS", group=_GROUP, better="high", stage="scores",
+    needs=("original",), place=5, source="Cotogni et al. 2023",
+)  # fmt: skip
 def aus(model: Row, original: Row) -> float:
-    """Adaptive unlearning score (Cotogni et al. 2023): (1 - (TRA_o - TRA_u)) / (1 + TFA_u).
-
-    For whole classes: the held-out retain accuracy lost, over 1 + the held-out forget accuracy
-    left. Larger is better; it exceeds 1 where the model gained on the original.
+    """Adaptive unlearning score: (1 - (TRA of the original - TRA)) / (1 + TFA); it exceeds 1 where
+    the model gained on the original.
     """
     ours, left = _pick(model, ("TRA", "TFA"), "audited")
-    (theirs,) = _pick(original, ("TRA",), "original")
-    return (1 - (theirs - ours)) / (1 + left)
+    (before,) = _pick(original, ("TRA",), "original")
+    return (1 - (before - ours)) / (1 + left)
 
 
+@metric(
+    "h_mean", title="H-Mean", group=_GROUP, better="high", stage="scores",
+    needs=("original",), place=6, source="after Cha et al. 2024 and Zhou et al. 2025",
+    verified=False,
+)  # fmt: skip
 def h_mean(model: Row, original: Row) -> float:
-    """H-Mean: harmonic mean of the drop of TFA from the original and TRA, in [0, 1].
-
-    Our reading, from a second-hand account, of the score of Cha et al. 2024 and Zhou et al. 2025.
-    A model that gained on the forget classes has drop 0, hence 0.
+    """Harmonic mean of the drop of TFA from the original model and of TRA; 0 for a model that
+    gained on the forget classes.
     """
-    kept, left = _pick(model, ("TRA", "TFA"), "audited")
+    retain, left = _pick(model, ("TRA", "TFA"), "audited")
     (before,) = _pick(original, ("TFA",), "original")
-    drop = max(0.0, before - left)
-    return 2 * drop * kept / (drop + kept) if drop + kept > 0 else 0.0
+    return _harmonic_mean(max(0.0, before - left), retain)
 
 
+@metric(
+    "agl", title="AGL", group=_GROUP, better="high", stage="scores",
+    needs=("retrained",), place=7, source="after Kim, Cha and Kim 2026, arXiv 2503.06991",
+    verified=False,
+)  # fmt: skip
 def agl(model: Row, retrained: Row) -> float:
-    """AGL, logit side: product of 1 - |gap| over FA, RA, TFA, TRA. Our reading, unverified.
-
-    After the unified scores of Kim, Cha and Kim 2026 (arXiv 2503.06991), whose formulas could not
-    be read. 1 is ideal.
-    """
+    """Logit side: product of 1 - |gap to retrained| over FA, RA, TFA, TRA."""
     return _closeness(model, retrained, ("FA", "RA", "TFA", "TRA"))
 
 
+@metric(
+    "agr", title="AGR", group=_GROUP, better="high", stage="scores",
+    needs=("retrained",), place=8, source="after Kim, Cha and Kim 2026, arXiv 2503.06991",
+    verified=False,
+)  # fmt: skip
 def agr(model: Row, retrained: Row) -> float:
-    """AGR, representation side: (1 - |CKA gap|)(1 - |k-NN gap|). Our reading, unverified.
-
-    CKA is the likeness to a retrained model: for the retrained side the mean between independent
-    retrained models, or 1 where there is only one. 1 is ideal.
+    """Representation side: (1 - |CKA gap|)(1 - |k-NN gap|). CKA is the likeness to a retrained
+    model: for the retrained side the mean between independent retrained models, or 1 where there is
+    one.
     """
     likeness = {"cka_retrained": 1.0, **numbers(retrained)}
     return _closeness(model, likeness, ("cka_retrained", "knn"))
 
 
+@metric(
+    "h_lr", title="H-LR", group=_GROUP, better="high", stage="scores",
+    needs=("retrained",), place=9, source="after Kim, Cha and Kim 2026, arXiv 2503.06991",
+    verified=False,
+)  # fmt: skip
 def h_lr(model: Row, retrained: Row) -> float:
-    """H-LR: harmonic mean of AGL and AGR. Our reading, unverified."""
-    logit, representation = agl(model, retrained), agr(model, retrained)
-    both = logit + representation
-    return 2 * logit * representation / both if both > 0 else 0.0
-
-
-_TO_RETRAINED = {
-    "average_gap": average_gap,
-    "tow": tow,
-    "tow_mia": tow_mia,
-    "agl": agl,
-    "agr": agr,
-    "h_lr": h_lr,
-}
-_TO_ORIGINAL = {"aus": aus, "h_mean": h_mean}
+    """Harmonic mean of AGL and AGR."""
+    return _harmonic_mean(agl(model, retrained), agr(model, retrained))
 
 
 def scores(model: Row, original: Row | None, retrained: Row | None) -> dict[str, float]:
-    """Every score above whose ingredients were measured, by name; the others are left out.
+    """Compute every score above whose ingredients were measured, by name; the others are absent.
+
+    Args:
+        model: the row of the model.
+        original: the row of the original model.
+        retrained: the mean over the retrained models' rows.
 
     Raises:
         InputError: an ingredient that is not a share.
     """
-    found = {}
-    for wanted, other in ((_TO_RETRAINED, retrained), (_TO_ORIGINAL, original)):
-        for name, score in wanted.items():
-            if other is not None:
-                try:
-                    found[name] = score(model, other)
-                except _NotMeasured:
-                    continue
-    return found
+    values = {}
+    for score in metrics().values():
+        other = retrained if "retrained" in score.needs else original
+        if score.stage == "scores" and other is not None:
+            try:
+                values[score.key] = score(model, other)
+            except NotMeasurable:
+                continue
+    return values

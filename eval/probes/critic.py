@@ -7,7 +7,7 @@ followed by products with two vectors is a linear layer of two outputs: that sta
 
 Ours, where the accounts say nothing: f starts from the model's own weights; batch norms keep their
 statistics; the rate, the batches and the number of steps; and the bound is taken on held-out
-samples, as in `probes_information`. The paper averages five trainings; here there is one.
+samples, as in `information`. The paper averages five trainings; here there is one.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def critic_of(model: Classifier, tap: str, seed: int) -> tuple[Classifier, list[
     inside = [i for i, name in enumerate(names) if name.startswith(f"{tap}.")]
     after = [p for i, p in enumerate(net.parameters()) if inside and i > inside[-1]]
     # The head is trained whatever the order.
-    learned = list({id(p): p for p in (*after, *net.head.parameters())}.values())
-    for parameter in learned:
+    trained = list({id(p): p for p in (*after, *net.head.parameters())}.values())
+    for parameter in trained:
         parameter.requires_grad_(True)
-    return net, learned
+    return net, trained
 
 
 def critic_information(
@@ -62,7 +62,7 @@ def critic_information(
 
     Args:
         model: of any device and mode; it stays as it is.
-        tap: a module's name, as `layers.stages` gives it, or "features".
+        tap: a module's name, as `taps.stages` gives it, or "features".
         images: (n, 3, H, W) float32 on the host.
         member: (n,) bool, of a forgotten class; at least two on each side.
         device: where to train.
@@ -70,32 +70,32 @@ def critic_information(
         seed: of the split, the order and the two outputs' start.
     """
     fit, ask = (torch.from_numpy(rows) for rows in halves(member.cpu().numpy(), seed))
-    net, learned = critic_of(model, tap, seed)
+    net, trained = critic_of(model, tap, seed)
     net.to(device)
-    optimiser = torch.optim.SGD(learned, lr=_LR, momentum=0.9)
+    optimizer = torch.optim.SGD(trained, lr=_LR, momentum=0.9)
     truth = member.long().cpu()
     log_share = (torch.bincount(truth[fit], minlength=2) / len(fit)).log().to(device)
     batches = feature_batches(images[fit], truth[fit], _BATCH, seed)
     for step in range(steps):
-        shown, labels = batches(step)
-        scores = net(shown.to(device)).logits
-        descended = nn.functional.cross_entropy(scores + log_share, labels.to(device))
-        optimiser.zero_grad()
-        descended.backward()
-        optimiser.step()
+        inputs, labels = batches(step)
+        scores = net(inputs.to(device)).logits
+        loss = nn.functional.cross_entropy(scores + log_share, labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     with torch.no_grad():
         parts = [net(part.to(device)).logits.cpu() for part in images[ask].split(_ROWS)]
     return max(0.0, info_nce(torch.cat(parts), member.cpu()[ask]))
 
 
-def through_layers(
+def critic_by_layer(
     model: Classifier, taps: Sequence[str], images: Tensor, member: Tensor, ranks: Ranks
 ) -> dict[str, float]:
-    """Layer -> `critic_information`, "features" last; every rank must call, each trains a share."""
+    """Layer -> `critic_information`; every rank must call, each trains a share."""
     layers = [*taps, "features"]
     own = {
         tap: critic_information(model, tap, images, member, ranks.device)
         for tap in layers[ranks.rank :: ranks.world]
     }
-    found = {tap: value for part in gather_objects(own, ranks) for tap, value in part.items()}
-    return {tap: found[tap] for tap in layers}
+    values = {tap: value for part in gather_objects(own, ranks) for tap, value in part.items()}
+    return {tap: values[tap] for tap in layers}

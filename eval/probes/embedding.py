@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from letheon.errors import InputError
+from letheon.errors import NotMeasurable
 from letheon.eval.checks import Numbers, classes, matrix
+from letheon.eval.metrics.registry import metric
 from letheon.kernels.keyed import hash_keys
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
+
+
+_POINT = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+_SCHEMA = {
+    "type": "object",
+    "required": ["points", "labels"],
+    "properties": {
+        "points": {"type": "array", "items": _POINT},
+        "labels": {"type": "array", "items": {"type": "integer", "minimum": -1}},
+    },
+}
 
 
 def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> Any:
@@ -23,7 +38,7 @@ def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> A
 def embed(
     features: Numbers, labels: Numbers, forgotten: Numbers, *, most: int = 300, seed: int = 0
 ) -> dict[str, list[Any]]:
-    """t-SNE (van der Maaten and Hinton 2008) of forgotten samples among others.
+    """Embed by t-SNE (van der Maaten and Hinton 2008) of forgotten samples among others.
 
     Each model is embedded by itself, from a PCA start, so positions of two models cannot be
     compared; whether the forgotten classes still stand apart can. Distances between clusters and
@@ -41,22 +56,36 @@ def embed(
         takes it under "embedding".
 
     Raises:
-        InputError: fewer than four samples in all, NaN or infinity.
+        NotMeasurable: fewer than four samples in all.
+        RunFailed: NaN or infinity.
     """
     table = matrix(features, "features")
     truth = classes(labels, "labels", len(table))
     gone = np.isin(truth, classes(forgotten, "forgotten classes"))
-    chosen = np.sort(
+    sample = np.sort(
         np.concatenate([_first(np.flatnonzero(side), most, seed) for side in (gone, ~gone)])
     )
-    if len(chosen) < 4:
-        raise InputError(f"got {len(chosen)} samples to embed; expected at least 4")
-    part = table[chosen]
+    if len(sample) < 4:
+        raise NotMeasurable(f"got {len(sample)} samples to embed; expected at least 4")
+    part = table[sample]
     if min(part.shape) > 50:
         part = PCA(50, random_state=seed).fit_transform(part)
-    perplexity = min(30.0, (len(chosen) - 1) / 3)
+    perplexity = min(30.0, (len(sample) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="random" if part.shape[1] < 2 else "pca",
                  random_state=seed)  # fmt: skip
     points = plane.fit_transform(part)
-    shown = np.where(gone[chosen], truth[chosen], -1)
+    shown = np.where(gone[sample], truth[sample], -1)
     return {"points": np.round(points.astype(float), 3).tolist(), "labels": shown.tolist()}
+
+
+@metric(
+    "embedding", title="t-SNE of the forgotten classes", group="Representation and probes",
+    unit="table", needs=("whole classes", "depth full"), place=26, schema=_SCHEMA,
+    source="van der Maaten and Hinton 2008",
+)  # fmt: skip
+def embedding(case: Case) -> dict[str, Any]:
+    """Test features of the forgotten classes among others as points in the plane, to be looked at;
+    each model is embedded by itself.
+    """
+    forgotten = torch.tensor(case.peers.forgotten, dtype=torch.int64)
+    return embed(case.test.features, case.test.labels, forgotten)

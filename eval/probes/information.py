@@ -8,28 +8,28 @@ layers; the quotient against the original model. What is ours is marked in `info
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix
+from letheon.eval.inference.passes import Passes
 from letheon.eval.membership.signals import loss
+from letheon.eval.metrics.registry import NUMBERS_BY_NAME, metric
 from letheon.kernels.keyed import permutation
 
-Critic = Callable[[int], nn.Module]
-"""Given the width of a layer, a module (B, width) -> (B, 2) scores f(z, 0), f(z, 1)."""
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
 
-
-def small_critic(width: int) -> nn.Module:
-    """Two hidden layers of 128; for layers whose later layers cannot be run from pooled outputs."""
-    layers = (nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
-    return nn.Sequential(*layers)
+BALANCED = "balanced"
+"""The set of a pass that holds as many retain as forget training images, with layers."""
 
 
 def info_nce(scores: Tensor, member: Tensor) -> float:
@@ -46,42 +46,18 @@ def info_nce(scores: Tensor, member: Tensor) -> float:
     return float(label_entropy - loss(posterior, member.long()).mean())
 
 
-def _linear_scores(fit: Floats, truth: NDArray[np.bool_], asked: Floats) -> Tensor:
+def _linear_scores(fit: Floats, truth: NDArray[np.bool_], rows: Floats) -> Tensor:
     """(m, 2) scores of the best linear critic: the logistic regression's logits less log p."""
     model = LogisticRegression(max_iter=2000).fit(fit, truth)
-    logit = torch.from_numpy(np.asarray(model.decision_function(asked)))
+    logit = torch.from_numpy(np.asarray(model.decision_function(rows)))
     scores = torch.stack([torch.zeros_like(logit), logit], dim=1)
     share = torch.from_numpy(np.array([1 - truth.mean(), truth.mean()]))
     return scores - share.log()
 
 
-def _trained_scores(
-    fit: Floats, truth: NDArray[np.bool_], asked: Floats, critic: Critic, steps: int, seed: int
-) -> Tensor:
-    """(m, 2) scores of a critic trained with Adam to the largest InfoNCE on `fit`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = critic(fit.shape[1])
-    z, y = torch.from_numpy(fit).float(), torch.from_numpy(truth).long()
-    log_share = (torch.bincount(y, minlength=2) / len(y)).log()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
-    for step in range(steps):
-        rows = permutation(seed, "critic", step, len(y))[:256]
-        descended = nn.functional.cross_entropy(net(z[rows]) + log_share, y[rows])
-        optimiser.zero_grad()
-        descended.backward()
-        optimiser.step()
-    with torch.no_grad():
-        scores: Tensor = net(torch.from_numpy(asked).float())
-    return scores
-
-
 def information(
     features: Numbers,
     member: Tensor,
-    *,
-    critic: Critic | None = None,
-    steps: int = 500,
     seed: int = 0,
 ) -> float:
     """I(Z; Y) of one layer in nats, estimated from below, in [0, log 2].
@@ -89,24 +65,22 @@ def information(
     Ours, not the paper's: the critic is fitted on one half of the samples and InfoNCE is taken on
     the other (a seeded split, each class halved), since on its own samples a critic of many
     weights shows log 2 for noise; a negative estimate is given as 0; Z is the layer's pooled
-    output, scaled to unit variance; and the default critic is linear, in which case the number is
-    a linear probe's log-loss reading. The paper's critic is built from the layers that follow:
-    `probes_critic`.
+    output, scaled to unit variance; and the critic is linear, so the number is a linear probe's
+    log-loss reading. The paper's critic is built from the layers that follow: `critic`.
 
     Args:
         features: (n, D) pooled outputs of the layer.
         member: (n,) bool, of a forgotten class; as many true as false makes log 2 the most.
-        critic: None, the linear critic by logistic regression; or a module to train.
-        steps: of AdamW on batches of 256, for a trained critic.
-        seed: of the split and the critic.
+        seed: of the split.
 
     Raises:
-        InputError: fewer than two samples on a side, NaN or infinity.
+        NotMeasurable: fewer than two samples on a side.
+        RunFailed: NaN or infinity.
     """
     table = matrix(features, "layer features")
     truth = member.cpu().numpy().astype(bool)
     if len(truth) != len(table) or min(truth.sum(), (~truth).sum()) < 2:
-        raise InputError(
+        raise NotMeasurable(
             f"got {int(truth.sum())} forget samples among {len(truth)} labels for {len(table)} "
             "rows; expected at least two forget and two other samples"
         )
@@ -114,11 +88,7 @@ def information(
     mean, spread = table[fit].mean(axis=0), table[fit].std(axis=0)
     spread[spread <= 1e-12 * (1 + np.abs(mean))] = np.inf
     scaled = (table - mean) / spread
-    scores = (
-        _linear_scores(scaled[fit], truth[fit], scaled[ask])
-        if critic is None
-        else _trained_scores(scaled[fit], truth[fit], scaled[ask], critic, steps, seed)
-    )
+    scores = _linear_scores(scaled[fit], truth[fit], scaled[ask])
     return max(0.0, info_nce(scores, torch.from_numpy(truth[ask])))
 
 
@@ -131,7 +101,7 @@ def halves(truth: NDArray[np.bool_], seed: int) -> tuple[NDArray[np.int64], NDAr
 
 
 class Idi(NamedTuple):
-    """The index, and what it was made of, by layer in nats."""
+    """The Information Difference Index, and what it was made of, by layer in nats."""
 
     value: float
     unlearned: dict[str, float]
@@ -143,8 +113,6 @@ def idi(
     unlearned: Mapping[str, float],
     retrained: Mapping[str, float],
     original: Mapping[str, float],
-    *,
-    floor: bool = False,
 ) -> Idi:
     """IDI: sum over layers of I(unlearned) - I(retrained), over the same of the original model.
 
@@ -156,26 +124,66 @@ def idi(
         retrained: the same of the retrained model, best the mean over several: on 800 samples of
             small digits another retrained model had an index of 0.28 against a single one.
         original: the same of the original model.
-        floor: count a layer's negative difference as 0, as a second-hand reading of the paper has
-            it.
 
     Raises:
-        InputError: other layers, or an original model that tells no more than the retrained one.
+        NotMeasurable: other layers, or an original model that tells no more than the retrained one.
     """
     if not (set(unlearned) == set(retrained) == set(original)) or not unlearned:
-        raise InputError(
+        raise NotMeasurable(
             f"got layers {sorted(unlearned)}, {sorted(retrained)} and {sorted(original)}; "
             "expected the same layers of all three models"
         )
 
     def difference(model: Mapping[str, float]) -> float:
-        terms: Sequence[float] = [model[layer] - retrained[layer] for layer in model]
-        return sum(max(0.0, term) for term in terms) if floor else sum(terms)
+        return sum(model[layer] - retrained[layer] for layer in model)
 
     whole = difference(original)
     if whole <= 0:
-        raise InputError(
+        raise NotMeasurable(
             f"got an original model with {whole:.4f} nats more than the retrained one; expected "
             "more than 0; the layers or samples do not show the forgotten classes"
         )
     return Idi(difference(unlearned) / whole, dict(unlearned), dict(retrained), dict(original))
+
+
+def information_of(model: Passes) -> dict[str, float]:
+    """Layer -> `information` on "to be forgotten" in its pooled outputs, in nats; kept in `model`.
+
+    Raises:
+        NotMeasurable: no balanced pass with layers, or too few samples.
+    """
+
+    def compute() -> dict[str, float]:
+        side = model.outputs.get(BALANCED)
+        if side is None or not side.taps:
+            raise NotMeasurable("got no pass with layers over forget and retain images")
+        layers = {**side.taps, "features": side.features}
+        return {name: information(rows, side.forget) for name, rows in layers.items()}
+
+    return model.once("information", compute)
+
+
+@metric(
+    "idi", title="IDI", group="Representation and probes", better="low",
+    needs=("original", "retrained", "depth full"), source="Jeon et al. 2026, arXiv 2405.17878",
+    reads=information_of, place=7,
+)  # fmt: skip
+def information_difference(case: Case) -> float:
+    """Information Difference Index: what the layers tell about 'is it forgotten' beyond the
+    retrained model, over the same of the original; 0 ideal, 1 as if nothing was done. InfoNCE on
+    held-out samples, with a linear critic (ours) or one built of the later layers, as the paper
+    has it (critic layers).
+    """
+    layers = [information_of(other.passes) for other in case.others]
+    mean = {name: fmean(each[name] for each in layers) for name in layers[0]}
+    return idi(information_of(case.passes), mean, information_of(case.original.passes)).value
+
+
+@metric(
+    "information_by_layer", title="Information by layer", group="Representation and probes",
+    unit="table", needs=("depth full",), reads=information_of, place=27,
+    schema=NUMBERS_BY_NAME,
+)  # fmt: skip
+def information_by_layer(case: Case) -> dict[str, float]:
+    """Information on 'is it forgotten' in each layer's output, in nats, from below."""
+    return information_of(case.passes)

@@ -1,19 +1,27 @@
-"""What a frozen network still knows: probes on its features, its confusions, its weights' move."""
+"""Linear probes: what a classifier fitted to frozen features still tells apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from torch import Tensor
 
-from letheon.errors import InputError
-from letheon.eval.checks import Floats, Ints, Numbers, classes, matrix
+from letheon.errors import InputError, NotMeasurable
+from letheon.eval.checks import Ints, Numbers, classes, matrix
+from letheon.eval.metrics.registry import metric
 from letheon.kernels.keyed import hash_keys
+
+if TYPE_CHECKING:
+    from letheon.eval.case import Case
+
+SHOTS = 5
+"""Training images of each class in the few-shot probe."""
+PROBED = 50_000
+"""Training images of the linear probe, about, at most; beyond, as many of each class."""
+_RIDGE_FROM = 2_000_000  # training images x classes
 
 
 class Probe(NamedTuple):
@@ -45,7 +53,6 @@ def linear_probe(
     forgotten: Numbers,
     *,
     solver: Literal["logistic", "ridge"] = "logistic",
-    strength: float = 1.0,
     shots: int | None = None,
     seed: int = 0,
 ) -> Probe:
@@ -53,7 +60,7 @@ def linear_probe(
 
     An encoder that has forgotten a class no more than its head has gives it back here. Compare
     `forgotten` with the retrained model's, whose features may separate a class never seen.
-    Features are centred and scaled by the training features; a constant one is left at zero.
+    Features are centered and scaled by the training features; a constant one is left at zero.
 
     Args:
         train: (n, D) features of training samples, forget set included.
@@ -63,99 +70,94 @@ def linear_probe(
         forgotten: (k,) class numbers.
         solver: multinomial logistic regression, or one-against-all ridge regression, which stays
             affordable for many classes and samples.
-        strength: of the L2 penalty; for "logistic" the inverse of scikit-learn's C.
         shots: samples of each class to train with; None takes all.
         seed: of the few-shot choice.
 
     Raises:
-        InputError: shapes that do not fit, NaN, a single training class, no forgotten class among
-            the training or the held-out samples.
+        InputError: shapes that do not fit.
+        NotMeasurable: a single training class, or no forgotten class among the training or the
+            held-out samples.
+        RunFailed: NaN.
     """
     inside, outside = matrix(train, "training features"), matrix(test, "held-out features")
     known = classes(train_labels, "training labels", len(inside))
-    asked = classes(test_labels, "held-out labels", len(outside))
-    wanted = classes(forgotten, "forgotten classes")
+    truth = classes(test_labels, "held-out labels", len(outside))
+    gone = classes(forgotten, "forgotten classes")
     if inside.shape[1] != outside.shape[1]:
         raise InputError(
             f"got features of widths {inside.shape[1]} and {outside.shape[1]}; expected one width"
         )
     if shots is not None:
-        chosen = few_shot(known, shots, seed)
-        inside, known = inside[chosen], known[chosen]
-    of_forgotten = np.isin(asked, wanted)
-    if len(np.unique(known)) < 2 or not np.isin(known, wanted).any() or not of_forgotten.any():
-        raise InputError(
+        sample = few_shot(known, shots, seed)
+        inside, known = inside[sample], known[sample]
+    of_forgotten = np.isin(truth, gone)
+    if len(np.unique(known)) < 2 or not np.isin(known, gone).any() or not of_forgotten.any():
+        raise NotMeasurable(
             "got no forgotten class on a side of the probe, or a single class to train with; "
             "expected training and held-out samples of forgotten and of other classes"
         )
     mean, spread = inside.mean(axis=0), inside.std(axis=0)
     spread[spread <= 1e-12 * (1 + np.abs(mean))] = np.inf
-    fitted = (
-        LogisticRegression(C=1 / strength, max_iter=2000)
-        if solver == "logistic"
-        else RidgeClassifier(alpha=strength)
-    ).fit((inside - mean) / spread, known)
-    right: NDArray[np.bool_] = fitted.predict((outside - mean) / spread) == asked
+    fitted = (LogisticRegression(max_iter=2000) if solver == "logistic" else RidgeClassifier()).fit(
+        (inside - mean) / spread, known
+    )
+    right: NDArray[np.bool_] = fitted.predict((outside - mean) / spread) == truth
     return Probe(
         forgotten=float(right[of_forgotten].mean()),
         retained=float(right[~of_forgotten].mean()) if (~of_forgotten).any() else None,
-        per_class={int(c): float(right[asked == c].mean()) for c in np.unique(asked)},
+        per_class={int(c): float(right[truth == c].mean()) for c in np.unique(truth)},
     )
 
 
-def confusion(logits: Tensor, labels: Tensor, forgotten: Numbers) -> Floats:
-    """(k, C) what each forgotten class is called now: shares of predictions, each row sums to 1.
+_GROUP = "Representation and probes"
 
-    Args:
-        logits: (n, C).
-        labels: (n,) true classes.
-        forgotten: (k,) class numbers, one a row, in that order.
 
-    Raises:
-        InputError: a forgotten class without samples, logits that are not finite.
+def _probe(case: Case, shots: int | None) -> Probe:
+    train, test, names = case.train, case.test, case.peers.names
+    used = min(len(train), PROBED) * len(names)
+    return linear_probe(
+        train.features, train.labels, test.features, test.labels,
+        torch.tensor(case.peers.forgotten, dtype=torch.int64), shots=shots,
+        solver="ridge" if used >= _RIDGE_FROM else "logistic",
+    )  # fmt: skip
+
+
+def _whole(case: Case) -> Probe:
+    few = len(case.train) <= PROBED
+    return _probe(case, None if few else max(1, PROBED // len(case.peers.names)))
+
+
+@metric(
+    "probe_forgotten", title="Probe: forgotten", group=_GROUP, unit="share",
+    better="as retrained", needs=("whole classes", "depth full"), reads=_whole, place=4,
+)  # fmt: skip
+def probe_forgotten(case: Case) -> float:
+    """Held-out accuracy on the forgotten classes of a linear classifier trained on the frozen
+    features of all classes.
     """
-    table = matrix(logits, "logits")
-    truth = classes(labels, "labels", len(table))
-    named = table.argmax(axis=1)
-    rows = []
-    for wanted in classes(forgotten, "forgotten classes"):
-        own = named[truth == wanted]
-        if not len(own):
-            raise InputError(
-                f"got no samples of forgotten class {wanted}; expected at least one; "
-                "leave the class out or give a set that has it"
-            )
-        rows.append(np.bincount(own, minlength=table.shape[1]) / len(own))
-    return np.stack(rows)
+    return case.once(_whole).forgotten
 
 
-class Moved(NamedTuple):
-    """How far one tensor of the weights lies from the other model's."""
-
-    l2: float
-    relative: float  # l2 over the norm of the second model's tensor; inf where that is zero
-
-
-def weight_distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Moved]:
-    """Layer-wise Euclidean distance of two state dicts' floating-point tensors, in float64.
-
-    Usually against the retrained model. Two networks that compute the same may lie far apart
-    (their units can be permuted), so this compares runs from one initialisation only.
-
-    Raises:
-        InputError: other names or shapes; the text lists the names.
+@metric(
+    "probe_retained", title="Probe: retained", group=_GROUP, unit="share",
+    better="as retrained", needs=("whole classes", "depth full"), reads=_whole, place=5,
+)  # fmt: skip
+def probe_retained(case: Case) -> float:
+    """Held-out accuracy on the other classes of a linear classifier trained on the frozen features
+    of all classes.
     """
-    odd = sorted(set(first) ^ set(second))
-    odd += [n for n in first if n in second and first[n].shape != second[n].shape]
-    if odd:
-        raise InputError(
-            f"got state dicts that differ in {', '.join(odd[:8])}; expected one architecture"
-        )
-    result = {}
-    for name, values in first.items():
-        if values.is_floating_point():
-            other = second[name].detach().double().cpu()
-            l2 = float((values.detach().double().cpu() - other).norm())
-            size = float(other.norm())
-            result[name] = Moved(l2, l2 / size if size > 0 else (0.0 if l2 == 0 else float("inf")))
-    return result
+    retained = case.once(_whole).retained
+    if retained is None:
+        raise NotMeasurable("got no test image of another class; expected at least one")
+    return retained
+
+
+@metric(
+    "probe_few_shot", title="Few-shot probe", group=_GROUP, unit="share",
+    better="as retrained", needs=("whole classes", "depth full"), place=6,
+)  # fmt: skip
+def probe_few_shot(case: Case) -> float:
+    """Held-out accuracy on the forgotten classes of a linear classifier trained on the frozen
+    features of a few training images a class.
+    """
+    return _probe(case, SHOTS).forgotten

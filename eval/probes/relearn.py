@@ -17,14 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.kernels.keyed import permutation
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 """Step number from 0 -> (inputs, labels (B,)) on the model's device."""
 
 
-class Relearned(NamedTuple):
+class RelearnCurve(NamedTuple):
     """Accuracy while relearning; the first entry is before the first step."""
 
     steps: list[int]
@@ -74,7 +74,7 @@ def relearn(
     target: float | None = None,
     lr: float = 0.01,
     momentum: float = 0.9,
-) -> Relearned:
+) -> RelearnCurve:
     """Fine-tune a copy of `net` by SGD on cross-entropy and measure it on the way.
 
     The model stays in evaluation mode, so batch-norm statistics and dropout play no part and every
@@ -92,47 +92,37 @@ def relearn(
         momentum: of SGD; no weight decay.
 
     Raises:
-        InputError: a recipe out of range, or a loss that is no longer a number.
+        InputError: a recipe out of range.
+        RunFailed: a loss that is no longer a number.
     """
     if steps < 1 or every < 1 or lr <= 0:
         raise InputError(
             f"got {steps} steps, a measurement every {every} and lr {lr}; expected all above 0"
         )
     learner = copy.deepcopy(net).eval().requires_grad_(True)
-    optimiser = torch.optim.SGD(learner.parameters(), lr=lr, momentum=momentum)
-    seen, accuracy = [0], [_measured(measure, learner)]
+    optimizer = torch.optim.SGD(learner.parameters(), lr=lr, momentum=momentum)
+    seen, accuracy = [0], [_accuracy(measure, learner)]
     reached = 0 if target is not None and accuracy[0] >= target else None
     for step in range(1, steps + 1):
         if reached is not None:
             break
         inputs, labels = batches(step - 1)
         answer = learner(inputs)
-        descended = nn.functional.cross_entropy(getattr(answer, "logits", answer), labels)
-        optimiser.zero_grad(set_to_none=True)
-        descended.backward()
-        optimiser.step()
+        loss = nn.functional.cross_entropy(getattr(answer, "logits", answer), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
         if step % every == 0 or step == steps:
-            if not bool(torch.isfinite(descended)):
-                raise InputError(
+            if not bool(torch.isfinite(loss)):
+                raise RunFailed(
                     f"got a loss that is not finite at relearn step {step}; lower lr ({lr})"
                 )
             seen.append(step)
-            accuracy.append(_measured(measure, learner))
+            accuracy.append(_accuracy(measure, learner))
             reached = step if target is not None and accuracy[-1] >= target else None
-    return Relearned(seen, accuracy, reached)
+    return RelearnCurve(seen, accuracy, reached)
 
 
-def _measured(measure: Callable[[nn.Module], float], net: nn.Module) -> float:
+def _accuracy(measure: Callable[[nn.Module], float], net: nn.Module) -> float:
     with torch.no_grad():
         return float(measure(net))
-
-
-def anamnesis_index(unlearned: Relearned, retrained: Relearned) -> float | None:
-    """Relearn steps of the unlearned over the retrained model: 1 is ideal, less is residue.
-
-    Chundawat et al. 2023. None where either did not reach its target, or the retrained model had
-    it before the first step.
-    """
-    if unlearned.reached is None or not retrained.reached:
-        return None
-    return unlearned.reached / retrained.reached

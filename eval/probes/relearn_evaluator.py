@@ -1,4 +1,4 @@
-"""Relearn curves of a model from images: the whole network, the head alone, from related data."""
+"""Relearn a model from images: the whole network, the head alone, from related data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.models.classifier import Classifier
+from letheon.errors import NotMeasurable
+from letheon.eval.metrics.registry import SHARE, metric
 from letheon.eval.probes.relearn import (
-    Relearned,
-    anamnesis_index,
+    RelearnCurve,
     feature_batches,
     head_on_features,
     relearn,
@@ -27,7 +28,7 @@ _ROWS = 256  # at a time, where nothing is learned
 
 @dataclass(frozen=True)
 class Lesson:
-    """What every model learns from and is asked; one recipe for all."""
+    """Images that every model relearns from and is tested on; one recipe for all."""
 
     images: Tensor  # (n, 3, H, W) float32 on the host, as many retain as forget training images
     labels: Tensor  # (n,) int64
@@ -37,8 +38,8 @@ class Lesson:
     related: tuple[Tensor, Tensor] | None = None  # images and labels as above, of other images
 
 
-def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str, Relearned]:
-    """Held-out accuracy on the forgotten classes over the steps, for a copy of `model`.
+def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str, RelearnCurve]:
+    """Measure held-out accuracy on the forgotten classes over the steps, for a copy of `model`.
 
     Retain images are learned beside the forgotten ones, since on forget images alone a model wins
     by naming nothing else. Float32; batch-norm and dropout as in evaluation.
@@ -49,10 +50,12 @@ def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str,
         device: where to learn.
     """
     learner = copy.deepcopy(model).to(device).eval()
-    told, held = (_features(learner, side, device) for side in (lesson.images, lesson.held_images))
+    inputs, held = (
+        _features(learner, side, device) for side in (lesson.images, lesson.held_images)
+    )
     head = head_on_features(learner.head.weight, learner.head.bias)
     sides: dict[str, tuple[nn.Module, Tensor, Tensor, Tensor]] = {
-        HEAD: (head, told, lesson.labels, held),
+        HEAD: (head, inputs, lesson.labels, held),
         WHOLE: (learner, lesson.images, lesson.labels, lesson.held_images),
     }
     if lesson.related is not None:
@@ -73,49 +76,105 @@ def _curve(
     held: Tensor,
     lesson: Lesson,
     device: torch.device,
-) -> Relearned:
-    drawn = feature_batches(inputs, labels.to(inputs.device), _BATCH, seed=0)
+) -> RelearnCurve:
+    sample = feature_batches(inputs, labels.to(inputs.device), _BATCH, seed=0)
     truth = lesson.held_labels.to(device)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
-        rows, names = drawn(step)
+        rows, names = sample(step)
         return rows.to(device), names.to(device)
 
-    def right(now: nn.Module) -> float:
-        answers = (now(part.to(device)) for part in held.split(_ROWS))
-        said = torch.cat([getattr(answer, "logits", answer).argmax(dim=1) for answer in answers])
-        return float((said == truth).double().mean())
+    def accuracy(learner: nn.Module) -> float:
+        answers = (learner(part.to(device)) for part in held.split(_ROWS))
+        predictions = torch.cat(
+            [getattr(answer, "logits", answer).argmax(dim=1) for answer in answers]
+        )
+        return float((predictions == truth).double().mean())
 
     every = max(1, lesson.steps // 20)
-    return relearn(net, batches, right, steps=lesson.steps, every=every)
+    return relearn(net, batches, accuracy, steps=lesson.steps, every=every)
 
 
-def told(
-    found: dict[str, Relearned], original: dict[str, Relearned] | None, retrained: Any
-) -> dict[str, Any]:
-    """A row's relearn curves, steps and index.
+Curves = dict[str, RelearnCurve]
 
-    Args:
-        found: the model's curves.
-        original: the original model's, whose accuracy before the first step sets the target.
-        retrained: the curves of the retrained reference, or None.
-    """
-    row: dict[str, Any] = {
-        "relearn": {
-            name: {"steps": curve.steps, "accuracy": curve.accuracy}
-            for name, curve in found.items()
-        }
+
+@dataclass(frozen=True)
+class Relearning:
+    """A model's relearn curves and its peers': what metrics of the stage "relearning" read."""
+
+    own: Curves
+    original: Curves | None = None
+    retrained: Curves | None = None  # of the reference; None for the reference itself
+
+    def steps(self, curves: Curves, name: str) -> int:
+        """First measured step with the original's accuracy less `SLACK`.
+
+        Raises:
+            NotMeasurable: no original model, or not within the steps taken.
+        """
+        if self.original is None:
+            raise NotMeasurable("got no original model; expected one whose accuracy is the target")
+        target = self.original[WHOLE].accuracy[0] - SLACK
+        curve = curves[name]
+        for step, share in zip(curve.steps, curve.accuracy, strict=True):
+            if share >= target:
+                return step
+        raise NotMeasurable(f"not relearned within {curve.steps[-1]} steps")
+
+
+_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["steps", "accuracy"],
+        "properties": {
+            "steps": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "accuracy": {"type": "array", "items": SHARE},
+        },
+    },
+}
+_GROUP = "Representation and probes"
+
+
+@metric("relearn", title="Relearn curves", group=_GROUP, unit="table", stage="relearning",
+        needs=("relearning",), place=28, schema=_SCHEMA)  # fmt: skip
+def relearn_curves(of: Relearning) -> dict[str, Any]:
+    """Held-out accuracy on the forgotten classes over relearning steps, by recipe."""
+    return {
+        name: {"steps": curve.steps, "accuracy": curve.accuracy} for name, curve in of.own.items()
     }
-    if original is None:
-        return row
-    target = original[WHOLE].accuracy[0] - SLACK
-    ours = {name: _reaching(curve, target) for name, curve in found.items()}
-    row |= {"relearn_steps": ours[WHOLE].reached, "relearn_steps_head": ours[HEAD].reached}
-    if retrained is not None:
-        row["anamnesis_index"] = anamnesis_index(ours[WHOLE], _reaching(retrained[WHOLE], target))
-    return row
 
 
-def _reaching(curve: Relearned, target: float) -> Relearned:
-    pairs = zip(curve.steps, curve.accuracy, strict=True)
-    return curve._replace(reached=next((s for s, share in pairs if share >= target), None))
+@metric(
+    "relearn_steps", title="Relearn time", group=_GROUP, unit="steps", better="as retrained",
+    stage="relearning", needs=("original", "relearning"), place=8,
+)  # fmt: skip
+def relearn_steps(of: Relearning) -> int:
+    """Steps of one fixed recipe, the whole network on as many retain as forget images, until
+    held-out accuracy on the forgotten classes is within 5 points of the original's; only multiples
+    of the measuring interval can come out.
+    """
+    return of.steps(of.own, WHOLE)
+
+
+@metric(
+    "relearn_steps_head", title="Relearn time, head", group=_GROUP, unit="steps",
+    better="as retrained", stage="relearning", needs=("original", "relearning"), place=9,
+)  # fmt: skip
+def relearn_steps_head(of: Relearning) -> int:
+    """Relearn time where only the last linear layer learns, on frozen features."""
+    return of.steps(of.own, HEAD)
+
+
+@metric(
+    "anamnesis_index", title="Anamnesis index", group=_GROUP, better="1", stage="relearning",
+    needs=("original", "reference", "relearning"), source="Chundawat et al. 2023", place=10,
+)  # fmt: skip
+def anamnesis_index(of: Relearning) -> float:
+    """Relearn steps over the retrained model's; 1 is ideal, less is residue."""
+    if of.retrained is None:
+        raise NotMeasurable("got no retrained model besides this one; expected one to compare with")
+    steps = of.steps(of.retrained, WHOLE)
+    if steps == 0:
+        raise NotMeasurable("the retrained model had the accuracy before the first step")
+    return of.steps(of.own, WHOLE) / steps

@@ -1,80 +1,60 @@
-"""From a metric's key to its definition, its place in a table and its printed form."""
+"""Look up a metric's definition by its key, its place in a table and its printed form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
-from letheon.eval.report.catalogue import CATALOGUE
+from letheon.eval.metrics.registry import OTHER, Definition, Metric, Summary, metrics
 
-OTHER = "Other"
-GROUPS = (*CATALOGUE, OTHER)
+_UNKNOWN = "No definition is on file for this number."
 
 
-class Definition(NamedTuple):
-    """One metric: what it is called, measured in, and what is better."""
-
-    title: str
-    group: str
-    unit: str  # share (printed in per cent), score, nats, steps, seconds
-    better: str  # "as retrained", "high", "low", "50 %", "1" or "" where it is context
-    text: str
-
-
-_KNOWN = {
-    key: Definition(title, group, unit, better, text)
-    for group, metrics in CATALOGUE.items()
-    for key, (title, unit, better, text) in metrics.items()
-}
-_PARTS = {
-    "_forget": (" (forget)", " On the held-out images of the forgotten classes only."),
-    "_retain": (" (retain)", " On the held-out images of the other classes only."),
-    "_floor": (" (floor)", " With the rows of one model shuffled: what unrelated features reach."),
-    "_unbiased": (" (unbiased)", " With the unbiased estimator: about 0 for unrelated features."),
-}
-
-
-def _whole(key: str) -> tuple[str, str] | None:
-    """(metric, suffix) of a part such as cka_original_forget; None for anything else."""
-    for suffix in _PARTS:
-        if key.endswith(suffix) and key.removesuffix(suffix) in _KNOWN:
-            return key.removesuffix(suffix), suffix
-    return None
+def _owners() -> dict[str, Metric]:
+    """Key -> metric, for parts such as cka_original_forget too, in the reports' order."""
+    return {key: metric for metric in metrics().values() for key in metric.keys}
 
 
 def define(key: str) -> Definition:
-    """The definition of a metric, or of a part of one (cka_original_forget).
+    """Return the definition of a metric, or of a part of one (cka_original_forget).
 
-    A number that nobody defined keeps its key as title and says so.
+    A number that nobody defined has its key as title and says so.
     """
-    if key in _KNOWN:
-        return _KNOWN[key]
-    part = _whole(key)
-    if part is None:
-        return Definition(key, OTHER, "score", "", "No definition is on file for this number.")
-    of, (title, text) = _KNOWN[part[0]], _PARTS[part[1]]
-    return of._replace(title=of.title + title, better="", text=of.text + text)
+    metric = _owners().get(key)
+    return metric.definition(key) if metric else Definition(key, OTHER, "score", "", _UNKNOWN)
 
 
-def ordered(keys: Iterable[str]) -> list[str]:
-    """The keys, each once, in the catalogue's order; parts after their whole, unknown ones last."""
-    place = {key: number for number, key in enumerate(_KNOWN)}
-
-    def rank(key: str) -> tuple[int, str, str]:
-        part = _whole(key)
-        if key in place:
-            return place[key], "", key
-        return (place[part[0]], part[1], key) if part else (len(place), "", key)
-
-    return sorted(set(keys), key=rank)
+def define_all() -> Iterator[str]:
+    """Yield one line a metric, its key and its definition, in the reports' order."""
+    for key, metric in metrics().items():
+        yield f"{key}: {metric.definition(key).text}"
 
 
-def printed(key: str, value: float | None) -> str:
-    """A value for a reader: shares in per cent with two decimals; a dash where there is none."""
+def order(keys: Iterable[str]) -> list[str]:
+    """Sort the keys, each once, into the reports' order; unknown ones last."""
+    places = {key: place for place, key in enumerate(_owners())}
+    return sorted(set(keys), key=lambda key: (places.get(key, len(places)), key))
+
+
+def summary_columns() -> list[tuple[str, Summary]]:
+    """List (key, column) of the short table, in its order."""
+    columns = [pair for metric in metrics().values() for pair in metric.summaries()]
+    return sorted(columns, key=lambda pair: pair[1].place)
+
+
+def format_value(key: str, value: float | None) -> str:
+    """Format a value for a reader: shares in per cent with two decimals; a dash for None."""
     if value is None:
         return "–"
     unit = define(key).unit
     if unit == "share":
         return f"{100 * value:.2f}"
     digits = {"steps": 0, "seconds": 1}.get(unit, 3)
-    return f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def format_title(key: str) -> str:
+    """Format a column's head: the metric, a dagger where the formula is unverified, its unit."""
+    of = define(key)
+    unit = " %" if of.unit == "share" else {"nats": " (nats)", "seconds": " (s)"}.get(of.unit, "")
+    return of.title + ("†" if of.unverified else "") + unit

@@ -7,10 +7,10 @@ from html import escape
 from typing import Any
 
 from letheon.eval.metrics.reference import Band
-from letheon.eval.report.definitions import define, printed
+from letheon.eval.report.definitions import define, format_title, format_value
 from letheon.eval.report.pictures import Picture
 from letheon.eval.report.rows import Prepared
-from letheon.eval.report.tables import of_seeds, spread, title
+from letheon.eval.report.tables import describe_seeds, format_band
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -65,7 +65,7 @@ def _delta(key: str, row: dict[str, Any], prepared: Prepared) -> str:
     band = bands[key]
     away = value - band.mean if value is not None else 0.0
     inside = band.std is not None and abs(away) <= 2 * band.std
-    text = f"{'≈ ' if inside else ''}{'+' if away >= 0 else '−'}{printed(key, abs(away))}"
+    text = f"{'≈ ' if inside else ''}{'+' if away >= 0 else '−'}{format_value(key, abs(away))}"
     return "" if value is None else f"<small>{text}</small>"
 
 
@@ -74,9 +74,9 @@ def _mean(key: str, band: Band | None) -> str:
     if band is None:
         return "–"
     if band.low is None or band.high is None:
-        return spread(key, band)
-    ends = f"{printed(key, band.low)} to {printed(key, band.high)}"
-    return f"{spread(key, band)}<small>{ends}</small>"
+        return format_band(key, band)
+    ends = f"{format_value(key, band.low)} to {format_value(key, band.high)}"
+    return f"{format_band(key, band)}<small>{ends}</small>"
 
 
 def _line(row: dict[str, Any], keys: Sequence[str], prepared: Prepared) -> str:
@@ -84,7 +84,9 @@ def _line(row: dict[str, Any], keys: Sequence[str], prepared: Prepared) -> str:
     cells = []
     for key in keys:
         reason = f' title="{escape(str(why[key]))}"' if why.get(key) else ""
-        cells.append(f"<td{reason}>{printed(key, row.get(key))}{_delta(key, row, prepared)}</td>")
+        cells.append(
+            f"<td{reason}>{format_value(key, row.get(key))}{_delta(key, row, prepared)}</td>"
+        )
     role = row["role"]
     return (
         f'<tr><th scope="row">{escape(row["name"])}<small>{role}</small></th>{"".join(cells)}</tr>'
@@ -94,7 +96,7 @@ def _line(row: dict[str, Any], keys: Sequence[str], prepared: Prepared) -> str:
 def _table(group: str, keys: Sequence[str], prepared: Prepared) -> str:
     heads = "".join(
         f'<th scope="col"><a href="#def-{escape(key)}" title="{escape(define(key).text)}">'
-        f"{escape(title(key))}</a></th>"
+        f"{escape(format_title(key))}</a></th>"
         for key in keys
     )
     lines = []
@@ -103,13 +105,13 @@ def _table(group: str, keys: Sequence[str], prepared: Prepared) -> str:
         seeds = prepared.reference.seeds
         cells = "".join(f"<td>{_mean(key, bands.get(key))}</td>" for key in keys)
         lines.append(
-            f'<tr class="mean"><th scope="row">retrained<small>{of_seeds(seeds)}</small></th>'
+            f'<tr class="mean"><th scope="row">retrained<small>{describe_seeds(seeds)}</small></th>'
             f"{cells}</tr>"
         )
-    shown = [row for row in prepared.rows if any(row.get(key) is not None for key in keys)]
-    lines += [_line(row, keys, prepared) for row in shown]
+    rows = [row for row in prepared.rows if any(row.get(key) is not None for key in keys)]
+    lines += [_line(row, keys, prepared) for row in rows]
     texts = "".join(
-        f'<dt id="def-{escape(key)}">{escape(title(key))}</dt><dd>{escape(define(key).text)}'
+        f'<dt id="def-{escape(key)}">{escape(format_title(key))}</dt><dd>{escape(define(key).text)}'
         f"{_better(define(key).better)}</dd>"
         for key in keys
     )
@@ -118,7 +120,7 @@ def _table(group: str, keys: Sequence[str], prepared: Prepared) -> str:
 <table><thead><tr><th scope="col">Model</th>{heads}</tr></thead>
 <tbody>{"".join(lines)}</tbody></table></div>
 <details><summary>What these numbers are</summary><dl>{texts}</dl></details>
-{_reasons(shown, keys)}</section>"""
+{_reasons(rows, keys)}</section>"""
 
 
 def _better(better: str) -> str:
@@ -134,7 +136,8 @@ def _better(better: str) -> str:
 
 def _reasons(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     texts = [
-        f"<li>{escape(row['name'])}, {escape(title(key))}: {escape(str(row['why'][key]))}</li>"
+        f"<li>{escape(row['name'])}, {escape(format_title(key))}: "
+        f"{escape(str(row['why'][key]))}</li>"
         for row in rows
         for key in keys
         if row.get(key) is None and (row.get("why") or {}).get(key)
@@ -158,9 +161,9 @@ def _absent(pictures: Sequence[Picture]) -> str:
 
 
 def page(prepared: Prepared, pictures: Sequence[Picture], heading: str) -> str:
-    """The whole document; every text of a row is escaped."""
+    """Write the whole document; every text of a row is escaped."""
     tables = [_table(group, keys, prepared) for group, keys in prepared.columns.items()]
-    drawn = "\n".join(_figure(p) for p in pictures if p.image is not None)
+    figures = "\n".join(_figure(p) for p in pictures if p.image is not None)
     marks = (
         "Under a value: its difference to the retrained mean in the same unit; ≈ where that is "
         "within two standard deviations of the retrained models. Those are scored against the "
@@ -175,7 +178,7 @@ def page(prepared: Prepared, pictures: Sequence[Picture], heading: str) -> str:
 <p class="lead">{marks} A column's name leads to its definition.</p></header>
 <main>
 {"".join(tables[:2])}
-<section><h2>Pictures</h2><div class="pictures">{drawn}</div>
+<section><h2>Pictures</h2><div class="pictures">{figures}</div>
 {_absent([p for p in pictures if p.image is None])}</section>
 {"".join(tables[2:])}
 </main></body></html>

@@ -1,4 +1,4 @@
-"""One picture of a report, or the sentence in its place; and how models look in all of them."""
+"""Draw the pictures of a report, or say what is missing; and how models look in all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import base64
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from letheon.eval.report.plots import BLUE, COLOURS, LINES, MARKERS, Look
+from letheon.eval.report.definitions import define, format_value
+from letheon.eval.report.plots import (
+    BLUE,
+    COLORS,
+    LINES,
+    MARKERS,
+    Cloud,
+    Look,
+    Panel,
+    Series,
+    boxes,
+    clouds,
+    curves,
+    heat,
+    scatter,
+)
 from letheon.eval.report.rows import Prepared
 
 PANELS = 4  # of one kind that are drawn; the JSON has all
@@ -22,40 +37,40 @@ class Picture(NamedTuple):
     alt: str = ""
 
 
-def marks(names: Sequence[str]) -> dict[str, Look]:
-    """Name -> colour, marker and line, all different for up to 45 names."""
+def assign_marks(names: Sequence[str]) -> dict[str, Look]:
+    """Name -> color, marker and line, all different for up to 45 names."""
     return {
         name: Look(
-            COLOURS[n % len(COLOURS)],
+            COLORS[n % len(COLORS)],
             MARKERS[n % len(MARKERS)],
-            LINES[n // len(COLOURS) % len(LINES)],
+            LINES[n // len(COLORS) % len(LINES)],
         )
         for n, name in enumerate(names)
     }
 
 
-def looks(prepared: Prepared) -> dict[str, Look]:
-    """Model -> colour and marker; the original and the retrained models always look the same."""
+def assign_looks(prepared: Prepared) -> dict[str, Look]:
+    """Model -> color and marker; the original and the retrained models always look the same."""
     fixed = {"original": Look("#000000", "X"), "retrained": Look(BLUE, "s")}
     others = [row["name"] for row in prepared.of_role("control", "unlearned")]
     kept = {row["name"]: fixed[row["role"]] for row in prepared.of_role(*fixed)}
-    return kept | marks(others)
+    return kept | assign_marks(others)
 
 
-def drawn(title: str, caption: str, svg: str, alt: str) -> Picture:
+def embed_svg(title: str, caption: str, svg: str, alt: str) -> Picture:
     """The picture with its drawing embedded."""
     code = base64.b64encode(svg.encode()).decode()
     return Picture(title, caption, f"data:image/svg+xml;base64,{code}", alt)
 
 
-def told(values: Sequence[tuple[str, str]]) -> str:
+def join_facts(values: Sequence[tuple[str, str]]) -> str:
     """An alternative text's facts, no more than a listener bears."""
     facts = [f"{name}: {value}" for name, value in values[:12]]
     more = [f"and {len(values) - 12} more in the table"] if len(values) > 12 else []
     return "; ".join(facts + more) + "."
 
 
-def shown_name(prepared: Prepared, row: Row) -> str:
+def legend_name(prepared: Prepared, row: Row) -> str:
     """A model's name in a legend, where several retrained models share one entry."""
     seeds = len(prepared.of_role("retrained"))
     several = row["role"] == "retrained" and seeds > 1
@@ -67,7 +82,7 @@ def _gap(row: Row) -> float:
     return float(known[0]) if known else 1.0
 
 
-def chosen(prepared: Prepared, key: str) -> tuple[list[Row], str]:
+def select_rows(prepared: Prepared, key: str) -> tuple[list[Row], str]:
     """Up to `PANELS` rows that have `key`, and a sentence that names the others.
 
     The original, one retrained model, then the unlearned ones nearest to the retrained.
@@ -82,3 +97,259 @@ def chosen(prepared: Prepared, key: str) -> tuple[list[Row], str]:
     shown += sorted(rest, key=lambda row: (row["role"] == "control", _gap(row)))
     left = [row["name"] for row in having if row not in shown[:PANELS]]
     return shown[:PANELS], f" Not drawn, but in metrics.json: {', '.join(left)}." if left else ""
+
+
+_HEAT_CLASSES = 30  # more classes than these are summed up in boxes
+
+
+def trade_off(prepared: Prepared) -> Picture:
+    """Forget against retain accuracy; held-out, unless that is known of fewer models."""
+    title = "Forget–retain trade-off"
+
+    def rows_with(x: str, y: str) -> list[dict[str, float]]:
+        return [r for r in prepared.rows if r.get(x) is not None and r.get(y) is not None]
+
+    x, y = max((("TFA", "TRA"), ("FA", "RA")), key=lambda pair: len(rows_with(*pair)))
+    shown = rows_with(x, y)
+    if not shown:
+        return Picture(title, "Left out: no model has both forget and retain accuracy.")
+    of = assign_looks(prepared)
+    series = [
+        Series(legend_name(prepared, r), [100 * r[x]], [100 * r[y]], of[str(r["name"])])
+        for r in shown
+    ]
+    caption = f"{x} against {y} in per cent; a good model lies where the retrained ones do."
+    bands = prepared.reference.bands if prepared.reference else {}
+    band = None
+    if x in bands and y in bands:
+        (left, right), (low, high) = (
+            (100 * (b.mean - (b.std or 0)), 100 * (b.mean + (b.std or 0)))
+            for b in (bands[x], bands[y])
+        )
+        band = ((left, right), (low, high))
+        caption += (
+            f" Shaded: mean ± standard deviation of {bands[x].seeds} retrained models."
+            if bands[x].std is not None
+            else " One retrained model: no band can be drawn."
+        )
+    labels = (f"{x}, forget accuracy (%)", f"{y}, retain accuracy (%)")
+    svg = scatter(series, labels, band=band)
+    facts = [
+        (str(r["name"]), f"{format_value(x, r[x])} and {format_value(y, r[y])}") for r in shown
+    ]
+    return embed_svg(
+        title, caption, svg, f"Scatter of {x} against {y} in per cent. {join_facts(facts)}"
+    )
+
+
+def time_gap(prepared: Prepared) -> Picture:
+    """Run time against the gap to the retrained models."""
+    title = "Time against gap"
+    timed = [row for row in prepared.rows if (row.get("seconds") or 0) > 0]
+    gap = next(
+        (k for k in ("average_gap", "gap") if any(r.get(k) is not None for r in timed)), None
+    )
+    if gap is None:
+        why = 'Left out: no model has both "seconds" and a gap to a retrained model.'
+        return Picture(title, why)
+    shown = [row for row in timed if row.get(gap) is not None]
+    of = assign_looks(prepared)
+    series = [
+        Series(legend_name(prepared, r), [r["seconds"]], [100 * r[gap]], of[r["name"]])
+        for r in shown
+    ]
+    what = define(gap).title.lower()
+    svg = scatter(series, ("run time (s)", f"{what} (points)"), log_x=True)
+    facts = [(r["name"], f"{r['seconds']:.0f} s, {100 * r[gap]:.2f} points") for r in shown]
+    caption = (
+        f"Lower left is better. The {what} of a retrained model is to the mean of the others; time "
+        "is without compilation, precomputation and evaluation."
+    )
+    return embed_svg(
+        title, caption, svg, f"Scatter of run time against {what}. {join_facts(facts)}"
+    )
+
+
+def class_change(prepared: Prepared) -> Picture:
+    """Accuracy of each class less the original model's."""
+    title, key = "Accuracy change by class", "accuracy_by_class"
+    base = next((r for r in prepared.of_role("original") if r.get(key)), None)
+    if base is None:
+        return Picture(title, f'Left out: the original model\'s row has no "{key}".')
+    count = len(base[key])
+    others = [r for r in prepared.rows if r is not base and len(r.get(key) or ()) == count]
+    if not others:
+        return Picture(title, f'Left out: no other model\'s row has "{key}" of {count} classes.')
+    changes = [
+        [None if a is None or b is None else a - b for a, b in zip(r[key], base[key], strict=True)]
+        for r in others
+    ]
+    names = [r["name"] for r in others]
+    gone = {c for r in prepared.rows for c in (r.get("forgotten") or ())}
+    sides = [_sides(change, gone) for change in changes]
+    facts = [(name, _means(*side)) for name, side in zip(names, sides, strict=True)]
+    if count <= _HEAT_CLASSES:
+        known = next((r["classes"] for r in prepared.rows if r.get("classes")), range(count))
+        columns = [f"✗ {name}" if c in gone else str(name) for c, name in enumerate(known)]
+        panel = Panel("", names, columns, changes)
+        svg = heat([panel], ("class (✗: to be forgotten)", ""), change=True)
+        caption = "Held-out accuracy less the original model's, in points."
+    else:
+        groups = [(name, *side) for name, side in zip(names, sides, strict=True)]
+        svg = boxes(groups, "change of accuracy from the original (points)")
+        caption = (
+            f"Held-out accuracy of {count} classes less the original model's; "
+            "whiskers reach the extremes."
+        )
+    return embed_svg(
+        title, caption, svg, f"Change of accuracy by class, in points. {join_facts(facts)}"
+    )
+
+
+def _sides(change: Sequence[float | None], gone: set[int]) -> tuple[list[float], list[float]]:
+    """Changes of the forgotten and of the other classes, in points."""
+    known = [(c in gone, 100 * v) for c, v in enumerate(change) if v is not None]
+    return [v for inside, v in known if inside], [v for inside, v in known if not inside]
+
+
+def _means(gone: Sequence[float], kept: Sequence[float]) -> str:
+    sides = (("forgotten", gone), ("others", kept))
+    return ", ".join(f"{name} {sum(v) / len(v):+.1f} on average" for name, v in sides if v)
+
+
+def relearn(prepared: Prepared) -> list[Picture]:
+    """One picture a recipe: same data, related data, head only."""
+    title, key = "Relearn curve", "relearn"
+    recipes = list(dict.fromkeys(name for r in prepared.rows for name in (r.get(key) or {})))
+    if not recipes:
+        return [Picture(title, f'Left out: no model\'s row has "{key}".')]
+    of, pictures = assign_looks(prepared), []
+    for recipe in recipes:
+        series, facts = [], []
+        for row in prepared.rows:
+            curve = (row.get(key) or {}).get(recipe)
+            if curve:
+                values = [100 * share for share in curve["accuracy"]]
+                name = legend_name(prepared, row)
+                series.append(Series(name, curve["steps"], values, of[row["name"]]))
+                ends = f"{values[0]:.0f} to {values[-1]:.0f} per cent in {curve['steps'][-1]} steps"
+                facts.append((row["name"], ends))
+        svg = curves(series, ("step", "forgotten classes (%)"))
+        caption = f"Held-out accuracy on the forgotten classes while relearning: {recipe}."
+        pictures.append(embed_svg(f"{title}: {recipe}", caption, svg, join_facts(facts)))
+    return pictures
+
+
+def cka_layers(prepared: Prepared) -> Picture:
+    """CKA to the retrained reference, layer by layer."""
+    title, key = "CKA to the retrained model, layer by layer", "cka_by_layer"
+    having = [row for row in prepared.rows if row.get(key) and row["role"] != "retrained"]
+    if not having:
+        return Picture(title, f'Left out: no model\'s row has "{key}".')
+    layers = list(having[0][key])
+    shown = [row for row in having if list(row[key]) == layers]
+    other = [row["name"] for row in having if row not in shown]
+    caption = "Linear CKA of pooled features with the retrained reference."
+    pairs = [
+        row[key] for row in prepared.of_role("retrained") if list(row.get(key) or ()) == layers
+    ]
+    between = [[pair[n] for pair in pairs if pair[n] is not None] for n in layers]
+    band = None
+    if all(between):
+        band = ([min(values) for values in between], [max(values) for values in between])
+        caption += " Shaded: where other retrained models lie."
+    floors = [r["cka_floor_by_layer"] for r in shown if r.get("cka_floor_by_layer")]
+    floor = [floors[0].get(n) for n in layers] if floors else None
+    if floor:
+        caption += " Dotted: the value that unrelated features reach."
+    if other:
+        caption += f" Not drawn, for their layers have other names: {', '.join(other)}."
+    places, of = list(range(len(layers))), assign_looks(prepared)
+    series = [Series(r["name"], places, [r[key][n] for n in layers], of[r["name"]]) for r in shown]
+    svg = curves(series, ("layer", "CKA"), ticks=layers, band=band, floor=floor)
+    facts = [(s.name, f"{_short(s.y[0])} to {_short(s.y[-1])}") for s in series]
+    return embed_svg(
+        title, caption, svg, f"CKA from {layers[0]} to {layers[-1]}. {join_facts(facts)}"
+    )
+
+
+def _short(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def domain_matrix(prepared: Prepared) -> Picture:
+    """k-NN accuracy from each domain to each."""
+    title, key = "Domain matrix", "domain_matrix"
+    shown, others = select_rows(prepared, key)
+    if not shown:
+        return Picture(title, f'Left out: no model\'s row has "{key}".')
+
+    def panel_of(row: Row) -> Panel:
+        table = row[key]
+        columns = list(next(iter(table.values())))
+        values = [[line.get(column) for column in columns] for line in table.values()]
+        return Panel(row["name"], list(table), columns, values)
+
+    svg = heat([panel_of(row) for row in shown], ("tested on", "neighbours from"))
+    caption = "k-NN accuracy in per cent: neighbours of one domain vote on images of another."
+    alt = f"Heat maps of k-NN accuracy, domain by domain, for {_names(shown)}."
+    return embed_svg(title, caption + others, svg, alt)
+
+
+def knn_confusion(prepared: Prepared) -> Picture:
+    """What neighbours call the forgotten classes."""
+    title, key = "k-NN confusion of the forgotten classes", "knn_confusion"
+    shown, others = select_rows(prepared, key)
+    if not shown:
+        return Picture(title, f'Left out: no model\'s row has "{key}".')
+    panels = [
+        Panel(row["name"], row[key]["rows"], row[key]["columns"], row[key]["shares"])
+        for row in shown
+    ]
+    svg = heat(panels, ("called", "forgotten class"))
+    caption = "What nearest neighbours in feature space call each forgotten class, in per cent."
+    alt = f"Heat maps of what forgotten classes are called, for {_names(shown)}."
+    return embed_svg(title, caption + others, svg, alt)
+
+
+def _names(rows: list[Row]) -> str:
+    return ", ".join(row["name"] for row in rows)
+
+
+def embeddings(prepared: Prepared) -> Picture:
+    """t-SNE of the forgotten classes before (original) and after."""
+    title, key = "t-SNE of the forgotten classes, before and after", "embedding"
+    shown, others = select_rows(prepared, key)
+    if len(shown) < 2 or shown[0]["role"] != "original":
+        return Picture(title, f'Left out: "{key}" is needed of the original and of another model.')
+    known = next((row["classes"] for row in prepared.rows if row.get("classes")), None)
+
+    def class_name(label: int) -> str:
+        return "" if label < 0 else str(known[label] if known else label)
+
+    labels = sorted({label for row in shown for label in row[key]["labels"] if label >= 0})
+    panels = [
+        Cloud(row["name"], row[key]["points"], [class_name(label) for label in row[key]["labels"]])
+        for row in shown
+    ]
+    looks_of = assign_marks([class_name(label) for label in labels])
+    caption = (
+        "Colored: held-out images of the forgotten classes; grey: of others. Each model is "
+        "embedded by itself: look whether the classes stand apart, not where."
+    )
+    alt = f"Embeddings of {', '.join(looks_of)} in {_names(shown)}."
+    return embed_svg(title, caption + others, clouds(panels, looks_of), alt)
+
+
+def draw_pictures(prepared: Prepared) -> list[Picture]:
+    """Draw all pictures in the page's order; those that cannot be drawn have the reason."""
+    return [
+        trade_off(prepared),
+        time_gap(prepared),
+        class_change(prepared),
+        cka_layers(prepared),
+        domain_matrix(prepared),
+        knn_confusion(prepared),
+        *relearn(prepared),
+        embeddings(prepared),
+    ]

@@ -1,10 +1,10 @@
-"""The rows of a report, checked and completed: roles, scores against the reference, columns."""
+"""Prepare the rows of a report: check them, add scores against the reference, list the columns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.eval.metrics.reference import Reference, numbers, reference
+from letheon.eval.metrics.registry import Summary, groups
 from letheon.eval.metrics.scores import scores
-from letheon.eval.report.definitions import GROUPS, define, ordered
+from letheon.eval.report.definitions import define, order, summary_columns
 
 ROLES = ("original", "retrained", "control", "unlearned")
 """In the order of the tables. Controls: a random network, FT, head distillation."""
@@ -25,24 +26,35 @@ class Prepared:
 
     rows: list[dict[str, Any]]  # plain values only, scores added, ordered by role
     reference: Reference | None
-    columns: dict[str, list[str]]  # group -> metrics that some row has, in the catalogue's order
+    columns: dict[str, list[str]]  # group -> metrics that some row has, in the reports' order
+    left_out: dict[str, str] = field(default_factory=dict)  # model -> why it has no row
 
     def of_role(self, *roles: str) -> list[dict[str, Any]]:
         """The rows of these roles, in order."""
         return [row for row in self.rows if row["role"] in roles]
 
     @property
+    def summary(self) -> list[tuple[str, Summary]]:
+        """(key, column) of the short table; those that no row has are absent."""
+        return [
+            (key, column)
+            for key, column in summary_columns()
+            if any(row.get(key) is not None for row in self.rows)
+        ]
+
+    @property
     def sentence(self) -> str:
-        """What stands above every table about the reference."""
-        if self.reference is None:
-            return (
-                "No retrained model was given: gaps to it and the scores made of them are absent."
-            )
-        return self.reference.sentence
+        """What stands above every table: about the reference, and who was left out."""
+        first = (
+            self.reference.sentence
+            if self.reference
+            else "No retrained model is there: gaps to it and the scores made of them are absent."
+        )
+        return " ".join([first, *(f"Left out: {n}: {why}." for n, why in self.left_out.items())])
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Only what JSON knows; arrays and tensors become lists.
+    """Convert to what JSON knows; arrays and tensors become lists.
 
     Raises:
         InputError: any other type, or a number that is NaN or infinite; the text says where.
@@ -60,7 +72,7 @@ def _plain(value: Any, where: str) -> Any:
     raise InputError(f"got {type(value).__name__} at {where}; expected numbers, texts or tables")
 
 
-def _checked(row: Mapping[str, Any], place: int) -> dict[str, Any]:
+def _check(row: Mapping[str, Any], place: int) -> dict[str, Any]:
     name, role = row.get("name"), row.get("role", "unlearned")
     if not isinstance(name, str) or not name.strip():
         raise InputError(f'got row {place} without a name; expected "name": what to call the model')
@@ -75,7 +87,9 @@ def _checked(row: Mapping[str, Any], place: int) -> dict[str, Any]:
     return plain
 
 
-def prepare(rows: Sequence[Mapping[str, Any]]) -> Prepared:
+def prepare(
+    rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str] | None = None
+) -> Prepared:
     """Check the rows, order them by role and add the scores that can be had.
 
     A retrained model is scored against the mean of the others: the spread that no method can beat.
@@ -84,7 +98,7 @@ def prepare(rows: Sequence[Mapping[str, Any]]) -> Prepared:
         InputError: no row, a row without a name, a name twice, an unknown role, a value that is
             not finite or not a share.
     """
-    checked = [_checked(row, place) for place, row in enumerate(rows)]
+    checked = [_check(row, place) for place, row in enumerate(rows)]
     names = [row["name"] for row in checked]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not checked or twice:
@@ -94,14 +108,15 @@ def prepare(rows: Sequence[Mapping[str, Any]]) -> Prepared:
     originals = [row for row in checked if row["role"] == "original"]
     retrained = [row for row in checked if row["role"] == "retrained"]
     original = originals[0] if len(originals) == 1 else None
-    found = {}
+    scored = {}
     for row in checked:
         others = [other for other in retrained if other is not row]
-        found[row["name"]] = scores(row, original, reference(others).mean if others else None)
+        scored[row["name"]] = scores(row, original, reference(others).mean if others else None)
     for row in checked:
-        scored = found[row["name"]]
-        row |= {key: value for key, value in scored.items() if row.get(key) is None}
+        new = scored[row["name"]].items()
+        row |= {key: value for key, value in new if row.get(key) is None}
     of = reference(retrained) if retrained else None
-    present = ordered({key for row in checked for key in numbers(row)})
-    columns = {group: [key for key in present if define(key).group == group] for group in GROUPS}
-    return Prepared(checked, of, {group: keys for group, keys in columns.items() if keys})
+    present = order({key for row in checked for key in numbers(row)})
+    columns = {group: [key for key in present if define(key).group == group] for group in groups()}
+    columns = {group: keys for group, keys in columns.items() if keys}
+    return Prepared(checked, of, columns, dict(left_out or {}))

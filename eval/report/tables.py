@@ -1,4 +1,4 @@
-"""A report's numbers as CSV, Markdown, LaTeX and JSON."""
+"""Write a report's numbers: terminal text, Markdown, CSV, LaTeX and JSON from the same cells."""
 
 from __future__ import annotations
 
@@ -6,54 +6,93 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from letheon.eval.metrics.reference import Band
-from letheon.eval.metrics.scores import UNVERIFIED
-from letheon.eval.report.definitions import define, printed
+from letheon.eval.report.definitions import define, format_title, format_value
 from letheon.eval.report.rows import Prepared
 
 FORMAT = "letheon-metrics"
 VERSION = 1
 """Of docs/metrics.schema.json; raised when a reader of the old one would misread the new."""
+Grid = list[list[str]]
+"""Cells: a head, then one line a model."""
 
 
-def title(key: str) -> str:
-    """A column's head: the metric, a dagger where the formula is unverified, and per cent."""
-    of = define(key)
-    unit = " %" if of.unit == "share" else {"nats": " (nats)", "seconds": " (s)"}.get(of.unit, "")
-    return of.title + ("†" if key in UNVERIFIED else "") + unit
-
-
-def of_seeds(seeds: int) -> str:
-    """What the line of the retrained models' mean is called."""
+def describe_seeds(seeds: int) -> str:
+    """Name the line of the retrained models' mean."""
     return f"mean ± std of {seeds}" if seeds > 1 else "one seed, no spread"
 
 
-def spread(key: str, of: Band) -> str:
-    """Mean and standard deviation over the seeds, as printed."""
-    mean = printed(key, of.mean)
-    return mean if of.std is None else f"{mean} ± {printed(key, of.std)}"
+def format_band(key: str, of: Band) -> str:
+    """Format mean and standard deviation over the seeds."""
+    mean = format_value(key, of.mean)
+    return mean if of.std is None else f"{mean} ± {format_value(key, of.std)}"
 
 
-def grids(prepared: Prepared) -> dict[str, list[list[str]]]:
-    """Group -> printed cells: a head, the retrained models' mean, then one line a model."""
-    tables = {}
-    for group, keys in prepared.columns.items():
-        lines = [["Model", *map(title, keys)]]
-        bands = prepared.reference.bands if prepared.reference else {}
-        if prepared.reference and any(key in bands for key in keys):
-            cells = [spread(key, bands[key]) if key in bands else "–" for key in keys]
-            lines.append([f"retrained, {of_seeds(prepared.reference.seeds)}", *cells])
-        for row in prepared.rows:
-            lines.append([row["name"], *(printed(key, row.get(key)) for key in keys)])
-        tables[group] = lines
-    return tables
+def _lines(prepared: Prepared, keys: Sequence[str]) -> Grid:
+    """One line a model."""
+    return [[row["name"], *(format_value(k, row.get(k)) for k in keys)] for row in prepared.rows]
+
+
+def summary_grid(prepared: Prepared) -> Grid:
+    """Lay out the short table, with its own heads."""
+    keys = [key for key, _ in prepared.summary]
+    return [["model", *(column.head for _, column in prepared.summary)], *_lines(prepared, keys)]
+
+
+def group_grid(prepared: Prepared, group: str) -> Grid:
+    """Lay out one group, the retrained models' mean before the models."""
+    keys, of = prepared.columns[group], prepared.reference
+    head = [["Model", *map(format_title, keys)]]
+    bands = of.bands if of else {}
+    if of and any(key in bands for key in keys):
+        cells = [format_band(key, bands[key]) if key in bands else "–" for key in keys]
+        head.append([f"retrained, {describe_seeds(of.seeds)}", *cells])
+    return head + _lines(prepared, keys)
+
+
+def legend(prepared: Prepared) -> list[str]:
+    """Explain the short table: one line a column, then what k-NN and CKA were measured under."""
+    width = max((len(column.head) for _, column in prepared.summary), default=0)
+    lines = [f"{column.head:<{width}}  {column.legend}" for _, column in prepared.summary]
+    return lines + _conditions(prepared)
+
+
+def _conditions(prepared: Prepared) -> list[str]:
+    """One line, where all rows say the same."""
+    under = [row["conditions"] for row in prepared.rows if "conditions" in row]
+    keys = ("ks", "metric", "weights", "temperature", "space", "split", "cka")
+    if not under or any(other.get(k) != under[0].get(k) for other in under for k in keys):
+        return []
+    if not all(key in under[0] for key in keys):
+        return []
+    of = under[0]
+    votes = of["weights"] + (f" {of['temperature']}" if of["temperature"] else "")
+    space = "features" if of["space"] == "pooled" else "as features"
+    return [
+        f"k-NN: k = {of['ks'][0]}, {of['metric']}, {votes} votes, {of['space']} {space}, "
+        f"{of['split']} 80/20 split. CKA: {of['cka']}."
+    ]
+
+
+def as_text(prepared: Prepared) -> str:
+    """Write the short table for a terminal, aligned, with its legend."""
+    grid = summary_grid(prepared)
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = []
+    for cells in grid:
+        rest = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
+        lines.append("  ".join([f"{cells[0]:<{widths[0]}}", *rest]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    out = [f"left out: {name}: {why}" for name, why in prepared.left_out.items()]
+    return "\n".join([*lines, *out, "", *legend(prepared)])
 
 
 def as_csv(prepared: Prepared) -> str:
-    """One line a model, full precision, shares as fractions; empty where nothing was measured."""
+    """Write a line a model, full precision, shares as fractions; empty where nothing is known."""
     keys = [key for group in prepared.columns.values() for key in group]
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -64,14 +103,21 @@ def as_csv(prepared: Prepared) -> str:
     return text.getvalue()
 
 
+def _markdown(grid: Grid) -> list[str]:
+    cells = [[re.sub(r"\s*\n\s*", " ", c).replace("|", "\\|") for c in line] for line in grid]
+    ruler = ["---", *("---:" for _ in cells[0][1:])]
+    return ["| " + " | ".join(line) + " |" for line in [cells[0], ruler, *cells[1:]]]
+
+
 def as_markdown(prepared: Prepared) -> str:
-    """A table a group, then every definition."""
+    """Write the short table, then a table a group with every definition."""
     parts = [prepared.sentence]
-    for group, grid in grids(prepared).items():
-        cells = [[re.sub(r"\s*\n\s*", " ", c).replace("|", "\\|") for c in line] for line in grid]
-        ruler = ["---", *("---:" for _ in cells[0][1:])]
-        table = ["| " + " | ".join(line) + " |" for line in [cells[0], ruler, *cells[1:]]]
-        texts = [f"- **{title(key)}**: {define(key).text}" for key in prepared.columns[group]]
+    if prepared.summary:
+        below = [f"- {line}" for line in legend(prepared)]
+        parts.append("\n".join([*_markdown(summary_grid(prepared)), "", *below]))
+    for group, keys in prepared.columns.items():
+        texts = [f"- **{format_title(key)}**: {define(key).text}" for key in keys]
+        table = _markdown(group_grid(prepared, group))
         parts.append("\n".join([f"### {group}", "", *table, "", *texts]))
     return "\n\n".join(parts) + "\n"
 
@@ -92,11 +138,11 @@ def _latex(text: str) -> str:
 
 
 def as_latex(prepared: Prepared) -> str:
-    """A tabular a group, for booktabs; the definitions stand above as comments."""
-    parts = ["% \\usepackage{booktabs}", "% " + prepared.sentence]
-    for group, grid in grids(prepared).items():
-        keys = prepared.columns[group]
-        parts += [f"% {title(key)}: {define(key).text}" for key in keys]
+    """Write a tabular a group, for booktabs; the definitions stand above as comments."""
+    parts = ["% \\usepackage{booktabs}", "% " + " ".join(prepared.sentence.split())]
+    for group, keys in prepared.columns.items():
+        parts += [f"% {format_title(key)}: {define(key).text}" for key in keys]
+        grid = group_grid(prepared, group)
         head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in grid]
         parts += [f"\\begin{{tabular}}{{l{'r' * len(keys)}}}", f"% {group}", r"\toprule", head]
         parts += [r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
@@ -104,7 +150,7 @@ def as_latex(prepared: Prepared) -> str:
 
 
 def as_json(prepared: Prepared) -> str:
-    """The rows whole, the reference with its bands, and the definitions; see the schema."""
+    """Write the rows whole, the reference with its bands, and the definitions; see the schema."""
     of = prepared.reference
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -118,9 +164,9 @@ def as_json(prepared: Prepared) -> str:
         },
         "rows": prepared.rows,
         "definitions": {
-            key: {**define(key)._asdict(), "unverified": key in UNVERIFIED}
-            for group in prepared.columns.values()
-            for key in group
+            key: asdict(define(key)) for group in prepared.columns.values() for key in group
         },
     }
+    if prepared.left_out:
+        document["left_out"] = prepared.left_out
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""A report of any number of models: one self-contained page, and the numbers in four formats."""
+"""Write a report of any number of models: one self-contained page, and tables in four formats."""
 
 from __future__ import annotations
 
@@ -6,43 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from letheon.durable import write
 from letheon.eval.report.page import page as html
-from letheon.eval.report.pictures import Picture
-from letheon.eval.report.rows import Prepared, prepare
+from letheon.eval.report.pictures import draw_pictures
+from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
-from letheon.eval.report_accuracy import class_change, relearn, time_gap, trade_off
-from letheon.eval.report_features import cka_layers, domain_matrix, embeddings, knn_confusion
 from letheon.spans import span
-
-
-def pictures(prepared: Prepared) -> list[Picture]:
-    """All pictures in the page's order, those that cannot be drawn with the reason."""
-    return [
-        trade_off(prepared),
-        time_gap(prepared),
-        class_change(prepared),
-        cka_layers(prepared),
-        domain_matrix(prepared),
-        knn_confusion(prepared),
-        *relearn(prepared),
-        embeddings(prepared),
-    ]
 
 
 @span("saving")
 def write_report(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
+    left_out: Mapping[str, str] | None = None,
     *,
     heading: str = "What is left: an unlearning report",
     page: bool = True,
 ) -> list[Path]:
-    """Write report.html, metrics.csv, metrics.md, metrics.tex and metrics.json into `out`.
+    """Write report.html, metrics.csv, table.md, metrics.tex and metrics.json into `out`.
 
-    A row is what `measure` returns, with "name" and, as far as known:
+    A row is what `Row.as_dict` or `measure` returns, with "name" and, as far as known:
 
     - "role": original, retrained, control or unlearned (the default); "seed"; "seconds".
-    - any metric of the catalogue or another number; shares are fractions. Scores against the
+    - any metric or another number; shares are fractions. Scores against the
       retrained rows' mean are added where their ingredients are there.
     - "classes" (names) and "forgotten" (numbers); "accuracy_by_class": a share a class, held-out.
     - "cka_by_layer" and "cka_floor_by_layer": {layer: value}, to the retrained reference.
@@ -57,6 +43,7 @@ def write_report(
     Args:
         rows: one a model, names distinct.
         out: a folder, made where absent; files of these names are replaced.
+        left_out: models that could not be measured, and why; the tables name them.
         heading: of the page.
         page: False writes the tables alone, without matplotlib.
 
@@ -66,17 +53,17 @@ def write_report(
     Raises:
         InputError: rows that `prepare` refuses, or `page` without matplotlib.
     """
-    prepared = prepare(rows)
+    prepared = prepare(rows, left_out)
     texts = {
         "metrics.csv": as_csv(prepared),
-        "metrics.md": as_markdown(prepared),
+        "table.md": as_markdown(prepared),
         "metrics.tex": as_latex(prepared),
         "metrics.json": as_json(prepared),
     }
     if page:
-        texts["report.html"] = html(prepared, pictures(prepared), heading)
+        texts["report.html"] = html(prepared, draw_pictures(prepared), heading)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / name for name in texts]
     for path, text in zip(written, texts.values(), strict=True):
-        path.write_text(text, encoding="utf-8")
+        write(path, text)
     return written

@@ -17,13 +17,13 @@ from letheon.kernels.keyed import permutation
 _TRAINED = 64  # rows a list that the clustering sees
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """True where `import faiss` would find a package."""
     return importlib.util.find_spec("faiss") is not None
 
 
 def _faiss() -> Any:
-    if not installed():
+    if not is_installed():
         raise InputError(
             "got backend faiss, which is not installed; pip install '.[faiss]' in the checkout"
         )
@@ -32,7 +32,7 @@ def _faiss() -> Any:
     return faiss
 
 
-def packed(rows: Tensor, last: Tensor) -> NDArray[np.float32]:
+def pack_rows(rows: Tensor, last: Tensor) -> NDArray[np.float32]:
     """(n, D + 1) on the host: the rows with one more column, so that a bias is a product too."""
     return torch.cat([rows, last[:, None]], dim=1).float().cpu().contiguous().numpy()
 
@@ -66,10 +66,10 @@ def inverted_lists(
     lists = max(1, min(round(4 * n**0.5), n // 39))  # FAISS wants 39 rows a list
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = max(1, min(lists, max(8, lists // 16)))
-    chosen = permutation(0, "ivf-training", 0, n)[: _TRAINED * lists].numpy()
+    sample = permutation(0, "ivf-training", 0, n)[: _TRAINED * lists].numpy()
     starts = np.cumsum([0, *map(len, tiles)])
     parts = [
-        tile[chosen[(chosen >= start) & (chosen < start + len(tile))] - start]
+        tile[sample[(sample >= start) & (sample < start + len(tile))] - start]
         for tile, start in zip(tiles, starts, strict=False)
     ]
     index.train(np.concatenate(parts))

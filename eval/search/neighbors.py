@@ -32,7 +32,7 @@ Proposer = Literal[
 - ``auto``: torch-fp64 for a small database, where scoring the candidates again costs more than
   proposing saves; else torch.
 - ``faiss``: a flat index on the CPU, or on the GPUs where the installed FAISS has them.
-- ``faiss-ivf``: inverted lists: misses neighbours, and says what share it finds.
+- ``faiss-ivf``: inverted lists: misses neighbors, and says what share it finds.
 - ``faiss-cagra``: a graph on a GPU, where FAISS has cuVS: likewise; never run here.
 """
 
@@ -56,7 +56,7 @@ class Nearest(NamedTuple):
 
     places: Tensor  # (Q, k) int64
     similarity: Tensor  # (Q, k) float64: the cosine, or -d^2 / 2 for l2
-    recall: float = 1.0  # share of the true neighbours found; below 1 for faiss-ivf and -cagra only
+    recall: float = 1.0  # share of the true neighbors found; below 1 for faiss-ivf and -cagra only
 
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _keys(scores: Tensor, positions: Tensor) -> Tensor:
     return ((scores * _GRID).round().to(torch.int64) << _INDEX_BITS) - positions
 
 
-def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
+def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Positions and scores on the grid: the position is what misses to the next multiple."""
     positions = (-keys) & ((1 << _INDEX_BITS) - 1)
     return positions, ((keys + positions) >> _INDEX_BITS).double() / _GRID
@@ -106,8 +106,8 @@ def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:
     steps = torch.arange(0, groups * size, groups, device=values.device)
     rest = torch.arange(groups * size, n, device=values.device).expand(len(values), -1)
     columns = torch.cat([(best[:, None] + steps[:, None]).flatten(1), rest], dim=1)
-    found, kept = values.gather(1, columns).topk(m, dim=1, sorted=False)
-    return found, columns.gather(1, kept)
+    best, order = values.gather(1, columns).topk(m, dim=1, sorted=False)
+    return best, columns.gather(1, order)
 
 
 def _propose(scores: Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -126,16 +126,16 @@ def _propose(scores: Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
             if start:
                 values = torch.cat([best[number][0], values], dim=1)
                 places = torch.cat([best[number][1], places], dim=1)
-                values, kept = values.topk(min(m, values.shape[1]), dim=1, sorted=False)
-                best[number] = (values, places.gather(1, kept))
+                values, order = values.topk(min(m, values.shape[1]), dim=1, sorted=False)
+                best[number] = (values, places.gather(1, order))
             else:
                 best.append((values, places))
     return torch.cat([a for a, _ in best]), torch.cat([b for _, b in best])
 
 
 def _propose_faiss(scores: Scores, m: int, backend: Proposer) -> tuple[Tensor, Tensor]:
-    queries = faiss_index.packed(scores.queries, torch.ones_like(scores.queries[:, 0]))
-    tiles = (faiss_index.packed(rows, bias) for _, rows, bias in scores.prepared())
+    queries = faiss_index.pack_rows(scores.queries, torch.ones_like(scores.queries[:, 0]))
+    tiles = (faiss_index.pack_rows(rows, bias) for _, rows, bias in scores.tiles())
     if backend in _APPROXIMATE:
         values, places = _APPROXIMATE[backend](list(tiles), queries, m)
     else:
@@ -143,7 +143,7 @@ def _propose_faiss(scores: Scores, m: int, backend: Proposer) -> tuple[Tensor, T
     return values.to(scores.device), places.to(scores.device)
 
 
-def _rescored(scores: Scores, places: Tensor, counts: Tensor) -> Tensor:
+def _rescore(scores: Scores, places: Tensor, counts: Tensor) -> Tensor:
     """(Q, m) float64 exact scores of the first proposed rows of each query, _NONE for the others.
 
     Args:
@@ -157,21 +157,23 @@ def _rescored(scores: Scores, places: Tensor, counts: Tensor) -> Tensor:
     for start in range(0, len(places), step):
         m = max(all_counts[start : start + step])
         query = scores.queries[start : start + step, :, None]  # (q, D, 1)
-        here = places[start : start + step, :m].clamp(min=0)
+        block = places[start : start + step, :m].clamp(min=0)
         parts = []
-        for chosen in here.split(max(1, scores.held // (width * step)), dim=1):
-            rows = scores.database.index_select(0, chosen.flatten().to(scores.database.device))
-            parts.append(torch.bmm(scores.moved(rows).view(*chosen.shape, width), query)[:, :, 0])
-        found = torch.cat(parts, dim=1) * scores.scale[here] + scores.bias[here]
+        for part in block.split(max(1, scores.held // (width * step)), dim=1):
+            rows = scores.database.index_select(0, part.flatten().to(scores.database.device))
+            parts.append(
+                torch.bmm(scores.center_rows(rows).view(*part.shape, width), query)[:, :, 0]
+            )
+        found = torch.cat(parts, dim=1) * scores.scale[block] + scores.bias[block]
         exact[start : start + step, :m] = found
     return exact.masked_fill_(places < 0, _NONE)
 
 
-def _exhaustive(scores: Scores, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(q, k) positions and float64 scores of the chosen queries, from every score."""
-    parts = scores.queries[chosen].split(max(1, scores.tile[0] // 2))
+def _search_all(scores: Scores, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(q, k) positions and float64 scores of some queries, from every score."""
+    parts = scores.queries[queries].split(max(1, scores.tile[0] // 2))
     best: list[Tensor] = []
-    for start, rows, bias in scores.prepared():
+    for start, rows, bias in scores.tiles():
         positions = torch.arange(start, start + len(rows), device=rows.device)
         for number, part in enumerate(parts):
             found = _keys(part @ rows.T + bias, positions)
@@ -179,7 +181,7 @@ def _exhaustive(scores: Scores, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]
                 found = torch.cat([best[number], found], dim=1)
             found = found.topk(min(k, found.shape[1]), dim=1).values
             best[number : number + 1] = [found]
-    return _decoded(torch.cat(best))
+    return _decode(torch.cat(best))
 
 
 def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
@@ -189,7 +191,7 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     m = min(n, 2 * k + 8 * _SPARE if backend == "torch-bf16" else k + k // 8 + _SPARE)
     small = n <= m * _WORTH.get(scores.device.type, _WORTH["cpu"])
     if backend == "torch-fp64" or (backend == "auto" and small):
-        return _exhaustive(scores, everything, k)
+        return _search_all(scores, everything, k)
     with _full_float32():
         if backend == "faiss" or backend in _APPROXIMATE:
             fast, places = _propose_faiss(scores, m, backend)
@@ -205,7 +207,7 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
     counts, unproven = (fast >= floor).sum(dim=1), fast[:, -1:] >= floor
     if backend in _APPROXIMATE or backend == "torch-bf16":
         counts = counts.new_full((len(places),), m)
-    exact = _rescored(scores, places, counts)
+    exact = _rescore(scores, places, counts)
     if backend == "torch-bf16":
         kth = exact.topk(k, dim=1).values[:, -1:]
         unproven = kth <= fast[:, -1:] + 4 * float((fast - exact).abs().max())
@@ -217,7 +219,7 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
         return places, values
     again = unproven.nonzero()[:, 0]
     if len(again):
-        places[again], values[again] = _exhaustive(scores, again, k)
+        places[again], values[again] = _search_all(scores, again, k)
     return places, values
 
 
@@ -262,7 +264,7 @@ def nearest(
         padded = torch.full((1, len(queries), k), _LEAST, device=ranks.device)
         padded[0, :, : keys.shape[1]] = keys
         keys = gather_rows(padded, ranks).movedim(0, 1).flatten(1).topk(k, dim=1).values
-    places, values = _decoded(keys)
+    places, values = _decode(keys)
     found = Nearest(places, values * scores.unit - scores.offset)
     if backend in _APPROXIMATE:
         return found._replace(recall=_recall(database, queries, found, metric, ranks))
@@ -272,7 +274,7 @@ def nearest(
 def _recall(
     database: Tensor, queries: Tensor, found: Nearest, metric: Metric, ranks: Ranks
 ) -> float:
-    """Share of the true neighbours that were found, over a fixed sample of the queries."""
+    """Share of the true neighbors that were found, over a fixed sample of the queries."""
     k = found.places.shape[1]
     sample = permutation(0, "recall", 0, len(queries))[:_SAMPLED]
     exact = nearest(database, queries[sample.to(queries.device)], k, metric, "torch", ranks)

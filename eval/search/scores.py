@@ -20,7 +20,7 @@ _RANGE = 2.0**60  # norms within 1/_RANGE.._RANGE cannot leave float32's range i
 
 
 class Scores:
-    """score(q, x_i) = q . (x_i - centre) scale_i + bias_i, at most about 1 in size.
+    """score(q, x_i) = q . (x_i - center) scale_i + bias_i, at most about 1 in size.
 
     `database` holds this rank's rows, wherever they lie; `queries` and all arithmetic are on
     `ranks.device`. What scores are relative to is the same on every rank.
@@ -35,7 +35,7 @@ class Scores:
         self.held = _CACHED if cores == 1 else _SHARED * cores
         if self.device.type == "cuda":
             self.held = _HELD
-        self.centre: Tensor | None = None
+        self.center: Tensor | None = None
         wide = queries.to(self.device).double()
         if metric == "cosine":
             norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
@@ -52,38 +52,42 @@ class Scores:
         for rows in self._tiles():
             sums[0] += rows.sum(dim=0)
         sum_over_ranks(sums, ranks)
-        self.centre = sums[0] / sums[1]
+        self.center = sums[0] / sums[1]
         if database.dtype != torch.float64:
-            self.centre = self.centre.float().double()  # any centre will do: one float32 can hold
-        self.queries = wide - self.centre
-        lengths, asked = self._lengths(), self.queries.square().sum(dim=1, keepdim=True)
+            self.center = self.center.float().double()  # any center will do: one float32 can hold
+        self.queries = wide - self.center
+        lengths, query_lengths = self._lengths(), self.queries.square().sum(dim=1, keepdim=True)
         far = float(gather_rows(torch.cat([lengths, lengths.new_zeros(1)]), ranks).max())
-        self.unit = max(float(asked.max()) ** 0.5 * far**0.5 + far / 2, 1e-300)
+        self.unit = max(float(query_lengths.max()) ** 0.5 * far**0.5 + far / 2, 1e-300)
         self.scale = torch.full_like(lengths, 1 / self.unit)
         self.bias = lengths / (-2 * self.unit)
-        self.offset = asked / 2
-        self.plain = 1 / _RANGE < self.unit < _RANGE and float(asked.max()) < _RANGE
+        self.offset = query_lengths / 2
+        self.plain = 1 / _RANGE < self.unit < _RANGE and float(query_lengths.max()) < _RANGE
 
-    def moved(self, rows: Tensor) -> Tensor:
-        """(..., D) float64 on the device, about the centre, from raw database rows."""
+    def center_rows(self, rows: Tensor) -> Tensor:
+        """Center raw database rows: (..., D) float64 on the device."""
         wide = rows.to(self.device).double()
-        return wide if self.centre is None else wide - self.centre
+        return wide if self.center is None else wide - self.center
 
     def _tiles(self) -> Iterator[Tensor]:
         """All rows by (n, D) float64, few at once."""
         for rows in self.database.split(max(1, self.held // self.database.shape[1])):
-            yield self.moved(rows)
+            yield self.center_rows(rows)
 
     def _lengths(self) -> Tensor:
-        """(N,) float64: |x - centre|^2."""
+        """(N,) float64: |x - center|^2."""
         return torch.cat([rows.square().sum(dim=1) for rows in self._tiles()])
 
-    def prepared(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Tiles: the first position, (n, D) float64 moved and scaled rows, (n,) their biases."""
+    def tiles(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Tiles: the first position, (n, D) float64 centered and scaled rows, (n,) their biases."""
         step = max(1, min(self.tile[1], _PREPARED // self.database.shape[1]))
         for start in range(0, len(self.database), step):
-            here = slice(start, start + step)
-            yield start, self.moved(self.database[here]) * self.scale[here, None], self.bias[here]
+            part = slice(start, start + step)
+            yield (
+                start,
+                self.center_rows(self.database[part]) * self.scale[part, None],
+                self.bias[part],
+            )
 
     def fast(
         self, dtype: torch.dtype
@@ -94,16 +98,16 @@ class Scores:
         or rounded once; only numbers that could leave its range are scaled in float64 first.
         """
         for start in range(0, len(self.database), self.tile[1]):
-            here = slice(start, start + self.tile[1])
-            rows, scale = self.database[here], self.scale[here].float()
-            bias = None if self.centre is None else self.bias[here].float()
+            part = slice(start, start + self.tile[1])
+            rows, scale = self.database[part], self.scale[part].float()
+            bias = None if self.center is None else self.bias[part].float()
             if not self.plain:
-                yield start, (self.moved(rows) * self.scale[here, None]).to(dtype), None, bias
+                yield start, (self.center_rows(rows) * self.scale[part, None]).to(dtype), None, bias
                 continue
-            if self.centre is None:
+            if self.center is None:
                 near = rows.to(self.device)
             elif rows.dtype == torch.float64:
-                near = self.moved(rows)
+                near = self.center_rows(rows)
             else:
-                near = rows.to(self.device).float() - self.centre.float()
+                near = rows.to(self.device).float() - self.center.float()
             yield start, near.to(dtype), scale, bias

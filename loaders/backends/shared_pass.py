@@ -47,8 +47,8 @@ def source(loader: Loader, stream: Stream | Reads) -> Hashable:
         return None  # where ranks give each other rows, all must draw the same number of batches
     images, numbers = unwrapped(loader.images)
     return (
-        type(loader), id(images), numbers.tobytes(),
-        loader.images.labels.tobytes(), loader.forget.tobytes(),
+        type(loader), id(images), numbers.tobytes(), loader.images.labels.tobytes(),
+        loader.forget.tobytes(),
         loader.preset.with_size(Stream.of(stream).image_size), loader.seed, loader.block,
     )  # fmt: skip
 

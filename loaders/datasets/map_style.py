@@ -52,11 +52,12 @@ class MapStyleImages(ImageSet):
         self.dataset, self.name = dataset, name or type(dataset).__name__
         if not len(dataset):
             raise InputError(f"{self.name}: got an empty dataset, expected images; fill it")
-        image, first = self.item(0)
+        with KeyedRandom(0, "dataset", 0, 0):  # a random transform must not advance the process's
+            image, first = self.item(0)
+            labels = _label_array(dataset)
+            if labels is None or len(labels) != len(dataset) or labels[0] != first:
+                labels = np.array([self.item(i)[1] for i in range(len(dataset))], np.int64)
         self.tensors = isinstance(image, Tensor) and image.is_floating_point()
-        labels = _label_array(dataset)
-        if labels is None or len(labels) != len(dataset) or labels[0] != first:
-            labels = np.array([self.item(i)[1] for i in range(len(dataset))], np.int64)
         if labels.min() < 0:
             raise InputError(
                 f"{self.name}: got the label {labels.min()}, expected 0 and up; number the classes "
@@ -101,10 +102,8 @@ class MapStyleImages(ImageSet):
         n = len(self)
         total = hashlib.sha256("\n".join((str(n), *self.classes)).encode())
         total.update(self.labels.astype("<i8").tobytes())
-        sample: Sequence[int] = range(n)
-        if n > SMALL:
-            sample = keyed.permutation(0, "digest", 0, n)[:SMALL].tolist()
-        for i in sample:
+        sample = torch.arange(n) if n <= SMALL else keyed.permutation(0, "digest", 0, n)[:SMALL]
+        for i in sample.tolist():
             with KeyedRandom(0, "digest", 0, i):
                 image = self.item(i)[0] if self.tensors else self.read(i)
             pixels = np.ascontiguousarray(image)

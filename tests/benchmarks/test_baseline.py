@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -33,7 +32,7 @@ RATES = {"ft": 1e-3, "ga": 1e-3, "salun": 1e-3, "spkd": 1e-5}  # at 1e-3 SPKD is
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of JPEGs of different sizes, an original and a retrained network."""
-    from photographs import drawn
+    from end_to_end.photographs import draw
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("jpegs")
@@ -42,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / "images" / side / f"class{c}"
             folder.mkdir(parents=True)
             for i in range(count):
-                cut = drawn(c, 100 * number + i)[: 40 + i, : 50 - 2 * i]
+                cut = draw(c, 100 * number + i)[: 40 + i, : 50 - 2 * i]
                 Image.fromarray(cut).save(folder / f"{i}.jpg", quality=90)
     for seed, name in enumerate(("original", "retrained")):
         model = build("small", CLASSES, seed, PRESET)
@@ -52,15 +51,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def theirs(world: Path, method: str) -> dict[str, torch.Tensor]:
-    from baseline_data import Images
-    from baseline_methods import Training, forget
-    from baseline_model import load
-    from spans import Spans
+    from baseline.data import Images
+    from baseline.model import load
+    from baseline.training import Training, forget
 
     model = load(world / "original.safetensors", torch.device("cpu"))
     images = Images(world / "images", FORGET, PRESET, workers=0)
     run = Training(
-        model, images, Spans(), epochs=2, lr=RATES[method], batch_size=8, seed=1,
+        model, images, epochs=2, lr=RATES[method], batch_size=8, seed=1,
         device=torch.device("cpu"), validate=False,
     )  # fmt: skip
     forget(method, run)  # type: ignore[arg-type]
@@ -84,9 +82,8 @@ def test_the_weights_are_equal(method: str, world: Path, scripts: Scripts, tmp_p
 
 
 def test_the_rows_are_equal(world: Path, scripts: Scripts, tmp_path: Path) -> None:
-    from baseline_data import Images
-    from baseline_evaluation import evaluate
-    from spans import Spans
+    from baseline.data import Images
+    from baseline.evaluation import evaluate
 
     ended = scripts(
         "evaluate", "--data", world / "images", "--original", world / "original.safetensors",
@@ -100,7 +97,7 @@ def test_the_rows_are_equal(world: Path, scripts: Scripts, tmp_path: Path) -> No
     images = Images(world / "images", FORGET, PRESET, workers=0)
     row = evaluate(
         world / "original.safetensors", world / "retrained.safetensors", images,
-        world / "images" / "downstream", 8, torch.device("cpu"), Spans(),
+        world / "images" / "downstream", 8, torch.device("cpu"),
     )  # fmt: skip
     assert len(row) == 7
     for name in ("FA", "RA", "TFA", "TRA", "knn"):
@@ -110,7 +107,7 @@ def test_the_rows_are_equal(world: Path, scripts: Scripts, tmp_path: Path) -> No
 
 
 def test_batch_cka_is_our_legacy_value() -> None:
-    from baseline_evaluation import batch_cka
+    from baseline.evaluation import batch_cka
 
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 7, generator=draw), torch.randn(40, 5, generator=draw)
@@ -120,15 +117,14 @@ def test_batch_cka_is_our_legacy_value() -> None:
 
 
 def test_the_mask_has_the_largest_gradients_and_no_other_weight_moves(world: Path) -> None:
-    from baseline_data import Images
-    from baseline_methods import Training, forget
-    from baseline_model import load
-    from spans import Spans
+    from baseline.data import Images
+    from baseline.model import load
+    from baseline.training import Training, forget
 
     model = load(world / "original.safetensors", torch.device("cpu"))
     images = Images(world / "images", FORGET, replace(PRESET, augment="pad-crop-flip"), 0)
     run = Training(
-        model, images, Spans(), epochs=1, lr=0.1, batch_size=8, seed=1,
+        model, images, epochs=1, lr=0.1, batch_size=8, seed=1,
         device=torch.device("cpu"), density=0.25, validate=False,
     )  # fmt: skip
     forget("salun", run)
@@ -142,7 +138,7 @@ def test_the_mask_has_the_largest_gradients_and_no_other_weight_moves(world: Pat
 
 
 def test_the_hook_gives_our_features(world: Path) -> None:
-    from baseline_model import Hook, load
+    from baseline.model import Hook, load
 
     ours = load_model(world / "original.safetensors")
     model = load(world / "original.safetensors", torch.device("cpu"))
@@ -150,21 +146,3 @@ def test_the_hook_gives_our_features(world: Path) -> None:
     logits, expected = model(pixels), ours((pixels - 0.5) / 0.5)
     torch.testing.assert_close(hook.features, expected.features, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
-
-
-def test_spans_add_up_and_inner_time_is_not_outer_time() -> None:
-    import time
-
-    from spans import Spans
-
-    spans = Spans()
-    begun = time.perf_counter()
-    with spans("compute"):
-        for _ in spans.waiting("data", iter([1, 2])):
-            pass
-        with spans("validation", whole=True):
-            for _ in spans.waiting("data", iter([1])):
-                time.sleep(0.05)
-    spans.write()
-    assert spans.seconds["validation"] >= 0.05 > spans.seconds["compute"] + spans.seconds["data"]
-    assert np.isclose(sum(spans.seconds.values()), time.perf_counter() - begun, atol=0.05)

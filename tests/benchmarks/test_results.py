@@ -78,13 +78,13 @@ def test_a_lost_ratio_is_told_and_seconds_alone_are_not(tmp_path: Path) -> None:
 
 
 def test_exponents() -> None:
-    from bench_growth import curve_rows, exponent
+    from bench_growth import exponent, exponent_rows
 
     assert abs(exponent([10, 100, 1000], [3 * 10**1.5, 3 * 100**1.5, 3 * 1000**1.5]) - 1.5) < 1e-9
-    points = [
-        {"time": [n * 1e-6] * 3, "memory": [float(64 * n)]} for n in (10**3, 10**4, 10**5, 10**6)
-    ]
-    rows = {r.metric: r.median for r in curve_rows("order of an epoch", points)}
+    points = {
+        n: {"time": [n * 1e-6] * 3, "memory": [float(64 * n)]} for n in (10**3, 10**4, 10**5, 10**6)
+    }
+    rows = {r.metric: r.median for r in exponent_rows("order of an epoch", points)}
     assert rows["time exponent"] == 1.0
     # Only the last two peaks are above what an allocator does by itself.
     assert rows["memory exponent"] == 1.0
@@ -102,8 +102,8 @@ def test_a_point_of_a_growth_curve_is_measured() -> None:
 def test_update_gap_and_shares_of_a_job() -> None:
     import torch
     from bench_end_to_end import _jobs, _sum, update_gap
-    from end_to_end_sides import Spent
-    from spans import PARTS
+    from end_to_end.sides import Spent
+    from harness import PARTS
 
     start, ours, theirs = ({"w": torch.tensor([0.0, v])} for v in (0.0, 1.1, 1.0))
     assert abs(update_gap(start, ours, theirs) - 0.1) < 1e-6
@@ -114,37 +114,68 @@ def test_update_gap_and_shares_of_a_job() -> None:
 
 
 def test_retraining_ratios_are_seed_by_seed() -> None:
-    from bench_retrain import rows_of
+    from bench_retrain import summary_rows
 
     runs = {
         "plain": [{"processor": t, "wall": t, "accuracy": 0.5} for t in (10.0, 20.0, 30.0)],
         "fast": [{"processor": t, "wall": t, "accuracy": 0.6} for t in (2.0, 5.0, 5.0)],
     }
-    found = {(r.variant, r.metric): r for r in rows_of(runs, "x", "cpu")}
+    found = {(r.variant, r.metric): r for r in summary_rows(runs, "x", "cpu")}
     assert found["fast", "ratio, processor"].median == 5.0  # of 5, 4 and 6
     assert found["fast", "accuracy"].median == 0.6 and ("plain", "ratio, wall") not in found
 
 
-def test_what_a_number_format_costs_is_paired_by_seed() -> None:
-    from bench_dtype import METRICS, lost, rows_of
+def test_a_method_repeated_beside_a_command_that_ran_once() -> None:
+    from bench_end_to_end import ONE_PASS, SETTINGS, timings
+    from end_to_end.sides import TOGETHER, Spent
 
-    shares = {("salun", "fp32"): (0.9, 0.5), ("salun", "bf16"): (0.8, 0.6)}
-    found = {key: [dict.fromkeys(METRICS, v) for v in values] for key, values in shares.items()}
-    assert lost(found, "salun") == pytest.approx([0.1, -0.1])
-    rows = {(r.variant, r.metric): r for r in rows_of(found, "x", "cpu")}
-    assert rows["bf16", "TRA difference"].p20 == pytest.approx(-0.06)  # of -0.1 and 0.1
-    assert rows["fp32", "FA"].median == 0.7 and ("fp32", "TRA difference") not in rows
+    def runs(*walls: float) -> list[Spent]:
+        return [Spent(wall, wall, {"data": wall}) for wall in walls]
+
+    spent = {
+        ("baseline", "salun"): runs(10, 20), ("baseline", "evaluate"): runs(3, 6),
+        ("ours fp32", "salun"): runs(5, 5), ("ours fp32", "evaluate"): runs(3, 3),
+        ("ours fp32", TOGETHER): runs(4),
+    }  # fmt: skip
+    setting = SETTINGS["small, 64 px"]
+    rows = timings(setting, ["baseline", "ours fp32"], spent, "cpu", ["salun"])
+    found = {(r.x.rpartition(": ")[2], r.variant, r.metric): r for r in rows}
+    assert found["salun", "ours fp32", "ratio"].n == 2
+    assert found["salun", "ours fp32", "wall"].median == 6  # 5 and a third of 3
+    assert found[ONE_PASS, "ours fp32", "ratio"].n == 1
+    assert found[ONE_PASS, "ours fp32", "ratio"].median == pytest.approx(13 / 7, rel=1e-3)
 
 
-def test_peers_give_our_answers() -> None:
-    import torch
-    from bench_peers import accuracies, neighbours
+def test_a_run_that_is_cut_off_keeps_its_rows(tmp_path: Path) -> None:
+    from collections.abc import Iterator
 
-    # Two classes and an odd number of votes: no ties, which lightly breaks otherwise.
-    for ways in (neighbours(60, 20, 8, 2), accuracies(40, 4)):
-        ours = ways.pop("ours")()
-        for way in ways.values():  # those that are installed
-            torch.testing.assert_close(way().to(ours.dtype), ours)
+    from harness import Results, Row, row
+    from plot import read
+
+    def rows() -> Iterator[Row]:
+        yield row("a", "ours", [1.0], device="cpu")
+        yield row("b", "ours", [2.0, 4.0], device="cpu")
+        raise KeyboardInterrupt
+
+    results = Results(tmp_path / "new" / "out.csv")
+    with pytest.raises(KeyboardInterrupt):
+        results.add(rows())
+    assert [(r["name"], r["median"]) for r in read(tmp_path / "new" / "out.csv")] == [
+        ("a", "1.0"), ("b", "3.0"),
+    ]  # fmt: skip
+    Results(tmp_path / "new" / "out.csv", append=True).add([row("c", "ours", [1.0], device="cpu")])
+    assert [r["name"] for r in read(tmp_path / "new" / "out.csv")] == ["a", "b", "c"]
+    Results(tmp_path / "new" / "out.csv")
+    assert read(tmp_path / "new" / "out.csv") == []
+
+
+def test_mypy_reads_every_benchmark() -> None:
+    import tomllib
+
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    folders = {path.parent.name for path in (ROOT / "benchmarks").glob("*/*.py")}
+    assert set(told["modules"]) == scripts and folders <= set(told["packages"])
 
 
 @pytest.mark.slow
@@ -155,7 +186,7 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
 
     out = tmp_path / "out.csv"
     told = ["--out", str(out), "--settings", "small, 64 px", "--scale", "0.1", "--no-bf16"]
-    told += ["--methods", "salun", "spkd", "--repeats", "1"]
+    told += ["--methods", "spkd", "--repeats", "2"]
     script = ROOT / "benchmarks" / "bench_end_to_end.py"
     ended = subprocess.run(
         [sys.executable, str(script), *told], capture_output=True, text=True, check=False

@@ -18,7 +18,7 @@ from torch import nn
 from letheon.engine.checkpoints.model_file import load_model, save_model, weights_digest
 from letheon.engine.checkpoints.weights_file import write_weights
 from letheon.engine.models.classifier import Classifier, build
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from tests.engine.files import refusal, saved, state_of
 
 KEY = "layer1.0.conv1.weight"
@@ -76,9 +76,9 @@ def test_another_architecture_is_refused_with_the_one_that_fits(
     path = saved(tmp_path, state_of(model))
     text = refusal(path, name="resnet32")
     assert "layer1.3.conv1.weight" in text and "resnet32 with 4 classes" in text
-    assert text.endswith("its keys fit --model resnet20")
+    assert text.endswith("its keys fit model resnet20")
     assert "layer1.3.bn1.num_batches_tracked" not in text
-    assert refusal(path).endswith("its keys fit --model resnet20")
+    assert refusal(path).endswith("its keys fit model resnet20")
     save_model(tmp_path / "run", model)
     assert "a resnet20; expected small" in refusal(tmp_path / "run", name="small")
 
@@ -210,10 +210,10 @@ def test_a_failed_save_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(RunFailed, match="No space left on device"):
         save_model(tmp_path, build("small", 3))
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
     assert (tmp_path / "weights.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="writing failed"):
+    with pytest.raises(InputError, match="cannot be made"):
         save_model(tmp_path / "file" / "run", model)

@@ -1,4 +1,4 @@
-"""`--dtype auto` on a CPU: by what was measured, the same on all ranks, told and recorded."""
+"""`dtype auto`: by capability; under `tune_step` by a measurement, equal on ranks, recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from letheon.engine import precision as module
 from letheon.engine.distributed import Ranks
-from letheon.engine.gradients import summed_gradients
 from letheon.engine.loop import run_method
 from letheon.engine.method import Run
 from letheon.engine.precision import LEAST_GAIN, Precision, bf16_gain
@@ -25,90 +24,102 @@ CPU = torch.device("cpu")
 METHOD = Finetune(Recipe(epochs=1, lr=0.01, batch_size=16))
 
 
-def run_with(gain: float, ranks: Ranks, patch: pytest.MonkeyPatch, size: int = 64) -> Run:
-    """A run whose machine would measure `gain`, of a network that says it reads `size` pixels."""
+def run_with(gain: float, ranks: Ranks, patch: pytest.MonkeyPatch) -> Run:
+    """A tuned run whose machine measures `gain`, of a network that says it reads 64 pixels."""
     patch.setattr(module, "bf16_gain", lambda: gain)
     run = run_of(METHOD, ranks)
-    run.precision = Precision().resolve(ranks.device)
-    run.model.preset = replace(run.model.preset, size=size)
+    run.precision = Precision(tune_step=True)
+    run.model.preset = replace(run.model.preset, size=64)
     return run
 
 
 @pytest.mark.parametrize(
-    ("gain", "size", "dtype", "told"),
+    ("gain", "size", "dtype", "lines"),
     [
         (2.25, 64, "bf16", 1),
         (LEAST_GAIN, 224, "bf16", 1),
         (1.39, 224, "fp32", 1),
         (0.49, 64, "fp32", 1),
-        (2.25, 63, "fp32", 0),  # small images are not worth asking for
+        (2.25, 63, "fp32", 0),  # small images are not worth a measurement
     ],
 )
-def test_the_faster_one_is_taken(
-    gain: float, size: int, dtype: str, told: int, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_takes_the_faster_format(
+    gain: float, size: int, dtype: str, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_with(gain, Ranks(), monkeypatch, size)
-    assert run.precision.dtype == "auto"
-    run.decide_dtype()
-    run.decide_dtype()
-    assert run.precision.dtype == dtype
-    assert [line[:10] for line in run.notes] == [f"dtype {dtype}"] * told
+    monkeypatch.setattr(module, "bf16_gain", lambda: gain)
+    precision, line = Precision(tune_step=True).tune(size, Ranks())
+    assert precision == Precision(dtype, tune_step=True)  # type: ignore[arg-type]
+    assert line.startswith(f"dtype {dtype}: " if lines else "") and bool(line) == bool(lines)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_named_one_is_taken_as_it_is(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_format_is_never_measured(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "bf16_gain", lambda: pytest.fail("measured"))
-    known = Precision(dtype)  # type: ignore[arg-type]
-    assert known.tune(224, Ranks()) == (known, "")
+    precision = Precision(dtype, tune_step=True)  # type: ignore[arg-type]
+    assert precision.tune(224, Ranks()) == (precision, "")
 
 
-def test_undecided_computes_in_fp32() -> None:
-    """As evaluation does, which asks for no decision."""
+@pytest.mark.parametrize("size", [8, 224])
+def test_without_tuning_nothing_is_measured(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast bf16 is, a CPU trains in fp32: the default is deterministic."""
+    run = run_with(100.0, Ranks(), monkeypatch)
+    run.model.preset = replace(run.model.preset, size=size)
+    run.precision = Precision()
+    monkeypatch.setattr(module, "bf16_gain", lambda: pytest.fail("measured"))
+    run_method(METHOD, run)
+    assert run.precision.dtype == "fp32"
+    assert run.notes == []
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, "bf16"), (False, "fp32")])
+def test_a_cuda_device_takes_bf16_where_it_has_it(
+    has_bf16: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    for tune_step in (False, True):
+        precision = Precision(tune_step=tune_step).resolve(torch.device("cuda"))
+        assert precision == Precision(dtype, tune_step=tune_step)  # type: ignore[arg-type]
+
+
+def test_an_open_format_computes_in_fp32() -> None:
+    """As evaluation does, which tunes nothing."""
     layer = torch.nn.Linear(2, 2)
-    with Precision().resolve(CPU).autocast(CPU):
+    open_format = Precision(tune_step=True).resolve(CPU)
+    assert open_format.dtype == "auto"
+    with open_format.autocast(CPU):
         assert layer(torch.ones(1, 2)).dtype == torch.float32
 
 
-def decided(ranks: Ranks, gains: list[float]) -> tuple[str, list[str]]:
+def tuned_run(ranks: Ranks, gains: list[float]) -> tuple[str, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         run = run_with(gains[ranks.rank], ranks, patch)
-        run.decide_dtype()
+        run_method(METHOD, run)
         return run.precision.dtype, run.notes
 
 
 def test_all_ranks_take_what_the_first_one_measured() -> None:
     for gains, dtype in (([2.0, 0.5], "bf16"), ([0.5, 2.0], "fp32")):
-        [first, second] = on_ranks(2, decided, gains)
+        [first, second] = on_ranks(2, tuned_run, gains)
         assert first == second
         assert first[0] == dtype
 
 
-def test_the_decision_is_told_and_recorded(
+def test_a_trial_is_printed_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_with(2.25, Ranks(), monkeypatch)
     record = Record(tmp_path, run.ranks, {})
     run_method(METHOD, run, record.log)
-    record.finish(method="Finetune")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     [note] = [line["text"] for line in lines if line["kind"] == "note"]
     assert note.startswith("dtype bf16: a product in bf16 is 2.25 times")
     assert {line["dtype"] for line in lines if line["kind"] == "phase"} == {"bf16"}
     assert note in capsys.readouterr().err
-    ended = json.loads((tmp_path / "run.json").read_text())
-    assert ended == {"dtype": "bf16", "method": "Finetune"}
-
-
-def test_saliency_is_summed_in_the_runs_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask made by itself is the mask that the run would make."""
-    run = run_with(2.25, Ranks(), monkeypatch)
-    summed_gradients(run, "forget", lambda net, batch: net(batch.images).logits.float().mean())
-    assert run.precision.dtype == "bf16"
 
 
 def test_measuring_leaves_torch_as_it_was() -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     bf16_gain.cache_clear()
-    assert bf16_gain(32, 1) > 0
+    assert bf16_gain() > 0
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)

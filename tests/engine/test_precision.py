@@ -113,7 +113,7 @@ def test_no_step_reads_a_value_back(name: str) -> None:
     assert reading.met == []
 
 
-class Telling(Finetune):
+class ReadsBack(Finetune):
     """Prints its loss at every step, as many a script does."""
 
     def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
@@ -121,9 +121,9 @@ class Telling(Finetune):
 
 
 def test_a_value_read_back_is_noticed() -> None:
-    run, steps = watched(Telling(RECIPE))
+    run, steps = watched(ReadsBack(RECIPE))
     with Reading(steps) as reading:
-        run_method(Telling(RECIPE), run)
+        run_method(ReadsBack(RECIPE), run)
     assert reading.met == ["aten._local_scalar_dense.default"] * steps.taken
 
 

@@ -103,7 +103,7 @@ def test_gradients_of_the_flat_buffer_stay_views() -> None:
     assert not any(parameter.any() for parameter in model.parameters())
 
 
-def test_the_way_that_is_chosen() -> None:
+def test_auto_is_buckets_but_one_buffer_with_compile() -> None:
     assert Precision().reduction(1) == "none"
     assert Precision().reduction(2) == "ddp"
     assert Precision(compile="default").reduction(1) == "none"
@@ -113,15 +113,15 @@ def test_the_way_that_is_chosen() -> None:
         Precision(compile="max", reduce="ddp")
 
 
-def chosen(ranks: Ranks, said: dict[str, list[float]]) -> tuple[str, str]:
+def choice(ranks: Ranks, seconds: dict[str, list[float]]) -> tuple[str, str]:
     run = run_of(Finetune(RECIPE), ranks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient_sync_trial, "_seconds", lambda _, way: said[way][ranks.rank])
-        return gradient_sync_trial.quicker(run)
+        patch.setattr(gradient_sync_trial, "_seconds", lambda _, way: seconds[way][ranks.rank])
+        return gradient_sync_trial.choose_reduction(run)
 
 
 @pytest.mark.parametrize(
-    ("said", "way"),
+    ("seconds", "way"),
     [
         ({"ddp": [1.0, 5.0], "flat": [2.0, 3.0]}, "flat"),  # the slowest rank counts
         ({"ddp": [2.0, 1.0], "flat": [1.0, 4.0]}, "ddp"),
@@ -129,35 +129,47 @@ def chosen(ranks: Ranks, said: dict[str, list[float]]) -> tuple[str, str]:
     ],
 )
 def test_all_ranks_take_what_is_quicker_on_the_slowest(
-    said: dict[str, list[float]], way: str
+    seconds: dict[str, list[float]], way: str
 ) -> None:
-    answers = on_ranks(2, chosen, said)
+    answers = on_ranks(2, choice, seconds)
     assert answers[0] == answers[1]
     assert answers[0][0] == way and f"reduce {way}:" in answers[0][1]
 
 
-def tried(ranks: Ranks, epochs: int) -> tuple[dict[str, torch.Tensor], list[str], bool]:
+def run_with_trial(ranks: Ranks, epochs: int) -> tuple[dict[str, torch.Tensor], list[str], bool]:
     """A run that chooses for itself; whether the trial left weights and random numbers alone."""
     method = Finetune(replace(RECIPE, epochs=epochs))
     run = run_of(method, ranks)
     run.precision = Precision("fp32", tune_step=True)
-    before, drawn = weights(run), torch.get_rng_state()
-    gradient_sync_trial.quicker(run)
+    before, generator = weights(run), torch.get_rng_state()
+    gradient_sync_trial.choose_reduction(run)
     alone = all(torch.equal(value, before[key]) for key, value in weights(run).items())
-    alone &= torch.equal(drawn, torch.get_rng_state())
+    alone &= torch.equal(generator, torch.get_rng_state())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradient_sync_trial, "LEAST_STEPS", 8)  # 31 images to retain, batches of 8
         run_method(method, run)
     return weights(run), run.notes, alone
 
 
-def test_a_trial_changes_nothing_and_is_told() -> None:
+def test_a_trial_changes_nothing_and_is_noted() -> None:
     alone = end(Ranks(), Finetune(RECIPE), Precision("fp32"))
-    for result, notes, untouched in on_ranks(2, tried, 2):
+    for result, notes, untouched in on_ranks(2, run_with_trial, 2):
         assert untouched
         assert len(notes) == 1 and notes[0].startswith("reduce ")
         assert_close(result, alone, TOLERANCE)
-    assert all(not notes for _, notes, _ in on_ranks(2, tried, 1))  # four steps: no trial
+    assert all(not notes for _, notes, _ in on_ranks(2, run_with_trial, 1))  # four steps: no trial
+    assert all(not notes for notes in on_ranks(2, notes_without_tuning))
+
+
+def notes_without_tuning(ranks: Ranks) -> list[str]:
+    """The default is deterministic: no trial however long the run."""
+    method = Finetune(replace(RECIPE, epochs=2))
+    run = run_of(method, ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_sync_trial, "LEAST_STEPS", 0)
+        patch.setattr(gradient_sync_trial, "_seconds", lambda *_: pytest.fail("a trial"))
+        run_method(method, run)
+    return run.notes
 
 
 def partly_frozen(ranks: Ranks, method: Method) -> tuple[dict[str, torch.Tensor], bool | None]:

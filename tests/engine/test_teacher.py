@@ -14,7 +14,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.teacher import folded, frozen_copy, teacher_features
+from letheon.engine.teacher import fold_batch_norms, frozen_copy, teacher_features
 from letheon.engine.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.methods.finetune import Finetune
@@ -81,6 +81,7 @@ def test_the_network_is_not_touched_and_the_copy_does_not_follow() -> None:
     with torch.no_grad():
         for parameter in run.model.parameters():
             parameter.add_(1.0)
+    assert run.teacher() is not teacher  # a teacher made now is another
     assert torch.equal(teacher(images).logits, answer)
 
 
@@ -99,7 +100,7 @@ class Counted:
     """How often a teacher has run."""
 
     def __init__(self, teacher: Classifier):
-        self.calls = 0
+        self.teacher, self.calls = teacher, 0  # runs share it as long as someone holds it
         self.hook = teacher.register_forward_hook(lambda *_: self.count())
 
     def count(self) -> None:
@@ -135,16 +136,17 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
         run = run_of(method)
         run_method(method, run)
         alone.append(weights(run))
-    data, ended, counts = images_of_the_world(), [], []
+    data, ended, counts, kept = images_of_the_world(), [], [], []
 
     def member(method: Method) -> Member:
         def start() -> tuple[Run, Log]:
             run = run_of(method)
-            run.precision = Precision("fp32")
+            run.precision = run.precision.resolve(run.ranks.device)
             forget = run.forget.numpy()
             run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, 0)
             if not counts:
-                counts.append(Counted(run.teacher()))
+                kept.append(run.teacher())  # one teacher lives as long as somebody holds it
+                counts.append(Counted(kept[0]))
             return run, lambda *_, **__: None
 
         return Member(str(method), method, start, lambda run, _: ended.append(weights(run)))
@@ -186,4 +188,4 @@ def test_what_cannot_be_folded_stays_as_it_is() -> None:
         assert batch_norms(teacher) == norms
         assert torch.equal(teacher(images).logits, model(images).logits)
     transformer = build("vit_tiny_16", 3, preset=replace(build("vit_tiny_16", 3).preset, size=32))
-    assert folded(transformer.net) is transformer.net
+    assert fold_batch_norms(transformer.net) is transformer.net

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs
+from letheon.errors import RunFailed
 from letheon.eval.metrics.accuracy import Count, forgetting, per_class, top1
+from letheon.eval.outputs import Outputs
 
 
 def outputs(n: int, classes: int = 4, seed: int = 0, forget: int | None = 1) -> Outputs:
@@ -60,5 +60,5 @@ def test_a_set_without_samples_has_no_share() -> None:
 def test_logits_that_are_not_numbers_are_refused() -> None:
     out = outputs(20)
     out.logits[3, 1] = float("nan")
-    with pytest.raises(InputError, match="NaN logits for 1 of 20"):
+    with pytest.raises(RunFailed, match="NaN logits for 1 of 20"):
         top1(out)

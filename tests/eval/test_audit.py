@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +15,18 @@ from sklearn.metrics import roc_auc_score
 
 from letheon.engine.models.classifier import Classifier, build
 from letheon.errors import InputError
-from letheon.eval.full_row import Beside, Subject, audit
-from letheon.eval.inference.extract import Outputs
+from letheon.eval.case import Case, Peers, Subject
+from letheon.eval.checks import check_finite
 from letheon.eval.inference.passes import Passes
-from letheon.eval.membership.evaluator import some
+from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.membership.many_models import klom, u_lira
-from letheon.eval.membership.over_seeds import Runs, ensemble, margins
-from letheon.eval.probes.evaluator import BALANCED, check_finite
-from letheon.eval.probes.information import idi, information
-from letheon.eval.probes.relearn import Relearned
-from letheon.eval.probes.relearn_evaluator import HEAD, WHOLE, Lesson, curves, told
-from letheon.eval.report.catalogue import CATALOGUE
+from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
+from letheon.eval.metrics.registry import metrics
+from letheon.eval.outputs import Outputs
+from letheon.eval.probes.information import BALANCED, idi, information
+from letheon.eval.probes.relearn import RelearnCurve
+from letheon.eval.probes.relearn_evaluator import HEAD, WHOLE, Lesson, Relearning, curves
+from letheon.eval.row_builder import Row, add_stage, build_row
 
 CLASSES = 4
 NAMES = ("ant", "bee", "cat", "dog")
@@ -43,25 +47,29 @@ def outputs(
 
 
 def subject(name: str, seed: int, classes_of: int = CLASSES) -> Subject:
-    made = {"train": outputs(160, seed * 10, 1), "test": outputs(90, seed * 10 + 1, 2, taps=True)}
+    sets = {"train": outputs(160, seed * 10, 1), "test": outputs(90, seed * 10 + 1, 2, taps=True)}
     strength = 1.0 if name == "original" else 0.2
-    made[BALANCED] = outputs(80, seed * 10 + 2, 3, taps=True, strength=strength)
-    return Subject(Passes(name, made, name), build("small", classes_of, seed))
+    sets[BALANCED] = outputs(80, seed * 10 + 2, 3, taps=True, strength=strength)
+    return Subject(Passes(name, sets, name), build("small", classes_of, seed))
 
 
-def beside(**changes: object) -> Beside:
-    whole = Beside(
+def peers(**changes: object) -> Peers:
+    whole = Peers(
         subject("original", 1), (subject("r2", 2), subject("r3", 3)), subject("random", 4).passes,
         (1,), NAMES,
     )  # fmt: skip
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
+def full(model: Subject, of: Peers) -> dict[str, Any]:
+    return build_row(Case(model, of), "full").as_dict()
+
+
 def test_every_key_is_its_definition() -> None:
-    model, others = subject("a", 5), beside()
-    row = audit(model, others)
-    assert row["why"] == {}
-    known = {key for group in CATALOGUE.values() for key in group}
+    model, others = subject("a", 5), peers()
+    row = full(model, others)
+    assert set(row["why"]) == {"seconds", "knn", "domain_matrix"}
+    known = {key for metric in metrics().values() for key in metric.keys}
     shares = {key for key, value in row.items() if isinstance(value, float)}
     assert shares <= known and len(shares) >= 22
     train, test = model.passes.outputs["train"], model.passes.outputs["test"]
@@ -81,8 +89,8 @@ def test_every_key_is_its_definition() -> None:
     named = [o.passes.outputs["test"].logits.argmax(1) for o in others.retrained]
     agreeing = np.mean([(test.logits.argmax(1) == n).double().mean() for n in named])
     assert row["completeness"] == pytest.approx(agreeing)
-    assert others.random is not None
-    untrained = softmax(others.random.outputs["train"], train.forget)
+    assert others.untrained is not None
+    untrained = softmax(others.untrained.outputs["train"], train.forget)
     assert row["zrf"] == pytest.approx(1 - (jensenshannon(mine, untrained, axis=1) ** 2).mean())
 
     p_in, p_out = mine[:, 1], softmax(test, test.labels == 1)[:, 1]
@@ -112,37 +120,42 @@ def test_every_key_is_its_definition() -> None:
     assert len(row["embedding"]["points"]) == len(row["embedding"]["labels"])
 
 
-def test_the_original_told_again_has_index_one_and_distance_zero() -> None:
-    others = beside()
+def test_the_original_measured_again_has_index_one_and_distance_zero() -> None:
+    others = peers()
     assert others.original is not None
-    row = audit(replace(others.original), others)
+    again = Subject(others.original.passes, others.original.model)
+    row = full(again, others)
     assert row["idi"] == pytest.approx(1) and row["weight_distance_original"] == 0
 
 
 def test_what_is_missing_has_its_reason() -> None:
     model = subject("a", 5)
-    row = audit(model, beside(original=None, retrained=(), random=None, forgotten=()))
-    asked = {
-        "rmia_auc": "--retrained", "js": "--retrained", "idi": "--original",
-        "zrf": "--random-control", "probe_forgotten": "whole classes",
-        "weight_distance_original": "--original", "embedding": "whole classes",
+    row = full(model, peers(original=None, retrained=(), untrained=None, forgotten=()))
+    reasons = {
+        "rmia_auc": "no retrained model", "js": "no retrained model", "idi": "no original",
+        "zrf": "no untrained network", "probe_forgotten": "whole classes",
+        "weight_distance_original": "no original", "embedding": "whole classes",
     }  # fmt: skip
-    for key, reason in asked.items():
+    for key, reason in reasons.items():
         assert row[key] is None and reason in row["why"][key]
     assert row["svc_efficacy_confidence"] is not None
     one = subject("r", 6)
-    alone = audit(one, beside(retrained=(one,)))
+    alone = full(one, peers(retrained=(one,)))
     assert alone["js"] is None and "besides this one" in alone["why"]["js"]
-    other_head = audit(model, beside(retrained=(subject("wide", 3, 7),)))
+    other_head = full(model, peers(retrained=(subject("wide", 3, 7),)))
     assert "fc.weight" in other_head["why"]["weight_distance_retrained"]
 
 
 def test_membership_of_samples_from_every_class() -> None:
     model = subject("a", 5)
-    train = model.passes.outputs["train"]
-    mixed = replace(train, forget=torch.arange(len(train)) % 3 == 0)
-    model.passes.outputs["train"] = mixed
-    row = audit(model, beside(forgotten=()))
+    others = peers(forgotten=())
+    assert others.original is not None and others.untrained is not None
+    models = (model, others.original, *others.retrained)
+    for passes in (*(each.passes for each in models), others.untrained):
+        train = passes.outputs["train"]
+        mixed = replace(train, forget=torch.arange(len(train)) % 3 == 0)
+        passes.outputs["train"] = mixed
+    row = full(model, others)
     assert row["rmia_auc"] is not None and row["mia_auc"] is not None
 
 
@@ -163,21 +176,25 @@ def test_methods_of_several_runs() -> None:
     passes = [subject(str(seed), seed).passes for seed in range(1, 8)]
     ours, theirs = [[margins(p) for p in part] for part in (passes[:3], passes[3:])]
     retrained = Runs(theirs, {"RA": 0.8, "TRA": 0.5})
-    found = ensemble(Runs(ours, {"RA": 0.6, "TRA": 0.4}), retrained)
-    assert found.values["u_lira"] == u_lira(torch.stack(ours), torch.stack(theirs)).accuracy
+    row = Row("a")
+    add_stage(row, SeveralRuns(Runs(ours, {"RA": 0.6, "TRA": 0.4}), retrained))
+    assert row.values["u_lira"] == u_lira(torch.stack(ours), torch.stack(theirs)).accuracy
     spread = klom(torch.stack(ours), torch.stack(theirs))
-    assert found.values["klom_p95"] == pytest.approx(np.quantile(spread, 0.95))
-    quality = found.values["challenge_quality"]
-    assert found.values["challenge_score"] == pytest.approx(quality * 0.75 * 0.8)
-    few = ensemble(Runs(ours[:2], {}), retrained)
+    assert row.values["klom_p95"] == pytest.approx(np.quantile(spread, 0.95))
+    quality = row.values["challenge_quality"]
+    assert row.values["challenge_score"] == pytest.approx(quality * 0.75 * 0.8)
+    few = Row("few")
+    add_stage(few, SeveralRuns(Runs(ours[:2], {}), retrained))
     assert few.values["u_lira"] is None and "needs 3 of each" in few.why["u_lira"]
 
 
-def test_some_rows_are_the_same_for_every_model_and_no_more_than_asked() -> None:
+def test_sampled_rows_are_the_same_for_every_model_and_no_more_than_wanted() -> None:
     rows = torch.arange(50) % 2 == 0
-    chosen = some(rows, 7)
+    chosen = sample_rows(rows, 7)
     assert len(chosen) == 7 and bool(rows[chosen].all()) and bool((chosen.diff() > 0).all())
-    assert torch.equal(chosen, some(rows, 7)) and torch.equal(some(rows), rows.nonzero()[:, 0])
+    assert torch.equal(chosen, sample_rows(rows, 7)) and torch.equal(
+        sample_rows(rows), rows.nonzero()[:, 0]
+    )
 
 
 def test_relearning_leaves_the_model_and_its_head_only_form_leaves_the_encoder() -> None:
@@ -199,11 +216,51 @@ def test_relearning_leaves_the_model_and_its_head_only_form_leaves_the_encoder()
 
 
 def test_relearn_steps_are_counted_to_the_originals_accuracy() -> None:
-    def both(*accuracy: float) -> dict[str, Relearned]:
-        curve = Relearned([0, 5, 10], list(accuracy), None)
+    def both(*accuracy: float) -> dict[str, RelearnCurve]:
+        curve = RelearnCurve([0, 5, 10], list(accuracy), None)
         return {WHOLE: curve, HEAD: curve}
 
-    row = told(both(0.0, 0.5, 0.9), both(0.9, 0.9, 0.9), both(0.0, 0.88, 0.9))
-    assert (row["relearn_steps"], row["anamnesis_index"]) == (10, 2.0)
-    assert told(both(0.0, 0.5, 0.6), both(0.9, 0.9, 0.9), None)["relearn_steps"] is None
-    assert "relearn_steps" not in told(both(0.0, 0.5, 0.6), None, None)
+    def steps(*of: Any) -> Row:
+        row = Row("a")
+        add_stage(row, Relearning(*of))
+        return row
+
+    row = steps(both(0.0, 0.5, 0.9), both(0.9, 0.9, 0.9), both(0.0, 0.88, 0.9))
+    assert (row.values["relearn_steps"], row.values["anamnesis_index"]) == (10, 2.0)
+    late = steps(both(0.0, 0.5, 0.6), both(0.9, 0.9, 0.9), None)
+    assert late.values["relearn_steps"] is None and "10 steps" in late.why["relearn_steps"]
+    assert steps(both(0.0, 0.5, 0.6), None, None).values["relearn_steps"] is None
+
+
+def test_values_are_those_of_the_first_edition() -> None:
+    """A committed row, measured before the metrics had a registry."""
+
+    def whole(name: str, seed: int) -> Subject:
+        made = subject(name, seed)
+        made.passes.outputs["domain/art"] = outputs(50, seed * 10 + 3, 4)
+        made.passes.outputs["domain/photo"] = outputs(70, seed * 10 + 4, 5)
+        return made
+
+    of = Peers(
+        whole("original", 1), (whole("r2", 2), whole("r3", 3)), whole("random", 4).passes,
+        (1,), NAMES,
+    )  # fmt: skip
+    row = build_row(Case(whole("a", 5), of), "full")
+    margin = [margins(whole(str(seed), seed).passes) for seed in range(1, 8)]
+    ours = Runs(margin[:3], {"RA": 0.6, "TRA": 0.4})
+    add_stage(row, SeveralRuns(ours, Runs(margin[3:], {"RA": 0.8, "TRA": 0.5})))
+    file = Path(__file__).parents[1] / "fixtures" / "row-of-first-edition.json"
+    want = json.loads(file.read_text(encoding="utf-8"))
+    assert want.pop("why") == {} and len(want) > 50
+    got = json.loads(json.dumps(row.values))
+    for key, value in flat(want).items():
+        near = pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value
+        assert flat(got)[key] == near, key
+
+
+def flat(value: Any, where: str = "") -> dict[str, Any]:
+    """Every number or text of a nested row by its place."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for name, item in items for k, v in flat(item, f"{where}/{name}").items()}
+    return {where: value}

@@ -8,9 +8,9 @@ import torch
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
-from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs
-from letheon.eval.metrics.confusion import OTHERS, by_head, by_neighbours
+from letheon.errors import NotMeasurable
+from letheon.eval.metrics.confusion import OTHERS, by_head, by_neighbors
+from letheon.eval.outputs import Outputs
 
 NAMES = [f"class {c}" for c in range(20)]
 
@@ -31,7 +31,7 @@ def test_shares_are_those_of_the_confusion_matrix() -> None:
     near = oracle.predict(test.features.double())
     tables = {
         "head": (by_head(test, forgotten, NAMES), test.logits.numpy().argmax(1)),
-        "neighbours": (by_neighbours(train, test, forgotten, NAMES), near),
+        "neighbours": (by_neighbors(train, test, forgotten, NAMES), near),
     }
     for table, said in tables.values():
         matrix = confusion_matrix(test.labels, said, labels=range(20), normalize="true")
@@ -46,5 +46,5 @@ def test_shares_are_those_of_the_confusion_matrix() -> None:
 
 
 def test_no_image_of_a_forgotten_class_is_refused() -> None:
-    with pytest.raises(InputError, match="no test image"):
-        by_neighbours(outputs(50, 0), outputs(50, 1), [], NAMES)
+    with pytest.raises(NotMeasurable, match="no test image"):
+        by_neighbors(outputs(50, 0), outputs(50, 1), [], NAMES)

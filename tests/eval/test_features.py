@@ -10,8 +10,9 @@ from torch import nn
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier, build
 from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs, extract
-from letheon.eval.inference.taps import pooled
+from letheon.eval.inference.extract import InferenceOptions, extract
+from letheon.eval.inference.taps import pool
+from letheon.eval.outputs import Outputs
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.datasets.image_set import ArrayImages
 
@@ -48,7 +49,7 @@ def test_rows_are_those_of_a_plain_forward_pass() -> None:
 
 def test_repeated_indices_are_read_once_and_sorted() -> None:
     model = build("small", CLASSES)
-    got = extract(model, loader(Ranks()), Ranks(), indices=[9, 2, 9])
+    got = extract(model, loader(Ranks()), Ranks(), InferenceOptions((9, 2, 9)))
     assert got.index.tolist() == [2, 9]
 
 
@@ -58,7 +59,7 @@ def test_modes_come_back_as_they_were() -> None:
     frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     frozen.eval()
     before = [module.training for module in model.modules()]
-    extract(model, loader(Ranks()), Ranks(), indices=[1])
+    extract(model, loader(Ranks()), Ranks(), InferenceOptions((1,)))
     assert [module.training for module in model.modules()] == before
 
 
@@ -84,7 +85,7 @@ def test_taps_are_the_means_over_space_of_the_named_outputs() -> None:
     model = build("small", CLASSES, seed=3)
     read = loader(Ranks())
     names = taps_of(model)
-    got = extract(model, read, Ranks(), taps=names)
+    got = extract(model, read, Ranks(), InferenceOptions(taps=tuple(names)))
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for name in names:
         model.get_submodule(name).register_forward_hook(
@@ -100,18 +101,20 @@ def test_taps_are_the_means_over_space_of_the_named_outputs() -> None:
 
 def test_an_unknown_tap_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="got tap 'layer9'"):
-        extract(build("small", CLASSES), loader(Ranks()), Ranks(), taps=["layer9"])
+        extract(
+            build("small", CLASSES), loader(Ranks()), Ranks(), InferenceOptions(taps=("layer9",))
+        )
 
 
 def test_pooling_finds_the_channels() -> None:
     maps = torch.randn(2, 5, 7, 7)
-    torch.testing.assert_close(pooled(maps), maps.mean(dim=(2, 3)))
+    torch.testing.assert_close(pool(maps), maps.mean(dim=(2, 3)))
     ends = maps.permute(0, 2, 3, 1)
-    torch.testing.assert_close(pooled(ends), maps.mean(dim=(2, 3)))
+    torch.testing.assert_close(pool(ends), maps.mean(dim=(2, 3)))
     tokens = torch.randn(2, 50, 8)
-    torch.testing.assert_close(pooled(tokens), tokens.mean(dim=1))
-    assert pooled(torch.randn(2, 9)).shape == (2, 9)
-    assert pooled(maps.half()).dtype == torch.float32
+    torch.testing.assert_close(pool(tokens), tokens.mean(dim=1))
+    assert pool(torch.randn(2, 9)).shape == (2, 9)
+    assert pool(maps.half()).dtype == torch.float32
 
 
 def test_where_keeps_rows_together() -> None:
@@ -134,12 +137,12 @@ def test_where_keeps_rows_together() -> None:
 def test_flip_is_the_mean_with_the_mirror_image() -> None:
     model = build("small", CLASSES, seed=3)
     read = loader(Ranks())
-    got = extract(model, read, Ranks(), flip=True, taps=("net.conv1",))
+    got = extract(model, read, Ranks(), InferenceOptions(taps=("net.conv1",), flip=True))
     images = torch.cat([batch.images for batch in read.sweep()])
     with torch.no_grad():
         plain, mirrored = model.eval()(images), model(images.flip(-1))
     torch.testing.assert_close(got.logits, (plain.logits + mirrored.logits) / 2)
     torch.testing.assert_close(got.features, (plain.features + mirrored.features) / 2)
     assert not torch.allclose(got.logits, plain.logits)
-    alone = extract(model, read, Ranks(), taps=("net.conv1",))
+    alone = extract(model, read, Ranks(), InferenceOptions(taps=("net.conv1",)))
     torch.testing.assert_close(got.taps["net.conv1"], alone.taps["net.conv1"])

@@ -12,10 +12,12 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs
-from letheon.eval.metrics.knn import domain_matrix, knn
+from letheon.errors import InputError, RunFailed
+from letheon.eval.case import Case, Conditions, Subject
+from letheon.eval.inference.passes import Passes
+from letheon.eval.metrics.knn import domain_matrix, knn, knn_by_domain
 from letheon.eval.metrics.knn_splits import split
+from letheon.eval.outputs import Outputs
 from letheon.eval.search import neighbors
 from letheon.eval.search.neighbors import Proposer, nearest
 from letheon.eval.search.scores import Metric
@@ -134,8 +136,8 @@ def test_l2_temperature_equals_cosine_on_unit_vectors() -> None:
     x, labels = clusters(200)
     q, truth = clusters(40, seed=1)
     x, q = (torch.nn.functional.normalize(rows.double()) for rows in (x, q))
-    one = knn(x, labels, q, truth, (30,), "cosine", "temperature")
-    two = knn(x, labels, q, truth, (30,), "l2", "temperature")
+    one = knn(x, labels, q, truth, (30,), "cosine", weights="temperature")
+    two = knn(x, labels, q, truth, (30,), "l2", weights="temperature")
     assert torch.equal(one.predictions[30], two.predictions[30])
 
 
@@ -143,7 +145,7 @@ def test_values_that_are_not_numbers_name_their_set() -> None:
     x, labels = clusters(50)
     q, truth = clusters(5, seed=1)
     q[2, 3] = float("nan")
-    with pytest.raises(InputError, match="1 of 5 rows of the query part of art"):
+    with pytest.raises(RunFailed, match="1 of 5 rows of the query part of art"):
         knn(x, labels, q, truth, names=("a", "the query part of art"))
     with pytest.raises(InputError, match="k = 51 for the database of 50"):
         knn(x, labels, q[:2], truth[:2], ks=(51,))
@@ -159,28 +161,31 @@ def domain(n: int, seed: int) -> Outputs:
 def test_domain_matrix_uses_each_domains_own_parts() -> None:
     domains = {"art": domain(90, 1), "photo": domain(60, 2)}
     splits = {name: split(len(outputs)) for name, outputs in domains.items()}
-    got = domain_matrix(domains, splits, ks=(5,))
-    assert set(got) == {(a, b) for a in domains for b in domains}
-    for (a, b), result in got.items():
+    got = domain_matrix(case_of(domains))
+    assert list(got) == list(domains)
+    for a, b in ((a, b) for a in domains for b in domains):
         source, target = domains[a], domains[b]
-        kept, asking = splits[a].database, splits[b].queries
+        stored, asking = splits[a].database, splits[b].queries
         oracle = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
-        oracle.fit(source.features[kept].double().numpy(), source.labels[kept].numpy())
+        oracle.fit(source.features[stored].double().numpy(), source.labels[stored].numpy())
         want = oracle.score(target.features[asking].double(), target.labels[asking].numpy())
-        assert result.accuracy[5] == want
+        assert got[a][b] == want
+
+
+def case_of(domains: dict[str, Outputs], **conditions: Any) -> Case:
+    passes = Passes("a", {f"domain/{name}": outputs for name, outputs in domains.items()})
+    return Case(Subject(passes), conditions=Conditions(**conditions))
 
 
 def test_only_the_logits_space_reads_the_head() -> None:
     domains = {"art": domain(90, 1)}
     edited = {"art": Outputs(domains["art"].features, torch.randn(90, 7), *_rest(domains["art"]))}
-    splits = {"art": split(90)}
-    key = ("art", "art")
 
-    def both(given: dict[str, Outputs], space: str) -> Tensor:
-        return domain_matrix(given, splits, space=space)[key].predictions[5]  # type: ignore[arg-type]
+    def shares(of: dict[str, Outputs], space: str) -> Any:
+        return knn_by_domain(case_of(of, space=space, ks=(1, 3, 5, 7)))
 
-    assert torch.equal(both(domains, "pooled"), both(edited, "pooled"))
-    assert not torch.equal(both(domains, "logits"), both(edited, "logits"))
+    assert shares(domains, "pooled") == shares(edited, "pooled")
+    assert shares(domains, "logits") != shares(edited, "logits")
 
 
 def _rest(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:

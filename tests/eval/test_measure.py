@@ -13,12 +13,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
-from letheon.errors import InputError
-from letheon.eval.inference.extract import Outputs
-from letheon.eval.inference.passes import Passes, Store, sweep
-from letheon.eval.metrics.cka import legacy_cka, linear_cka
+from letheon.errors import InputError, RunFailed
+from letheon.eval.case import Case, Peers, Subject
+from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept, sweep
+from letheon.eval.metrics.cka import cka_band, legacy_cka, linear_cka
 from letheon.eval.metrics.knn_splits import split
-from letheon.eval.quick_row import Conditions, cka_band, measure
+from letheon.eval.outputs import Outputs
+from letheon.eval.quick_row import Conditions, measure
+from letheon.eval.row_builder import build_row
 from tests.eval.test_features import CLASSES, loader
 
 
@@ -74,7 +76,7 @@ def test_every_number_is_its_definition() -> None:
             want = linear_cka(ours.features[rows], theirs.features[rows])
             assert row[f"cka_{label}{suffix}"] == pytest.approx(want)
         assert row[f"cka_{label}_floor"] < row[f"cka_{label}"]
-    assert row["why"] == {}
+    assert set(row["why"]) == {"seconds"}
     assert row["conditions"]["digest"] == "digest of a"
     assert row["conditions"]["retrained"] == "digest of retrained"
     json.dumps(row, allow_nan=False)
@@ -85,7 +87,7 @@ def test_the_retrained_model_has_no_gap_to_itself() -> None:
     row = measure(retrained, None, retrained)
     assert row["gap"] == 0
     assert row["cka_retrained"] == pytest.approx(1)
-    assert "cka_original" not in row
+    assert row["cka_original"] is None and "no original" in row["why"]["cka_original"]
 
 
 def test_what_is_not_defined_is_none_and_says_why() -> None:
@@ -104,7 +106,8 @@ def test_what_is_not_defined_is_none_and_says_why() -> None:
 
 def test_domain_matrix_and_accuracy_by_class() -> None:
     model = passes("a", 1)
-    row = measure(model, conditions=Conditions(matrix=True, ks=(7, 1)))
+    case = Case(Subject(model), Peers(names=tuple("abcd")), Conditions(ks=(7, 1)))
+    row = build_row(case, "full").as_dict()
     assert list(row["domain_matrix"]) == ["art", "photo"] == list(row["domain_matrix"]["art"])
     assert row["domain_matrix"]["photo"]["photo"] == row["knn_domains"]["photo"]["7"]
     art, photo = model.outputs["domain/art"], model.outputs["domain/photo"]
@@ -125,11 +128,12 @@ def test_layers_are_compared_where_both_have_taps() -> None:
     for side in (model, retrained):
         test = side.outputs["test"]
         test.taps.update({"layer1": test.features[:, :3], "dead": torch.zeros(60, 2)})
-    row = measure(model, None, retrained)
+    made = build_row(Case(Subject(model), Peers(retrained=(Subject(retrained),))), "full")
+    row, why = made.values, made.why
     ours, theirs = (side.outputs["test"].taps["layer1"] for side in (model, retrained))
     assert row["cka_by_layer"]["layer1"] == pytest.approx(linear_cka(ours, theirs))
     assert row["cka_by_layer"]["dead"] is None
-    assert "layer dead of a" in row["why"]["cka_by_layer dead"]
+    assert "layer dead of a" in why["cka_by_layer dead"]
     assert 0 < row["cka_floor_by_layer"]["layer1"] < 1
 
 
@@ -176,11 +180,11 @@ def test_models_measured_on_different_sets_are_refused() -> None:
 def test_nan_features_name_model_and_set() -> None:
     model = passes("unlearned", 1)
     model.outputs["domain/art"].features[0, 0] = float("nan")
-    with pytest.raises(InputError, match="part of art"):
+    with pytest.raises(RunFailed, match="part of art"):
         measure(model)
     model = passes("unlearned", 1)
     model.outputs["test"].features[0, 0] = float("nan")
-    with pytest.raises(InputError, match="pooled features of unlearned on the test set"):
+    with pytest.raises(RunFailed, match="pooled features of unlearned on the test set"):
         measure(model, passes("original", 2))
 
 
@@ -195,13 +199,13 @@ def test_stored_passes_give_the_same_row(tmp_path: Path) -> None:
     model = build("small", CLASSES, seed=1)
     taps = ("net.conv1",)
     store = Store(tmp_path, {"train": ("digest", 47), "test": ("other", 30)})
-    fresh = measure(sweep("a", model, loaders, Ranks(), "w", taps=taps))
-    first = measure(sweep("a", model, loaders, Ranks(), "w", taps=taps, store=store))
-    again = measure(sweep("a", build("small", CLASSES, seed=2), loaders, Ranks(), "w", taps=taps,
-                          store=store))  # fmt: skip
+    kept, other = SweepOptions(store=store), build("small", CLASSES, seed=2)
+    fresh = measure(sweep(Swept("a", model, "w", taps), loaders, Ranks()))
+    first = measure(sweep(Swept("a", model, "w", taps), loaders, Ranks(), kept))
+    again = measure(sweep(Swept("a", other, "w", taps), loaders, Ranks(), kept))
     assert fresh == first == again
 
 
 def test_sets_that_every_metric_needs_must_be_given() -> None:
     with pytest.raises(InputError, match="expected train and test"):
-        sweep("a", build("small", CLASSES), {"train": loader(Ranks())}, Ranks())
+        sweep(Swept("a", build("small", CLASSES)), {"train": loader(Ranks())}, Ranks())

@@ -9,11 +9,11 @@ from scipy.special import expit, log_softmax
 from scipy.stats import entropy as scipy_entropy
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
-from letheon.errors import InputError
+from letheon.errors import InputError, LetheonError, NotMeasurable, RunFailed
 from letheon.eval.membership import challenge as challenge
 from letheon.eval.membership import many_models as models
 from letheon.eval.membership import roc as curves
@@ -68,24 +68,11 @@ def test_signals_stay_finite_where_the_model_is_certain() -> None:
     )
 
 
-def test_published_modified_entropy_depends_on_the_batch_and_ours_does_not() -> None:
+def test_modified_entropy_does_not_depend_on_the_batch() -> None:
     logits, _ = some_logits(6, 4)
     y = torch.tensor([0, 1, 2, 3, 0, 1])
-    alone = torch.cat(
-        [signals.published_modified_entropy(logits[i : i + 1], y[i : i + 1]) for i in range(6)]
-    )
-    together = signals.published_modified_entropy(logits, y)
-    assert (alone - together).abs().max() > 0.1
     ours = torch.cat([signals.modified_entropy(logits[i : i + 1], y[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(ours, signals.modified_entropy(logits, y))
-    # Even alone it is not the definition: log p stands where log(1 - p) belongs.
-    assert (alone - ours).abs().max() > 0.1
-    # The released code, line by line, on one batch.
-    p = logits.softmax(1).numpy()
-    reverse = 1 - p
-    weights, logs = p.copy(), np.log(p)
-    weights[:, y.numpy()] = reverse[:, y.numpy()]
-    np.testing.assert_allclose(together, -(weights * logs).sum(1))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +88,7 @@ def test_published_modified_entropy_depends_on_the_batch_and_ours_does_not() -> 
 def test_bad_logits_and_labels_are_the_users_error(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    with pytest.raises(InputError, match="got"):
+    with pytest.raises(LetheonError, match="got"):
         signals.margin(logits, labels)
 
 
@@ -129,9 +116,6 @@ def test_roc_equals_scikit_learn_with_ties(case: str) -> None:
     assert curves.auc(inside, outside) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
     for at in (0.0, 0.001, 0.01, 0.2, 1.0):
         assert curves.tpr_at_fpr(inside, outside, at) == tpr[fpr <= at].max()
-    best = max(balanced_accuracy_score(truth, scores >= t) for t in threshold[::7])
-    assert curves.balanced_accuracy(inside, outside) == pytest.approx(((1 + tpr - fpr) / 2).max())
-    assert curves.balanced_accuracy(inside, outside) >= best - 1e-12
 
 
 def test_tpr_counts_a_rate_of_exactly_one_per_cent() -> None:
@@ -151,7 +135,7 @@ def test_class_matched_leaves_other_classes_out() -> None:
     within = [curves.auc(forget[forget_y == c], held_out[held_y == c]) for c in (1, 4)]
     assert got.within_class_auc == pytest.approx((40 * within[0] + 20 * within[1]) / 60)
     assert (got.members, got.others) == (60, 50)
-    with pytest.raises(InputError, match="class 4"):
+    with pytest.raises(NotMeasurable, match="class 4"):
         curves.class_matched(forget, forget_y, held_out[held_y != 4], held_y[held_y != 4])
 
 
@@ -209,7 +193,7 @@ def test_svc_efficacy_sides_and_degenerate_features() -> None:
     assert attacks.svc_efficacy(high, high, high) in (0.0, 1.0)
     with pytest.raises(InputError, match="widths"):
         attacks.svc_efficacy(high, low, np.zeros((3, 2)))
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(RunFailed, match="NaN"):
         attacks.svc_efficacy(high, low * np.nan, low)
 
 
@@ -249,17 +233,13 @@ def test_loss_two_sample_is_chance_for_equal_and_high_for_separated_losses() -> 
     assert attacks.loss_two_sample(same[:200], same[200:]) == pytest.approx(0.5, abs=0.1)
     apart = attacks.loss_two_sample(np.zeros(50), np.full(80, 3.0))
     assert apart == 1.0
-    for splits in ("folds", "shuffled"):
-        seeded = [
-            attacks.loss_two_sample(same[:50], same[200:] + 0.5, splits=splits, seed=3)
-            for _ in range(2)
-        ]
-        assert seeded[0] == seeded[1]
+    seeded = [attacks.loss_two_sample(same[:50], same[200:] + 0.5, seed=3) for _ in range(2)]
+    assert seeded[0] == seeded[1]
 
 
 def test_loss_two_sample_of_constant_losses_is_chance() -> None:
     assert attacks.loss_two_sample(np.ones(20), np.ones(20)) == pytest.approx(0.5)
-    with pytest.raises(InputError, match="folds"):
+    with pytest.raises(NotMeasurable, match="folds"):
         attacks.loss_two_sample(np.ones(3), np.ones(20))
 
 
@@ -342,30 +322,29 @@ def test_u_lira_is_its_definition_and_bounds() -> None:
     )
     assert models.u_lira(u + 50, r).accuracy == 1.0
     assert models.u_lira(np.ones((3, 4)), np.ones((3, 4))).accuracy == 0.5
-    with pytest.raises(InputError):
+    with pytest.raises(NotMeasurable):
         models.u_lira(u[:2], r)
 
 
-def klom_by_hand(p: np.ndarray, q: np.ndarray, drop: bool) -> float:
+def klom_by_hand(p: np.ndarray, q: np.ndarray) -> float:
     """The released evaluation's definition: digitised bins, scipy's normalised divergence."""
     p, q = np.clip(p, -100, 100), np.clip(q, -100, 100)
     low, high = min(p.min(), q.min()), max(p.max(), q.max())
     edges = np.linspace(low, high if low < high else low + 1, 21)
-    in_bin = lambda v: np.digitize(v, edges) if drop else np.minimum(np.digitize(v, edges), 20)  # noqa: E731
+    in_bin = lambda v: np.minimum(np.digitize(v, edges), 20)  # noqa: E731
     share = [np.array([(in_bin(v) == i).sum() for i in range(1, 21)], float) for v in (p, q)]
     share = [s / s.sum() for s in share]
     floored = np.where(share[0] > 0, np.maximum(share[1], 1e-5), share[1])
     return float(scipy_entropy(share[0], floored))
 
 
-@pytest.mark.parametrize("drop", [False, True])
-def test_klom_is_the_released_definition(drop: bool) -> None:
+def test_klom_is_its_definition() -> None:
     rng = np.random.default_rng(11)
     u, o = rng.normal(1, 2, (100, 12)), rng.normal(0, 3, (90, 12))
     u[:, 0], o[:, 0] = 4.0, 4.0  # constant and equal
     u[0, 1] = 1e6  # clipped
-    got = models.klom(u, o, drop_largest=drop)
-    want = [klom_by_hand(u[:, i], o[:, i], drop) for i in range(12)]
+    got = models.klom(u, o)
+    want = [klom_by_hand(u[:, i], o[:, i]) for i in range(12)]
     np.testing.assert_allclose(got, want, atol=1e-12)
     assert got[0] == pytest.approx(0, abs=1e-12)
     apart = models.klom(np.zeros((50, 1)), np.ones((50, 1)))
@@ -428,5 +407,5 @@ def test_challenge_extremes() -> None:
 
 def test_challenge_score_multiplies_the_ratios() -> None:
     assert challenge.challenge_score(0.5, (0.9, 1.0), (0.8, 0.5)) == pytest.approx(0.5 * 0.9 * 1.6)
-    with pytest.raises(InputError):
+    with pytest.raises(NotMeasurable):
         challenge.challenge_score(0.5, (0.9, 0.0), (0.8, 0.5))

@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from letheon.engine.models.classifier import Classifier, build
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable, RunFailed
+from letheon.eval.metrics.weights import weight_distance
 from letheon.eval.probes import information, linear, relearn
 from letheon.eval.probes.critic import critic_information, critic_of
 
@@ -32,12 +33,12 @@ def test_linear_probe_is_scikit_learns_on_scaled_features(solver: str) -> None:
     test, asked = blobs(200, 4, 6, 0.7, 1)
     scale = StandardScaler().fit(train)
     model = (
-        LogisticRegression(C=0.5, max_iter=2000)
+        LogisticRegression(C=1.0, max_iter=2000)
         if solver == "logistic"
-        else RidgeClassifier(alpha=2.0)
+        else RidgeClassifier(alpha=1.0)
     ).fit(scale.transform(train), y)
     right = model.predict(scale.transform(test)) == asked
-    got = linear.linear_probe(train, y, test, asked, np.array([1, 3]), solver=solver, strength=2.0)
+    got = linear.linear_probe(train, y, test, asked, np.array([1, 3]), solver=solver)
     gone = np.isin(asked, [1, 3])
     assert got.forgotten == right[gone].mean()
     assert got.retained == right[~gone].mean()
@@ -71,9 +72,9 @@ def test_probe_takes_constant_features_and_one_sample_classes() -> None:
 
 def test_probe_errors() -> None:
     train, y = blobs(20, 2, 3, 1.0, 0)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(RunFailed, match="NaN"):
         linear.linear_probe(train * np.nan, y, train, y, np.array([0]))
-    with pytest.raises(InputError, match="forgotten"):
+    with pytest.raises(NotMeasurable, match="forgotten"):
         linear.linear_probe(train, y, train, y, np.array([5]))
     with pytest.raises(InputError, match="widths"):
         linear.linear_probe(train, y, train[:, :2], y, np.array([0]))
@@ -93,28 +94,14 @@ def test_few_shot_takes_so_many_of_each_class_and_is_seeded() -> None:
     assert got == want
 
 
-def test_confusion_rows_are_shares() -> None:
-    logits = torch.eye(4)[torch.tensor([0, 1, 1, 3, 2, 2])]
-    labels = torch.tensor([0, 0, 0, 0, 2, 1])
-    got = linear.confusion(logits, labels, np.array([2, 0]))
-    np.testing.assert_array_equal(got, [[0, 0, 1, 0], [0.25, 0.5, 0, 0.25]])
-    with pytest.raises(InputError, match="class 3"):
-        linear.confusion(logits, labels, np.array([3]))
-
-
 def test_weight_distance_by_hand() -> None:
     a = {"w": torch.tensor([3.0, 0.0]), "n": torch.tensor(3), "z": torch.zeros(2)}
     b = {"w": torch.tensor([0.0, 4.0]), "n": torch.tensor(5), "z": torch.zeros(2)}
-    got = linear.weight_distance(a, b)
-    assert got == {"w": (5.0, 1.25), "z": (0.0, 0.0)}
-    assert linear.weight_distance(b, {**a})["w"].relative == pytest.approx(5 / 3)
-    assert linear.weight_distance({"z": torch.ones(1)}, {"z": torch.zeros(1)})[
-        "z"
-    ].relative == float("inf")
-    with pytest.raises(InputError, match="extra"):
-        linear.weight_distance(a | {"extra": torch.ones(1)}, b)
-    with pytest.raises(InputError, match="differ in w"):
-        linear.weight_distance(a | {"w": torch.ones(3)}, b)
+    assert weight_distance(a, b) == {"w": 5.0, "z": 0.0}
+    with pytest.raises(NotMeasurable, match="extra"):
+        weight_distance(a | {"extra": torch.ones(1)}, b)
+    with pytest.raises(NotMeasurable, match="differ in w"):
+        weight_distance(a | {"w": torch.ones(3)}, b)
 
 
 def test_info_nce_is_the_mean_over_all_pairs() -> None:
@@ -155,33 +142,17 @@ def test_information_of_noise_in_many_dimensions_is_none() -> None:
     assert information.information(noise, member) < 0.05  # on its own samples: log 2
 
 
-def test_a_trained_critic_sees_what_a_linear_one_cannot() -> None:
-    rng = np.random.default_rng(7)
-    z = rng.uniform(-1, 1, size=(800, 2))
-    member = torch.from_numpy(z[:, 0] * z[:, 1] > 0)  # exclusive or: no line divides it
-    linear = information.information(z, member)
-    state = torch.random.get_rng_state()
-    trained = information.information(z, member, critic=information.small_critic, steps=300)
-    assert linear < 0.05
-    assert trained > 0.45
-    assert torch.equal(torch.random.get_rng_state(), state)
-    again = information.information(z, member, critic=information.small_critic, steps=300)
-    assert trained == again
-
-
 def test_idi_by_hand() -> None:
     original, retrained = {"a": 0.6, "b": 0.5}, {"a": 0.1, "b": 0.2}
     got = information.idi({"a": 0.35, "b": 0.1}, retrained, original)
     assert got.value == pytest.approx((0.25 - 0.1) / 0.8)
-    floored = information.idi({"a": 0.35, "b": 0.1}, retrained, original, floor=True)
-    assert floored.value == pytest.approx(0.25 / 0.8)
     assert information.idi(original, retrained, original).value == 1
     assert information.idi(retrained, retrained, original).value == 0
-    with pytest.raises(InputError, match="layers"):
+    with pytest.raises(NotMeasurable, match="layers"):
         information.idi({"a": 1.0}, retrained, original)
-    with pytest.raises(InputError, match="more than 0"):
+    with pytest.raises(NotMeasurable, match="more than 0"):
         information.idi(original, original, original)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(RunFailed, match="NaN"):
         information.information(np.full((4, 1), np.nan), torch.tensor([0, 0, 1, 1]) > 0)
 
 
@@ -228,10 +199,8 @@ def test_relearn_stops_at_its_target_and_index() -> None:
         blank.bias[0] = 0.3
     quick = relearn.relearn(blank, batches, measure, every=1, target=0.9)
     assert quick.reached is not None and quick.reached < slow.reached
-    assert relearn.anamnesis_index(quick, slow) == quick.reached / slow.reached
     there = relearn.relearn(blank, batches, lambda net: 1.0, target=0.9)
     assert there == ([0], [1.0], 0)
-    assert relearn.anamnesis_index(quick, there) is None
 
 
 def test_relearn_reads_named_outputs_and_leaves_batch_norm_alone() -> None:
@@ -274,7 +243,7 @@ def test_feature_batches_give_each_row_once_an_epoch() -> None:
 
 def test_relearn_that_diverges_names_the_step() -> None:
     x, y = torch.full((4, 1), 1e30), torch.tensor([0, 1, 0, 1])
-    with pytest.raises(InputError, match="step 5"):
+    with pytest.raises(RunFailed, match="step 5"):
         relearn.relearn(nn.Linear(1, 2), lambda s: (x, y), lambda n: 0.0, lr=1e30)
 
 

@@ -11,14 +11,13 @@ import torch
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
-from letheon.eval.inference.extract import extract
-from letheon.eval.inference.passes import sweep
+from letheon.eval.inference.extract import InferenceOptions, extract
+from letheon.eval.inference.passes import Swept, sweep
 from letheon.eval.metrics.knn import knn
 from letheon.eval.quick_row import measure
 from letheon.eval.search.neighbors import nearest
 from tests.eval.test_features import CLASSES, loader
 from tests.eval.test_knn import METRICS, clusters
-from tests.eval.test_layers import work as layers
 from tests.eval.test_store import stored
 from tests.pool import on_ranks
 
@@ -26,7 +25,9 @@ from tests.pool import on_ranks
 def passed(ranks: Ranks) -> dict[str, Any]:
     model = build("small", CLASSES, seed=3)
     whole = extract(model, loader(ranks), ranks)
-    few = extract(model, loader(ranks), ranks, indices=[5])  # two of three ranks get nothing
+    few = extract(
+        model, loader(ranks), ranks, InferenceOptions((5,))
+    )  # two of three ranks get nothing
     return {
         "exact": [whole.labels.tolist(), whole.forget.tolist(), whole.index.tolist()],
         "few": few.index.tolist(),
@@ -67,7 +68,7 @@ def neighbours(ranks: Ranks) -> list[Any]:
 def kept(ranks: Ranks, folder: Path) -> dict[str, Any]:
     place = folder / str(ranks.world)
     first, again = stored(place, ranks), stored(place, ranks, seed=8)
-    few = stored(place, ranks, indices=[5])
+    few = stored(place, ranks, indices=(5,))
     return {
         "same": torch.equal(first.logits, again.logits) and few.index.tolist() == [5],
         "close": first.logits.tolist(),
@@ -77,7 +78,8 @@ def kept(ranks: Ranks, folder: Path) -> dict[str, Any]:
 def row(ranks: Ranks) -> dict[str, Any]:
     loaders = {"train": loader(ranks), "test": loader(ranks, 30), "domain/art": loader(ranks, 40)}
     sides = [
-        sweep(str(seed), build("small", CLASSES, seed=seed), loaders, ranks) for seed in (1, 2, 3)
+        sweep(Swept(str(seed), build("small", CLASSES, seed=seed)), loaders, ranks)
+        for seed in (1, 2, 3)
     ]
     return measure(*sides, ranks=ranks)
 
@@ -88,8 +90,6 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "unreadable": unreadable(ranks),
         "neighbours": neighbours(ranks),
         "kept": kept(ranks, folder),
-        "layers": layers(ranks),
-        "few layers": layers(ranks, [4, 7]),
         "row": row(ranks),
     }
 
@@ -136,14 +136,6 @@ def test_ranks_write_one_store(results: Results, world: int) -> None:
     assert results[world][0]["kept"]["same"]
     want = extract(build("small", CLASSES, seed=3), loader(Ranks()), Ranks()).logits
     torch.testing.assert_close(torch.tensor(results[world][0]["kept"]["close"]), want)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("which", ["layers", "few layers"])
-def test_layers_are_summed_over_ranks(results: Results, world: int, which: str) -> None:
-    for pair, taps in results[1][0][which].items():
-        for tap, want in taps.items():
-            assert results[world][0][which][pair][tap] == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.parametrize("world", [2, 3])

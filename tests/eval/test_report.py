@@ -19,11 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable
 from letheon.eval.metrics.reference import reference
-from letheon.eval.metrics.scores import UNVERIFIED, scores
+from letheon.eval.metrics.registry import metrics
+from letheon.eval.metrics.scores import scores
 from letheon.eval.probes.embedding import embed
-from letheon.eval.report import definitions, write
+from letheon.eval.report import definitions, schema, write
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
 
@@ -113,7 +114,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_all_formats_are_written(written: dict[str, str]) -> None:
-    names = {"report.html", "metrics.csv", "metrics.md", "metrics.tex", "metrics.json"}
+    names = {"report.html", "metrics.csv", "table.md", "metrics.tex", "metrics.json"}
     assert set(written) == names
 
 
@@ -135,6 +136,19 @@ def test_json_keeps_to_the_published_schema(written: dict[str, str]) -> None:
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, SCHEMA)
+
+
+def test_the_published_schema_is_generated_from_the_metrics() -> None:
+    assert schema.schema() == SCHEMA
+
+
+def test_a_model_left_out_is_named_in_every_format(tmp_path: Path) -> None:
+    write.write_report([row("A", "unlearned")], tmp_path, {"B": "weights hold NaN"})
+    document = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    jsonschema.validate(document, SCHEMA)
+    assert document["left_out"] == {"B": "weights hold NaN"}
+    for name in ("table.md", "metrics.tex", "report.html"):
+        assert "Left out: B: weights hold NaN." in (tmp_path / name).read_text(encoding="utf-8")
 
 
 def test_scores_are_added_against_the_mean_of_the_retrained() -> None:
@@ -177,7 +191,7 @@ def test_csv_has_full_precision(written: dict[str, str]) -> None:
 
 
 def test_markdown_cells_and_definitions(written: dict[str, str]) -> None:
-    text = written["metrics.md"]
+    text = written["table.md"]
     tables = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in tables[:3]}
     assert len(widths) == 1
@@ -193,8 +207,8 @@ def test_latex_is_escaped_and_balanced(written: dict[str, str]) -> None:
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     assert r"SalUn | \$50\_\%" in body
     assert not re.search(r"(?<!\\)%", body)
-    begun = body.count(r"\begin{tabular}")
-    assert begun == body.count(r"\end{tabular}") == body.count(r"\toprule") > 1
+    opened = body.count(r"\begin{tabular}")
+    assert opened == body.count(r"\end{tabular}") == body.count(r"\toprule") > 1
     for block in body.split(r"\begin{tabular}")[1:]:
         columns = len(re.match(r"\{(\w+)\}", block)[1])  # type: ignore[index]
         lines = [line for line in block.splitlines() if line.endswith(r"\\")]
@@ -294,7 +308,7 @@ def test_without_matplotlib_the_extra_is_named_and_tables_still_work(
     for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"letheon\[report\]"):
+    with pytest.raises(InputError, match=r"'\.\[report\]'"):
         write.write_report(full(), tmp_path / "page")
     assert not (tmp_path / "page").exists()
     written = write.write_report(full(), tmp_path / "tables", page=False)
@@ -302,20 +316,21 @@ def test_without_matplotlib_the_extra_is_named_and_tables_still_work(
 
 
 def test_every_metric_has_a_definition_and_a_place() -> None:
-    assert {"agl", "agr", "h_lr", "h_mean"} == set(UNVERIFIED)
-    for key in UNVERIFIED:
+    unverified = {key for key, metric in metrics().items() if not metric.verified}
+    assert unverified == {"agl", "agr", "h_lr", "h_mean"}
+    for key in unverified:
         assert "unverified" in definitions.define(key).text
     part = definitions.define("cka_original_forget")
     assert part.title == "CKA to original (forget)" and part.group == "Representation and probes"
     assert definitions.define("mystery").text.startswith("No definition")
-    assert definitions.ordered(["mystery", "TRA", "cka_original_floor", "FA", "cka_original"]) == [
+    assert definitions.order(["mystery", "TRA", "cka_original_floor", "FA", "cka_original"]) == [
         "FA",
         "TRA",
         "cka_original",
         "cka_original_floor",
         "mystery",
     ]
-    assert [definitions.printed(*c) for c in (("FA", 0.5), ("tow", 0.5), ("FA", None))] == [
+    assert [definitions.format_value(*c) for c in (("FA", 0.5), ("tow", 0.5), ("FA", None))] == [
         "50.00",
         "0.500",
         "–",
@@ -333,7 +348,7 @@ def test_embedding_keeps_separate_classes_apart_and_is_seeded() -> None:
     spread = np.linalg.norm(gone - gone.mean(0), axis=1).max()
     assert np.linalg.norm(rest - gone.mean(0), axis=1).min() > spread
     assert got == embed(features, labels, np.array([2]), most=15)
-    with pytest.raises(InputError, match="at least 4"):
+    with pytest.raises(NotMeasurable, match="at least 4"):
         embed(features[:3], labels[:3], np.array([0]))
 
 

@@ -34,7 +34,7 @@ def test_no_fast_score_errs_by_more_than_the_bound(metric: Metric, dtype: torch.
     before = x.clone()
     scores = Scores(x, q, metric, Ranks(), (64, 256))
     fast, places = neighbors._propose(scores, 900, torch.float32)
-    exact = neighbors._rescored(scores, places, torch.full((40,), 900))
+    exact = neighbors._rescore(scores, places, torch.full((40,), 900))
     assert float((fast - exact).abs().max()) < (300 + 8) * 2.0**-24
     assert torch.equal(x, before)
 

@@ -1,4 +1,4 @@
-"""The split is a fixed function of the number of images, and survives a file."""
+"""The split is a fixed function of the number of images, and the shipped files are that split."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from letheon.errors import InputError
-from letheon.eval.metrics.knn_splits import load, save, split
+from letheon.eval.metrics.knn_splits import split
 
 
 @pytest.mark.parametrize("rule", ["keyed", "legacy"])
 @pytest.mark.parametrize("n", [2, 7, 2427])
 def test_each_image_is_on_one_side(rule: str, n: int) -> None:
-    chosen = split(n, rule)  # type: ignore[arg-type]
-    assert len(chosen.database) == int(0.8 * n)
-    both = torch.cat([chosen.database, chosen.queries])
+    parts = split(n, rule)  # type: ignore[arg-type]
+    assert len(parts.database) == int(0.8 * n)
+    both = torch.cat([parts.database, parts.queries])
     assert both.sort().values.tolist() == list(range(n))
-    assert torch.equal(chosen.queries, chosen.queries.sort().values)
+    assert torch.equal(parts.queries, parts.queries.sort().values)
 
 
 def splitmix(x: int) -> int:
@@ -41,13 +41,13 @@ def test_keyed_split_can_be_redrawn_in_plain_integers() -> None:
     assert split(20).queries.tolist() == [2, 6, 8, 18]  # a change must not pass unseen
 
 
-SHIPPED = sorted((Path(__file__).parents[2] / "eval" / "split_files").glob("*.json"))
+SHIPPED = sorted((Path(__file__).parents[2] / "eval" / "metrics" / "split_files").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_are_the_split_of_their_size(path: Path) -> None:
-    n = int(json.loads(path.read_text())["n"])
-    assert torch.equal(load(path, n).queries, split(n).queries)
+    content = json.loads(path.read_text())
+    assert split(content["n"]).queries.tolist() == content["queries"]
 
 
 def test_office_home_and_cub_are_shipped() -> None:
@@ -59,36 +59,8 @@ def test_legacy_split_is_torchs_random_split() -> None:
     drawn = torch.utils.data.random_split(
         data, [int(0.8 * 101), 101 - int(0.8 * 101)], torch.Generator().manual_seed(2)
     )
-    chosen = split(101, "legacy")
-    assert chosen.queries.tolist() == sorted(drawn[1].indices)
-
-
-def test_a_file_gives_the_split_back(tmp_path: Path) -> None:
-    chosen = split(55)
-    save(chosen, tmp_path / "art.json")
-    again = load(tmp_path / "art.json", 55)
-    assert torch.equal(again.database, chosen.database)
-    assert torch.equal(again.queries, chosen.queries)
-    assert [path.name for path in tmp_path.iterdir()] == ["art.json"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no json",
-        '{"n": 55}',
-        '{"n": 55, "rule": "keyed", "seed": 2, "queries": [55]}',
-        '{"n": 55, "rule": "keyed", "seed": 2, "queries": [1, 1]}',
-        '{"n": 55, "rule": "keyed", "seed": 2, "queries": []}',
-        '{"n": 54, "rule": "keyed", "seed": 2, "queries": [1]}',
-    ],
-)
-def test_a_broken_or_foreign_file_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InputError, match=r"got split file .*a\.json"):
-        load(tmp_path / "a.json", 55)
-    with pytest.raises(InputError, match="absent"):
-        load(tmp_path / "absent.json", 55)
+    parts = split(101, "legacy")
+    assert parts.queries.tolist() == sorted(drawn[1].indices)
 
 
 def test_a_set_of_one_cannot_be_split() -> None:

@@ -11,20 +11,23 @@ import torch
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
-from letheon.eval.inference.cache import extract_stored
-from letheon.eval.inference.extract import Outputs, extract
-from letheon.eval.inference.layer_cka import convolutions
+from letheon.eval.inference.cache import Cache, Facts
+from letheon.eval.inference.extract import InferenceOptions, extract
+from letheon.eval.outputs import Outputs
 from tests.eval.test_features import CLASSES, loader
 
 FACTS = {"weights": "w", "data": "d"}
 
 
-def stored(folder: Path, ranks: Ranks, seed: int = 3, **changed: Any) -> Outputs:
+TAPS = ("net.conv1", "net.conv2")
+
+
+def stored(
+    folder: Path, ranks: Ranks, seed: int = 3, facts: Facts = FACTS, **changed: Any
+) -> Outputs:
     model = build("small", CLASSES, seed=seed)
-    arguments: dict[str, Any] = {"facts": FACTS, "taps": convolutions(model)[:2], **changed}
-    return extract_stored(
-        folder, model=model, loader=loader(ranks), samples=47, ranks=ranks, **arguments
-    )
+    options = InferenceOptions(**{"taps": TAPS, **changed})
+    return Cache(folder, facts, 47).extract(model, loader(ranks), ranks, options)
 
 
 def same(a: Outputs, b: Outputs) -> None:
@@ -37,13 +40,12 @@ def same(a: Outputs, b: Outputs) -> None:
         torch.testing.assert_close(a.taps[name], b.taps[name])
 
 
-@pytest.mark.parametrize("indices", [None, [40, 3, 17, 3]])
+@pytest.mark.parametrize("indices", [None, (40, 3, 17, 3)])
 def test_first_and_second_time_equal_a_fresh_pass(
-    tmp_path: Path, indices: list[int] | None
+    tmp_path: Path, indices: tuple[int, ...] | None
 ) -> None:
     model = build("small", CLASSES, seed=3)
-    taps = convolutions(model)[:2]
-    fresh = extract(model, loader(Ranks()), Ranks(), indices, taps=taps)
+    fresh = extract(model, loader(Ranks()), Ranks(), InferenceOptions(indices, taps=TAPS))
     same(stored(tmp_path, Ranks(), indices=indices), fresh)
     # Another network under the same facts: what comes back can only be what was stored.
     same(stored(tmp_path, Ranks(), seed=8, indices=indices), fresh)
@@ -56,14 +58,14 @@ def test_first_and_second_time_equal_a_fresh_pass(
         {"facts": {"weights": "other", "data": "d"}},
         {"facts": {"weights": "w", "data": "other"}},
         {"taps": ()},
-        {"indices": [1, 2]},
+        {"indices": (1, 2)},
     ],
 )
 def test_whatever_changes_makes_a_new_pass(tmp_path: Path, changed: dict[str, Any]) -> None:
     stored(tmp_path, Ranks())
     other = stored(tmp_path, Ranks(), seed=8, **changed)
     model = build("small", CLASSES, seed=8)
-    fresh = extract(model, loader(Ranks()), Ranks(), changed.get("indices"))
+    fresh = extract(model, loader(Ranks()), Ranks(), InferenceOptions(changed.get("indices")))
     torch.testing.assert_close(other.logits, fresh.logits)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -78,7 +80,7 @@ def test_a_pass_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     read.images.read_many = refuse  # type: ignore[method-assign,assignment]
     with pytest.raises(InputError, match="image 3"):
-        extract_stored(tmp_path, FACTS, model, read, 47, Ranks())
+        Cache(tmp_path, FACTS, 47).extract(model, read, Ranks())
     assert list(tmp_path.iterdir()) == []
     assert [module.training for module in model.modules()] == modes
 

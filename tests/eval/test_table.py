@@ -1,14 +1,17 @@
-"""The printed table: per cent, three decimals for CKA, a dash for what is not defined."""
+"""The printed table: the same cells in the terminal as in Markdown, with a legend."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from letheon.eval.report import terminal
+from letheon.eval.report.rows import Prepared, prepare
+from letheon.eval.report.tables import as_markdown, as_text
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "name": "original",
+        "role": "original",
         "FA": 1.0,
         "RA": 0.98765,
         "TFA": None,
@@ -21,43 +24,50 @@ ROWS = [
 ]
 
 
-def test_plain_table_is_aligned_and_rounded() -> None:
-    lines = terminal.plain(ROWS).splitlines()
+def prepared(rows: list[dict[str, Any]] = ROWS) -> Prepared:
+    return prepare(rows)
+
+
+def test_text_is_aligned_and_rounded() -> None:
+    lines = as_text(prepared()).splitlines()
     assert " ".join(lines[0].split()) == "model FA % RA % TFA % TRA % k-NN % CKA orig time s"
-    assert lines[2].split() == ["original", "100.0", "98.8", "-", "50.0", "43.2", "1.000", "12.3"]
-    assert lines[3].split() == ["sal|un", "0.0", "90.0", "0.0", "45.0", "-", "0.000", "-"]
+    assert lines[2].split() == [
+        "original", "100.00", "98.77", "–", "50.00", "43.22", "1.000", "12.3",
+    ]  # fmt: skip
+    assert lines[3].split() == ["sal|un", "0.00", "90.00", "0.00", "45.00", "–", "0.000", "–"]
     # Right edges of the numbers stand under one another.
     ends = [[match.end() for match in re.finditer(r"\S+", line)] for line in lines[2:4]]
     assert ends[0][1:] == ends[1][1:]
 
 
 def test_each_column_shown_has_a_line_of_legend() -> None:
-    text = terminal.plain(ROWS)
-    legend = text.split("\n\n")[1].splitlines()
+    legend = as_text(prepared()).split("\n\n")[1].splitlines()
     assert len(legend) == 7
     assert legend[0].startswith("FA %")
 
 
 def test_columns_nobody_has_are_left_out() -> None:
-    assert "gap" not in terminal.plain(ROWS).splitlines()[0]
-    assert terminal.plain(ROWS, ["FA"]).splitlines()[0].split() == ["model", "FA", "%"]
-    assert terminal.plain([]).splitlines()[0] == "model"
+    assert "gap" not in as_text(prepared()).splitlines()[0]
+    one = as_text(prepared([{"name": "a", "FA": 0.5}])).splitlines()[0]
+    assert one.split() == ["model", "FA", "%"]
 
 
-def test_markdown_has_as_many_cells_in_each_row() -> None:
-    lines = terminal.markdown(ROWS).split("\n\n")[0].splitlines()
-    assert len(lines) == 4
+def test_models_left_out_are_named_below_the_table() -> None:
+    text = as_text(prepare(ROWS, {"broken": "weights hold NaN"}))
+    assert "left out: broken: weights hold NaN" in text.splitlines()
+
+
+def test_markdown_has_the_cells_of_the_terminal() -> None:
+    lines = [line for line in as_markdown(prepared()).splitlines() if line.startswith("|")][:4]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9}
-    assert lines[3].startswith("| sal\\|un | 0.0 |")
+    assert lines[3].startswith("| sal\\|un | 0.00 |")
+    cells = [re.split(r"\s*(?<!\\)\|\s*", line)[1:-1] for line in (lines[0], *lines[2:])]
+    text = as_text(prepared()).splitlines()
+    for marked, plain in zip(cells, (text[0], *text[2:4]), strict=True):
+        assert [cell.replace("\\|", "|") for cell in marked] == re.split(r"\s{2,}", plain)
 
 
-def test_every_column_has_a_definition_with_its_source() -> None:
-    meant = terminal.definitions()
-    assert set(terminal.COLUMNS) <= set(meant)
-    assert all(sentence.endswith(".") and "\n" not in sentence for sentence in meant.values())
-
-
-def test_conditions_are_told_where_all_rows_share_them() -> None:
+def test_conditions_are_printed_where_all_rows_share_them() -> None:
     under = {
         "ks": [20, 5],
         "metric": "l2",
@@ -72,7 +82,7 @@ def test_conditions_are_told_where_all_rows_share_them() -> None:
         "k-NN: k = 20, l2, temperature 0.1 votes, logits as features, legacy 80/20 split. "
         "CKA: exact."
     )
-    assert terminal.plain(rows).splitlines()[-1] == want
-    assert terminal.markdown(rows).splitlines()[-1] == "- " + want
+    assert as_text(prepared(rows)).splitlines()[-1] == want
+    assert "- " + want in as_markdown(prepared(rows)).splitlines()
     rows[0] = {**rows[0], "conditions": {**under, "metric": "cosine"}}
-    assert want not in terminal.plain(rows)
+    assert want not in as_text(prepared(rows))

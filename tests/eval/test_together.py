@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
-from letheon.eval.comparison import Entry, grouped
-from letheon.eval.inference.extract import Outputs
-from letheon.eval.inference.layer_cka import stages
-from letheon.eval.inference.passes import Store, Swept, sweep, sweep_together
+from letheon.eval.comparison import Entry, group_entries
+from letheon.eval.inference.passes import Store, SweepOptions, Swept, sweep, sweep_together
+from letheon.eval.inference.taps import stages
+from letheon.eval.outputs import Outputs
 from letheon.loaders.preset import Preset
 from tests.eval.test_features import CLASSES, loader
 from tests.pool import on_ranks
@@ -31,15 +32,15 @@ def together(ranks: Ranks, folder: Path | None = None) -> list[bool]:
     models = [build("small", CLASSES, seed=seed) for seed in (1, 2, 3)]
     swept = [Swept(str(i), model, f"w{i}", stages(model)[:i]) for i, model in enumerate(models)]
     loaders = {"train": loader(ranks), "test": loader(ranks, 30), "few": loader(ranks)}
-    more: dict[str, Any] = {"parts": {"few": [8, 5, 8]}, "flip": True}
-    alone = [sweep(s.name, s.model, loaders, ranks, s.weights, taps=s.taps, **more) for s in swept]
+    options = SweepOptions(flip=True, parts={"few": [8, 5, 8]})
+    alone = [sweep(each, loaders, ranks, options) for each in swept]
     if folder is not None:
         known = {"train": ("a", 47), "test": ("b", 30), "few": ("a", 47)}
-        more["store"] = Store(folder / str(ranks.world), known)
-        sweep_together(swept[1:2], loaders, ranks, **more)  # one of them is stored already
+        options = replace(options, store=Store(folder / str(ranks.world), known))
+        sweep_together(swept[1:2], loaders, ranks, options)  # one of them is stored already
     found = []
     for _ in range(2):
-        joint = sweep_together(swept, loaders, ranks, **more)
+        joint = sweep_together(swept, loaders, ranks, options)
         for one, two in zip(alone, joint, strict=True):
             assert (one.name, one.weights) == (two.name, two.weights)
             found += [equal(one.outputs[key], two.outputs[key]) for key in loaders]
@@ -93,7 +94,7 @@ def test_groups_have_one_preset_and_fit_in_memory() -> None:
     entries = [Entry(str(i), "", net, "") for i, net in enumerate([model] * 5 + [other] * 2)]
 
     def sizes(room: int) -> list[int]:
-        groups = grouped(entries, 100, room)
+        groups = group_entries(entries, 100, room)
         assert [e for group in groups for e in group] == entries
         return [len(group) for group in groups]
 

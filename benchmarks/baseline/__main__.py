@@ -1,8 +1,8 @@
 """The field's way of doing this job, written anew from a description of the published code.
 
-    python benchmarks/baseline.py forget --data DIR --weights original.safetensors \
+    PYTHONPATH=benchmarks python -m baseline forget --data DIR --weights original.safetensors \
         --forget 3 8 --method spkd --out DIR
-    python benchmarks/baseline.py evaluate --data DIR --domains DIR --forget 3 8 \
+    PYTHONPATH=benchmarks python -m baseline evaluate --data DIR --domains DIR --forget 3 8 \
         --models original.safetensors --retrained retrained.safetensors --out DIR
 
 ImageFolder, Pillow, a DataLoader with 4 worker processes; float32, NCHW, eager; the loss and the
@@ -30,12 +30,14 @@ from typing import Annotated
 
 import torch
 import tyro
-from baseline_data import Images
-from baseline_evaluation import evaluate
-from baseline_methods import Name, Training, forget
-from baseline_model import facts, load, stored_preset
+from harness import report_spans
 from safetensors.torch import save_file
-from spans import Spans
+
+from baseline.data import Images
+from baseline.evaluation import evaluate
+from baseline.model import load, read_facts, read_preset
+from baseline.training import Name, Training, forget
+from letheon.spans import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,39 +78,37 @@ class Evaluate(Common):
     """Folder of <domain>/<class>/ folders for k-NN."""
 
 
-def run_forget(options: Forget, spans: Spans) -> None:
+def run_forget(options: Forget) -> None:
     """Train, and leave weights.safetensors in `out`."""
     device = torch.device(options.device)
     model = load(options.weights, device)
-    preset = stored_preset(options.weights)
+    preset = read_preset(options.weights)
     images = Images(options.data, options.forget, preset, options.workers)
     run = Training(
-        model, images, spans, options.epochs, options.lr, options.batch_size, options.seed, device,
+        model, images, options.epochs, options.lr, options.batch_size, options.seed, device,
         validate=options.validate, out=options.out,
     )  # fmt: skip
     forget(options.method, run)
-    with spans("saving"):
+    with span("saving"):
         options.out.mkdir(parents=True, exist_ok=True)
         state = {k: v.cpu() for k, v in model.net.state_dict().items()}
-        told = facts(options.weights)  # architecture and preset, which `evaluate` reads
-        save_file(state, options.out / "weights.safetensors", metadata=told)
+        facts = read_facts(options.weights)  # architecture and preset, which `evaluate` reads
+        save_file(state, options.out / "weights.safetensors", metadata=facts)
 
 
-def run_evaluate(options: Evaluate, spans: Spans) -> None:
+def run_evaluate(options: Evaluate) -> None:
     """Measure each model, print the rows and write them as JSON."""
     device = torch.device(options.device)
     images = Images(
-        options.data, options.forget, stored_preset(options.retrained), options.workers
+        options.data, options.forget, read_preset(options.retrained), options.workers
     )  # fmt: skip
     rows = []
     for path in options.models:
-        row = evaluate(
-            path, options.retrained, images, options.domains, options.batch_size, device, spans
-        )
+        row = evaluate(path, options.retrained, images, options.domains, options.batch_size, device)
         name = path.parent.name if path.stem == "weights" else path.stem
         rows.append({"name": name, **row})
         print(rows[-1], flush=True)
-    with spans("saving"):
+    with span("saving"):
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
@@ -121,13 +121,12 @@ Command = (
 
 def main() -> None:
     """Run one command."""
-    spans = Spans()
-    chosen: Forget | Evaluate = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))  # type: ignore[arg-type]
-    if isinstance(chosen, Forget):
-        run_forget(chosen, spans)
-    else:
-        run_evaluate(chosen, spans)
-    spans.write()
+    command: Forget | Evaluate = tyro.cli(Command, config=(tyro.conf.OmitArgPrefixes,))
+    with report_spans():
+        if isinstance(command, Forget):
+            run_forget(command)
+        else:
+            run_evaluate(command)
 
 
 if __name__ == "__main__":

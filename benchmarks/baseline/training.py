@@ -11,20 +11,20 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from baseline_data import Images, Loaded
-from baseline_evaluation import accuracy
-from baseline_model import Hook, Normalised
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from spans import Spans
 from torch import Tensor, nn
 
+from baseline.data import Images, Loaded
+from baseline.evaluation import accuracy
+from baseline.kernels import Masks, masked_step, similarity, top_masks
+from baseline.model import Hook, Normalised
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Reads
+from letheon.spans import span, waits
 
 Name = Literal["ft", "ga", "salun", "spkd"]
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, logits, labels -> loss
-Masks = dict[str, Tensor]  # name -> int64 zeros and ones
 
 
 @dataclass
@@ -33,7 +33,6 @@ class Training:
 
     model: Normalised
     images: Images
-    spans: Spans
     epochs: int
     lr: float
     batch_size: int
@@ -64,42 +63,33 @@ class Training:
                     layer.eval()
         loader = self.images.batches(reads, self.batch_size, self.seed, epoch, labels)
         loss_sum = right = seen = 0.0
-        for images, target in self.spans.waiting("data", loader):
+        for images, target in waits("data", loader):
             images, target = images.to(self.device), target.to(self.device)
             logits = self.model(images)
             loss = criterion(images, logits, target)
             self.optimizer.zero_grad()
             loss.backward()
-            if self.masks is not None:
-                for name, parameter in self.model.named_parameters():
-                    if parameter.grad is not None:
-                        parameter.grad *= self.masks[name]
-            self.optimizer.step()
-            if self.masks is not None:
-                self._put_back(self.masks)
+            if self.masks is None:
+                self.optimizer.step()
+            else:
+                masked_step(self.model, self.masks, self.start, self.optimizer)
             loss_sum += loss.item() * len(target)
             right += (logits.argmax(1) == target).float().mean().item() * len(target)
             seen += len(target)
         return loss_sum / seen
 
-    @torch.no_grad()
-    def _put_back(self, masks: Masks) -> None:
-        """Fixed upstream in 2026: decay and momentum no longer move masked weights."""
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(parameter * masks[name] + self.start[name] * (1 - masks[name]))
-
     def after_epoch(self, epoch: int) -> None:
         """Save the whole state and measure accuracy on all four sets, as published."""
         if self.out is not None:
-            with self.spans("saving"):
+            with span("saving"):
                 folder = self.out / str(epoch)
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file(self.model.net.state_dict(), folder / "weights.safetensors")
         if self.validate:
-            with self.spans("validation", whole=True):
+            with span("validation", whole=True):
                 for data in self.images.parts().values():
                     loader = self.images.ordered(data, self.batch_size)
-                    accuracy(self.model, loader, self.device, self.spans)
+                    accuracy(self.model, loader, self.device)
 
 
 def saliency(run: Training) -> Masks:
@@ -112,7 +102,7 @@ def saliency(run: Training) -> Masks:
     run.model.zero_grad()
     sums = {n: torch.zeros_like(p) for n, p in run.model.named_parameters()}
     loader: Loaded = run.images.ordered(run.images.parts()["FA"], run.batch_size)
-    for images, target in run.spans.waiting("data", loader):
+    for images, target in waits("data", loader):
         images, target = images.to(run.device), target.to(run.device)
         loss = -F.cross_entropy(run.model(images), target)
         run.optimizer.zero_grad()
@@ -121,16 +111,9 @@ def saliency(run: Training) -> Masks:
             if parameter.grad is not None:
                 sums[name] += parameter.grad.detach() * len(target)
     run.optimizer.zero_grad()
-    with run.spans("statistics"):
-        flat = -torch.cat([s.abs().flatten() for s in sums.values()])
-        ranks = torch.argsort(torch.argsort(flat, stable=True))
-        chosen = ranks < round(run.density * len(flat))
-        masks, at = {}, 0
-        for name, values in sums.items():
-            here = chosen[at : at + values.numel()]
-            masks[name] = here.reshape(values.shape).to(torch.int64)
-            at += values.numel()
-    return masks
+    with span("statistics"):
+        masks = top_masks(list(sums.values()), run.density)
+    return dict(zip(sums, masks, strict=True))
 
 
 def _cross_entropy(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -154,22 +137,14 @@ def random_labels(images: Images, seed: int, epoch: int) -> NDArray[np.int64]:
     return labels
 
 
-def similarity(student: Tensor, teacher: Tensor, squared: bool) -> Tensor:
-    """Rows of the two Gram matrices to length one, the norm of their difference over b^2."""
-    ours = F.normalize(student @ student.T, dim=1)
-    theirs = F.normalize(teacher @ teacher.T, dim=1)
-    norm = torch.norm(ours - theirs)
-    return (norm**2 if squared else norm) / len(student) ** 2
-
-
 def forget(method: Name, run: Training) -> None:
     """Train `run.model` in place."""
     true = run.images.labels
-    with run.spans("compute"):
+    with span("compute"):
         if method == "salun":
             run.masks = saliency(run)
         teacher = copy.deepcopy(run.model).eval()
-        hooks = (Hook(run.model), Hook(teacher)) if method == "spkd" else ()
+        hooks = [Hook(run.model), Hook(teacher)] if method == "spkd" else []
 
         def restore(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
             student, original = hooks
@@ -184,8 +159,8 @@ def forget(method: Name, run: Training) -> None:
             if method == "ft":
                 run.one_pass("retain", epoch, _cross_entropy, true)
             if method == "salun":
-                drawn = random_labels(run.images, run.seed, epoch)
-                run.one_pass("mixed", epoch, _cross_entropy, drawn)
+                labels = random_labels(run.images, run.seed, epoch)
+                run.one_pass("mixed", epoch, _cross_entropy, labels)
             if method == "spkd":
                 run.one_pass("retain", epoch, restore, true)
             run.after_epoch(epoch)

@@ -12,8 +12,8 @@ from PIL import Image
 
 SIDES = ("train", "val", "downstream/near")
 SUFFIXES = (".jpg", ".jpeg")
-DRAWN = (300, 240)  # width, height
-DRAWN_CLASSES = 10
+SIZE = (300, 240)  # width, height
+CLASSES = 10
 
 
 def gather(photos: Path | None, out: Path, counts: Sequence[int]) -> str:
@@ -26,11 +26,11 @@ def gather(photos: Path | None, out: Path, counts: Sequence[int]) -> str:
     """
     if photos is None:
         for number, (side, count) in enumerate(zip(SIDES, counts, strict=True)):
-            for c in range(DRAWN_CLASSES):
+            for c in range(CLASSES):
                 folder = out / side / f"class{c}"
                 folder.mkdir(parents=True)
                 for i in range(count):
-                    picture = Image.fromarray(drawn(c, 1000 * number + i))
+                    picture = Image.fromarray(draw(c, 1000 * number + i))
                     picture.save(folder / f"{i:04d}.jpg", quality=90)
         return "drawn"
     for side in ("train", "val"):
@@ -40,16 +40,16 @@ def gather(photos: Path | None, out: Path, counts: Sequence[int]) -> str:
                 "val": files[: counts[1]],
                 "downstream/near": files[counts[1] : counts[1] + counts[2]],
             }  # fmt: skip
-            for name, chosen in cuts.items():
+            for name, part in cuts.items():
                 (out / name / folder.name).mkdir(parents=True)
-                for file in chosen:
+                for file in part:
                     shutil.copy(file, out / name / folder.name / file.name)
     return photos.name
 
 
-def drawn(label: int, number: int) -> NDArray[np.uint8]:
+def draw(label: int, number: int) -> NDArray[np.uint8]:
     """(H, W, 3): a photograph's mixture of scales, and a tint and a grating that tell the class."""
-    width, height = DRAWN
+    width, height = SIZE
     random = np.random.default_rng((label, number))
     picture = np.zeros((height, width, 3))
     for octave in range(6):
@@ -58,7 +58,7 @@ def drawn(label: int, number: int) -> NDArray[np.uint8]:
         rows = np.arange(height) * cells // height
         columns = np.arange(width) * cells // width
         picture += coarse[rows][:, columns]
-    angle = np.pi * label / DRAWN_CLASSES
+    angle = np.pi * label / CLASSES
     y, x = np.mgrid[:height, :width] / height
     wave = np.sin(40 * (x * np.cos(angle) + y * np.sin(angle)))
     tint = np.array([np.cos(angle), np.sin(2 * angle), np.sin(angle)]) * 25

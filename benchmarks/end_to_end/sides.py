@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from baseline_methods import Name
-from spans import FIRST, RESULT, SPAWNED
+from baseline.training import Name
+from harness import SECONDS, SPAWNED
 
 from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.distributed import Ranks
@@ -29,8 +29,9 @@ from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
+from letheon.spans import OUTSIDE
 
-HERE = Path(__file__).parent
+BENCHMARKS = Path(__file__).parents[1]
 METHODS: tuple[Name, ...] = ("ft", "ga", "salun", "spkd")
 TOGETHER = "together"
 OURS = {
@@ -54,7 +55,7 @@ class Setting:
     rates: dict[str, float]  # method -> learning rate
     prepared: int | None  # ours decodes once to this size; None: reads the files each epoch
     forget: tuple[int, ...] = (0, 3, 7)
-    once: tuple[str, ...] = ()  # steps that only the first repeat runs, for want of time
+    once: tuple[str, ...] = ()  # steps that only the first repeat runs, to save time
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,21 @@ def process(command: Sequence[str | Path], folder: Path) -> Spent:
     """
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / "spans.json"
-    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, SPAWNED: str(time.time()), RESULT: str(result)}
-    ended = subprocess.run(
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {
+        **os.environ,
+        SPAWNED: str(time.time()),
+        SECONDS: str(result),
+        "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, check=False
     )
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if ended.returncode:
-        raise RuntimeError(f"{command} failed:\n{(ended.stdout + ended.stderr)[-3000:]}")
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed:\n{(done.stdout + done.stderr)[-3000:]}")
     parts = json.loads(result.read_text())
-    parts[FIRST] += wall - sum(parts.values())  # closing the process
+    parts[OUTSIDE] += wall - sum(parts.values())  # closing the process
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return Spent(wall, cpu, parts)
 
@@ -115,40 +121,32 @@ class Side:
         if self.data.name == "images":
             return None
         source = self.root / "images"
-        told = [
-            "--source",
-            source,
-            "--out",
-            self.data,
-            "--form",
-            "arrays",
-            "--size",
-            str(self.setting.prepared),
-        ]
-        return self._ours("prepare", [*told, "--workers", "2"], ranks=1)
+        words: list[object] = ["--source", source, "--out", self.data, "--form", "arrays"]
+        words += ["--size", self.setting.prepared, "--workers", "2"]
+        return self._ours("prepare", words, ranks=1)
 
     def forget(self, method: str) -> Spent:
         """Train one method; weights.safetensors is in `place/method` afterwards."""
         weights, out = self.root / "original.safetensors", self.place / method
         if self.name != "baseline":
-            return self._ours("forget", [*self._told(out), *self._method(method)], self.ranks)
-        told = ["--weights", weights, "--method", method, "--out", out, *self._recipe(method)]
-        return self._baseline("forget", told)
+            return self._ours("forget", [*self._job(out), *self._method(method)], self.ranks)
+        words = ["--weights", weights, "--method", method, "--out", out, *self._recipe(method)]
+        return self._baseline("forget", words)
 
     def together(self, methods: Sequence[str] = METHODS) -> Spent | None:
         """All methods by one command, which ours feeds from one pass over the images."""
         if self.name == "baseline":
             return None
-        told = self._told(self.place / TOGETHER)
+        words = self._job(self.place / TOGETHER)
         for method in methods:
-            told += ["+", *self._method(method)] if method != methods[0] else self._method(method)
-        return self._ours("forget", told, self.ranks)
+            words += ["+", *self._method(method)] if method != methods[0] else self._method(method)
+        return self._ours("forget", words, self.ranks)
 
-    def _told(self, out: Path) -> list[object]:
+    def _job(self, out: Path) -> list[object]:
         request = "class:" + ",".join(map(str, self.setting.forget))
         weights = self.root / "original.safetensors"
-        told = ["--data", self.data, "--weights", weights, "--forget", request, "--out", out]
-        return [*told, "--device", self.device, "--dtype", self.dtype]
+        words = ["--data", self.data, "--weights", weights, "--forget", request, "--out", out]
+        return [*words, "--device", self.device, "--dtype", self.dtype]
 
     def _method(self, method: str) -> list[object]:
         return [*OURS[method], *self._recipe(method)]
@@ -165,33 +163,32 @@ class Side:
         first = [self.root / f"{name}.safetensors" for name in ("original", "retrained")]
         runs = [self.place / method for method in methods]
         if self.name != "baseline":
-            told = ["--data", self.data, "--original", first[0], "--retrained", first[1]]
-            told += ["--runs", *runs, "--downstream", domains, "--out", out]
-            told += ["--cka", "legacy", "--split", "legacy", "--dtype", self.dtype]
+            words = ["--data", self.data, "--original", first[0], "--retrained", first[1]]
+            words += ["--runs", *runs, "--downstream", domains, "--out", out]
+            words += ["--cka", "legacy", "--split", "legacy", "--dtype", self.dtype]
             request = "class:" + ",".join(map(str, self.setting.forget))
-            told += ["--device", self.device, "--dtype", self.dtype, "--forget", request]
-            return self._ours("evaluate", [*told, *batch], self.ranks)
+            words += ["--device", self.device, "--dtype", self.dtype, "--forget", request]
+            return self._ours("evaluate", [*words, *batch], self.ranks)
         weights = [*first, *(run / "weights.safetensors" for run in runs)]
-        told = ["--models", *weights, "--retrained", weights[1], "--domains", domains]
-        return self._baseline("evaluate", [*told, "--out", out, *batch])
+        words = ["--models", *weights, "--retrained", weights[1], "--domains", domains]
+        return self._baseline("evaluate", [*words, "--out", out, *batch])
 
     def rows(self) -> dict[str, dict[str, float]]:
         """The final table: model -> metric -> value."""
-        found = json.loads((self.place / "table" / "metrics.json").read_text())
-        rows = found if isinstance(found, list) else found["rows"]
-        return {row["name"]: row for row in rows}
+        table = json.loads((self.place / "table" / "metrics.json").read_text())
+        return {row["name"]: row for row in table["rows"]}
 
-    def _baseline(self, command: str, told: Sequence[object]) -> Spent:
+    def _baseline(self, command: str, words: Sequence[object]) -> Spent:
         forget = ["--forget", *self.setting.forget, "--device", self.device]
-        told = ["--data", self.data, *forget, *told]
-        script = [sys.executable, HERE / "baseline.py", command]
-        return process([*script, *map(str, told)], self.place)
+        words = ["--data", self.data, *forget, *words]
+        script = [sys.executable, "-m", "baseline", command]
+        return process([*script, *map(str, words)], self.place)
 
-    def _ours(self, command: str, told: Sequence[object], ranks: int) -> Spent:
+    def _ours(self, command: str, words: Sequence[object], ranks: int) -> Spent:
         python: list[str | Path] = [sys.executable]
         if ranks > 1:
             python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        return process([*python, HERE / "ours_timed.py", command, *map(str, told)], self.place)
+        return process([*python, "-m", "end_to_end.ours", command, *map(str, words)], self.place)
 
 
 def starting_models(setting: Setting, root: Path) -> None:

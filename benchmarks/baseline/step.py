@@ -7,41 +7,45 @@ teacher under no_grad, and the loss read back after every step.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from field_kernels import field_masked_step, field_similarity
 from torch import Tensor, nn
 
+from baseline.kernels import masked_step, similarity
 from letheon.loaders.batch import Batch
 
 Kind = Literal["plain", "salun", "spkd"]
+LR = 1e-4
 
 
-def field_step(
-    model: nn.Module,
-    batch: Batch,
-    kind: Kind,
-    masks: list[Tensor],
-    channels_last: bool,
-    bf16: bool,
-    lr: float,
+class Format(NamedTuple):
+    """How a rung computes."""
+
+    channels_last: bool = False
+    bf16: bool = False
+
+
+def plain_step(
+    model: nn.Module, batch: Batch, kind: Kind, masks: Sequence[Tensor], form: Format
 ) -> Callable[[], float]:
     """One step of the plain loop, on its own copy of the model; returns the loss as a number."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if form.channels_last else torch.contiguous_format
     model = copy.deepcopy(model).to(memory_format=layout).train()
     teacher = copy.deepcopy(model).eval()
     images = batch.images.contiguous(memory_format=layout)
-    parameters = list(model.parameters())
-    start = [p.detach().clone() for p in parameters]
-    whole = [m.to(torch.int64).clone(memory_format=torch.preserve_format) for m in masks]
-    optimiser = torch.optim.SGD(parameters, lr, 0.9, weight_decay=5e-4)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    integers = {
+        name: m.to(torch.int64).clone(memory_format=torch.preserve_format)
+        for name, m in zip(start, masks, strict=True)
+    }
+    optimizer = torch.optim.SGD(model.parameters(), LR, 0.9, weight_decay=5e-4)
 
     def cast() -> AbstractContextManager[object]:
-        return torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext()
+        return torch.autocast(images.device.type, torch.bfloat16) if form.bf16 else nullcontext()
 
     def step() -> float:
         with cast():
@@ -50,13 +54,13 @@ def field_step(
             if kind == "spkd":
                 with torch.no_grad():
                     goal = teacher(images).features
-                loss = 10 * loss + 10 * field_similarity(output.features, goal)
-        optimiser.zero_grad()
+                loss = 10 * loss + 10 * similarity(output.features, goal)
+        optimizer.zero_grad()
         loss.backward()
         if kind == "salun":
-            field_masked_step(parameters, whole, start, optimiser)
+            masked_step(model, integers, start, optimizer)
         else:
-            optimiser.step()
+            optimizer.step()
         return loss.item()
 
     return step

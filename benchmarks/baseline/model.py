@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -32,26 +33,27 @@ class Normalised(nn.Module):
         return logits
 
 
-def facts(weights: Path) -> dict[str, str]:
+def read_facts(weights: Path) -> dict[str, str]:
     """What the file says of itself."""
     with safe_open(weights, framework="pt") as file:
         return dict(file.metadata())
 
 
-def stored_preset(weights: Path) -> Preset:
+def read_preset(weights: Path) -> Preset:
     """How the stored network wants its images."""
-    told = json.loads(facts(weights)["preset"])
-    return Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+    values: dict[str, Any] = json.loads(read_facts(weights)["preset"])
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Preset(**cast(dict[str, Any], tuples))
 
 
 def load(weights: Path, device: torch.device) -> Normalised:
     """A stored resnet18 or small network, in evaluation mode, NCHW float32."""
-    name = facts(weights)["architecture"]
+    name = read_facts(weights)["architecture"]
     state = load_file(weights)
     classes = len(state["fc.weight"])
     net = resnet18(num_classes=classes) if name == "resnet18" else Small(classes)
     net.load_state_dict(state)
-    return Normalised(net, stored_preset(weights)).to(device).eval()
+    return Normalised(net, read_preset(weights)).to(device).eval()
 
 
 class Hook:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from letheon.loaders.batch import Reads
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment
 
-Told = tuple[int, NDArray[np.float64]]  # a sample's number and its draws
-Loaded = DataLoader[tuple[Tensor, Tensor]]
+Key = tuple[int, NDArray[np.float64]]  # a sample's number and its draws
+Loaded = DataLoader[Any]  # of (images, labels)
 
 
 def test_transform(preset: Preset) -> transforms.Compose:
@@ -47,8 +48,8 @@ class Augmented(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, told: Told) -> tuple[Tensor, int]:
-        number, draws = told
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        number, draws = key
         preset, size = self.preset, self.preset.size
         image: Image.Image = self.folder.loader(self.folder.samples[number][0])
         if preset.augment == "resized-crop-flip":
@@ -82,13 +83,13 @@ class Images:
     ) -> Loaded:
         """One epoch of augmented batches, in our order; `labels` (N,) are what is to be learnt."""
         parts = order.epoch_parts(reads, self.forget, batch_size, seed, epoch)
-        told: list[list[Told]] = []
+        keys: list[list[Key]] = []
         for samples, turn, _ in parts:
             draws = augment.draws(seed, epoch, turn, samples, self.preset)
-            told.append(list(zip(samples.tolist(), draws, strict=True)))
+            keys.append(list(zip(samples.tolist(), draws, strict=True)))
         data = Augmented(self.train, labels, self.preset)
         return DataLoader(
-            data, batch_sampler=told, num_workers=self.workers, pin_memory=self.pin
+            data, batch_sampler=keys, num_workers=self.workers, pin_memory=self.pin
         )  # fmt: skip
 
     def parts(self) -> dict[str, Subset[tuple[Tensor, int]]]:

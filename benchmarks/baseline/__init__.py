@@ -1,0 +1,1 @@
+"""The field's way of forgetting and measuring: a plain model of the published code."""

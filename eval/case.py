@@ -1,0 +1,192 @@
+"""What a metric reads: one model's outputs, the models it is compared with, and the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.models.classifier import Classifier
+from letheon.errors import InputError, NotMeasurable
+from letheon.eval.inference.passes import Passes
+from letheon.eval.metrics.knn import Space, Weights
+from letheon.eval.metrics.knn_splits import Rule
+from letheon.eval.metrics.registry import Need
+from letheon.eval.outputs import Outputs
+from letheon.eval.search.neighbors import Proposer
+from letheon.eval.search.scores import Metric as Similarity
+
+T = TypeVar("T")
+DOMAIN = "domain/"
+"""Prefix of the keys of downstream sets."""
+ITSELF = "this is the reference itself"
+_REASONS: dict[Need, str] = {
+    "original": "got no original model; expected one to compare with",
+    "reference": "got no retrained model; expected one to compare with",
+    "retrained": "got no retrained model besides this one; expected one trained without the "
+    "forget set",
+    "untrained": "got no untrained network; expected one to compare with (random control)",
+    "held-out": "got no test image of a forgotten class; expected at least one",
+    "downstream": "got no downstream set; expected one",
+    "whole classes": "got single samples to forget; this is defined for whole classes",
+}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the representation metrics depend on besides the model and the images."""
+
+    ks: tuple[int, ...] = (5,)
+    """Numbers of neighbors; the first is the one of the table."""
+    metric: Similarity = "cosine"
+    weights: Weights = "uniform"
+    temperature: float = 0.07
+    space: Space = "pooled"
+    """logits is the seed's value."""
+    split: Rule = "keyed"
+    """legacy is the seed's split."""
+    cka: Literal["exact", "legacy"] = "exact"
+    """legacy is the seed's mean of biased values over batches of 512."""
+    backend: Proposer = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise InputError(f"got k = {self.ks}; expected at least one k above 0", option="ks")
+        if not self.temperature > 0:
+            raise InputError(
+                f"got temperature {self.temperature}; expected a number above 0",
+                option="temperature",
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its passes."""
+
+    passes: Passes
+    model: Classifier | None = None  # weight distances need it
+    seconds: float | None = None  # of forgetting
+    runs: int = 1  # trained together, whose steps the clock counted too
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The models a row compares with, and what is known of the request."""
+
+    original: Subject | None = None
+    retrained: tuple[Subject, ...] = ()
+    untrained: Passes | None = None
+    forgotten: tuple[int, ...] = ()  # class numbers; empty where single samples were forgotten
+    names: tuple[str, ...] = ()  # of all classes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model beside its peers: what a metric's function is given."""
+
+    subject: Subject
+    peers: Peers = field(default_factory=Peers)
+    conditions: Conditions = field(default_factory=Conditions)
+    ranks: Ranks = field(default_factory=Ranks)  # a metric with `everywhere` may communicate
+    _results: dict[Callable[[Case], Any], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def passes(self) -> Passes:
+        """Outputs of the model by set."""
+        return self.subject.passes
+
+    @property
+    def train(self) -> Outputs:
+        """Outputs on the training set, forget and retain images."""
+        return self.passes.outputs["train"]
+
+    @property
+    def test(self) -> Outputs:
+        """Outputs on the test set."""
+        return self.passes.outputs["test"]
+
+    @property
+    def domains(self) -> dict[str, Outputs]:
+        """Outputs on the downstream sets by name."""
+        outputs = self.passes.outputs.items()
+        return {key.removeprefix(DOMAIN): o for key, o in outputs if key.startswith(DOMAIN)}
+
+    @property
+    def original(self) -> Subject:
+        """The model before forgetting.
+
+        Raises:
+            NotMeasurable: there is none.
+        """
+        if self.peers.original is None:
+            raise NotMeasurable(_REASONS["original"])
+        return self.peers.original
+
+    @property
+    def reference(self) -> Subject:
+        """The first retrained model, which gaps and CKA are to.
+
+        Raises:
+            NotMeasurable: there is none, or it is this one and there are others.
+        """
+        if not self.peers.retrained:
+            raise NotMeasurable(_REASONS["reference"])
+        if self.is_reference and len(self.peers.retrained) > 1:
+            raise NotMeasurable(ITSELF)
+        return self.peers.retrained[0]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this model is the first retrained one."""
+        return bool(self.peers.retrained) and self.peers.retrained[0] is self.subject
+
+    @property
+    def others(self) -> list[Subject]:
+        """The retrained models but for this one.
+
+        Raises:
+            NotMeasurable: there is none.
+        """
+        others = [other for other in self.peers.retrained if other is not self.subject]
+        if not others:
+            raise NotMeasurable(_REASONS["retrained"])
+        return others
+
+    @property
+    def untrained(self) -> Passes:
+        """Outputs of a network with new weights.
+
+        Raises:
+            NotMeasurable: there is none, or it is this one.
+        """
+        if self.peers.untrained is None:
+            raise NotMeasurable(_REASONS["untrained"])
+        if self.peers.untrained is self.passes:
+            raise NotMeasurable("this is the untrained network itself")
+        return self.peers.untrained
+
+    def once(self, compute: Callable[[Case], T]) -> T:
+        """Compute something that several metrics of this model share, the first time only."""
+        if compute not in self._results:
+            self._results[compute] = compute(self)
+        result: T = self._results[compute]
+        return result
+
+    def require(self, needs: tuple[Need, ...]) -> None:
+        """Check that the ingredients of a metric are there.
+
+        Raises:
+            NotMeasurable: one is missing; the text names it.
+        """
+        for need in needs:
+            if need in ("original", "reference", "untrained"):
+                getattr(self, need)
+            elif need == "retrained":
+                _ = self.others
+            elif (
+                (need == "held-out" and not bool(self.test.forget.any()))
+                or (need == "downstream" and not self.domains)
+                or (need == "whole classes" and not self.peers.forgotten)
+            ):
+                raise NotMeasurable(_REASONS[need])
