@@ -178,7 +178,10 @@ def variants(
         yield "letheon dali, cpu", "float32", ours(DaliLoader(images, *arguments, workers=1))
     if form == "jpeg":
         yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *arguments, scaled=True))
-        for codec in ("simplejpeg", "pillow"):
+        codecs = [
+            c for c in ("simplejpeg", "pillow") if c == "pillow" or importlib.util.find_spec(c)
+        ]
+        for codec in codecs:
             one = BetonLoader(images, *arguments, codec=codec)
             yield f"letheon beton, {codec}", "float32", ours(one)
         yield "letheon beton, folder", "float32", ours(BetonLoader(files, *arguments))
