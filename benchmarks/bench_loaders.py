@@ -33,6 +33,7 @@ from letheon.loaders.backends.dali_loader import DaliLoader
 from letheon.loaders.backends.ffcv_loader import FfcvLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
@@ -82,7 +83,7 @@ def ours_as_bytes(loader: BetonLoader) -> Epoch:
         epoch = next(epochs)
         for part in order.epoch_parts("mixed", loader.forget, BATCH, 0, epoch):
             u = augment.draws(0, epoch, part.turn, part.samples, loader.preset)
-            fill(out[: len(u)], loader._stored(part.samples), u, loader.preset)
+            fill(out[: len(u)], loader.read_encoded(part.samples), u, loader.preset)
         return len(loader.images)
 
     return run
@@ -167,15 +168,23 @@ def variants(
     """(name, what is delivered, epoch) for one way of keeping the images; `jpeg` has them all."""
     preset = Preset(size=size)
     images = BetonImages(beton)
-    arguments = (np.zeros(len(images), np.bool_), preset, BATCH, 0)
+    arguments = (np.zeros(len(images), np.bool_), preset, BATCH, Reader(0))
     yield "letheon beton", "float32", ours(BetonLoader(images, *arguments))
     yield "letheon beton", "uint8", ours_as_bytes(BetonLoader(images, *arguments))
     if importlib.util.find_spec("ffcv"):
         yield "ffcv as published", "float32", published_ffcv(beton, preset, True)
         yield "ffcv as published", "uint8", published_ffcv(beton, preset, False)
-        yield "letheon ffcv", "float32", ours(FfcvLoader(images, *arguments, workers=1))
+        yield (
+            "letheon ffcv",
+            "float32",
+            ours(FfcvLoader(images, *arguments[:-1], Reader(0, workers=1))),
+        )
     if importlib.util.find_spec("nvidia.dali"):
-        yield "letheon dali, cpu", "float32", ours(DaliLoader(images, *arguments, workers=1))
+        yield (
+            "letheon dali, cpu",
+            "float32",
+            ours(DaliLoader(images, *arguments[:-1], Reader(0, workers=1))),
+        )
     if form == "jpeg":
         yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *arguments, scaled=True))
         codecs = [
@@ -231,7 +240,7 @@ def main(options: Options) -> None:
         files = photographs(options.images, folder, options.count)
         for form, raw in (("jpeg", 0.0), ("jpeg/raw mix", 0.5)):
             beton = Path(scratch) / f"{raw}.beton"
-            write_beton(files, beton, Encoding(raw=raw), progress=False)
+            write_beton(files, beton, Encoding(raw=raw))
             for size in options.sizes:
                 epochs = {(n, m): run for n, m, run in variants(form, files, folder, beton, size)}
                 results.add(

@@ -61,7 +61,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
             image = ImageOps.expand(self.square(image), size // 8)
             top, left = augment.offsets(draws[None], preset)[0].tolist()
             image = image.crop((left, top, left + size, top + size))
-        if augment.mirrored(draws[None], preset)[0]:
+        if augment.mirror_mask(draws[None], preset)[0]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.scaled(image), int(self.labels[number])
 
