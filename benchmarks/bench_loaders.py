@@ -35,6 +35,7 @@ from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.decode.jpeg import Codec
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
@@ -187,7 +188,9 @@ def variants(
         )
     if form == "jpeg":
         yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *arguments, scaled=True))
-        for codec in ("simplejpeg", "pillow"):
+        codecs: list[Codec] = ["pillow"]
+        codecs += ["simplejpeg"] if importlib.util.find_spec("simplejpeg") else []
+        for codec in codecs:
             one = BetonLoader(images, *arguments, codec=codec)
             yield f"letheon beton, {codec}", "float32", ours(one)
         yield "letheon beton, folder", "float32", ours(BetonLoader(files, *arguments))
