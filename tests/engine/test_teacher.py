@@ -12,10 +12,10 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.teacher import fold_batch_norms, frozen_copy, teacher_features
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.teacher import fold_batch_norms, frozen_copy, teacher_features
-from letheon.engine.together import Member, run_together
+from letheon.engine.runs.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune

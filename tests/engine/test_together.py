@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
-from letheon.engine.together import Member, run_together
+from letheon.engine.runs.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune
