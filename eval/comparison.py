@@ -37,7 +37,7 @@ _FIRST_EDITION = {
 """The class names that run.json held before it had a kind -> name and kind of the method."""
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
-    "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
+    "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ class Comparison:
     left_out: dict[str, str] = field(default_factory=dict)  # model -> why it cannot be measured
 
     def of_role(self, role: str) -> list[Entry]:
-        """Entries in this role, in order."""
+        """Select entries in this role, in order."""
         return [entry for entry in self.entries if entry.role == role]
 
     @property
@@ -151,7 +151,7 @@ def open_comparison(
 
 
 def _random(entries: Sequence[Entry], seed: int) -> Entry:
-    """A network of the first entry's architecture with new weights."""
+    """Build a network of the first entry's architecture with new weights."""
     known = entries[0].model
     model = build(known.name, known.classes, seed, known.preset).eval()
     model.class_names = known.class_names
@@ -164,7 +164,7 @@ def _random(entries: Sequence[Entry], seed: int) -> Entry:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each: its own, with the folder above where several have the same."""
+    """Name each model: its own, with the folder above where several have the same."""
     short = [path.name if path.is_dir() else path.stem for path in paths]
     many = Counter(short)
     names = [
@@ -220,7 +220,7 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
 
 
 def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int) -> Request:
-    """What the runs forgot: all of them the same, and the same as `forget` where that is named."""
+    """Read what the runs forgot: all of them the same, and `forget` too where it is named."""
     requests: dict[str, Request] = {}
     if forget is not None:
         requests["forget"] = resolve(forget, data, seed)

@@ -159,7 +159,7 @@ def _share_out(
 
 
 def _conditions(case: Case) -> dict[str, Any]:
-    """What the row was measured under, with the digests of the weights."""
+    """List what the row was measured under, with the digests of the weights."""
     of, peers = case.conditions, case.peers
     return {
         "ks": list(of.ks),

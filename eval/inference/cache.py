@@ -90,7 +90,7 @@ class Cache:
         return _is_whole(self._place(ranks, options)[0], ranks)
 
     def _place(self, ranks: Ranks, options: InferenceOptions) -> tuple[Path, dict[str, Any]]:
-        """Where the outputs are kept, and all the facts that name the place."""
+        """Find where the outputs are kept, and all the facts that name the place."""
         dtype = options.precision.resolve(ranks.device).dtype
         full: dict[str, Any] = {**self.facts, "format": _FORMAT, "samples": self.samples}
         full |= {"taps": list(options.taps), "dtype": dtype, "device": ranks.device.type}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
-from letheon.engine.teacher import frozen_copy
 from letheon.errors import InputError
 from letheon.eval.inference.cache import Cache
 from letheon.eval.inference.extract import InferenceOptions, Parts, extract, read_together
@@ -152,7 +152,7 @@ def sweep_together(
 
 
 def _cache(swept: Swept, store: Store | None, key: str) -> Cache | None:
-    """Where this model's outputs on the set are kept, under all that they depend on."""
+    """Find the cache of this model's outputs on the set, under all that they depend on."""
     if store is None:
         return None
     assert swept.weights, "a store needs the digest of the weights"

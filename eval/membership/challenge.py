@@ -18,7 +18,7 @@ _CAP = 50.0
 _PER_UNIT = 100  # thresholds per unit of margin
 _BUFFER = 2.0  # how far interval ends reach beyond the narrower distribution
 _BUCKET = 0.5
-_PEAKED = 0.01  # ranges below this ratio count as perfectly told apart
+_PEAKED = 0.01  # ranges below this ratio count as perfectly separated
 
 
 def _share(sorted_values: Floats, left: Floats, right: Floats) -> Floats:
@@ -40,7 +40,7 @@ def _intervals(narrow: Floats) -> tuple[Floats, Floats]:
 
 
 def _largest(fpr: Floats, fnr: Floats) -> float:
-    """The largest epsilon that any threshold shows; 0 where none is fit to show one."""
+    """Find the largest epsilon that any threshold shows; 0 where none is fit to show one."""
     if ((fpr == 0) & (fnr == 0)).any():
         return _CAP
     # A threshold with exactly one rate of zero is dropped: too few models to say how small it is.
@@ -55,7 +55,7 @@ def _largest(fpr: Floats, fnr: Floats) -> float:
 
 
 def epsilon(unlearned: Numbers, retrained: Numbers) -> float:
-    """How far one sample's margins under unlearned and retrained models can be told apart, in nats.
+    """Compute how well one sample's margins separate unlearned and retrained models, in nats.
 
     The maximum over single thresholds (the side with the larger median is above) and intervals
     (the narrower distribution is inside) of max(log(1 - delta - FPR) - log FNR,

@@ -150,12 +150,12 @@ def compare(x: Centered, y: Centered) -> Cka:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float | None:
-    """Exact biased linear CKA of (n, p) and (n, q); None where a side is constant."""
+    """Compute exact biased linear CKA of (n, p) and (n, q); None where a side is constant."""
     return compare(center("x", x), center("y", y)).value
 
 
 def legacy_cka(x: Tensor, y: Tensor, batch_size: int = 512) -> float | None:
-    """The seed's value: the plain mean over batches of each batch's biased CKA.
+    """Average each batch's biased CKA over batches: the seed's value.
 
     Its floor is near 1 for d much above `batch_size`, it depends on the order of the images, and a
     short last batch counts as much as a full one. Batches where it is not defined are left out.

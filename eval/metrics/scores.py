@@ -22,7 +22,7 @@ _AVERAGED = ("FA", "RA", "TRA", MIA)
 
 
 def _pick(row: Row, names: Sequence[str], whose: str) -> list[float]:
-    """The named shares of a row; `whose` row it is, for messages."""
+    """Pick the named shares of a row; `whose` row it is, for messages."""
     known = numbers(row)
     missing = [name for name in names if name not in known]
     if missing:

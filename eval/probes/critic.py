@@ -28,8 +28,8 @@ STEPS = 200
 _BATCH, _LR, _ROWS = 64, 0.01, 256
 
 
-def critic_of(model: Classifier, tap: str, seed: int) -> tuple[Classifier, list[nn.Parameter]]:
-    """A copy of `model` with two outputs, and its parameters after the module `tap`.
+def build_critic(model: Classifier, tap: str, seed: int) -> tuple[Classifier, list[nn.Parameter]]:
+    """Build a critic: a copy of `model` with two outputs, and its parameters after `tap`.
 
     "features" leaves the last linear layer alone. What is defined after a module is taken to run
     after it, as in every network of `engine.model`.
@@ -70,7 +70,7 @@ def critic_information(
         seed: of the split, the order and the two outputs' start.
     """
     fit, ask = (torch.from_numpy(rows) for rows in halves(member.cpu().numpy(), seed))
-    net, trained = critic_of(model, tap, seed)
+    net, trained = build_critic(model, tap, seed)
     net.to(device)
     optimizer = torch.optim.SGD(trained, lr=_LR, momentum=0.9)
     truth = member.long().cpu()

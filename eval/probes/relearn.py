@@ -1,7 +1,7 @@
 """How fast a model learns the forgotten classes again: the relearn curve, time and index.
 
 The time a fixed recipe needs shows what the weights kept (Golatkar et al. 2020; Chundawat et al.
-2023, anamnesis index). One loop serves the three forms; what differs is what it is given:
+2023, anamnesis index). One loop serves the three forms; what differs is what it reads:
 
 - same data: the model and batches of the forget set (with retain samples or without);
 - related data: the model and batches of samples that resemble the forget set but are not of it;
@@ -33,7 +33,7 @@ class RelearnCurve(NamedTuple):
 
 
 def feature_batches(features: Tensor, labels: Tensor, batch_size: int, seed: int) -> Batches:
-    """Shuffled batches of rows, each row once an epoch, the last batch short; keyed by `seed`."""
+    """Shuffle rows into batches, each row once an epoch, the last batch short; keyed by `seed`."""
     count = len(labels)
     if count == 0 or len(features) != count or batch_size < 1:
         raise InputError(
@@ -55,7 +55,7 @@ def feature_batches(features: Tensor, labels: Tensor, batch_size: int, seed: int
 
 
 def head_on_features(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with these weights (C, D) and bias (C,), to relearn on frozen features."""
+    """Build a linear layer of weights (C, D) and bias (C,), to relearn on frozen features."""
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
     with torch.no_grad():
         head.weight.copy_(weight)

@@ -57,7 +57,7 @@ figcaption { font-size: .88rem; color: #444; }
 
 
 def _delta(key: str, row: dict[str, Any], prepared: Prepared) -> str:
-    """How far a value that should be the retrained models' is from their mean, in small print."""
+    """Write a value's distance to the retrained models' mean, where it should equal it."""
     of, value = define(key), row.get(key)
     bands = prepared.reference.bands if prepared.reference else {}
     if of.better != "as retrained" or row["role"] == "retrained" or key not in bands:

@@ -58,20 +58,20 @@ def assign_looks(prepared: Prepared) -> dict[str, Look]:
 
 
 def embed_svg(title: str, caption: str, svg: str, alt: str) -> Picture:
-    """The picture with its drawing embedded."""
+    """Make a picture with its drawing embedded."""
     code = base64.b64encode(svg.encode()).decode()
     return Picture(title, caption, f"data:image/svg+xml;base64,{code}", alt)
 
 
 def join_facts(values: Sequence[tuple[str, str]]) -> str:
-    """An alternative text's facts, no more than a listener bears."""
+    """Join the facts of an alternative text, twelve at most."""
     facts = [f"{name}: {value}" for name, value in values[:12]]
     more = [f"and {len(values) - 12} more in the table"] if len(values) > 12 else []
     return "; ".join(facts + more) + "."
 
 
 def legend_name(prepared: Prepared, row: Row) -> str:
-    """A model's name in a legend, where several retrained models share one entry."""
+    """Name a model in a legend, where several retrained models share one entry."""
     seeds = len(prepared.of_role("retrained"))
     several = row["role"] == "retrained" and seeds > 1
     return f"retrained ({seeds} seeds)" if several else str(row["name"])
@@ -83,7 +83,7 @@ def _gap(row: Row) -> float:
 
 
 def select_rows(prepared: Prepared, key: str) -> tuple[list[Row], str]:
-    """Up to `PANELS` rows that have `key`, and a sentence that names the others.
+    """Select up to `PANELS` rows that have `key`, and a sentence that names the others.
 
     The original, one retrained model, then the unlearned ones nearest to the retrained.
     """
@@ -103,7 +103,7 @@ _HEAT_CLASSES = 30  # more classes than these are summed up in boxes
 
 
 def trade_off(prepared: Prepared) -> Picture:
-    """Forget against retain accuracy; held-out, unless that is known of fewer models."""
+    """Draw forget against retain accuracy; held-out, unless that is known of fewer models."""
     title = "Forget–retain trade-off"
 
     def rows_with(x: str, y: str) -> list[dict[str, float]]:
@@ -143,7 +143,7 @@ def trade_off(prepared: Prepared) -> Picture:
 
 
 def time_gap(prepared: Prepared) -> Picture:
-    """Run time against the gap to the retrained models."""
+    """Draw run time against the gap to the retrained models."""
     title = "Time against gap"
     timed = [row for row in prepared.rows if (row.get("seconds") or 0) > 0]
     gap = next(
@@ -171,7 +171,7 @@ def time_gap(prepared: Prepared) -> Picture:
 
 
 def class_change(prepared: Prepared) -> Picture:
-    """Accuracy of each class less the original model's."""
+    """Draw accuracy of each class less the original model's."""
     title, key = "Accuracy change by class", "accuracy_by_class"
     base = next((r for r in prepared.of_role("original") if r.get(key)), None)
     if base is None:
@@ -218,7 +218,7 @@ def _means(gone: Sequence[float], kept: Sequence[float]) -> str:
 
 
 def relearn(prepared: Prepared) -> list[Picture]:
-    """One picture a recipe: same data, related data, head only."""
+    """Draw relearn curves, one picture a recipe: same data, related data, head only."""
     title, key = "Relearn curve", "relearn"
     recipes = list(dict.fromkeys(name for r in prepared.rows for name in (r.get(key) or {})))
     if not recipes:
@@ -241,7 +241,7 @@ def relearn(prepared: Prepared) -> list[Picture]:
 
 
 def cka_layers(prepared: Prepared) -> Picture:
-    """CKA to the retrained reference, layer by layer."""
+    """Draw CKA to the retrained reference, layer by layer."""
     title, key = "CKA to the retrained model, layer by layer", "cka_by_layer"
     having = [row for row in prepared.rows if row.get(key) and row["role"] != "retrained"]
     if not having:
@@ -278,7 +278,7 @@ def _short(value: float | None) -> str:
 
 
 def domain_matrix(prepared: Prepared) -> Picture:
-    """k-NN accuracy from each domain to each."""
+    """Draw k-NN accuracy from each domain to each."""
     title, key = "Domain matrix", "domain_matrix"
     shown, others = select_rows(prepared, key)
     if not shown:
@@ -297,7 +297,7 @@ def domain_matrix(prepared: Prepared) -> Picture:
 
 
 def knn_confusion(prepared: Prepared) -> Picture:
-    """What neighbours call the forgotten classes."""
+    """Draw what neighbors call the forgotten classes."""
     title, key = "k-NN confusion of the forgotten classes", "knn_confusion"
     shown, others = select_rows(prepared, key)
     if not shown:
@@ -317,7 +317,7 @@ def _names(rows: list[Row]) -> str:
 
 
 def embeddings(prepared: Prepared) -> Picture:
-    """t-SNE of the forgotten classes before (original) and after."""
+    """Draw t-SNE of the forgotten classes before (original) and after."""
     title, key = "t-SNE of the forgotten classes, before and after", "embedding"
     shown, others = select_rows(prepared, key)
     if len(shown) < 2 or shown[0]["role"] != "original":

@@ -130,7 +130,7 @@ def scatter(
     band: tuple[Ends, Ends] | None = None,
     log_x: bool = False,
 ) -> str:
-    """Points of models; `band` is the retrained models' (low, high) in x and in y.
+    """Draw points of models; `band` is the retrained models' (low, high) in x and in y.
 
     Where most points crowd around the band, a second panel shows its surroundings.
     """
@@ -154,7 +154,7 @@ def scatter(
 
 
 def _plain_log(plot: Any) -> None:
-    """A logarithmic x axis labelled 10, 20, 50, 100, ..."""
+    """Set a logarithmic x axis labelled 10, 20, 50, 100, ..."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plot.set_xscale("log")
@@ -173,7 +173,7 @@ def curves(
     band: tuple[Sequence[float], Sequence[float]] | None = None,
     floor: Sequence[float | None] | None = None,
 ) -> str:
-    """Lines of models; `ticks` name positions 0, 1, ...; `band` and `floor` are drawn behind."""
+    """Draw lines of models; `ticks` name positions 0, 1, ...; `band` and `floor` lie behind."""
     entries = len({one.name for one in series}) + 2
     with new_drawing(3.0 + 0.1 * entries) as drawing:
         plot = drawing.axes[0, 0]
@@ -216,7 +216,7 @@ class Cloud(NamedTuple):
 
 
 def heat(panels: Sequence[Panel], labels: tuple[str, str], *, change: bool = False) -> str:
-    """Tables as color, the number (per cent) in each cell; `change` has a middle color at 0."""
+    """Draw tables as colors, the per cent in each cell; `change` has a middle color at 0."""
     across = 1 if len(panels) == 1 or max(len(panel.columns) for panel in panels) > 5 else 2
     down = -(-len(panels) // across)
     tall = max(len(panel.rows) for panel in panels)
@@ -265,7 +265,7 @@ def _table(plot: Any, panel: Panel, values: Any, limits: Ends, change: bool) -> 
 
 
 def boxes(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], label: str) -> str:
-    """Two boxes a model, of the forgotten and the other classes' values; whiskers to the ends."""
+    """Draw two boxes a model, of the forgotten and the other classes; whiskers to the ends."""
     kinds = ((-0.17, COLORS[0], "forgotten classes"), (0.17, BLUE, "other classes"))
     with new_drawing(1.2 + 0.4 * len(groups)) as drawing:
         plot = drawing.axes[0, 0]
@@ -288,7 +288,7 @@ def boxes(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], label:
 
 
 def clouds(panels: Sequence[Cloud], looks: Mapping[str, Look]) -> str:
-    """Embeddings side by side; `looks` by class name, context in grey."""
+    """Draw embeddings side by side; `looks` by class name, context in grey."""
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     with new_drawing(0.5 + 2.2 * down, down, across) as drawing:

@@ -30,7 +30,7 @@ class Prepared:
     left_out: dict[str, str] = field(default_factory=dict)  # model -> why it has no row
 
     def of_role(self, *roles: str) -> list[dict[str, Any]]:
-        """The rows of these roles, in order."""
+        """Select the rows of these roles, in order."""
         return [row for row in self.rows if row["role"] in roles]
 
     @property

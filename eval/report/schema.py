@@ -64,7 +64,7 @@ _CONTEXT = {
 
 
 def _property(metric: Metric, key: str) -> dict[str, Any]:
-    """One metric in a row: its definition, and a number, a share or a table; null where absent."""
+    """Describe one metric in a row: its definition, and a number, share, table or null."""
     of = metric.definition(key)
     if of.unit == "table":
         shape = dict(metric.schema) or {"type": ["object", "array"]}

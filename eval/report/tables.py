@@ -33,7 +33,7 @@ def format_band(key: str, of: Band) -> str:
 
 
 def _lines(prepared: Prepared, keys: Sequence[str]) -> Grid:
-    """One line a model."""
+    """Format one line a model."""
     return [[row["name"], *(format_value(k, row.get(k)) for k in keys)] for row in prepared.rows]
 
 
@@ -62,7 +62,7 @@ def legend(prepared: Prepared) -> list[str]:
 
 
 def _conditions(prepared: Prepared) -> list[str]:
-    """One line, where all rows say the same."""
+    """Describe the conditions in one line, where all rows say the same."""
     under = [row["conditions"] for row in prepared.rows if "conditions" in row]
     keys = ("ks", "metric", "weights", "temperature", "space", "split", "cka")
     if not under or any(other.get(k) != under[0].get(k) for other in under for k in keys):

@@ -70,7 +70,7 @@ class Scores:
         return wide if self.center is None else wide - self.center
 
     def _tiles(self) -> Iterator[Tensor]:
-        """All rows by (n, D) float64, few at once."""
+        """Yield all rows by (n, D) float64, few at once."""
         for rows in self.database.split(max(1, self.held // self.database.shape[1])):
             yield self.center_rows(rows)
 
@@ -79,7 +79,7 @@ class Scores:
         return torch.cat([rows.square().sum(dim=1) for rows in self._tiles()])
 
     def tiles(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Tiles: the first position, (n, D) float64 centered and scaled rows, (n,) their biases."""
+        """Yield tiles: the first position, (n, D) float64 centered, scaled rows, (n,) biases."""
         step = max(1, min(self.tile[1], _PREPARED // self.database.shape[1]))
         for start in range(0, len(self.database), step):
             part = slice(start, start + step)

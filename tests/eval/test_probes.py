@@ -17,7 +17,7 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.metrics.weights import weight_distance
 from letheon.eval.probes import information, linear, relearn
-from letheon.eval.probes.critic import critic_information, critic_of
+from letheon.eval.probes.critic import build_critic, critic_information
 
 
 def blobs(n: int, classes: int, width: int, apart: float, seed: int) -> tuple[np.ndarray, ...]:
@@ -247,7 +247,7 @@ def test_relearn_that_diverges_names_the_step() -> None:
         relearn.relearn(nn.Linear(1, 2), lambda s: (x, y), lambda n: 0.0, lr=1e30)
 
 
-def test_a_critic_of_later_layers_reads_what_its_layer_holds() -> None:
+def test_a_build_critic_later_layers_reads_what_its_layer_holds() -> None:
     """Bright images are members: told by every layer, unless an earlier one destroyed it."""
     generator = torch.Generator().manual_seed(0)
     member = torch.arange(200) % 2 == 0
@@ -275,7 +275,7 @@ def test_a_critic_of_later_layers_reads_what_its_layer_holds() -> None:
 
 
 def test_only_what_follows_a_layer_is_trained() -> None:
-    net, learned = critic_of(build("small", 4, 1), "net.conv2", 0)
+    net, learned = build_critic(build("small", 4, 1), "net.conv2", 0)
     names = {name for name, p in net.named_parameters() if p.requires_grad}
     assert len(names) == len(learned) and net.head.out_features == 2
     assert all(name.startswith(("net.conv3", "net.conv4", "net.bn", "net.fc")) for name in names)
