@@ -80,9 +80,13 @@ class Settings(JobOptions):
         if self.out is not None:
             check_free(self.out, self.overwrite)
         elif self.page or self.extent.relearn:
-            raise InputError("got --report, --depth full or --relearn without a folder; add --out")
+            raise InputError(
+                "got no folder for --report, --depth full or --relearn; name one", option="out"
+            )
         if self.page and importlib.util.find_spec("matplotlib") is None:
-            raise InputError("got no matplotlib, which draws the report; pip install matplotlib")
+            raise InputError(
+                "got no matplotlib, which draws the report; pip install '.[report]' in the checkout"
+            )
         found = open_comparison(
             self, self.original, self.retrained, self.runs, self.model, self.forget,
             self.downstream, self.random_control,

@@ -102,7 +102,7 @@ class Record:
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed, by a reason."""
-        self.write(FAILED, {"error": reason})
+        self.write(FAILED, {"message": reason})
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as."""
