@@ -21,7 +21,7 @@ import tyro
 from harness import Results, Row, compare, row
 from sklearn.neighbors import KNeighborsClassifier
 
-from letheon.eval.metrics.cka import centred, linear_cka
+from letheon.eval.metrics.cka import center, linear_cka
 from letheon.eval.metrics.knn import knn
 
 
@@ -94,7 +94,7 @@ def bench_cka(options: Options, results: Results) -> None:
     x, y = (torch.randn(n, width, generator=generator).relu() for _ in "xy")
     variants: dict[str, Callable[[], object]] = {
         "both sides": lambda: linear_cka(x, y),
-        "own term": lambda: centred("y", y),
+        "own term": lambda: center("y", y),
     }
     results.add(compare("cka", variants, min(3, options.repeats), 0, x=f"{n} x {width}"))
 
