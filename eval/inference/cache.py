@@ -95,9 +95,8 @@ class Cache:
         dtype = options.precision.resolve(ranks.device).dtype
         full: dict[str, Any] = {**self.facts, "format": _FORMAT, "samples": self.samples}
         full |= {"taps": list(options.taps), "dtype": dtype, "device": ranks.device.type}
-        """Tell whether `extract` would run no network; every rank must call; all get the same."""
-            {"flip": True} if options.flip else {}
-        )
+        full |= {"indices": _digest(options.unique_indices)}
+        full |= {"flip": True} if options.flip else {}
         return self.folder / _digest(full)[:32], full
 
 
