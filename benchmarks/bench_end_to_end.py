@@ -45,7 +45,7 @@ SETTINGS = {
     ),
 }  # fmt: skip
 TOLERANCE = {
-    "update": 0.02,  # |ours - theirs| / |theirs - start| over all weights
+    "update": 0.02,  # |ours - baseline| / |baseline - start| over all weights
     "FA": 0.03, "RA": 0.03, "TFA": 0.05, "TRA": 0.05,
     "knn": 0.05,
     "cka_retrained_forget": 0.005, "cka_retrained_retain": 0.005,
@@ -235,12 +235,12 @@ def differences(
 
 
 def update_gap(
-    start: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
+    start: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], baseline: dict[str, torch.Tensor]
 ) -> float:
-    """|ours - theirs| / |theirs - start| over all floating point weights and statistics."""
+    """|ours - baseline| / |baseline - start| over all floating point weights and statistics."""
     keys = [k for k, v in start.items() if v.is_floating_point()]
-    apart = sum(float((ours[k] - theirs[k]).double().square().sum()) for k in keys)
-    moved = sum(float((theirs[k] - start[k]).double().square().sum()) for k in keys)
+    apart = sum(float((ours[k] - baseline[k]).double().square().sum()) for k in keys)
+    moved = sum(float((baseline[k] - start[k]).double().square().sum()) for k in keys)
     return float((apart / moved) ** 0.5)
 
 

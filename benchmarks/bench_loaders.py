@@ -3,8 +3,8 @@
     python benchmarks/bench_loaders.py --images FOLDER_OF_PHOTOGRAPHS --out results/loaders_cpu.csv
 
 The photographs are made 500 pixels long and encoded at quality 90, as ImageNet's mostly are, and
-kept as a folder, a `.beton` of JPEGs and one that is half raw. Every variant delivers normalised
-float32 batches with random resized crops and mirrors ("float32"), or bytes where the normalisation
+kept as a folder, a `.beton` of JPEGs and one that is half raw. Every variant delivers normalized
+float32 batches with random resized crops and mirrors ("float32"), or bytes where the normalization
 is left to the GPU ("uint8"). The process is bound to one core; time is that of all its threads,
 without the neighbours', and the variants take turns. Needs the extras ffcv, dali and fast; what is
 missing is left out.
@@ -33,6 +33,7 @@ from letheon.loaders.backends.dali_loader import DaliLoader
 from letheon.loaders.backends.ffcv_loader import FfcvLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
@@ -82,14 +83,14 @@ def ours_as_bytes(loader: BetonLoader) -> Epoch:
         epoch = next(epochs)
         for part in order.epoch_parts("mixed", loader.forget, BATCH, 0, epoch):
             u = augment.draws(0, epoch, part.turn, part.samples, loader.preset)
-            fill(out[: len(u)], loader._stored(part.samples), u, loader.preset)
+            fill(out[: len(u)], loader.read_encoded(part.samples), u, loader.preset)
         return len(loader.images)
 
     return run
 
 
-def published_ffcv(path: Path, preset: Preset, normalised: bool) -> Epoch:
-    """The pipeline of ffcv-imagenet, its normalisation on the host or left out."""
+def published_ffcv(path: Path, preset: Preset, normalize: bool) -> Epoch:
+    """The pipeline of ffcv-imagenet, its normalization on the host or left out."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -100,7 +101,7 @@ def published_ffcv(path: Path, preset: Preset, normalised: bool) -> Epoch:
         RandomResizedCropRGBImageDecoder((preset.size, preset.size)),
         RandomHorizontalFlip(),
     ]
-    pipeline += [NormalizeImage(*scale, np.float32)] if normalised else []
+    pipeline += [NormalizeImage(*scale, np.float32)] if normalize else []
     pipeline += [ToTensor(), ToTorchImage()]
     loader = Loader(
         str(path), BATCH, num_workers=1, os_cache=True, order=OrderOption.RANDOM, drop_last=False,
@@ -162,21 +163,29 @@ def data_loader(folder: Path, preset: Preset, tensors: bool) -> Epoch:
 
 
 def variants(
-    kept: str, files: ImageSet, folder: Path, beton: Path, size: int
+    form: str, files: ImageSet, folder: Path, beton: Path, size: int
 ) -> Iterator[tuple[str, str, Epoch]]:
     """(name, what is delivered, epoch) for one way of keeping the images; `jpeg` has them all."""
     preset = Preset(size=size)
     images = BetonImages(beton)
-    arguments = (np.zeros(len(images), np.bool_), preset, BATCH, 0)
+    arguments = (np.zeros(len(images), np.bool_), preset, BATCH, Reader(0))
     yield "letheon beton", "float32", ours(BetonLoader(images, *arguments))
     yield "letheon beton", "uint8", ours_as_bytes(BetonLoader(images, *arguments))
     if importlib.util.find_spec("ffcv"):
         yield "ffcv as published", "float32", published_ffcv(beton, preset, True)
         yield "ffcv as published", "uint8", published_ffcv(beton, preset, False)
-        yield "letheon ffcv", "float32", ours(FfcvLoader(images, *arguments, workers=1))
+        yield (
+            "letheon ffcv",
+            "float32",
+            ours(FfcvLoader(images, *arguments[:-1], Reader(0, workers=1))),
+        )
     if importlib.util.find_spec("nvidia.dali"):
-        yield "letheon dali, cpu", "float32", ours(DaliLoader(images, *arguments, workers=1))
-    if kept == "jpeg":
+        yield (
+            "letheon dali, cpu",
+            "float32",
+            ours(DaliLoader(images, *arguments[:-1], Reader(0, workers=1))),
+        )
+    if form == "jpeg":
         yield "letheon beton, scaled", "float32", ours(BetonLoader(images, *arguments, scaled=True))
         for codec in ("simplejpeg", "pillow"):
             one = BetonLoader(images, *arguments, codec=codec)
@@ -226,13 +235,13 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photographs"
         files = photographs(options.images, folder, options.count)
-        for kept, raw in (("jpeg", 0.0), ("jpeg/raw mix", 0.5)):
+        for form, raw in (("jpeg", 0.0), ("jpeg/raw mix", 0.5)):
             beton = Path(scratch) / f"{raw}.beton"
-            write_beton(files, beton, Encoding(raw=raw), progress=False)
+            write_beton(files, beton, Encoding(raw=raw))
             for size in options.sizes:
-                epochs = {(n, m): run for n, m, run in variants(kept, files, folder, beton, size)}
+                epochs = {(n, m): run for n, m, run in variants(form, files, folder, beton, size)}
                 results.add(
-                    row(kept, name, values, metric="rate", unit="images/s", mode=mode, x=size,
+                    row(form, name, values, metric="rate", unit="images/s", mode=mode, x=size,
                         device="cpu")
                     for (name, mode), values in rates(epochs, options.repeats).items()
                 )  # fmt: skip

@@ -32,6 +32,7 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ArrayImages, ImageSet
 from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
@@ -92,7 +93,7 @@ def first_images(images: ImageSet, per_class: int) -> ArrayImages:
 @torch.no_grad()
 def accuracy(model: Classifier, images: ArrayImages, flip: bool) -> float:
     """The share of right answers, float32; with `flip`, of the mean with the mirrored image's."""
-    loader = TorchLoader(images, np.zeros(len(images), bool), PRESET, 500, 0)
+    loader = TorchLoader(images, np.zeros(len(images), bool), PRESET, 500, Reader(0))
     model.eval()
     device, right = next(model.parameters()).device, 0
     for batch in loader.sweep():
@@ -111,7 +112,7 @@ def train_once(
     model = build(options.model, len(train.classes), seed, PRESET)
     recipe = method.recipe
     run = Run(
-        model=model, loader=TorchLoader(train, forget, PRESET, recipe.batch_size, seed),
+        model=model, loader=TorchLoader(train, forget, PRESET, recipe.batch_size, Reader(seed)),
         recipe=recipe, ranks=Ranks(device=device), seed=seed,
         forget=torch.from_numpy(forget).to(device), forget_classes=(0,),
         precision=Precision(options.dtype),

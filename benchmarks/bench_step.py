@@ -6,8 +6,8 @@
 Synthetic input that is already on the device. The first rungs are the plain loop of
 baseline/step.py; from "our step" on it is the step of `engine/step.py`: fused optimizer, SalUn's
 mask in one pass, the teacher folded, nothing read back. "Small images by torch" is our step without
-the products that small images become on a CPU (`engine/small_convolutions.py`). Every repeat runs
-all rungs in turn. The machine's ceilings are measured first: matrix products, of which one counts
+the products that small images become on a CPU (`engine/models/small_convolutions.py`). Each repeat
+runs all rungs. The machine's ceilings are measured first: matrix products, of which one counts
 2 n^3 operations, and a large copy. A step's share of the ceiling is the operations of its
 convolutions and products in its time, over what a product reaches. Rows named "ratio" divide
 medians: over the first rung, and over the fastest eager fp32 rung.
@@ -31,15 +31,15 @@ from harness import Results, Row, interleave, row
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.small_convolutions import SmallConv2d
+from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.small_convolutions import SmallConv2d
-from letheon.engine.state import State
 from letheon.engine.step import assemble
-from letheon.engine.teacher import frozen_copy
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel

@@ -58,12 +58,12 @@ def _entry(name: str, options: StepOptions) -> Callable[..., Row]:
 def _with_tf32(step: Step, allowed: bool) -> Step:
     """The process-wide switches are set anew before each step of a rung."""
 
-    def switched() -> object:
+    def step_with_tf32() -> object:
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
         return step()
 
-    return switched
+    return step_with_tf32
 
 
 @contextmanager

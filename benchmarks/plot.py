@@ -109,7 +109,7 @@ def between(text: str) -> str | None:
     return text.partition(START)[2].partition(END)[0].strip()
 
 
-def filled(text: str, content: str) -> str:
+def fill(text: str, content: str) -> str:
     """The README with `content` between its markers."""
     before, _, rest = text.partition(START)
     return f"{before}{START}\n{content}\n{END}{rest.partition(END)[2]}"
@@ -200,7 +200,7 @@ def main(options: Options) -> int:
     if found is None:
         print(content)
     elif found != content:
-        options.readme.write_text(filled(text, content), encoding="utf-8")
+        options.readme.write_text(fill(text, content), encoding="utf-8")
         print(f"wrote the table of {options.readme}")
     return 0
 

@@ -34,13 +34,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, collapse_warning, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
-from letheon.engine.progress import Progress
-from letheon.engine.state import State, state_dict
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
@@ -266,12 +265,12 @@ class Pass:
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
 
-    def _progress(self) -> Progress | None:
+    def _progress(self) -> _Progress | None:
         """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
         if not self.run.recipe.log_every or not self.run.ranks.main:
             return None
         write = partial(self.log, "steps", epoch=self.epoch, phase=self.phase.name)
-        return Progress(self.run.recipe.log_every, write)
+        return _Progress(self.run.recipe.log_every, write)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""
@@ -342,6 +341,47 @@ class _Tally:
         if run.ranks.world > 1:
             dist.all_reduce(self.broken, dist.ReduceOp.MIN)
         return int(self.broken) + 1
+
+
+class _Progress:
+    """Every `every` steps, a line with the mean loss of this rank's samples since the last one.
+
+    Without waiting for the device: what the steps added up to is copied to the host when a line is
+    due, and read when the next one is, by when the copy is long done.
+    """
+
+    def __init__(self, every: int, write: Callable[..., None]):
+        """`write(step=..., loss=..., lr=...)` is called once a line."""
+        self.every, self.write = every, write
+        self._before = (0.0, 0.0)  # loss and samples at the last line
+        self._sent: tuple[Tensor, torch.cuda.Event | None, int, float] | None = None
+
+    def step(self, number: int, sums: Tensor, rate: float) -> None:
+        """After step `number`, counted from one; `sums` holds loss and samples so far, on top."""
+        if number % self.every:
+            return
+        self.read()
+        if sums.is_cuda:
+            host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+            host.copy_(sums, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        else:
+            host, done = sums.clone(), None
+        self._sent = (host, done, number, rate)
+
+    def read(self) -> None:
+        """Write the line that is on its way, if any; also at the end of the pass."""
+        if self._sent is None:
+            return
+        host, done, number, rate = self._sent
+        self._sent = None
+        if done is not None:
+            done.synchronize()
+        loss, samples = host[:2].tolist()
+        mean = (loss - self._before[0]) / (samples - self._before[1])
+        self._before = (loss, samples)
+        self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
 
 
 def _audit(phase: Phase, forget: int, retain: int) -> None:

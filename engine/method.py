@@ -2,7 +2,7 @@
 
 A method is a frozen dataclass whose fields are its hyperparameters, in one file of `methods/`. What
 it needs between its events is its own typed `State`, made by `prepare` and handed to every later
-event. The engine never looks inside, except to save it (`engine/state.py`).
+event. The engine never looks inside, except to save it (`engine/checkpoints/method_state.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Flat
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.teacher import shared_copy
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
-from letheon.engine.teacher import shared_copy
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet

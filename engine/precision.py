@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from letheon.engine.distributed import Ranks, gather_objects
-from letheon.engine.small_convolutions import speed_small_images
+from letheon.engine.models.small_convolutions import speed_small_images
 from letheon.errors import InputError
 
 LEAST_GAIN = 1.4

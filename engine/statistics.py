@@ -45,7 +45,7 @@ def gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
     Returns:
         One float32 tensor per trainable parameter, in the order of `run.parameters`.
     """
-    return _shared(run, ("gradient sum", part, _key(loss)), lambda: _gradient_sum(run, part, loss))
+    return _reuse(run, ("gradient sum", part, _key(loss)), lambda: _gradient_sum(run, part, loss))
 
 
 def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
@@ -83,7 +83,7 @@ def squared_gradient_sum(
         One float32 tensor per trainable parameter, in the order of `run.parameters`.
     """
     key = ("squared gradient sum", part, by, _key(loss))
-    return _shared(run, key, lambda: _squared_gradient_sum(run, part, loss, by))
+    return _reuse(run, key, lambda: _squared_gradient_sum(run, part, loss, by))
 
 
 def _squared_gradient_sum(run: Run, part: Part, loss: Loss, by: str) -> list[Tensor]:
@@ -140,7 +140,7 @@ class ClassMoments(NamedTuple):
 
 def class_moments(run: Run, part: Part) -> ClassMoments:
     """Number, mean and variance of the features of each class."""
-    return _shared(run, ("class moments", part), lambda: _class_moments(run, part))
+    return _reuse(run, ("class moments", part), lambda: _class_moments(run, part))
 
 
 def _class_moments(run: Run, part: Part) -> ClassMoments:
@@ -174,7 +174,7 @@ def input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str, 
         of its output.
     """
     key = ("input covariances", part, tuple(layers))
-    return _shared(run, key, lambda: _input_covariances(run, part, layers))
+    return _reuse(run, key, lambda: _input_covariances(run, part, layers))
 
 
 def _input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -215,7 +215,7 @@ class IndexedOutputs(NamedTuple):
 
 def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     """Logits and features of every sample of the part, on every rank, on the device."""
-    return _shared(run, ("outputs", part), lambda: _outputs_by_index(run, part))
+    return _reuse(run, ("outputs", part), lambda: _outputs_by_index(run, part))
 
 
 def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
@@ -277,7 +277,7 @@ def _key(loss: Loss) -> object:
     return loss  # kept in the key, so that no other object can take its identity
 
 
-def _shared(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
+def _reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
     """`compute()`, or what another run of the call has computed of the same weights and samples."""
     if run.shared is None:
         return compute()

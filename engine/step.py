@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.compiled import compile_loss
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
-from letheon.engine.state import State
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 
@@ -34,7 +34,7 @@ class Step:
     scaler: torch.amp.GradScaler
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # by slot
     losses: dict[str, Loss | PartsLoss] = field(default_factory=dict)  # by the phase's name
-    seen: set[tuple[str, int, int]] = field(default_factory=set)  # phase, rows, total
+    shapes: set[tuple[str, int, int]] = field(default_factory=set)  # compiled: phase, rows, total
     compile_seconds: float = 0.0
     edits_grads: bool = True  # False where the method has no edit of its own
     averages: list[Tensor] = field(default_factory=list)  # of `_weights`; empty without an EMA
@@ -159,8 +159,8 @@ class Step:
     def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:
         """Forward and backward of a shape's first call are compiling, not training."""
         shape = (phase.name, len(piece.labels), piece.total)
-        if self.run.precision.compile != "off" and shape not in self.seen:
-            self.seen.add(shape)
+        if self.run.precision.compile != "off" and shape not in self.shapes:
+            self.shapes.add(shape)
             self.compile_seconds += time.perf_counter() - started
 
 

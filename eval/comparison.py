@@ -35,7 +35,7 @@ _FIRST_EDITION = {
 """The class names that run.json held before it had a kind -> name and kind of the method."""
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
-    "seed", "out", "overwrite", "device", "workers", "loader", "keeping", "unreadable",
+    "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
 )  # fmt: skip
 
 

@@ -46,12 +46,12 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Pairwise Euclidean distances, each divided by the mean of its matrix's nonzero distances, then
     the Huber loss between the two, averaged over the b(b-1) ordered pairs of two samples. The
-    authors' code averages over all b^2 entries, the zero diagonal included: theirs is this times
+    authors' code averages over all b^2 entries, the zero diagonal included: that is this times
     (b-1)/b. Features as in `similarity_loss`; zero for fewer than two samples.
     """
     b = student.shape[0]
-    ours, theirs = _scaled_distances(student), _scaled_distances(teacher)
-    return F.smooth_l1_loss(ours, theirs, reduction="sum") / max(b * (b - 1), 1)
+    left, right = _scaled_distances(student), _scaled_distances(teacher)
+    return F.smooth_l1_loss(left, right, reduction="sum") / max(b * (b - 1), 1)
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     The Huber loss between the cosines of the angle that samples i and k make at sample j, averaged
     over the b(b-1)(b-2) ordered triplets of three different samples. The authors' code averages
-    over all b^3, whose other entries are zero: theirs is this times (b-1)(b-2)/b^2. Where two
+    over all b^3, whose other entries are zero: their value is this times (b-1)(b-2)/b^2. Where two
     samples coincide the angle is undefined: its cosine counts as zero and has no gradient.
 
     Cosines come from the (b, b) Gram matrix, so nothing of size b^2 d exists, and in blocks of
@@ -67,16 +67,16 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     as in `similarity_loss`; zero for fewer than three samples.
     """
     b = student.shape[0]
-    ours, theirs = _centered_gram(student), _centered_gram(teacher)
-    total = 0 * ours.sum()  # so that an empty batch has a graph too
+    student_gram, teacher_gram = _centered_gram(student), _centered_gram(teacher)
+    total = 0 * student_gram.sum()  # so that an empty batch has a graph too
     anchors = max(1, _CHUNK // max(b * b, 1))
     for first in range(0, b, anchors):
         last = min(first + anchors, b)
         if first == 0 and last == b:
-            total = total + _angle_sum(ours, theirs, first, last)
+            total = total + _angle_sum(student_gram, teacher_gram, first, last)
         else:
             total = total + checkpoint(
-                _angle_sum, ours, theirs, first, last,
+                _angle_sum, student_gram, teacher_gram, first, last,
                 use_reentrant=False, preserve_rng_state=False,
             )  # fmt: skip
     return total / max(b * (b - 1) * (b - 2), 1)
@@ -149,10 +149,10 @@ def _scaled_distances(features: Tensor) -> Tensor:
     return distances / torch.where(mean > 0, mean, 1)
 
 
-def _angle_sum(ours: Tensor, theirs: Tensor, first: int, last: int) -> Tensor:
+def _angle_sum(student_gram: Tensor, teacher_gram: Tensor, first: int, last: int) -> Tensor:
     """Sum of the Huber losses over the triplets whose middle sample is in [first, last)."""
     return F.smooth_l1_loss(
-        _cosines(ours, first, last), _cosines(theirs, first, last), reduction="sum"
+        _cosines(student_gram, first, last), _cosines(teacher_gram, first, last), reduction="sum"
     )
 
 

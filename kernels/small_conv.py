@@ -22,11 +22,11 @@ class Tap(NamedTuple):
 
     out: int  # output position, row-major
     row: int  # of the image
-    left: int  # image columns left:right
-    right: int
+    first: int  # image columns first:last
+    last: int
     kernel_row: int
-    kernel_left: int  # kernel columns kernel_left:kernel_right, as many
-    kernel_right: int
+    kernel_first: int  # kernel columns kernel_first:kernel_last, as many
+    kernel_last: int
 
 
 def output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
@@ -101,8 +101,8 @@ class _Products(torch.autograd.Function):
         if bias is not None:
             out += bias
         for tap in ctx.taps:
-            pixels = pixel_rows[:, tap.row, tap.left * c : tap.right * c]  # (B, columns * C)
-            part = kernels[:, tap.kernel_row, tap.kernel_left * c : tap.kernel_right * c]
+            pixels = pixel_rows[:, tap.row, tap.first * c : tap.last * c]  # (B, columns * C)
+            part = kernels[:, tap.kernel_row, tap.kernel_first * c : tap.kernel_last * c]
             out[:, tap.out].addmm_(pixels, part.T)
         return out.view(len(image), high, wide, len(weight)).permute(0, 3, 1, 2)
 
@@ -117,15 +117,15 @@ class _Products(torch.autograd.Function):
             kernels = _rows(weight)
             of_image = image.new_zeros(len(image), image.shape[2], image.shape[3] * c)
             for tap in ctx.taps:
-                part = kernels[:, tap.kernel_row, tap.kernel_left * c : tap.kernel_right * c]
-                of_image[:, tap.row, tap.left * c : tap.right * c].addmm_(outer[:, tap.out], part)
+                part = kernels[:, tap.kernel_row, tap.kernel_first * c : tap.kernel_last * c]
+                of_image[:, tap.row, tap.first * c : tap.last * c].addmm_(outer[:, tap.out], part)
             of_image = _maps(of_image, c)
         if ctx.needs_input_grad[1]:
             pixel_rows = _rows(image)
             of_weight = weight.new_zeros(len(weight), weight.shape[2], weight.shape[3] * c)
             for tap in ctx.taps:
-                part = of_weight[:, tap.kernel_row, tap.kernel_left * c : tap.kernel_right * c]
-                pixels = pixel_rows[:, tap.row, tap.left * c : tap.right * c]
+                part = of_weight[:, tap.kernel_row, tap.kernel_first * c : tap.kernel_last * c]
+                pixels = pixel_rows[:, tap.row, tap.first * c : tap.last * c]
                 part.addmm_(outer[:, tap.out].T, pixels)
             of_weight = _maps(of_weight, c)
         if ctx.needs_input_grad[2]:

@@ -36,7 +36,7 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import write_report
 from letheon.launch.command import run_command, together
-from letheon.loaders.views import told_left_out
+from letheon.loaders.views import left_out_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         print("\n".join(define_all()))
         return
     comparison = together(ranks, lambda: settings.comparison(ranks))
-    for line in told_left_out(comparison.sets) if ranks.main else ():
+    for line in left_out_lines(comparison.sets) if ranks.main else ():
         print(line, file=sys.stderr)
     measuring = Measuring(
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks

@@ -24,7 +24,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
-from letheon.engine.runs.several import Planned, train_all
+from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
@@ -67,7 +67,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     train_and_save(plan, settings.method, run, settings.out)
 
 
-def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[Planned]:
+def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
     """Plan every run of several before anything is written; model and data are opened once."""
     first = runs[0]
     for settings in runs:
@@ -88,12 +88,12 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[Planned]:
     for settings in each:
         check_free(settings.out, settings.overwrite)
     model, data, nearest = first.open_sets(ranks)
-    jobs: list[Planned] = []
+    jobs: list[NamedPlan] = []
     for settings, name in zip(each, names, strict=True):
         like = jobs[0].run.loader if jobs else None
         request = resolve(settings.forget, data, settings.seed, nearest)
         plan, run = plan_forgetting(settings, settings.method, model, data, request, ranks, like)
-        jobs.append(Planned(name, settings.method, plan, run, settings.out))
+        jobs.append(NamedPlan(name, settings.method, plan, run, settings.out))
     return jobs
 
 

@@ -21,7 +21,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset
-from letheon.loaders.relabel import aligned, model_classes
+from letheon.loaders.views import align_labels, model_classes
 from letheon.methods.train import Train
 
 Model: TypeAlias = "str | Path | nn.Module | Result"
@@ -209,7 +209,7 @@ def align(model: Classifier, data: Data) -> Data:
             data = replace(data, names=tuple((name,) for name in images.classes))
     names = model_classes(model.class_names, model.classes, data.classes)
     model.class_names = names
-    return aligned(data, names)
+    return align_labels(data, names)
 
 
 def resolve_request(forget: Forget, data: Data, seed: int) -> Request:

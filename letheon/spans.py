@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ContextDecorator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 OUTSIDE = "start-up"
 """The name of what is in no span."""
@@ -80,7 +81,7 @@ class Recorder:
         self._open.pop()
 
 
-class span(ContextDecorator):
+class span:
     """Book the time of a block or of a function to a name.
 
     With `whole`, the time of spans inside it too.
@@ -90,8 +91,15 @@ class span(ContextDecorator):
         self._name, self._whole = name, whole
         self._recorder: Recorder | None = None
 
-    def _recreate_cm(self) -> span:
-        return span(self._name, self._whole)  # each call of a decorated function has its own
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, each of its calls in a span of its own."""
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with span(self._name, self._whole):
+                return function(*args, **kwargs)
+
+        return call
 
     def __enter__(self) -> None:
         if _recorder is not None and _recorder.enter(self._name, self._whole):

@@ -7,6 +7,7 @@ The order of the samples, the augmentation and the composition of each global ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -60,6 +61,18 @@ class Stream(NamedTuple):
                 "one of them; leave the other out"
             )
         return stream
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one rank reads an image set: its seed, its place among the ranks, workers and device."""
+
+    seed: int  # order and augmentation follow from it
+    rank: int = 0
+    world: int = 1  # ranks in all
+    workers: int = 0  # processes or threads that make batches; 0: the caller's own
+    device: torch.device | str = "cpu"  # where the batches go
+    block: int = 0  # neighbouring samples that an epoch reads together, see `order.epoch_parts`
 
 
 class Batch(NamedTuple):

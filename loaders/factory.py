@@ -11,27 +11,29 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.errors import InputError
-from letheon.loaders.backends.base import Backend, unwrapped
+from letheon.loaders.backends.base import Backend
 from letheon.loaders.backends.dali_loader import DaliLoader
 from letheon.loaders.backends.ffcv_loader import FfcvLoader
-from letheon.loaders.backends.resident_loader import ResidentLoader, free_bytes
+from letheon.loaders.backends.memory import free_bytes
+from letheon.loaders.backends.resident_loader import ResidentLoader, ShardedLoader
 from letheon.loaders.backends.tensor_loader import TensorLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.decode import jpeg
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.preset import Preset
+from letheon.loaders.views import unwrap
 
 Kind = Literal["auto", "torch", "beton", "ffcv", "dali", "resident", "tensor"]
 RESIDENT_SHARE = 0.25  # of the free device memory that `auto` gives to images
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CacheOptions:
     """What the backends that keep decoded images keep."""
 
     resident_shard: bool = False
@@ -46,16 +48,22 @@ class Keeping:
     def check(self, kind: Kind) -> None:
         """Raises `InputError` for an option of another backend than `kind`."""
         if self.resident_shard and kind not in ("auto", "resident"):
-            raise InputError(f"got --resident-shard with --loader {kind}; use --loader resident")
+            raise InputError(
+                f"got resident shard with the loader {kind}, expected the loader resident; use it",
+                option="resident_shard",
+            )
         if self.resident_forget and (kind != "resident" or self.resident_shard):
             raise InputError(
-                f"got --resident-forget with --loader {kind}"
-                f"{' and --resident-shard' * self.resident_shard}; use --loader resident alone"
+                f"got resident forget with the loader {kind}"
+                f"{' and resident shard' * self.resident_shard}, expected the loader resident "
+                "alone; use that",
+                option="resident_forget",
             )
         if self.dali_cache < 0 or (self.dali_cache and kind != "dali"):
             raise InputError(
-                f"got --dali-cache {self.dali_cache} with --loader {kind}; give --loader dali and "
-                "a size in GiB, or leave it out"
+                f"got a dali cache of {self.dali_cache} with the loader {kind}, expected the "
+                "loader dali and a size in GiB; give these, or leave it out",
+                option="dali_cache",
             )
 
 
@@ -65,67 +73,68 @@ def make_loader(
     forget: NDArray[np.bool_],
     preset: Preset,
     batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
+    reader: Reader,
+    caches: CacheOptions | None = None,
     tell: Callable[[str], object] = lambda text: None,
-    keeping: Keeping | None = None,
-    block: int = 0,
 ) -> Loader:
     """A `Loader` over `images`; `tell` is given one line about the choice of `auto`.
 
     All kinds deliver the same samples in the same order with the same boxes and mirrors; pixels
     differ by the resize filter, see `docs/loaders.md`. `torch` delivers to the host, the others to
-    `device`. `block` is that of `order.epoch_parts`.
+    `device`.
 
     Raises:
         InputError: The kind is unknown, not installed, or does not suit the images or the preset.
     """
     if kind not in get_args(Kind):
-        raise InputError(f"got --loader {kind}, expected one of {', '.join(get_args(Kind))}")
-    if block < 0:
-        raise InputError(f"got --block {block}, expected a number of images, or 0 for none")
-    keeping = keeping or Keeping()
-    keeping.check(kind)
-    device = torch.device(device)
+        raise InputError(
+            f"got the loader {kind}, expected one of {', '.join(get_args(Kind))}; name one",
+            option="loader",
+        )
+    if reader.block < 0:
+        raise InputError(
+            f"got a block of {reader.block}, expected a number of images, or 0 for none; give one",
+            option="block",
+        )
+    caches = caches or CacheOptions()
+    caches.check(kind)
     if kind == "auto":
-        kind, reason = suited(images, preset, device)
-        tell(f"--loader auto takes {kind}: {reason}")
-    source, _ = unwrapped(images)
+        kind, reason = choose_backend(images, preset, torch.device(reader.device))
+        tell(f"loader auto takes {kind}: {reason}")
+    source, _ = unwrap(images)
     if isinstance(source, MapStyleImages) and source.tensors and kind != "tensor":
         raise InputError(
             f"{images.name}: got the loader {kind} for a dataset that gives float tensors, "
             "expected tensor; use that or auto",
             option="loader",
         )
-    told = (images, forget, preset, batch_size, seed, rank, world, workers, device)
-    made: Backend
+    args = (images, forget, preset, batch_size, reader)
+    loader: Backend
     if kind == "torch":
-        made = TorchLoader(*told[:-1])
+        loader = TorchLoader(*args)
     elif kind == "tensor":
-        made = TensorLoader(*told[:-1])
+        loader = TensorLoader(*args)
     elif kind == "beton":
-        made = BetonLoader(*told)
+        loader = BetonLoader(*args)
     elif kind == "ffcv":
-        made = FfcvLoader(*told)
+        loader = FfcvLoader(*args)
     elif kind == "dali":
-        made = DaliLoader(*told, cache=int(keeping.dali_cache * 2**30), tell=tell)
+        loader = DaliLoader(*args, cache=int(caches.dali_cache * 2**30), tell=tell)
+    elif caches.resident_shard:
+        loader = ShardedLoader(*args, tell=tell)
     else:
-        keep = forget if keeping.resident_forget else None
-        made = ResidentLoader(*told, keep=keep, shard=keeping.resident_shard, tell=tell)
-    made.block = block
-    return made
+        keep = forget if caches.resident_forget else None
+        loader = ResidentLoader(*args, keep=keep, tell=tell)
+    return loader
 
 
-def suited(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:
+def choose_backend(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:
     """The backend for these images on this device, and why.
 
     ffcv and DALI are never taken unasked: `beton` has measured faster than ffcv at the same boxes
     (`benchmarks/results/loaders_cpu.csv`), and DALI on a GPU has not been measured.
     """
-    images, _ = unwrapped(images)
+    images, _ = unwrap(images)
     if isinstance(images, MapStyleImages) and images.tensors:
         return "tensor", "tensors that the dataset has transformed by itself"
     if device.type == "cuda":

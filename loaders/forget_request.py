@@ -54,7 +54,9 @@ def resolve(
     elif kind in ("random", "top") and rest.isdecimal():
         if kind == "random":
             if seed is None:
-                raise InputError(f"got {text!r} without a seed, expected one; give --seed")
+                raise InputError(
+                    f"got {text!r} without a seed, expected one; give it", option="seed"
+                )
             order = keyed.permutation(seed, "forget-classes", 0, len(present)).numpy()
             ranked = present[order].tolist()
         else:

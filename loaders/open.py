@@ -23,17 +23,17 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
         train, test = digits.upstream()
         return Data(train, test, tuple((name,) for name in train.classes))
     if arrays.is_prepared(Path(path)):
-        return arrays.opened(Path(path))
+        return arrays.open_arrays(Path(path))
     if is_betons(Path(path)):
         return open_betons(Path(path))
-    if (listed := list_files.named(Path(path))) is not None:
+    if (listed := list_files.open_lists(Path(path))) is not None:
         return listed
     tree = open_tree(Path(path))
     cifar = read_cifar(tree)
     if cifar is not None:
         return cifar
-    layout = layouts.recognised(tree)
-    if (listed := list_files.beside(tree, layout)) is not None:
+    layout = layouts.recognize_layout(tree)
+    if (listed := list_files.lists_beside(tree, layout)) is not None:
         return listed
     if layout.kind == "splits":
         return layouts.splits(tree, layout)

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.loaders.backends.resident_loader import ResidentLoader
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
-from letheon.loaders.factory import Keeping, Kind, make_loader
+from letheon.loaders.factory import CacheOptions, Kind, make_loader
 from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import readable
+from letheon.loaders.views import drop_unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class DataOptions:
     """Backend that reads the images; auto takes what suits the set and says so."""
     workers: int = 2
     """Loader processes or threads per rank for sets read from files; sets in memory need none."""
-    keeping: Keeping = field(default_factory=Keeping)
+    caches: CacheOptions = field(default_factory=CacheOptions)
     block: int = 0
     """For sets larger than memory: so many neighbouring images are one block, and an epoch shuffles
     the images of 64 blocks at a time, in place of all; 0: a full shuffle."""
@@ -60,10 +60,10 @@ class DataOptions:
             return like.resplit(forget, batch_size, self.seed)
         workers = 0 if isinstance(images, ArrayImages) else self.workers
         rank, world, device = place
+        reader = Reader(self.seed, rank, world, workers, device, self.block)
         return make_loader(
-            self.loader, images, forget, preset, batch_size, self.seed,
-            rank, world, workers, device, tell if rank == 0 else lambda _: None,
-            self.keeping, self.block,
+            self.loader, images, forget, preset, batch_size, reader, self.caches,
+            tell if rank == 0 else lambda _: None,
         )  # fmt: skip
 
     def open_data(self) -> Data:
@@ -71,8 +71,8 @@ class DataOptions:
         data = open_data(self.data)
         if self.unreadable == "error":
             return data
-        train = readable(data.train)
-        test = train if data.test is data.train else readable(data.test)
+        train = drop_unreadable(data.train)
+        test = train if data.test is data.train else drop_unreadable(data.test)
         return dataclasses.replace(data, train=train, test=test)
 
     def open_domains(self, path: str) -> dict[str, ImageSet]:
@@ -80,4 +80,4 @@ class DataOptions:
         domains = open_domains(path)
         if self.unreadable == "error":
             return domains
-        return {name: readable(images) for name, images in domains.items()}
+        return {name: drop_unreadable(images) for name, images in domains.items()}

@@ -81,7 +81,7 @@ def stream_sizes(
     return parts[: math.ceil(round(stream.share * len(parts), 9))]
 
 
-def _shuffled(
+def _shuffle(
     indices: NDArray[np.int64], seed: int, epoch: int, block: int, n: int
 ) -> NDArray[np.int64]:
     """`indices` by the keyed number of each sample: leaving samples out keeps the others' order.
@@ -132,7 +132,7 @@ def epoch_parts(
     def cycle(members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """`members` in as many turns as are needed: the samples, and the turn of each."""
         turns = range(-(-needed // len(members)))
-        orders = [_shuffled(members, seed, turn_epoch(epoch, t), block, n) for t in turns]
+        orders = [_shuffle(members, seed, turn_epoch(epoch, t), block, n) for t in turns]
         return np.concatenate(orders), np.repeat(np.arange(len(turns)), len(members))
 
     everyone = np.arange(n)

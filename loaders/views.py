@@ -1,8 +1,10 @@
-"""The readable images of a set, where the user wants the others left out instead of an error.
+"""Views of image sets: under other labels, or without the images that cannot be read.
 
-Every image is decoded once before the run, so the set has its final size from the start: batches
-are full, `Batch.total` is right, and nothing depends on the number of ranks, who each do the same.
-An image that breaks later is an error that names it.
+A model's class numbering may be wider than a set's: ten ImageNet classes before a 1000-way network.
+
+Where the user wants unreadable images left out, every image is decoded once before the run, so the
+set has its final size from the start: batches are full, `Batch.total` is right, and nothing depends
+on the number of ranks, who each do the same. An image that breaks later is an error that names it.
 """
 
 from __future__ import annotations
@@ -16,14 +18,95 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from letheon.errors import InputError
-from letheon.loaders.datasets.image_set import ArrayImages, ImageSet
-from letheon.loaders.encoded import stored
+from letheon.errors import InputError, UnreadableImage
+from letheon.loaders.datasets import imagenet
+from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
+from letheon.loaders.decode.encoded_image import EncodedImage
 
 CHUNK = 64  # images of one task
 
 
-class Readable(ImageSet):
+class RelabeledImages(ImageSet):
+    """The same images under other label numbers; class k of the result may have no image here."""
+
+    def __init__(self, images: ImageSet, classes: tuple[str, ...]) -> None:
+        """`classes` holds every class of `images` by name."""
+        place = {name: number for number, name in enumerate(classes)}
+        table = np.array([place[name] for name in images.classes], dtype=np.int64)
+        self.images = images
+        self.name, self.left_out = images.name, images.left_out
+        self.classes = classes
+        self.labels = table[images.labels]
+
+    @property
+    def digest(self) -> str:
+        """The images' own: the numbering follows from the model, which has its own digest."""
+        return self.images.digest
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Image i of the original set."""
+        return self.images.read(i)
+
+    def read_many(
+        self, indices: NDArray[np.int64]
+    ) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
+        """The images of `indices`, as the original set gives them."""
+        return self.images.read_many(indices)
+
+    def read_encoded(self, indices: NDArray[np.int64]) -> Sequence[EncodedImage | UnreadableImage]:
+        """The images of `indices` as the original set keeps them."""
+        return self.images.read_encoded(indices)
+
+    def path(self, i: int) -> str:
+        """What image i is called in messages."""
+        return self.images.path(i)
+
+
+def model_classes(
+    named: tuple[str, ...] | None, count: int, data: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The names of a model's `count` classes, before a data set with classes `data`.
+
+    A model that names its classes is believed. One that does not has the data's classes where the
+    counts agree, and ImageNet's where it has a thousand and the data are folders of WordNet ids.
+
+    Raises:
+        InputError: neither fits.
+    """
+    if named is not None:
+        return named
+    if count == len(data):
+        return data
+    wnids = tuple(imagenet.words())
+    if count == len(wnids) and set(data) <= set(wnids):
+        return wnids
+    raise InputError(
+        f"got a model of {count} classes for data of {len(data)} ({', '.join(data[:3])}, ...); "
+        "expected equal counts, or an ImageNet model and WordNet ids; use the model's own data"
+    )
+
+
+def align_labels(data: Data, classes: tuple[str, ...]) -> Data:
+    """`data` with labels in the numbering of `classes`; itself where that is its own.
+
+    Raises:
+        InputError: the data has a class that the model does not know.
+    """
+    if data.classes == classes:
+        return data
+    unknown = sorted(set(data.classes) - set(classes))
+    if unknown:
+        raise InputError(
+            f"got data of class {unknown[0]!r} ({len(unknown)} such classes), which the model does "
+            f"not know; it knows {len(classes)} ({', '.join(classes[:3])}, ...); use its own data"
+        )
+    words = imagenet.words()
+    known = dict(zip(data.classes, data.names, strict=True))
+    names = tuple(known.get(c, (c, words[c]) if c in words else (c,)) for c in classes)
+    return Data(RelabeledImages(data.train, classes), RelabeledImages(data.test, classes), names)
+
+
+class ReadableImages(ImageSet):
     """Some images of a set under new numbers 0..n-1, in the old order; the classes stay."""
 
     def __init__(self, images: ImageSet, left_out: dict[int, str]) -> None:
@@ -51,12 +134,16 @@ class Readable(ImageSet):
         """The images of `indices`, as the original set gives them."""
         return self.images.read_many(self.numbers[indices])
 
+    def read_encoded(self, indices: NDArray[np.int64]) -> Sequence[EncodedImage | UnreadableImage]:
+        """The images of `indices` as the original set keeps them."""
+        return self.images.read_encoded(self.numbers[indices])
+
     def path(self, i: int) -> str:
         """What image i is called in messages: its old name."""
         return self.images.path(int(self.numbers[i]))
 
 
-def readable(images: ImageSet, progress: bool = True) -> ImageSet:
+def drop_unreadable(images: ImageSet) -> ImageSet:
     """`images` without those that cannot be read; itself where all can.
 
     Takes this process's share of the machine's cores. Arrays in memory are taken as they are.
@@ -71,7 +158,7 @@ def readable(images: ImageSet, progress: bool = True) -> ImageSet:
     found: dict[int, str] = {}
     with ThreadPoolExecutor(max(1, threads), "readable") as pool:
         chunks = pool.map(lambda start: _unreadable(images, start), starts)
-        quiet = None if progress and os.environ.get("RANK", "0") == "0" else True
+        quiet = None if os.environ.get("RANK", "0") == "0" else True
         for chunk in tqdm(
             chunks, f"reading {images.name} once", len(starts), disable=quiet, leave=False
         ):
@@ -80,7 +167,7 @@ def readable(images: ImageSet, progress: bool = True) -> ImageSet:
         return images
     if len(found) == len(images):
         raise InputError(f"none of the {len(images)} images can be read; first: {found[0]}")
-    return Readable(images, found)
+    return ReadableImages(images, found)
 
 
 def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
@@ -88,8 +175,8 @@ def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
     found = {}
     for i in range(start, min(start + CHUNK, len(images))):
         try:
-            (one,) = stored(images, np.array([i]))
-            if isinstance(one, InputError):
+            (one,) = images.read_encoded(np.array([i]))
+            if isinstance(one, UnreadableImage):
                 raise one
             one.pixels()
         except InputError as error:
@@ -97,7 +184,7 @@ def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
     return found
 
 
-def told_left_out(sets: Mapping[str, ImageSet]) -> list[str]:
+def left_out_lines(sets: Mapping[str, ImageSet]) -> list[str]:
     """A line for the user about each set of which something was left out."""
     return [
         f"left out {len(images.left_out)} unreadable of {len(images.left_out) + len(images)} "
@@ -105,3 +192,13 @@ def told_left_out(sets: Mapping[str, ImageSet]) -> list[str]:
         for name, images in sets.items()
         if images.left_out
     ]
+
+
+def unwrap(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The set itself, below other labels and choices, and the number in it of each image."""
+    numbers = np.arange(len(images))
+    while isinstance(images, RelabeledImages | ReadableImages):
+        if isinstance(images, ReadableImages):
+            numbers = images.numbers[numbers]
+        images = images.images
+    return images, numbers

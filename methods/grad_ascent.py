@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
 

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 
 import torch
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.methods.finetune import cross_entropy
 

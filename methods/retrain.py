@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import torch
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
 from letheon.errors import InputError
 from letheon.loaders.batch import Reads
 from letheon.methods.finetune import cross_entropy

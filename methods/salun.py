@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State, rebuilt
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.methods.saliency import load_masks, saliency_masks
@@ -83,7 +83,6 @@ class SalUn(Method):
         self._load(run)
 
     def _load(self, run: Run) -> dict[str, Tensor] | None:
-        """Read the masks of the file, where one is given."""
         if self.mask is None:
             return None
         names = list(run.named_parameters)
@@ -117,10 +116,8 @@ class SalUn(Method):
         """One bool mask per parameter that is trained now; added parameters may move."""
         masks = []
         for name, parameter in run.named_parameters.items():
-            mask = state.masks.get(name)
-            if mask is None:
-                added = name.startswith("extra.")
-                mask = torch.full_like(parameter, added, dtype=torch.bool)
+            added = torch.full_like(parameter, name.startswith("extra."), dtype=torch.bool)
+            mask = state.masks.get(name, added)
             if mask.shape != parameter.shape:
                 raise RunFailed(
                     f"got {name} of shape {tuple(parameter.shape)} from {self.inner.name}; "

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.teacher import teacher_features
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State, rebuilt
-from letheon.engine.teacher import teacher_features
 from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
 from letheon.loaders.batch import Batch

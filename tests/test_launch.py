@@ -89,7 +89,11 @@ def test_the_run_folder_tells_all(scripts: Scripts, original: Path, tmp_path: Pa
     versions = json.loads((run / "versions.json").read_text())
     assert versions["packages"]["torch"] == torch.__version__.partition("+")[0]
     facts = json.loads((run / "run.json").read_text())
-    assert facts["method"] == "SalUn" and facts["seconds"]["train"] > 0
+    assert (
+        facts["method"] == "salun"
+        and facts["kind"] == "unlearning"
+        and facts["seconds"]["train"] > 0
+    )
     [phase] = [line for line in lines(run) if line["kind"] == "phase"]
     labels = upstream()[0].labels
     assert phase["forget_read"] == int(np.isin(labels, (3, 8)).sum())
@@ -128,8 +132,8 @@ def test_prepare_names_what_is_unreadable(form: str, scripts: Scripts, tmp_path:
     ended = scripts("prepare", *args.split())
     assert ended.code == 0, ended.err
     assert "train: 29 images" in ended.out and "left out: 1" in ended.out
-    told = [p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".csv", ".json")]
-    assert any("4/1.png" in text for text in told)
+    lists = [p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".csv", ".json")]
+    assert any("4/1.png" in text for text in lists)
     ended = scripts(
         "train", "--data", tmp_path / "out", "--out", tmp_path / "run", "--epochs", "1",
         "--batch-size", "8",

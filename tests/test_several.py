@@ -13,6 +13,7 @@ from letheon.engine.runs import several
 from letheon.launch import forget
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.preset import Preset
 from letheon.methods import METHODS
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
@@ -123,7 +124,7 @@ def test_a_fault_of_one_leaves_the_others(
 ) -> None:
     from letheon.methods.grad_ascent import GradAscent
 
-    def broken(self: object, run: object) -> None:
+    def broken(self: object, run: object, state: object, phase: object) -> None:
         raise MemoryError("nothing left")
 
     monkeypatch.setattr(GradAscent, "edit_grads", broken)
@@ -149,15 +150,15 @@ def test_one_after_another_where_memory_is_short(
 def test_what_is_shared_is_made_once(
     scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[int] = []
-    plain = TorchLoader._batches
+    samples: list[int] = []
+    plain = TorchLoader.make_batches
 
-    def counted(self: TorchLoader, parts: list, epoch: int | None) -> object:  # type: ignore[type-arg]
+    def count(self: TorchLoader, parts: list, epoch: int | None, preset: Preset) -> object:  # type: ignore[type-arg]
         if epoch is not None:
-            made.append(sum(len(part.samples) for part in parts))
-        return plain(self, parts, epoch)
+            samples.append(sum(len(part.samples) for part in parts))
+        return plain(self, parts, epoch, preset)
 
-    monkeypatch.setattr(TorchLoader, "_batches", counted)
+    monkeypatch.setattr(TorchLoader, "make_batches", count)
     methods = "finetune --epochs 2 + l1-sparse --epochs 2 --batch-size 64 + random-label --epochs 2"
     out = tmp_path / "all"
     args = ("--weights", original, *REQUEST, "--out", out, *methods.split(), "+", "grad-ascent")
@@ -168,7 +169,7 @@ def test_what_is_shared_is_made_once(
         for run in ("random-label", "finetune")
     )
     # Two epochs for all four, of which the mixed pass has every image; then ascent goes on alone.
-    assert made == [everything] * 2 + [everything - kept] * 3
+    assert samples == [everything] * 2 + [everything - kept] * 3
     facts = json.loads((out / "grad-ascent" / "run.json").read_text())
     assert facts["seconds"]["together"] == 4
     # Such a clock is no method's own.
@@ -189,7 +190,7 @@ BAD: dict[str, tuple[str, str]] = {
     "a gap": ("a number between the commas", "finetune --lr 0.1,"),
     "a seed twice": ("has 1 twice", "--seed 1,1 finetune"),
     "other data": ("got another data", "finetune + spkd --data elsewhere"),
-    "one of them wrong": ("cannot read", "finetune + salun --mask {tmp}/none random-label"),
+    "one of them wrong": ("--mask: got", "finetune + salun --mask {tmp}/none random-label"),
     "out of range": ("density", "finetune + salun --density 0.5,1.5 random-label"),
 }
 

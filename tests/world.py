@@ -12,6 +12,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.kernels.keyed import uniform
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.preset import Preset
 from letheon.methods.salun import SalUn
@@ -55,7 +56,7 @@ def run_of(method: Method, ranks: Ranks | None = None, seed: int = 0) -> Run:
     data = images()
     forget = np.isin(data.labels, FORGOTTEN)
     loader = TorchLoader(
-        data, forget, PRESET, method.recipe.batch_size, seed, ranks.rank, ranks.world
+        data, forget, PRESET, method.recipe.batch_size, Reader(seed, ranks.rank, ranks.world)
     )
     return Run(
         model=network(),

@@ -30,7 +30,7 @@ Loaded = DataLoader[Any]  # of (images, labels)
 
 
 def test_transform(preset: Preset) -> transforms.Compose:
-    """Resize the shorter side, cut the centre, scale to 0..1; the network normalises."""
+    """Resize the shorter side, cut the centre, scale to 0..1; the network normalizes."""
     assert preset.resize == "short"
     steps = [transforms.Resize(preset.resize_to), transforms.CenterCrop(preset.size)]
     return transforms.Compose([*steps, transforms.ToTensor()])
@@ -61,7 +61,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
             image = ImageOps.expand(self.square(image), size // 8)
             top, left = augment.offsets(draws[None], preset)[0].tolist()
             image = image.crop((left, top, left + size, top + size))
-        if augment.mirrored(draws[None], preset)[0]:
+        if augment.mirror_mask(draws[None], preset)[0]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.scaled(image), int(self.labels[number])
 
@@ -103,6 +103,6 @@ class Images:
         }
         return {k: Subset(data, np.flatnonzero(m).tolist()) for k, (data, m) in cut.items()}
 
-    def ordered(self, data: Dataset[tuple[Tensor, int]], batch_size: int) -> Loaded:
+    def in_order(self, data: Dataset[tuple[Tensor, int]], batch_size: int) -> Loaded:
         """The images of a set in order, under the test transform."""
         return DataLoader(data, batch_size, num_workers=self.workers, pin_memory=self.pin)

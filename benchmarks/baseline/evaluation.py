@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from baseline.data import Images, Loaded, test_transform
-from baseline.model import Hook, Normalised, load
+from baseline.model import Hook, Normalized, load
 from letheon.eval.metrics.knn_splits import split
 from letheon.spans import span, waits
 
@@ -20,7 +20,7 @@ CKA_BATCH = 512
 
 
 @torch.no_grad()
-def accuracy(model: Normalised, loader: Loaded, device: torch.device) -> float:
+def accuracy(model: Normalized, loader: Loaded, device: torch.device) -> float:
     """Top-1 with a host sync a batch; batches weighted by their size."""
     model.eval()
     right = seen = 0.0
@@ -32,7 +32,7 @@ def accuracy(model: Normalised, loader: Loaded, device: torch.device) -> float:
 
 
 @torch.no_grad()
-def knn(model: Normalised, loader: Loaded, device: torch.device) -> float:
+def knn(model: Normalized, loader: Loaded, device: torch.device) -> float:
     """5-NN by cosine in scikit-learn; 80/20 by torch's generator with seed 2.
 
     Fixed: of pooled features (the last published version has logits), images in sorted order.
@@ -52,7 +52,7 @@ def knn(model: Normalised, loader: Loaded, device: torch.device) -> float:
 
 
 @torch.no_grad()
-def cka(model: Normalised, other: Normalised, loader: Loaded, device: torch.device) -> float:
+def cka(model: Normalized, other: Normalized, loader: Loaded, device: torch.device) -> float:
     """The mean over batches of each batch's biased linear CKA; both networks run again."""
     hooks, values = (Hook(model), Hook(other)), []
     for images, _ in waits("data", loader):
@@ -91,16 +91,16 @@ def evaluate(
         parts = images.parts()
         model = load(weights, device)
         for name, data in parts.items():
-            loader = images.ordered(data, batch_size)
+            loader = images.in_order(data, batch_size)
             row[name] = accuracy(model, loader, device)
         shares = []
         for folder in sorted(p for p in domains.iterdir() if p.is_dir()):
             model = load(weights, device)
             data = ImageFolder(str(folder), test_transform(images.preset))
-            shares.append(knn(model, images.ordered(data, batch_size), device))
+            shares.append(knn(model, images.in_order(data, batch_size), device))
         row["knn"] = fmean(shares)
         model, other = load(weights, device), load(retrained, device)
         for name, key in (("TFA", "cka_retrained_forget"), ("TRA", "cka_retrained_retain")):
-            loader = images.ordered(parts[name], CKA_BATCH)
+            loader = images.in_order(parts[name], CKA_BATCH)
             row[key] = cka(model, other, loader, device)
     return row

@@ -1,4 +1,4 @@
-"""The networks of the baseline: normalisation inside, features by a hook."""
+"""The networks of the baseline: normalization inside, features by a hook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from letheon.engine.models.small import Small
 from letheon.loaders.preset import Preset
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """(x - mean) / std, then the network, as the published models carry it."""
 
     def __init__(self, net: nn.Module, preset: Preset) -> None:
@@ -46,20 +46,20 @@ def read_preset(weights: Path) -> Preset:
     return Preset(**cast(dict[str, Any], tuples))
 
 
-def load(weights: Path, device: torch.device) -> Normalised:
+def load(weights: Path, device: torch.device) -> Normalized:
     """A stored resnet18 or small network, in evaluation mode, NCHW float32."""
     name = read_facts(weights)["architecture"]
     state = load_file(weights)
     classes = len(state["fc.weight"])
     net = resnet18(num_classes=classes) if name == "resnet18" else Small(classes)
     net.load_state_dict(state)
-    return Normalised(net, read_preset(weights)).to(device).eval()
+    return Normalized(net, read_preset(weights)).to(device).eval()
 
 
 class Hook:
     """Keeps what the pooling layer gave in the last forward pass; (B, D)."""
 
-    def __init__(self, model: Normalised) -> None:
+    def __init__(self, model: Normalized) -> None:
         # The small network pools outside any module: there it is what the last layer is given.
         pooling = getattr(model.net, "avgpool", None)
         self.features: Tensor

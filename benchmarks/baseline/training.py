@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from baseline.data import Images, Loaded
 from baseline.evaluation import accuracy
 from baseline.kernels import Masks, masked_step, similarity, top_masks
-from baseline.model import Hook, Normalised
+from baseline.model import Hook, Normalized
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Reads
 from letheon.spans import span, waits
@@ -31,7 +31,7 @@ Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, logits, labels
 class Training:
     """What all passes of one run share."""
 
-    model: Normalised
+    model: Normalized
     images: Images
     epochs: int
     lr: float
@@ -88,7 +88,7 @@ class Training:
         if self.validate:
             with span("validation", whole=True):
                 for data in self.images.parts().values():
-                    loader = self.images.ordered(data, self.batch_size)
+                    loader = self.images.in_order(data, self.batch_size)
                     accuracy(self.model, loader, self.device)
 
 
@@ -101,7 +101,7 @@ def saliency(run: Training) -> Masks:
     run.model.eval()
     run.model.zero_grad()
     sums = {n: torch.zeros_like(p) for n, p in run.model.named_parameters()}
-    loader: Loaded = run.images.ordered(run.images.parts()["FA"], run.batch_size)
+    loader: Loaded = run.images.in_order(run.images.parts()["FA"], run.batch_size)
     for images, target in waits("data", loader):
         images, target = images.to(run.device), target.to(run.device)
         loss = -F.cross_entropy(run.model(images), target)

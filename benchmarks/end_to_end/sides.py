@@ -24,6 +24,7 @@ from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.loaders.batch import Reader
 from letheon.loaders.factory import make_loader
 from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
@@ -202,7 +203,9 @@ def starting_models(setting: Setting, root: Path) -> None:
     ):
         model = build(setting.model, len(data.classes), seed, setting.preset)
         model.class_names = data.classes
-        loader = make_loader("auto", data.train, forget, small, recipe.batch_size, seed, workers=2)
+        loader = make_loader(
+            "auto", data.train, forget, small, recipe.batch_size, Reader(seed, workers=2)
+        )
         run = Run(
             model=model, loader=loader, recipe=recipe, ranks=Ranks(), seed=seed,
             forget=torch.from_numpy(forget), forget_classes=setting.forget,

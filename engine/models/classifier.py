@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
-from letheon.engine.small_convolutions import SmallConv2d
+from letheon.engine.models.small_convolutions import SmallConv2d
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
 

@@ -27,8 +27,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, forget_mask
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
-from letheon.loaders.relabel import aligned, model_classes
-from letheon.loaders.views import told_left_out
+from letheon.loaders.views import align_labels, left_out_lines, model_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class JobOptions(DataOptions):
         data = self.open_data()
         names = model_classes(model.class_names, model.classes, data.classes)
         model.class_names = names
-        return aligned(data, names)
+        return align_labels(data, names)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Plan:
                 option="batch_norm",
             )
         preset = self.model.preset
-        notes = told_left_out({"train": self.data.train})
+        notes = left_out_lines({"train": self.data.train})
 
         def open_images(images: ImageSet) -> Loader:
             none = np.zeros(len(images), dtype=np.bool_)

@@ -18,15 +18,15 @@ from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.plan import Plan, finish_run, start_run
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.together import Member, run_together
+from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
-from letheon.loaders.backends.resident_loader import free_bytes
+from letheon.loaders.backends.memory import free_bytes
 
 SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 
 
 @dataclass(frozen=True)
-class Planned:
+class NamedPlan:
     """One run whose input has been checked."""
 
     name: str
@@ -36,7 +36,7 @@ class Planned:
     out: Path
 
 
-def train_all(jobs: Sequence[Planned], ranks: Ranks) -> None:
+def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
     """Train and save them, as many at once as fit; each leaves the folder of its own single run.
 
     Raises:
@@ -71,7 +71,7 @@ def train_all(jobs: Sequence[Planned], ranks: Ranks) -> None:
         raise RuntimeError(line) if ours else RunFailed(line)
 
 
-def _member(job: Planned, records: dict[str, Record], finished: list[str]) -> Member:
+def _member(job: NamedPlan, records: dict[str, Record], finished: list[str]) -> Member:
     def start() -> tuple[Run, Log]:
         record = records[job.name] = start_run(job.plan, job.run, job.out)
         model = copy.deepcopy(job.run.model)  # the planned runs share the original
@@ -84,7 +84,7 @@ def _member(job: Planned, records: dict[str, Record], finished: list[str]) -> Me
     return Member(job.name, job.method, start, end)
 
 
-def group_by_memory(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Planned]], str]:
+def group_by_memory(jobs: Sequence[NamedPlan], ranks: Ranks) -> tuple[list[list[NamedPlan]], str]:
     """Group the jobs that are trained together, as many as fit in memory; and a line on it.
 
     The same on every rank: the one with the least free memory decides.
@@ -94,7 +94,7 @@ def group_by_memory(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Pl
     free = torch.tensor([free_bytes(device) // here], dtype=torch.int64)
     if ranks.world > 1:
         dist.all_reduce(free, dist.ReduceOp.MIN)
-    groups: list[list[Planned]] = [[]]
+    groups: list[list[NamedPlan]] = [[]]
     used = 0
     for job in jobs:
         needed = peak_bytes(job)
@@ -114,7 +114,7 @@ def group_by_memory(jobs: Sequence[Planned], ranks: Ranks) -> tuple[list[list[Pl
     return groups, f"{memory}, of which half may be used: {at_once}"
 
 
-def peak_bytes(job: Planned) -> int:
+def peak_bytes(job: NamedPlan) -> int:
     """Bytes a run keeps between its steps, at most: multiples of its weights.
 
     The weights and their gradient, the optimizer's moments, a running average where one is asked

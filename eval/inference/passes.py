@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
-from letheon.engine.teacher import frozen_copy
 from letheon.errors import InputError
 from letheon.eval.inference.cache import Cache
 from letheon.eval.inference.extract import InferenceOptions, Parts, extract, read_together

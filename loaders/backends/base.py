@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,24 +16,20 @@ from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.loaders import order
-from letheon.loaders.batch import Batch, Reads, Stream
+from letheon.loaders.batch import Batch, Reader, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
-from letheon.loaders.relabel import Relabelled
-from letheon.loaders.views import Readable
+from letheon.loaders.views import unwrap
 from letheon.spans import waits
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 AHEAD = 2  # batches under way beyond the one that is waited for
 
 
 class Backend(ABC):
-    """A `Loader` whose batches are made by `_batches` of a subclass.
+    """A `Loader` whose batches are made by `_batches` of a subclass."""
 
-    `block` is that of `order.epoch_parts`, 0 if not set.
-    """
-
-    block = 0
+    shares_pass = True  # whether several runs may be fed from one pass, see `shared_pass`
 
     def __init__(
         self,
@@ -42,24 +37,22 @@ class Backend(ABC):
         forget: NDArray[np.bool_],
         preset: Preset,
         batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-        device: torch.device | str = "cpu",
+        reader: Reader,
     ) -> None:
         """`forget` is (N,) bool; `batch_size` counts the samples of all ranks together.
 
         Raises:
             InputError: Fewer samples in the set or in a batch than ranks.
         """
-        assert forget.shape == (len(images),) and forget.dtype == np.bool_ and 0 <= rank < world
-        check_batch(batch_size, len(images), world)
+        assert forget.shape == (len(images),) and forget.dtype == np.bool_
+        assert 0 <= reader.rank < reader.world
+        check_batch(batch_size, len(images), reader.world)
         self.images, self.forget, self.preset = images, forget, preset
         # Where the pixels come from, and the number in it of each image; labels are `images`'.
-        self.source, self.numbers = unwrapped(images)
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.workers, self.device = workers, torch.device(device)
+        self.source, self.numbers = unwrap(images)
+        self.batch_size, self.seed, self.block = batch_size, reader.seed, reader.block
+        self.rank, self.world = reader.rank, reader.world
+        self.workers, self.device = reader.workers, torch.device(reader.device)
 
     def resplit(self, forget: NDArray[np.bool_], batch_size: int, seed: int) -> Self:
         """A second loader over the same images, which are kept once; not for use in two threads.
@@ -118,7 +111,7 @@ class Backend(ABC):
     ) -> Iterator[Batch]:
         """Yield the batches of any `parts` of an epoch, in order; None is the test transform."""
 
-    def _finished(self, images: Tensor, part: order.Part) -> Batch:
+    def _finish(self, images: Tensor, part: order.Part) -> Batch:
         """`images` with what is known about them, on the device."""
         batch = Batch(
             images,
@@ -142,17 +135,7 @@ def check_batch(batch_size: int, count: int, world: int) -> None:
         )
 
 
-def unwrapped(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
-    """The set itself, below other labels and choices, and the number in it of each image."""
-    numbers = np.arange(len(images))
-    while isinstance(images, Relabelled | Readable):
-        if isinstance(images, Readable):
-            numbers = images.numbers[numbers]
-        images = images.images
-    return images, numbers
-
-
-def prefetched(make: Callable[[order.Part], Made], parts: list[order.Part]) -> Iterator[Made]:
+def prefetch(make: Callable[[order.Part], T], parts: list[order.Part]) -> Iterator[T]:
     """`make(part)` of each part, made in one thread that is `AHEAD` parts in front.
 
     The thread ends with the iterator, also when that is closed or dropped early.
@@ -167,17 +150,3 @@ def prefetched(make: Callable[[order.Part], Made], parts: list[order.Part]) -> I
             yield made
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def normalised_on(pixels: Tensor, preset: Preset, device: torch.device) -> Tensor:
-    """(B, 3, S, S) float32 channels-last on `device`, from (B, S, S, 3) uint8; no wait."""
-    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    mean, std = _moments(preset, device)
-    return x.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
-
-
-@functools.lru_cache(maxsize=16)
-def _moments(preset: Preset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3, 1, 1) each, on the 0..255 scale; kept, since making them would wait for the device."""
-    mean, std = (255 * torch.tensor(m)[:, None, None] for m in (preset.mean, preset.std))
-    return mean.to(device), std.to(device)

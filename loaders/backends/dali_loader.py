@@ -22,21 +22,23 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError
-from letheon.loaders.backends.base import normalised_on, prefetched
-from letheon.loaders.backends.resident_loader import SHARE, free_bytes
+from letheon.errors import InputError, UnreadableImage
+from letheon.loaders.backends.base import prefetch
+from letheon.loaders.backends.memory import free_bytes
+from letheon.loaders.backends.resident_loader import SHARE
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
-from letheon.loaders.decode.encoded_image import Stored
+from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment, crop_boxes
 from letheon.loaders.transforms.decode_rows import fill
+from letheon.loaders.transforms.normalize import normalize_on
 
 Source = Literal["jpeg", "image", "decode"]
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether DALI can be imported."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
@@ -47,9 +49,7 @@ def installed() -> bool:
 class DaliLoader(BetonLoader):
     """`Loader` over any `ImageSet`, made for those of encoded images; `workers` threads on the CPU.
 
-    The size is an input of the pipeline: it is built once for training and once for testing, and
-    serves a growing resolution. Images are float32. Host memory for the compressed bytes of a
-    batch, device memory for its decoded images.
+    The size is an input of the pipelines, which serve a growing resolution. Images are float32.
 
     Attributes:
         cache: bytes of decoded images that stay on the device (or the host, where there is no GPU),
@@ -70,29 +70,30 @@ class DaliLoader(BetonLoader):
                 than a box of each image.
         """
         super().__init__(*args, **kwargs)
-        if not installed():
+        if not is_installed():
             raise InputError(
-                "got --loader dali, and nvidia-dali is not installed; install the extra 'dali', "
-                "or use --loader beton"
+                "got the loader dali, and nvidia-dali is not installed, expected it; install the "
+                "extra 'dali', or use the loader beton",
+                option="loader",
             )
         crop_boxes.check(self.preset, "dali")
         self.cache = cache
         if cache:
             free = free_bytes(self.device)
             tell(
-                f"--loader dali keeps decoded images: up to {cache / 2**30:.2f} GiB of "
+                f"loader dali keeps decoded images: up to {cache / 2**30:.2f} GiB of "
                 f"{free / 2**30:.2f} GiB free on {self.device}"
             )
             if cache > SHARE * free:
                 raise InputError(
                     f"got a cache of {cache / 2**30:.2f} GiB, expected at most "
-                    f"{SHARE * free / 2**30:.2f} GiB on {self.device}; give a smaller one"
+                    f"{SHARE * free / 2**30:.2f} GiB on {self.device}; give a smaller one",
+                    option="dali_cache",
                 )
         self._decoded: dict[int, Any] = {}  # (H, W, 3) uint8 by sample
         self._room = cache
         self._pipelines: dict[tuple[str, bool], Any] = {}  # by input, and whether they train
-        # `paired` appends a forget half; one rank at most holds it all.
-        self._most = 2 * self.batch_size
+        self._most = 2 * self.batch_size  # `paired` appends a forget half; one rank may hold all
 
     def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
         """Yield the batches of `parts`; see `Backend`."""
@@ -101,55 +102,55 @@ class DaliLoader(BetonLoader):
         if most > self._most:  # a pipeline is built for so many images and no more
             self._pipelines.clear()
             self._most = most
-        return prefetched(lambda part: self._batch(part, epoch, preset), parts)
+        return prefetch(lambda part: self._batch(part, epoch, preset), parts)
 
     def _batch(self, part: Part, epoch: int | None, preset: Preset) -> Batch:
-        stored = self._stored(part.samples)
+        encoded = self.read_encoded(part.samples)
         u = None
         if epoch is not None:
             u = augment.draws(self.seed, epoch, part.turn, part.samples, preset)
-        theirs = np.array([_for_dali(one) for one in stored], dtype=np.bool_)
+        by_dali = np.array([_for_dali(one) for one in encoded], dtype=np.bool_)
         images = torch.empty(
-            (len(stored), preset.size, preset.size, 3), device=self.device
+            (len(encoded), preset.size, preset.size, 3), device=self.device
         )  # (B, S, S, 3)
-        if theirs.any():
+        if by_dali.any():
             try:
-                self._keep(part.samples, stored, theirs, preset)
-                kept = theirs & [i in self._decoded for i in part.samples.tolist()]
+                self._keep(part.samples, encoded, by_dali, preset)
+                kept = by_dali & [i in self._decoded for i in part.samples.tolist()]
                 ways: tuple[tuple[Source, NDArray[np.int64]], ...] = (
                     ("image", np.flatnonzero(kept)),
-                    ("jpeg", np.flatnonzero(theirs & ~kept)),
+                    ("jpeg", np.flatnonzero(by_dali & ~kept)),
                 )
                 for source, rows in ways:
                     if len(rows):
                         images[torch.from_numpy(rows).to(self.device)] = self._run(
-                            source, part.samples[rows], [stored[k] for k in rows.tolist()],
+                            source, part.samples[rows], [encoded[k] for k in rows.tolist()],
                             None if u is None else u[rows], preset,
                         )  # fmt: skip
             except RuntimeError:  # an image that cannot be decoded; Pillow judges which
                 self._pipelines.clear()
-                theirs[:] = False
-        if not theirs.all():
-            rows = np.flatnonzero(~theirs)
+                by_dali[:] = False
+        if not by_dali.all():
+            rows = np.flatnonzero(~by_dali)
             rest = torch.empty((len(rows), preset.size, preset.size, 3), dtype=torch.uint8)
-            left = [stored[k] for k in rows.tolist()]
+            left = [encoded[k] for k in rows.tolist()]
             fill(rest, left, None if u is None else u[rows], preset)
-            made = normalised_on(rest, preset, self.device).permute(0, 2, 3, 1)
+            made = normalize_on(rest, preset, self.device).permute(0, 2, 3, 1)
             images[torch.from_numpy(rows).to(self.device)] = made
-        return self._finished(images.permute(0, 3, 1, 2), part)
+        return self._finish(images.permute(0, 3, 1, 2), part)
 
     def _keep(
         self,
         samples: NDArray[np.int64],
-        stored: Sequence[Stored | InputError],
-        theirs: NDArray[np.bool_],
+        encoded: Sequence[EncodedImage | UnreadableImage],
+        by_dali: NDArray[np.bool_],
         preset: Preset,
     ) -> None:
-        """Decode the images of `theirs` for which there is room, and keep them."""
-        new: dict[int, Stored] = {}
+        """Decode the images of `by_dali` for which there is room, and keep them."""
+        new: dict[int, EncodedImage] = {}
         room = self._room
-        for i, one, wanted in zip(samples.tolist(), stored, theirs.tolist(), strict=True):
-            if not wanted or i in self._decoded or i in new or isinstance(one, InputError):
+        for i, one, wanted in zip(samples.tolist(), encoded, by_dali.tolist(), strict=True):
+            if not wanted or i in self._decoded or i in new or isinstance(one, UnreadableImage):
                 continue
             size = 3 * one.height * one.width
             if size <= room:
@@ -159,29 +160,29 @@ class DaliLoader(BetonLoader):
             return
         (out,) = self._pipeline("decode", False, preset).run(jpeg=[s.data for s in new.values()])
         for k, i in enumerate(new):
-            self._decoded[i] = _copied(out[k], self.device)
+            self._decoded[i] = _copy(out[k], self.device)
         self._room = room
 
     def _pipeline(self, source: Source, training: bool, preset: Preset) -> Any:
         key = (source, training)
         if key not in self._pipelines:
-            self._pipelines[key] = _built(source, training, self._most, self, preset)
+            self._pipelines[key] = _build_pipeline(source, training, self._most, self, preset)
         return self._pipelines[key]
 
     def _run(
         self,
         source: Source,
         samples: NDArray[np.int64],
-        stored: Sequence[Stored | InputError],
+        encoded: Sequence[EncodedImage | UnreadableImage],
         u: NDArray[np.float64] | None,
         preset: Preset,
     ) -> Tensor:
         """(B, S, S, 3) float32, normalised; a copy, since DALI uses its own memory again."""
         training = u is not None
-        jpegs = [one for one in stored if isinstance(one, Stored)]
+        jpegs = [one for one in encoded if isinstance(one, EncodedImage)]
         shapes = np.array([(one.height, one.width) for one in jpegs], dtype=np.int64)
         cut = augment.boxes(u, shapes) if u is not None else crop_boxes.central(shapes, preset)
-        mirror = np.zeros(len(jpegs)) if u is None else augment.mirrored(u, preset)
+        mirror = np.zeros(len(jpegs)) if u is None else augment.mirror_mask(u, preset)
         kind = np.int32 if training else np.float32
         inputs: list[Any] = [one.data for one in jpegs]
         if source == "image":
@@ -193,25 +194,25 @@ class DaliLoader(BetonLoader):
             size=[np.full(2, preset.size, np.float32)] * len(jpegs),
             mirror=list(mirror.astype(np.int32)),
         )
-        batch = _copied(outputs[0].as_tensor(), self.device)
+        batch = _copy(outputs[0].as_tensor(), self.device)
         return torch.from_numpy(batch) if self.device.type == "cpu" else batch
 
 
-def _copied(tensor: Any, device: torch.device) -> Any:
+def _copy(tensor: Any, device: torch.device) -> Any:
     """An array on the host, or a tensor on the GPU, of what DALI will overwrite."""
     if device.type == "cpu":
         return np.array(tensor)
     return torch.utils.dlpack.from_dlpack(tensor).clone()
 
 
-def _for_dali(one: Stored | InputError) -> bool:
+def _for_dali(one: EncodedImage | UnreadableImage) -> bool:
     """Whole JPEGs only: DALI ends the process on some that are not."""
-    if isinstance(one, InputError) or one.raw:
+    if isinstance(one, UnreadableImage) or one.raw:
         return False
     return bytes(one.data[:2]) == b"\xff\xd8" and bytes(one.data[-2:]) == b"\xff\xd9"
 
 
-def _built(
+def _build_pipeline(
     source: Source, training: bool, batch_size: int, loader: DaliLoader, preset: Preset
 ) -> Any:
     """From JPEGs or decoded images to normalised squares, or from JPEGs to decoded images."""

@@ -30,20 +30,21 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.errors import InputError
-from letheon.loaders.backends.base import normalised_on, prefetched
+from letheon.loaders.backends.base import prefetch
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
-from letheon.loaders.transforms import augment, crop_boxes, geometry
+from letheon.loaders.transforms import augment, crop_boxes
 from letheon.loaders.transforms.decode_rows import fill
+from letheon.loaders.transforms.normalize import normalize, normalize_on
 
 _NUMBA = threading.Lock()  # its simplest thread pool ends the process if two threads call it
 ROWS = 32  # images decoded at once, each with room for the largest of the set
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether the ffcv package can be imported."""
     return importlib.util.find_spec("ffcv") is not None
 
@@ -63,15 +64,17 @@ class FfcvLoader(BetonLoader):
                 needs more than a box of each image.
         """
         super().__init__(*args, **kwargs)
-        if not installed():
+        if not is_installed():
             raise InputError(
-                "got --loader ffcv, and the ffcv package is not installed; run `make ffcv` "
-                "(Python 3.11), or use --loader beton"
+                "got the loader ffcv, and the ffcv package is not installed, expected it; run "
+                "`make ffcv` (Python 3.11), or use the loader beton",
+                option="loader",
             )
         if not isinstance(self.source, BetonImages):
             raise InputError(
                 f"{self.images.name}: got images that are not in a .beton file, which ffcv wants; "
-                "prepare one, or use --loader torch"
+                "prepare one, or use the loader torch",
+                option="loader",
             )
         crop_boxes.check(self.preset, "ffcv")
         self._source: BetonImages = self.source
@@ -83,14 +86,14 @@ class FfcvLoader(BetonLoader):
         if epoch is None:
             return super().make_batches(parts, None, preset)
         crop_boxes.check(preset, "ffcv")
-        return prefetched(lambda part: self._batch(part, epoch, preset), parts)
+        return prefetch(lambda part: self._batch(part, epoch, preset), parts)
 
     def _batch(self, part: Part, epoch: int, preset: Preset) -> Batch:
         images = self._pixels(part, epoch, preset)
         if self.device.type == "cpu":
-            return self._finished(geometry.normalised(images, preset), part)
+            return self._finish(normalize(images, preset), part)
         pinned = torch.from_numpy(images).pin_memory()
-        return self._finished(normalised_on(pinned, preset, self.device), part)
+        return self._finish(normalize_on(pinned, preset, self.device), part)
 
     def _pixels(self, part: Part, epoch: int, preset: Preset) -> NDArray[np.uint8]:
         """(B, S, S, 3); runs in the one thread that calls numba's."""
@@ -98,10 +101,10 @@ class FfcvLoader(BetonLoader):
         rows = self._source.table[places]
         shapes = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
         u = augment.draws(self.seed, epoch, part.turn, part.samples, preset)
-        cut, mirror = augment.boxes(u, shapes), augment.mirrored(u, preset)
+        cut, mirror = augment.boxes(u, shapes), augment.mirror_mask(u, preset)
         out = np.empty((len(rows), preset.size, preset.size, 3), np.uint8)
         codes = np.zeros(len(rows), np.int64)
-        decode = self._compiled()
+        decode = self._compile()
         importlib.import_module("numba").set_num_threads(max(1, self.workers))  # of this thread
         samples = places.astype(np.uint64)
         for start in range(0, len(rows), ROWS):
@@ -112,11 +115,11 @@ class FfcvLoader(BetonLoader):
         # Where ffcv's decoder complained, Pillow judges; some warnings are harmless.
         doubtful = np.flatnonzero(codes)
         again = torch.from_numpy(out[doubtful])
-        fill(again, self._stored(part.samples[doubtful]), u[doubtful], preset, codec="pillow")
+        fill(again, self.read_encoded(part.samples[doubtful]), u[doubtful], preset, codec="pillow")
         out[doubtful] = again.numpy()
         return out
 
-    def _compiled(self) -> Callable[..., Any]:
+    def _compile(self) -> Callable[..., Any]:
         if self._decode is not None:
             return self._decode
         threads = max(1, self.workers)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def exchanged(rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
     """(n, ...) for this rank, from the rows that every rank made; every rank must call.
 
     Args:
@@ -25,15 +25,15 @@ def exchanged(rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Ten
     return out
 
 
-def told_to_all(mine: Any, world: int) -> list[Any]:
+def gather_objects(mine: Any, world: int) -> list[Any]:
     """What each rank tells, on every rank; every rank must call."""
     told: list[Any] = [None] * world
     dist.all_gather_object(told, mine)
     return told
 
 
-def back_in_place(rows: Tensor, owners: NDArray[np.int64]) -> Tensor:
-    """`rows` sorted by owner, as `exchanged` gives them, in the order of `owners` (n,)."""
+def restore_order(rows: Tensor, owners: NDArray[np.int64]) -> Tensor:
+    """`rows` sorted by owner, as `exchange_rows` gives them, in the order of `owners` (n,)."""
     out = torch.empty_like(rows)
     places = torch.from_numpy(np.argsort(owners, kind="stable"))
     out[places.to(rows.device)] = rows

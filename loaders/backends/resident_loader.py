@@ -17,20 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 from letheon.kernels.augment import Filter, crop_resize_normalize
-from letheon.loaders.backends.base import normalised_on
-from letheon.loaders.backends.rank_exchange import back_in_place, exchanged, told_to_all
+from letheon.loaders.backends.memory import free_bytes
+from letheon.loaders.backends.rank_exchange import exchange_rows, gather_objects, restore_order
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
 from letheon.loaders.datasets.image_set import ArrayImages
-from letheon.loaders.decode.encoded_image import Stored
+from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.formats.beton import BetonImages
-from letheon.loaders.formats.encoding import shrunk
+from letheon.loaders.formats.encoding import shrink
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment, crop_boxes, geometry
 from letheon.loaders.transforms.decode_rows import fill
+from letheon.loaders.transforms.normalize import normalize_on
 
 SHARE = 0.8  # of the free memory; the rest is for the batches
 CHUNK = 256  # images decoded between two copies to the device
@@ -48,8 +49,6 @@ class ResidentLoader(BetonLoader):
         side: longer sides are made this long; None keeps the images as they are. The test
             transform then reads the originals, so that a sweep does not depend on this.
         filter: of the resize: `bilinear` is the plain loader's, before its rounding.
-        shard: keep this rank's share alone. Every rank must then draw the same training batches at
-            the same time; the test transform reads the originals on the host.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class ResidentLoader(BetonLoader):
         keep: NDArray[np.bool_] | None = None,
         side: int | None = None,
         filter: Filter = "bilinear",
-        shard: bool = False,
         tell: Callable[[str], object] = lambda text: None,
         **kwargs: Any,
     ) -> None:
@@ -68,17 +66,13 @@ class ResidentLoader(BetonLoader):
             InputError: The kept images do not fit, or one is unreadable.
         """
         super().__init__(*args, **kwargs)
-        self.side, self.filter, self.shard = side, filter, shard and self.world > 1
+        self.side, self.filter = side, filter
         self.keep = np.ones(len(self.images), np.bool_) if keep is None else keep
-        if self.shard:
-            assert keep is None, "a share is of the whole set"
-            self._owner = np.arange(len(self.images)) % self.world  # (N,) the rank that keeps it
-            self.keep = self._owner == self.rank
         assert self.keep.shape == (len(self.images),)
         self._box = self.preset.augment == "resized-crop-flip"
         if self._box:
             crop_boxes.check(self.preset, "resident")
-        self._kept_as = self.preset
+        self._kept_preset = self.preset
         kept = np.flatnonzero(self.keep)
         self._slot = np.full(len(self.images), -1, np.int64)
         self._slot[kept] = np.arange(len(kept))
@@ -91,24 +85,27 @@ class ResidentLoader(BetonLoader):
         )
         if needed > SHARE * free:
             raise InputError(
-                f"got {needed / 2**30:.2f} GiB of images for --loader resident, expected at most "
+                f"got {needed / 2**30:.2f} GiB of images for the loader resident, expected at most "
                 f"{SHARE * free / 2**30:.2f} GiB; keep fewer, give a smaller side, or use "
-                "--loader beton"
+                "the loader beton",
+                option="loader",
             )
-        self._pixels = self._loaded(kept, height, width)  # (K, H, W, 3) uint8, on the device
+        self._pixels = _load_pixels(
+            self._read, kept, (height, width), self.workers, self.device
+        )  # (K, H, W, 3) uint8
 
-    def _sizes(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _sizes(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Heights and widths, as kept and as in the set."""
         if not self._box:
-            square = np.full((len(kept), 2), self.preset.size)
+            square = np.full((len(samples), 2), self.preset.size)
             return square, square
         if isinstance(self.source, BetonImages):
-            rows = self.source.table[self.numbers[kept]]
+            rows = self.source.table[self.numbers[samples]]
             originals = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
         elif isinstance(self.source, ArrayImages):
-            originals = np.tile(np.array(self.source.pixels.shape[1:3]), (len(kept), 1))
+            originals = np.tile(np.array(self.source.pixels.shape[1:3]), (len(samples), 1))
         else:  # every file is opened once for its size, and once more for its pixels
-            found = self._stored(kept)
+            found = self.read_encoded(samples)
             originals = np.array([_size(one) for one in found], np.int64).reshape(-1, 2)
         if self.side is None:
             return originals, originals
@@ -116,43 +113,26 @@ class ResidentLoader(BetonLoader):
         smaller = (originals * self.side // longer).clip(1)
         return np.where(longer > self.side, smaller, originals), originals
 
-    def _loaded(self, kept: NDArray[np.int64], height: int, width: int) -> Tensor:
-        pixels = torch.empty((len(kept), height, width, 3), dtype=torch.uint8, device=self.device)
-        pool = ThreadPoolExecutor(max(1, self.workers), "resident", torch.set_num_threads, (1,))
-        try:
-            for start in range(0, len(kept), CHUNK):
-                # Zeroed: what lies beside a smaller image is never read, but should be the same.
-                now = kept[start : start + CHUNK]
-                part = np.zeros((len(now), height, width, 3), np.uint8)
-                for row, image in zip(part, pool.map(self._read, now), strict=True):
-                    row[: image.shape[0], : image.shape[1]] = image
-                pixels[start : start + CHUNK] = torch.from_numpy(part).to(self.device)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return pixels
-
     def _read(self, i: np.int64) -> NDArray[np.uint8]:
         image = self.images.read(int(i))
         if not self._box:
-            return geometry.fitted(image, self._kept_as)
+            return geometry.fit(image, self._kept_preset)
         if self.side is not None and max(image.shape[:2]) > self.side:
-            return shrunk(image, self.side)
+            return shrink(image, self.side)
         return image
 
     def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
         """Yield the batches of `parts`; see `Backend`."""
         if self._box != (preset.augment == "resized-crop-flip") or (
-            not self._box and preset.size != self._kept_as.size
+            not self._box and preset.size != self._kept_preset.size
         ):
             raise InputError(
-                f"got images kept for {self._kept_as.augment!r} at {self._kept_as.size} pixels, "
-                f"expected that in the preset too, not {preset.augment!r} at {preset.size}; make "
-                "a new loader"
+                f"got images kept for {self._kept_preset.augment!r} at {self._kept_preset.size} "
+                f"pixels, expected that in the preset too, not {preset.augment!r} at "
+                f"{preset.size}; make a new loader"
             )
-        if epoch is None and (self.side is not None or self.shard):
+        if epoch is None and self.side is not None:
             return super().make_batches(parts, None, preset)
-        if epoch is not None and self.shard:
-            return self._shared_out(parts, epoch, preset)
         return (self._batch(part, epoch, preset) for part in parts)
 
     def _batch(self, part: Part, epoch: int | None, preset: Preset) -> Batch:
@@ -161,71 +141,119 @@ class ResidentLoader(BetonLoader):
             u = augment.draws(self.seed, epoch, part.turn, part.samples, preset)
         here = self._slot[part.samples] >= 0
         if here.all():
-            return self._finished(self._made(part.samples, u, preset), part)
+            return self._finish(self._build_rows(part.samples, u, preset), part)
         shape = (len(part.samples), 3, preset.size, preset.size)
         images = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
-        images[self._moved(np.flatnonzero(here))] = self._made(
+        images[self._to_device(np.flatnonzero(here))] = self._build_rows(
             part.samples[here], None if u is None else u[here], preset
         )
         rows = np.flatnonzero(~here)
         rest = torch.empty((len(rows), preset.size, preset.size, 3), dtype=torch.uint8)
         fill(
-            rest, self._stored(part.samples[rows]), None if u is None else u[rows], preset,
+            rest, self.read_encoded(part.samples[rows]), None if u is None else u[rows], preset,
             self.scaled, self.codec,
         )  # fmt: skip
-        images[self._moved(rows)] = normalised_on(rest, preset, self.device)
-        return self._finished(images, part)
+        images[self._to_device(rows)] = normalize_on(rest, preset, self.device)
+        return self._finish(images, part)
 
-    def _shared_out(self, parts: list[Part], epoch: int, preset: Preset) -> Iterator[Batch]:
-        """The batches of this rank, whose rows are made by the ranks that keep the images."""
-        asked = told_to_all([(part.samples, part.turn) for part in parts], self.world)
-        assert len({len(theirs) for theirs in asked}) == 1, "the ranks draw different batches"
-        for k, part in enumerate(parts):
-            now = [theirs[k] for theirs in asked]
-            mine = [self.keep[samples] for samples, _ in now]  # what of each rank's is kept here
-            samples, turn = (
-                np.concatenate([ask[of][here] for ask, here in zip(now, mine, strict=True)])
-                for of in (0, 1)
-            )
-            u = augment.draws(self.seed, epoch, turn, samples, preset)
-            made = self._made(samples, u, preset).permute(0, 2, 3, 1)
-            owners = self._owner[part.samples]
-            received = np.bincount(owners, minlength=self.world).tolist()
-            rows = exchanged(made, [int(here.sum()) for here in mine], received)
-            yield self._finished(back_in_place(rows, owners).permute(0, 3, 1, 2), part)
-
-    def _made(
+    def _build_rows(
         self, samples: NDArray[np.int64], u: NDArray[np.float64] | None, preset: Preset
     ) -> Tensor:
         """(B, 3, S, S) on the device, of samples that are kept there."""
         slots = self._slot[samples]
-        mirror = np.zeros(len(slots), np.bool_) if u is None else augment.mirrored(u, preset)
-        source, flip = self._moved(slots), self._moved(mirror)
+        mirror = np.zeros(len(slots), np.bool_) if u is None else augment.mirror_mask(u, preset)
+        source, flip = self._to_device(slots), self._to_device(mirror)
         if self._box:
             originals = self._originals[slots]
             cut = (
                 crop_boxes.central(originals, preset) if u is None else augment.boxes(u, originals)
             )
             cut = cut * np.tile(self._shapes[slots] / originals, 2)
-            place = self._moved(cut.astype(np.float32))
+            place = self._to_device(cut.astype(np.float32))
             return crop_resize_normalize(
                 self._pixels, place, source, flip, preset.size, preset.mean, preset.std,
                 filter=self.filter,
             )  # fmt: skip
         pixels = self._pixels[source]
         if u is not None and preset.augment in ("pad-crop-flip", "shift"):
-            pixels = _shifted(pixels, self._moved(augment.offsets(u, preset)), preset.size // 8)
+            pixels = _shift(pixels, self._to_device(augment.offsets(u, preset)), preset.size // 8)
         pixels = torch.where(flip[:, None, None, None], pixels.flip(2), pixels)
-        return normalised_on(pixels, preset, self.device)
+        return normalize_on(pixels, preset, self.device)
 
-    def _moved(self, array: NDArray[Any]) -> Tensor:
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def _shifted(pixels: Tensor, offsets: Tensor, pad: int) -> Tensor:
+def _load_pixels(
+    read: Callable[[np.int64], NDArray[np.uint8]],
+    samples: NDArray[np.int64],
+    shape: tuple[int, int],
+    workers: int,
+    device: torch.device,
+) -> Tensor:
+    """(K, H, W, 3) uint8 on the device, of `shape`, each image in the upper left of its row."""
+    pixels = torch.empty((len(samples), *shape, 3), dtype=torch.uint8, device=device)
+    pool = ThreadPoolExecutor(max(1, workers), "resident", torch.set_num_threads, (1,))
+    try:
+        for start in range(0, len(samples), CHUNK):
+            # Zeroed: what lies beside a smaller image is never read, but should be the same.
+            chunk = samples[start : start + CHUNK]
+            rows = np.zeros((len(chunk), *shape, 3), np.uint8)
+            for row, image in zip(rows, pool.map(read, chunk), strict=True):
+                row[: image.shape[0], : image.shape[1]] = image
+            pixels[start : start + CHUNK] = torch.from_numpy(rows).to(device)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return pixels
+
+
+class ShardedLoader(ResidentLoader):
+    """`ResidentLoader` of a set that fits on all ranks together: each keeps every world-th image.
+
+    Every rank must draw the same training batches at the same time. The test transform reads the
+    originals on the host.
+    """
+
+    shares_pass = False  # where ranks give each other rows, all must draw as many batches
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As `ResidentLoader`, without `keep`."""
+        images, reader = args[0], args[4]
+        self._owner = np.arange(len(images)) % reader.world  # (N,) the rank that keeps it
+        super().__init__(*args, keep=self._owner == reader.rank, **kwargs)
+
+    def make_batches(self, parts: list[Part], epoch: int | None, preset: Preset) -> Iterator[Batch]:
+        """Yield the batches of `parts`; see `Backend`."""
+        batches = super().make_batches(parts, epoch, preset)  # checks the preset; draws nothing yet
+        if epoch is None:
+            return BetonLoader.make_batches(self, parts, None, preset)
+        return batches if self.world == 1 else self._exchange_batches(parts, epoch, preset)
+
+    def _exchange_batches(self, parts: list[Part], epoch: int, preset: Preset) -> Iterator[Batch]:
+        """The batches of this rank, whose rows are made by the ranks that keep the images."""
+        requests = gather_objects([(part.samples, part.turn) for part in parts], self.world)
+        assert len({len(request) for request in requests}) == 1, "the ranks draw different batches"
+        for k, part in enumerate(parts):
+            requested = [request[k] for request in requests]
+            mine = [
+                self.keep[samples] for samples, _ in requested
+            ]  # what of each rank's is kept own
+            samples, turn = (
+                np.concatenate([ask[of][own] for ask, own in zip(requested, mine, strict=True)])
+                for of in (0, 1)
+            )
+            u = augment.draws(self.seed, epoch, turn, samples, preset)
+            made = self._build_rows(samples, u, preset).permute(0, 2, 3, 1)
+            owners = self._owner[part.samples]
+            received = np.bincount(owners, minlength=self.world).tolist()
+            rows = exchange_rows(made, [int(own.sum()) for own in mine], received)
+            yield self._finish(restore_order(rows, owners).permute(0, 3, 1, 2), part)
+
+
+def _shift(pixels: Tensor, offsets: Tensor, pad: int) -> Tensor:
     """(B, S, S, 3): the crop at `offsets` (B, 2) of each image padded with zeros."""
     size = pixels.shape[1]
     steps = torch.arange(size, device=pixels.device)[None]
@@ -238,16 +266,7 @@ def _shifted(pixels: Tensor, offsets: Tensor, pad: int) -> Tensor:
     return found * (inside[0][:, :, None] & inside[1][:, None, :])[..., None]
 
 
-def _size(one: Stored | InputError) -> tuple[int, int]:
-    if isinstance(one, InputError):
+def _size(one: EncodedImage | UnreadableImage) -> tuple[int, int]:
+    if isinstance(one, UnreadableImage):
         raise one
     return one.height, one.width
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo", encoding="ascii") as file:
-        told = dict(line.split(":", 1) for line in file)
-    return int(told["MemAvailable"].split()[0]) * 1024

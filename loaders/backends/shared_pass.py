@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.loaders.backends.base import Backend, unwrapped
-from letheon.loaders.backends.resident_loader import free_bytes
+from letheon.loaders.backends.base import Backend
+from letheon.loaders.backends.memory import free_bytes
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
+from letheon.loaders.views import unwrap
 
 SHARE = 0.25  # of the free memory that images may wait in
 
@@ -43,9 +44,9 @@ class Plan(NamedTuple):
 
 def source(loader: Loader, stream: Stream | Reads) -> Hashable:
     """Equal for streams of loaders that may share a pass; None for one that cannot share."""
-    if not isinstance(loader, Backend) or getattr(loader, "shard", False):
-        return None  # where ranks give each other rows, all must draw the same number of batches
-    images, numbers = unwrapped(loader.images)
+    if not isinstance(loader, Backend) or not loader.shares_pass:
+        return None
+    images, numbers = unwrap(loader.images)
     return (
         type(loader), id(images), numbers.tobytes(), loader.images.labels.tobytes(),
         loader.forget.tobytes(),
@@ -78,8 +79,8 @@ def shared_pass(
         backends.append(loader)
     first, numbers = backends[0], list(readers.values())
     preset = first.preset.with_size(next(iter(readers)).image_size)
-    plan = planned([first.parts(stream, epoch) for stream in readers], _room(first, preset))
-    for k, batch in served(plan, lambda parts: first.make_batches(parts, epoch, preset)):
+    plan = plan_pass([first.parts(stream, epoch) for stream in readers], _room(first, preset))
+    for k, batch in serve(plan, lambda parts: first.make_batches(parts, epoch, preset)):
         yield numbers[k], batch
 
 
@@ -91,7 +92,7 @@ def _room(loader: Backend, preset: Preset) -> int:
     return int(SHARE * free_bytes(device) / here / image)
 
 
-def planned(streams: Sequence[Sequence[Part]], room: int) -> Plan:
+def plan_pass(streams: Sequence[Sequence[Part]], room: int) -> Plan:
     """Which samples are decoded when, and what each batch takes from where.
 
     Args:
@@ -99,7 +100,7 @@ def planned(streams: Sequence[Sequence[Part]], room: int) -> Plan:
         room: images kept for later batches beyond the newest chunk; where more would have to wait,
             those that have waited longest are let go, and decoded again for who still wants them.
     """
-    ids = _numbered(streams)  # of each stream, of each part: (b,) which image, counted from 0
+    ids = _number_samples(streams)  # of each stream, of each part: (b,) which image, counted from 0
     uses = np.bincount(np.concatenate([part for stream in ids for part in stream]))
     home = np.full(len(uses), -1)  # the chunk in which an image waits
     row = np.zeros(len(uses), np.int64)
@@ -138,7 +139,7 @@ def planned(streams: Sequence[Sequence[Part]], room: int) -> Plan:
     return Plan(chunks, servings)
 
 
-def _numbered(streams: Sequence[Sequence[Part]]) -> list[list[NDArray[np.int64]]]:
+def _number_samples(streams: Sequence[Sequence[Part]]) -> list[list[NDArray[np.int64]]]:
     """Every (sample, turn) by a number of its own, shaped as the streams' parts."""
     parts = [part for stream in streams for part in stream]
     most = 1 + max(int(part.samples.max(initial=0)) for part in parts)
@@ -161,9 +162,7 @@ def _turns(streams: Sequence[Sequence[Part]]) -> list[tuple[int, int]]:
     return [(stream, number) for _, stream, number in sorted(turns)]
 
 
-def served(
-    plan: Plan, make: Callable[[list[Part]], Iterator[Batch]]
-) -> Iterator[tuple[int, Batch]]:
+def serve(plan: Plan, make: Callable[[list[Part]], Iterator[Batch]]) -> Iterator[tuple[int, Batch]]:
     """(stream, batch) of each serving; a chunk is let go after the last that takes from it."""
     last = {chunk: k for k, turn in enumerate(plan.servings) for chunk, _, _ in turn.pieces}
     source = make(plan.chunks)
@@ -174,13 +173,13 @@ def served(
             made[count] = next(source)
             assert len(made[count].labels) == plan.chunks[count].total  # none was left out
             count += 1
-        yield stream, _assembled([(made[chunk], of, to) for chunk, of, to in pieces], part)
+        yield stream, _assemble([(made[chunk], of, to) for chunk, of, to in pieces], part)
         for chunk, _, _ in pieces:
             if last[chunk] == k:
                 del made[chunk]
 
 
-def _assembled(
+def _assemble(
     pieces: Sequence[tuple[Batch, NDArray[np.int64], NDArray[np.int64]]], part: Part
 ) -> Batch:
     """The rows of several chunks as one batch; a chunk that is the batch is not copied."""
@@ -196,14 +195,14 @@ def _assembled(
         pin = like.device.type == "cpu" and like.is_pinned()
         out.append(torch.empty(shape, dtype=like.dtype, device=like.device, pin_memory=pin))
     for chunk, of, to in pieces:
-        rows, places = (_moved(numbers, chunk.labels.device) for numbers in (of, to))
+        rows, places = (_to_device(numbers, chunk.labels.device) for numbers in (of, to))
         pixels = chunk.images.permute(0, 2, 3, 1)
         for target, tensor in zip(out, (pixels, *chunk[1:4]), strict=True):
             target[places] = tensor[rows.to(tensor.device)]
     return Batch(out[0].permute(0, 3, 1, 2), out[1], out[2], out[3], part.total)
 
 
-def _moved(rows: NDArray[np.int64], device: torch.device) -> Tensor:
+def _to_device(rows: NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(rows)
     if device.type == "cpu":
         return tensor

@@ -18,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError
-from letheon.loaders import encoded
-from letheon.loaders.backends.base import AHEAD, Backend, normalised_on
-from letheon.loaders.backends.buffers import Buffers
+from letheon.errors import UnreadableImage
+from letheon.loaders.backends.base import AHEAD, Backend
+from letheon.loaders.backends.memory import Buffers
 from letheon.loaders.batch import Batch
 from letheon.loaders.decode import jpeg
-from letheon.loaders.decode.encoded_image import Stored
+from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.order import Part
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment
 from letheon.loaders.transforms.decode_rows import fill
+from letheon.loaders.transforms.normalize import normalize_on
 
 ROWS = 16  # images of one task: few enough to share out a small batch, many for numpy's overhead
 
@@ -75,7 +75,7 @@ class BetonLoader(Backend):
                 starts = range(0, len(part.samples), ROWS)
                 for start in starts:
                     self._fill(job, start, preset)
-                yield self._done(job, preset)
+                yield self._finish_job(job, preset)
             return
         # One thread each: torch would start a team of its own in every one of ours.
         pool = ThreadPoolExecutor(self.workers, "decode", torch.set_num_threads, (1,))
@@ -91,7 +91,7 @@ class BetonLoader(Backend):
                     job, tasks = waiting.popleft()
                     for task in tasks:
                         task.result()
-                    yield self._done(job, preset)
+                    yield self._finish_job(job, preset)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -112,14 +112,15 @@ class BetonLoader(Backend):
     def _fill(self, job: _Job, start: int, preset: Preset) -> None:
         """Make `ROWS` rows of the batch from `start`; raises `InputError` naming an image."""
         rows = slice(start, start + ROWS)
-        stored = self._stored(job.part.samples[rows])
+        encoded = self.read_encoded(job.part.samples[rows])
         u = None if job.u is None else job.u[rows]
-        fill(job.images[rows], stored, u, preset, self.scaled, self.codec)
+        fill(job.images[rows], encoded, u, preset, self.scaled, self.codec)
 
-    def _stored(self, samples: NDArray[np.int64]) -> Sequence[Stored | InputError]:
-        return encoded.stored(self.source, self.numbers[samples])
+    def read_encoded(self, samples: NDArray[np.int64]) -> Sequence[EncodedImage | UnreadableImage]:
+        """Each of `samples` as it is kept, or why it is unreadable."""
+        return self.source.read_encoded(self.numbers[samples])
 
-    def _done(self, job: _Job, preset: Preset) -> Batch:
+    def _finish_job(self, job: _Job, preset: Preset) -> Batch:
         if self.device.type == "cpu":
-            return self._finished(job.images.permute(0, 3, 1, 2), job.part)
-        return self._finished(normalised_on(job.images, preset, self.device), job.part)
+            return self._finish(job.images.permute(0, 3, 1, 2), job.part)
+        return self._finish(normalize_on(job.images, preset, self.device), job.part)

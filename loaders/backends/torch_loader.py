@@ -18,6 +18,7 @@ from letheon.loaders.batch import Batch
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment, geometry
+from letheon.loaders.transforms.normalize import normalize
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class _Assembly(Dataset[Batch | InputError]):
             pixels = geometry.squares(raw, self.preset)
         else:
             u = augment.draws(self.seed, self.epoch, turn, index, self.preset)
-            pixels = geometry.augmented(raw, u, self.preset)
+            pixels = geometry.augment_images(raw, u, self.preset)
         return Batch(
-            geometry.normalised(pixels, self.preset),
+            normalize(pixels, self.preset),
             torch.from_numpy(self.images.labels[index]),
             torch.from_numpy(self.forget[index]),
             torch.from_numpy(index),
@@ -54,7 +55,7 @@ class _Assembly(Dataset[Batch | InputError]):
         )
 
 
-def _unchanged(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -79,7 +80,7 @@ class TorchLoader(Backend):
                     dataset,
                     batch_size=None,
                     num_workers=min(self.workers, max(1, len(parts))),
-                    collate_fn=_unchanged,
+                    collate_fn=_identity,
                     pin_memory=pin,
                     generator=torch.Generator(),
                 )
@@ -89,7 +90,7 @@ class TorchLoader(Backend):
         for batch in source:
             if isinstance(batch, InputError):
                 raise batch
-            yield _pinned(batch) if pin and not self.workers else batch
+            yield _pin(batch) if pin and not self.workers else batch
 
     def collation(
         self, parts: list[order.Part], epoch: int | None, preset: Preset
@@ -98,6 +99,6 @@ class TorchLoader(Backend):
         return _Assembly(self.images, self.forget, preset, parts, self.seed, epoch)
 
 
-def _pinned(batch: Batch) -> Batch:
+def _pin(batch: Batch) -> Batch:
     images, labels, forget, index = (tensor.pin_memory() for tensor in batch[:4])
     return Batch(images, labels, forget, index, batch.total)

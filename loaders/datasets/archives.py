@@ -13,7 +13,7 @@ import unicodedata
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.datasets.tree import Folder, Tree
 
 MAX_FILE = 2**28  # bytes of one member; a photograph is far below
@@ -41,14 +41,14 @@ class Zip(Tree):
         return self._sizes[path]
 
     def read(self, path: str) -> bytes:
-        """The member; raises `InputError` naming it when it cannot be read or is too large."""
-        _bounded(self, path)
+        """The member; raises `UnreadableImage` naming it when it cannot be read or is too large."""
+        _check_size(self, path)
         try:
             if self._open is None or self._open[0] != os.getpid():
                 self._open = (os.getpid(), zipfile.ZipFile(self.root))
             return self._open[1].read(self._names[path])
         except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
-            raise _broken(self.where(path), error) from None
+            raise UnreadableImage(str(_broken(self.where(path), error))) from None
 
 
 class Tar(Tree):
@@ -92,8 +92,8 @@ class Tar(Tree):
         return self._places[path][1]
 
     def read(self, path: str) -> bytes:
-        """The member; raises `InputError` naming it when it cannot be read or is too large."""
-        _bounded(self, path)
+        """The member; raises `UnreadableImage` naming it when it cannot be read or is too large."""
+        _check_size(self, path)
         if self._held:
             return self._held[path]
         offset, size = self._places[path]
@@ -101,7 +101,7 @@ class Tar(Tree):
             self._open = io.FileIO(self.root)
         data = os.pread(self._open.fileno(), size, offset)  # no shared position: safe after a fork
         if len(data) != size:
-            raise _broken(self.where(path), "cut short")
+            raise UnreadableImage(str(_broken(self.where(path), "cut short")))
         return data
 
 
@@ -134,9 +134,9 @@ def _safe(root: Path, name: str) -> str:
     return path.as_posix()
 
 
-def _bounded(tree: Tree, path: str) -> None:
+def _check_size(tree: Tree, path: str) -> None:
     if tree.size(path) > MAX_FILE:
-        raise InputError(
+        raise UnreadableImage(
             f"{tree.where(path)}: got {tree.size(path)} bytes, expected an image of at most "
             f"{MAX_FILE}; remove it"
         )

@@ -32,11 +32,11 @@ def _scans() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     raw = load_digits()
     x = np.asarray(raw.images).astype(np.int64)  # (1797, 8, 8), 0..16
     for axis in (1, 2):
-        x = _doubled(x, axis)  # bilinear in whole numbers, each pass times 4
+        x = _double(x, axis)  # bilinear in whole numbers, each pass times 4
     return (x * 255 + 128) // 256, np.asarray(raw.target).astype(np.int64)
 
 
-def _doubled(x: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
+def _double(x: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
     """Twice as long along `axis`, bilinear with repeated edges, times 4 so that it stays whole."""
     x = np.moveaxis(x, axis, -1)
     edge = np.concatenate([x[..., :1], x, x[..., -1:]], axis=-1)
@@ -70,10 +70,10 @@ def downstream() -> dict[str, ArrayImages]:
     """
     strokes, labels = _scans()
     drawings = (
-        _mixed(_spread(strokes), (250, 240, 215), (20, 25, 80)),
-        _mixed(strokes, (255, 255, 255), (0, 0, 0)),
-        _mixed(_spread(strokes) - strokes, (10, 20, 60), (255, 230, 60)),
-        _textured(strokes),
+        _mix(_spread(strokes), (250, 240, 215), (20, 25, 80)),
+        _mix(strokes, (255, 255, 255), (0, 0, 0)),
+        _mix(_spread(strokes) - strokes, (10, 20, 60), (255, 230, 60)),
+        _texture(strokes),
     )
     return {
         domain: ArrayImages(f"digits/{domain}", drawing, labels, CLASSES)
@@ -81,7 +81,7 @@ def downstream() -> dict[str, ArrayImages]:
     }
 
 
-def _mixed(
+def _mix(
     strokes: NDArray[np.int64], paper: tuple[int, int, int], ink: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
     """(N, H, W, 3): from `paper` where strokes are 0 to `ink` where they are 255."""
@@ -97,7 +97,7 @@ def _spread(strokes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.maximum(strokes, np.maximum(across, along))
 
 
-def _textured(strokes: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _texture(strokes: NDArray[np.int64]) -> NDArray[np.uint8]:
     n, height, width = strokes.shape
     noise = keyed.uniform(0, "digits-texture", 0, torch.arange(n), height * width * 3).numpy()
     ground = (noise * 110).astype(np.int64).reshape(n, height, width, 3) + np.array([20, 60, 40])

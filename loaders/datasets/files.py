@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.datasets.tree import Tree
+from letheon.loaders.decode.encoded_image import EncodedImage, from_file
 from letheon.loaders.decode.pillow import decode
 
 
@@ -43,24 +44,21 @@ class FileImages(ImageSet):
         return self.tree.where(self.file(i))
 
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Image i decoded; raises `InputError` naming the file."""
+        """Image i decoded; raises `UnreadableImage` naming the file."""
         return decode(self.tree.read(self.file(i)), self.path(i))
 
-    def manifest(self, contents: bool = False) -> Iterator[str]:
-        """A line for each file: its path below the set's root, its bytes, maybe their SHA-256."""
-        for i in range(len(self)):
-            path = self.file(i)
-            line = f"{path.removeprefix(self.root)}\t{self.tree.size(path)}"
-            if contents:
-                line += f"\t{hashlib.sha256(self.tree.read(path)).hexdigest()}"
-            yield line + "\n"
+    def encoded_image(self, i: int) -> EncodedImage:
+        """The JPEG of image i, or its pixels; raises `UnreadableImage`."""
+        return from_file(self.tree.read(self.file(i)), self.path(i))
 
     @property
     def digest(self) -> str:
         """Over the manifest of paths and sizes, not the contents; asks the size of every file."""
         if not self._digest:
             total = hashlib.sha256()
-            for line in self.manifest():
+            for i in range(len(self)):
+                path = self.file(i)
+                line = f"{path.removeprefix(self.root)}\t{self.tree.size(path)}\n"
                 total.update(line.encode("utf-8", "surrogateescape"))
             self._digest = total.hexdigest()
         return self._digest

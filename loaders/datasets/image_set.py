@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
+from letheon.loaders.decode.encoded_image import EncodedImage, from_pixels
 
 
 class ImageSet(ABC):
@@ -34,13 +35,31 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, i: int) -> NDArray[np.uint8]:
-        """Image i, (H, W, 3) RGB uint8; raises `InputError` naming the file if it is unreadable."""
+        """Image i, (H, W, 3) RGB uint8; raises `UnreadableImage` naming the file."""
 
     def read_many(
         self, indices: NDArray[np.int64]
     ) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
         """The images of `indices`: a list of (H, W, 3), or one (B, H, W, 3) where sizes are one."""
         return [self.read(int(i)) for i in indices]
+
+    def read_encoded(self, indices: NDArray[np.int64]) -> Sequence[EncodedImage | UnreadableImage]:
+        """Each image of `indices` as it is kept, a JPEG not decoded yet, or why it is unreadable.
+
+        Raises:
+            InputError: A file that is broken as a whole.
+        """
+        return [self._try_encoded(i) for i in indices.tolist()]
+
+    def _try_encoded(self, i: int) -> EncodedImage | UnreadableImage:
+        try:
+            return self.encoded_image(i)
+        except UnreadableImage as error:
+            return error
+
+    def encoded_image(self, i: int) -> EncodedImage:
+        """Image i as it is kept; raises `UnreadableImage`."""
+        return from_pixels(self.read(i), self.path(i))
 
     def path(self, i: int) -> str:
         """What image i is called in messages."""

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     folders: list[str]  # the folders directly below the root, sorted
 
 
-def recognised(tree: Tree) -> Layout:
+def recognize_layout(tree: Tree) -> Layout:
     """The layout of the images in `tree`; raises `InputError` when there are none."""
     paths = [p for p in tree.files if p.lower().endswith(SUFFIXES) and "__MACOSX/" not in p]
     if not paths:
@@ -107,7 +107,7 @@ def splits(tree: Tree, layout: Layout) -> Data:
             others = [other for other in there if other != split]
             notes = tuple(f"{other}/ is there too and is not read" for other in others)
             test = class_set(tree, layout, root, f"{name}/{split}")
-            return Data(train, test, named(tree, layout, train.classes), notes)
+            return Data(train, test, class_names(tree, layout, train.classes), notes)
     if not there:
         raise InputError(
             f"{tree.root}: got train/ alone, expected {', '.join(HELD_OUT[:-1])} beside it; "
@@ -173,7 +173,7 @@ def flat(tree: Tree, layout: Layout) -> Data:
     return Data(images, images, names, ("nothing is held out: test is the same as train",))
 
 
-def named(tree: Tree, layout: Layout, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+def class_names(tree: Tree, layout: Layout, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """The names of each class: its folder's, then words for it.
 
     The words come from a list beside the splits, ``classes.txt`` or ``LOC_synset_mapping.txt`` (a

@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 class ListedImages(FileImages):
-    """Images that a list names; their digest tells the labels too, which the paths do not."""
+    """Images that a list names; their digest holds the labels too, which the paths do not."""
 
     @property
     def digest(self) -> str:
@@ -51,7 +51,7 @@ class ListedImages(FileImages):
         return total.hexdigest()
 
 
-def beside(tree: Tree, layout: Layout) -> dict[str, ImageSet] | None:
+def lists_beside(tree: Tree, layout: Layout) -> dict[str, ImageSet] | None:
     """The listed domains of a folder or an archive; None where no list lies beside its domains.
 
     Raises:
@@ -82,13 +82,13 @@ def beside(tree: Tree, layout: Layout) -> dict[str, ImageSet] | None:
     return None
 
 
-def named(path: Path) -> dict[str, ImageSet] | None:
+def open_lists(path: Path) -> dict[str, ImageSet] | None:
     """The domain of the list file at `path`, or those of a folder of lists; None if it is neither.
 
     The images lie beside the list or beside its folder.
 
     Raises:
-        InputError: As `beside`, or the images lie in neither place.
+        InputError: As `lists_beside`, or the images lie in neither place.
     """
     try:
         texts = _texts(path)
@@ -215,9 +215,9 @@ def _classes(lines: Sequence[Line]) -> list[str]:
         other = folders.setdefault(line.label, folder)
         label = labels.setdefault(folder, line.label)
         if other != folder or label != line.label:
-            told = f"label {label}" if label != line.label else f"the label for {other!r}"
+            known = f"label {label}" if label != line.label else f"the label for {other!r}"
             raise InputError(
                 f"{line.where}: got label {line.label} for the folder {folder!r}, where an earlier "
-                f"line has {told}, expected one label a folder in all lists; mend the lists"
+                f"line has {known}, expected one label a folder in all lists; mend the lists"
             )
     return [folders.get(label, f"({label})") for label in range(max(folders) + 1)]

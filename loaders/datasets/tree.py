@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 
 
 def bytewise(paths: Iterable[str]) -> list[str]:
@@ -34,7 +34,7 @@ class Tree(ABC):
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """The whole file; raises `InputError` naming it when it cannot be read."""
+        """The whole file; raises `UnreadableImage` naming it when it cannot be read."""
 
     def where(self, path: str) -> str:
         """What the file is called in messages."""
@@ -52,17 +52,17 @@ class Folder(Tree):
         files: list[str] = []
         folders: list[str] = []
         self._real: dict[str, str] = {}  # where the name on disk is not in form C
-        for base, inner, names in os.walk(root, onerror=_refused, followlinks=True):
+        for base, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
             inner[:] = [n for n in inner if not n.startswith(".") and not _loops(base, n)]
             below = Path(base).relative_to(root).as_posix()
             if tops is not None and below == ".":
                 inner[:] = [n for n in inner if unicodedata.normalize("NFC", n) in tops]
             prefix = "" if below == "." else f"{below}/"
-            folders += [self._noted(prefix + name) for name in inner]
-            files += [self._noted(prefix + n) for n in names if not n.startswith(".")]
+            folders += [self._note(prefix + name) for name in inner]
+            files += [self._note(prefix + n) for n in names if not n.startswith(".")]
         super().__init__(root, files, folders)
 
-    def _noted(self, real: str) -> str:
+    def _note(self, real: str) -> str:
         path = unicodedata.normalize("NFC", real)
         if path != real:
             self._real[path] = real
@@ -73,11 +73,13 @@ class Folder(Tree):
         return (self.root / self._real.get(path, path)).stat().st_size
 
     def read(self, path: str) -> bytes:
-        """The whole file; raises `InputError` naming it when it cannot be read."""
+        """The whole file; raises `UnreadableImage` naming it when it cannot be read."""
         try:
             return (self.root / self._real.get(path, path)).read_bytes()
         except OSError as error:
-            raise InputError(f"{self.where(path)}: cannot be read ({error.strerror})") from None
+            raise UnreadableImage(
+                f"{self.where(path)}: cannot be read ({error.strerror})"
+            ) from None
 
 
 def _loops(base: str, name: str) -> bool:
@@ -88,7 +90,7 @@ def _loops(base: str, name: str) -> bool:
     return (os.path.realpath(base) + os.sep).startswith(os.path.realpath(path) + os.sep)
 
 
-def _refused(error: OSError) -> None:
+def _refuse(error: OSError) -> None:
     raise InputError(
         f"{error.filename}: cannot be read ({error.strerror}), expected a readable folder; "
         "check its permissions"

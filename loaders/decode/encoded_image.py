@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letheon.loaders.decode import jpeg
-from letheon.loaders.decode.pillow import decode
+from letheon.loaders.decode.pillow import decode, unreadable
 
 
-class Stored(NamedTuple):
+class EncodedImage(NamedTuple):
     """One image as it is kept."""
 
     data: NDArray[np.uint8]  # (bytes,)
@@ -21,37 +21,37 @@ class Stored(NamedTuple):
     name: str  # for messages
 
     def pixels(self, codec: jpeg.Codec | None = None) -> NDArray[np.uint8]:
-        """(H, W, 3), a copy. Raises `InputError` naming the image."""
+        """(H, W, 3), a copy. Raises `UnreadableImage` naming the image."""
         if self.raw:
             return self._view().copy()
         return jpeg.pixels(self.data, self.name, (self.height, self.width), codec)
 
-    def cropped(
+    def crop(
         self, box: jpeg.Box, at_least: int = 0, codec: jpeg.Codec | None = None
     ) -> NDArray[np.uint8]:
-        """The pixels of `box`; see `jpeg.cropped` for `at_least`. Raises `InputError`."""
+        """The pixels of `box`; see `jpeg.crop` for `at_least`. Raises `UnreadableImage`."""
         if self.raw:
             top, left, h, w = box
             return self._view()[top : top + h, left : left + w].copy()
         shape = (self.height, self.width)
-        return jpeg.cropped(self.data, self.name, box, shape, at_least, codec)
+        return jpeg.crop(self.data, self.name, box, shape, at_least, codec)
 
     def _view(self) -> NDArray[np.uint8]:
         if len(self.data) != self.height * self.width * 3:
-            raise jpeg.unreadable(self.name, "its raw bytes do not fit its size")
+            raise unreadable(self.name, "its raw bytes do not fit its size")
         return self.data.reshape(self.height, self.width, 3)
 
 
-def from_file(data: bytes, name: str) -> Stored:
-    """The JPEG in `data`; any other format is decoded at once. Raises `InputError` naming it."""
+def from_file(data: bytes, name: str) -> EncodedImage:
+    """The JPEG in `data`; any other format is decoded at once. Raises `UnreadableImage`."""
     encoded = np.frombuffer(data, dtype=np.uint8)
     found = jpeg.header(encoded)
     if found is not None and found[2] != 4:
-        return Stored(encoded, found[0], found[1], False, name)
+        return EncodedImage(encoded, found[0], found[1], False, name)
     return from_pixels(decode(data, name), name)
 
 
-def from_pixels(pixels: NDArray[np.uint8], name: str) -> Stored:
+def from_pixels(pixels: NDArray[np.uint8], name: str) -> EncodedImage:
     """An image that is (H, W, 3) already."""
     height, width, _ = pixels.shape
-    return Stored(np.ascontiguousarray(pixels).reshape(-1), height, width, True, name)
+    return EncodedImage(np.ascontiguousarray(pixels).reshape(-1), height, width, True, name)

@@ -17,9 +17,8 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError
 from letheon.loaders.decode import turbojpeg
-from letheon.loaders.decode.pillow import MAX_PIXELS, decode
+from letheon.loaders.decode.pillow import MAX_PIXELS, decode, unreadable
 
 Codec = Literal["turbo", "simplejpeg", "pillow"]
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -119,7 +118,7 @@ def pixels(
     """(H, W, 3) RGB uint8 of a JPEG, or of any other format that Pillow knows.
 
     Raises:
-        InputError: As `decode`, or the image is not of `shape`.
+        UnreadableImage: As `decode`, or the image is not of `shape`.
     """
     decoder = _decoder(codec)
     image = None if decoder is None else decoder.decode(data, shape)
@@ -131,7 +130,7 @@ def pixels(
     return image
 
 
-def cropped(
+def crop(
     data: NDArray[np.uint8],
     name: str,
     box: Box,
@@ -156,11 +155,3 @@ def cropped(
         if part is not None:
             return part
     return pixels(data, name, shape, codec)[top : top + h, left : left + w]
-
-
-def unreadable(name: str, reason: str) -> InputError:
-    """The error for an image that is not what it should be."""
-    return InputError(
-        f"{name}: got an unreadable image ({reason}), expected a whole one; prepare the set again "
-        "from good files"
-    )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from letheon.errors import InputError
+from letheon.errors import UnreadableImage
 
 MAX_PIXELS = 2**26  # 67 million: over any photograph of the usual sets, under 0.3 GB decoded
 
@@ -21,29 +21,30 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     is usual for these sets. Nothing is decoded before the stated size has passed the cap.
 
     Raises:
-        InputError: Empty, truncated, not an image, or more than `max_pixels`; `name` is in it.
+        UnreadableImage: Empty, truncated, not an image, or more than `max_pixels`; `name` is in it.
     """
     if not data:
-        raise _unreadable(name, "0 bytes")
+        raise unreadable(name, "0 bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, softer caps and broken metadata
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise _unreadable(name, f"{width} x {height} pixels, over {max_pixels}")
+                    raise unreadable(name, f"{width} x {height} pixels, over {max_pixels}")
                 return np.array(image.convert("RGB"))
-    except InputError:
+    except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise _unreadable(name, "no known image format") from None
+        raise unreadable(name, "no known image format") from None
     except Exception as error:  # Pillow's plugins raise many kinds on broken files
         reason = " ".join(str(error).split())
-        raise _unreadable(name, reason or type(error).__name__) from None
+        raise unreadable(name, reason or type(error).__name__) from None
 
 
-def _unreadable(name: str, reason: str) -> InputError:
-    return InputError(
+def unreadable(name: str, reason: str) -> UnreadableImage:
+    """The error for an image that is not what it should be."""
+    return UnreadableImage(
         f"{name}: got an unreadable image ({reason}), expected a whole one; replace or remove it, "
         "or run prepare, which leaves such files out and lists them"
     )

@@ -20,8 +20,8 @@ from letheon.loaders.decode.pillow import MAX_PIXELS
 
 DECOMPRESS = 1  # TJINIT_DECOMPRESS
 RGB = 0  # TJPF_RGB
-SUBSAMPLING, WIDTH, HEIGHT, COLOURS = 4, 5, 6, 8  # TJPARAM_*
-GREYS_AND_COLOURS = (0, 1, 2)  # TJCS_RGB, YCbCr, grey; the others are CMYK
+SUBSAMPLING, WIDTH, HEIGHT, COLORS = 4, 5, 6, 8  # TJPARAM_*
+GRAYS_AND_COLORS = (0, 1, 2)  # TJCS_RGB, YCbCr, grey; the others are CMYK
 # Columns of the smallest unit that is decoded whole, by TJSAMP_*: 444 422 420 grey 440 411 441.
 UNIT_WIDTH = (8, 16, 16, 8, 8, 32, 8)
 
@@ -81,7 +81,6 @@ class Turbo:
         shape: tuple[int, int] | None,
         box: tuple[int, int, int, int] | None = None,
         halvings: int = 0,
-        max_pixels: int = MAX_PIXELS,
     ) -> NDArray[np.uint8] | None:
         """The image, or the part of it in `box` (top, left, height, width), as (h, w, 3) RGB.
 
@@ -97,9 +96,9 @@ class Turbo:
             return None
         height, width = lib.tj3Get(handle, HEIGHT), lib.tj3Get(handle, WIDTH)
         sampling = lib.tj3Get(handle, SUBSAMPLING)
-        if shape not in (None, (height, width)) or height * width > max_pixels:
+        if shape not in (None, (height, width)) or height * width > MAX_PIXELS:
             return None
-        if lib.tj3Get(handle, COLOURS) not in GREYS_AND_COLOURS:
+        if lib.tj3Get(handle, COLORS) not in GRAYS_AND_COLORS:
             return None
         if lib.tj3SetScalingFactor(handle, _Scale(1, 1 << halvings)):
             return None

@@ -46,23 +46,23 @@ def is_prepared(path: Path) -> bool:
     return (path / "set.json").is_file()
 
 
-def opened(path: Path) -> Data | dict[str, ImageSet]:
+def open_arrays(path: Path) -> Data | dict[str, ImageSet]:
     """The set that `prepare` wrote to `path`; raises `InputError` if it is of another format."""
     try:
-        told = json.loads((path / "set.json").read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
+        page = json.loads((path / "set.json").read_text(encoding="utf-8"))
+        if page["format"] != FORMAT:
             raise InputError(
-                f"{path}: got a set of format {told['format']!r}, expected {FORMAT!r}; "
+                f"{path}: got a set of format {page['format']!r}, expected {FORMAT!r}; "
                 "prepare it again"
             )
-        tree = open_tree(Path(told["source"])) if told["size"] is None else None
+        tree = open_tree(Path(page["source"])) if page["size"] is None else None
         sets = {
-            name: _part(path / name, about, told, tree) for name, about in told["parts"].items()
+            name: _part(path / name, about, page, tree) for name, about in page["parts"].items()
         }
-        if told["kind"] == "domains":
+        if page["kind"] == "domains":
             return sets
-        names = tuple(tuple(all_names) for all_names in told["names"])
-        return Data(sets["train"], sets.get("test", sets["train"]), names, tuple(told["notes"]))
+        names = tuple(tuple(all_names) for all_names in page["names"])
+        return Data(sets["train"], sets.get("test", sets["train"]), names, tuple(page["notes"]))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path}: got a broken prepared set ({' '.join(str(error).split())}), expected what "
@@ -70,10 +70,10 @@ def opened(path: Path) -> Data | dict[str, ImageSet]:
         ) from None
 
 
-def _part(folder: Path, about: dict[str, Any], told: dict[str, Any], tree: Tree | None) -> ImageSet:
+def _part(folder: Path, part: dict[str, Any], page: dict[str, Any], tree: Tree | None) -> ImageSet:
     if tree is None:
-        return MappedImages(about["name"], folder, told["classes"], about["digest"])
+        return MappedImages(part["name"], folder, page["classes"], part["digest"])
     with open(folder / "files.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
-    return FileImages(about["name"], tree, paths, labels, told["classes"], digest=about["digest"])
+    return FileImages(part["name"], tree, paths, labels, page["classes"], digest=part["digest"])

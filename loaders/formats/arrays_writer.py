@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from letheon.durable import replacing, write
 from letheon.errors import InputError
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.formats.arrays import FORMAT, MappedImages
 from letheon.loaders.preset import Preset
-from letheon.loaders.transforms.geometry import fitted
+from letheon.loaders.transforms.geometry import fit
 from letheon.spans import span
 
 CHUNK = 64
@@ -55,7 +57,7 @@ class _Check(Dataset[Any]):
         except InputError as error:
             return str(error)
         if self.preset is not None:
-            return np.ascontiguousarray(fitted(image, self.preset))
+            return np.ascontiguousarray(fit(image, self.preset))
         assert isinstance(self.images, FileImages)
         data = self.images.tree.read(self.images.file(i))
         return len(data), hashlib.sha256(data).hexdigest()
@@ -67,12 +69,11 @@ def prepare(
     out: Path,
     size: int | None = None,
     workers: int = 0,
-    progress: bool = True,
 ) -> Report:
     """Check every image of `source` once and write the set to `out`, whole or not at all.
 
     With `size`, images of another size are resized by the shorter side and cut to the central
-    square. `progress` shows a bar where standard error is a terminal.
+    square.
 
     Raises:
         InputError: `out` exists or cannot be written, a class has no readable image, or arrays
@@ -88,34 +89,36 @@ def prepare(
         raise InputError(
             f"got {out}, which exists, expected a new folder; remove it or name another"
         )
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        told: dict[str, Any] = {
-            "format": FORMAT,
-            "kind": "splits" if isinstance(source, Data) else "domains",
-            "source": str(first.tree.root.resolve()) if isinstance(first, FileImages) else None,
-            "size": size,
-            "classes": first.classes,
-            "names": source.names if isinstance(source, Data) else None,
-            "notes": source.notes if isinstance(source, Data) else [],
-            "parts": {},
-        }
-        bad: list[tuple[str, str]] = []
-        for name, images in parts.items():
-            told["parts"][name] = _write_part(images, partial / name, size, workers, progress, bad)
-        _write_csv(partial / "quarantine.csv", [("file", "reason"), *bad])
-        (partial / "set.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        partial.rename(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"got {out}, which cannot be written ({error.strerror}), expected a writable place; "
             "name another"
         ) from None
-    finally:
+    with replacing(out) as partial:
         shutil.rmtree(partial, ignore_errors=True)
-    return Report({name: part["count"] for name, part in told["parts"].items()}, tuple(bad))
+        try:
+            partial.mkdir()
+            page: dict[str, Any] = {
+                "format": FORMAT,
+                "kind": "splits" if isinstance(source, Data) else "domains",
+                "source": str(first.tree.root.resolve()) if isinstance(first, FileImages) else None,
+                "size": size,
+                "classes": first.classes,
+                "names": source.names if isinstance(source, Data) else None,
+                "notes": source.notes if isinstance(source, Data) else [],
+                "parts": {},
+            }
+            bad: list[tuple[str, str]] = []
+            for name, images in parts.items():
+                page["parts"][name] = _write_part(images, partial / name, size, workers, bad)
+            _write_csv(partial / "quarantine.csv", [("file", "reason"), *bad])
+            write(partial / "set.json", json.dumps(page, indent=1) + "\n")
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return Report({name: part["count"] for name, part in page["parts"].items()}, tuple(bad))
 
 
 def _write_part(
@@ -123,20 +126,20 @@ def _write_part(
     folder: Path,
     size: int | None,
     workers: int,
-    progress: bool,
     bad: list[tuple[str, str]],
 ) -> dict[str, Any]:
     folder.mkdir()
     preset = None if size is None else Preset(size=size, resize="short", resize_to=size)
     chunks = DataLoader(
-        _Check(images, preset), batch_size=None, num_workers=workers, collate_fn=_unchanged
+        _Check(images, preset), batch_size=None, num_workers=workers, collate_fn=_identity
     )
     kept: list[int] = []
     lines: list[tuple[int, str]] = []
     shape = (len(images), size, size, 3)
     with (
-        open(folder / "images.npy", "wb") as file,
-        tqdm(total=len(images), desc=images.name, disable=None if progress else True) as bar,
+        replacing(folder / "images.npy") as temporary,
+        open(temporary, "wb") as file,
+        tqdm(total=len(images), desc=images.name, disable=None) as bar,
     ):
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         if size is not None:
@@ -163,7 +166,8 @@ def _write_part(
             "at least one; mend or remove it"
         )
     if size is not None:
-        np.save(folder / "labels.npy", labels)
+        with replacing(folder / "labels.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, labels)
         digest = MappedImages(images.name, folder, images.classes, "").digest
     else:
         (folder / "images.npy").unlink()
@@ -178,9 +182,10 @@ def _write_part(
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows(rows)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _unchanged(chunk: Any) -> Any:
+def _identity(chunk: Any) -> Any:
     return chunk

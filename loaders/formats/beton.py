@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.loaders.decode.encoded_image import Stored
+from letheon.loaders.decode.encoded_image import EncodedImage
 
 VERSION = 2
 JPEG, RAW = 0, 1
@@ -65,7 +65,7 @@ class BetonImages(ImageSet):
     def __init__(self, path: Path | str) -> None:
         """Raises `InputError`: not a version 2 file, cut short, or without image and label."""
         self.file = Path(path)
-        self._map, header, fields = _opened(self.file)
+        self._map, header, fields = _map_file(self.file)
         names = [name.decode("ascii", "replace") for name in fields["name"].tolist()]
         types = fields["type"].tolist()
         images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
@@ -140,14 +140,16 @@ class BetonImages(ImageSet):
             raise _broken(self.file, "a sample points to no blob")
         return pointers.astype(np.int64), self._blobs["size"][found].astype(np.int64)
 
-    def stored(self, indices: NDArray[np.int64]) -> list[Stored]:
+    def read_encoded(self, indices: NDArray[np.int64]) -> list[EncodedImage]:
         """The images as they lie in the file, without a copy; raises `InputError` if cut short."""
         starts, sizes = self._extents(indices)
         rows = self.table[indices]
         if len(starts) and int((starts + sizes).max()) > len(self._bytes):
             raise _broken(self.file, "a blob ends after the file")
         return [
-            Stored(self._bytes[start : start + size], height, width, mode == RAW, self.path(i))
+            EncodedImage(
+                self._bytes[start : start + size], height, width, mode == RAW, self.path(i)
+            )
             for i, start, size, mode, height, width in zip(
                 indices.tolist(),
                 starts.tolist(),
@@ -172,7 +174,7 @@ class BetonImages(ImageSet):
 
     def read_many(self, indices: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """The images of `indices`, each (H, W, 3)."""
-        return [one.pixels() for one in self.stored(indices)]
+        return [one.pixels() for one in self.read_encoded(indices)]
 
     def path(self, i: int) -> str:
         """The file and the sample's number in it."""
@@ -187,7 +189,7 @@ class BetonImages(ImageSet):
             return next(islice(csv.DictReader(file), i, None))["path"]
 
 
-def _opened(path: Path) -> tuple[mmap.mmap, Any, NDArray[Any]]:
+def _map_file(path: Path) -> tuple[mmap.mmap, Any, NDArray[Any]]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

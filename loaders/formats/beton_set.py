@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from letheon.durable import write
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.formats.beton import BetonImages
-from letheon.loaders.formats.beton_writer import Written, write_beton
+from letheon.loaders.formats.beton_writer import BetonReport, write_beton
 from letheon.loaders.formats.encoding import Encoding
 
 FORMAT = "letheon-betons-1"
@@ -28,8 +29,7 @@ def write_betons(
     out: Path,
     encoding: Encoding | None = None,
     workers: int = 0,
-    progress: bool = True,
-) -> dict[str, Written]:
+) -> dict[str, BetonReport]:
     """Write each part of `source` to the folder `out`; see `write_beton`.
 
     A part that is there already is kept, so a stopped run goes on; a finished set is refused.
@@ -50,14 +50,14 @@ def write_betons(
             "name another"
         ) from None
     written = {
-        name: write_beton(images, out / f"{name}.beton", encoding, workers, progress, again=True)
+        name: write_beton(images, out / f"{name}.beton", encoding, workers, again=True)
         for name, images in parts.items()
     }
     about: dict[str, Any] = {"format": FORMAT, "parts": list(parts)}
     about["kind"] = "splits" if isinstance(source, Data) else "domains"
     if isinstance(source, Data):
         about |= {"names": source.names, "notes": source.notes}
-    (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write(out / ABOUT, json.dumps(about, indent=1) + "\n")
     return written
 
 
@@ -69,19 +69,19 @@ def is_betons(path: Path) -> bool:
 def open_betons(path: Path) -> Data | dict[str, ImageSet]:
     """The set that `write_betons` wrote to `path`; raises `InputError` if it is broken."""
     try:
-        told = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
+        page = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        if page["format"] != FORMAT:
             raise InputError(
-                f"{path}: got a set of format {told['format']!r}, expected {FORMAT!r}; "
+                f"{path}: got a set of format {page['format']!r}, expected {FORMAT!r}; "
                 "prepare it again"
             )
         sets: dict[str, ImageSet] = {}
-        for name in told["parts"]:
+        for name in page["parts"]:
             sets[name] = BetonImages(path / f"{name}.beton")
-        if told["kind"] == "domains":
+        if page["kind"] == "domains":
             return sets
-        names = tuple(tuple(all_names) for all_names in told["names"])
-        return Data(sets["train"], sets.get("test", sets["train"]), names, tuple(told["notes"]))
+        names = tuple(tuple(all_names) for all_names in page["names"])
+        return Data(sets["train"], sets.get("test", sets["train"]), names, tuple(page["notes"]))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path / ABOUT}: got a broken page ({' '.join(str(error).split())}), expected what "

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +18,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from letheon.durable import replacing, write
 from letheon.errors import InputError
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
@@ -40,7 +40,7 @@ FIELDS = (("image", beton.IMAGE_FIELD), ("label", beton.INT_FIELD), ("index", be
 
 
 @dataclass(frozen=True)
-class Written:
+class BetonReport:
     """What `write_beton` did."""
 
     path: Path
@@ -54,38 +54,37 @@ def write_beton(
     out: Path,
     encoding: Encoding | None = None,
     workers: int = 0,
-    progress: bool = True,
     again: bool = False,
-) -> Written:
+) -> BetonReport:
     """Write `images` to the `.beton` file `out`, with its manifest and list of samples beside it.
 
     The fields are image, label and index: the sample's number in `images`, which differs from its
     row where images were left out. With `workers` the encoding is done by that many processes.
-    `progress` shows a bar where standard error is a terminal. With `again` a file that was written
+    With `again` a file that was written
     from the same images with the same encoding is left as it is.
 
     Raises:
         InputError: `out` exists or cannot be written, or a class has no readable image.
     """
     encoding = encoding or Encoding()
-    told = {"format": FORMAT, "source": images.digest, "encoding": asdict(encoding)}
+    settings = {"format": FORMAT, "source": images.digest, "encoding": asdict(encoding)}
     if out.exists():
         there = BetonImages(out).manifest if again else {}
-        if told.items() <= there.items():
+        if settings.items() <= there.items():
             left_out = tuple((bad["path"], bad["reason"]) for bad in there["quarantined"])
-            return Written(out, there["samples"], there["counts"], left_out)
+            return BetonReport(out, there["samples"], there["counts"], left_out)
         raise InputError(f"got {out}, which exists, expected a new file; remove it or name another")
-    parts = out.with_name(out.name + ".partial")
+    parts = out.with_name(out.name + ".parts")
     try:
-        _resumed(parts, told)
+        _resume(parts, settings)
         chunks = range(-(-len(images) // CHUNK))
         missing = [k for k in chunks if not (parts / f"{k}.json").exists()]
-        bar = tqdm(total=len(images), desc=images.name, disable=None if progress else True)
+        bar = tqdm(total=len(images), desc=images.name, disable=None)
         with bar:
             bar.update(len(images) - sum(len(_members(images, k)) for k in missing))
-            for k in _encoded(images, parts, encoding, missing, workers):
+            for k in _encode(images, parts, encoding, missing, workers):
                 bar.update(len(_members(images, k)))
-        written = _joined(images, out, parts, told, encoding.page)
+        written = _join(images, out, parts, settings, encoding.page)
         shutil.rmtree(parts)
     except OSError as error:
         raise InputError(
@@ -95,20 +94,20 @@ def write_beton(
     return written
 
 
-def _resumed(parts: Path, told: dict[str, Any]) -> None:
+def _resume(parts: Path, settings: dict[str, Any]) -> None:
     """Keep the parts of a run with the same source and options; begin anew after any other."""
     about = parts / "about.json"
-    if not about.is_file() or json.loads(about.read_text()) != told:
+    if not about.is_file() or json.loads(about.read_text()) != settings:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
-        about.write_text(json.dumps(told))
+        write(about, json.dumps(settings))
 
 
 def _members(images: ImageSet, chunk: int) -> range:
     return range(chunk * CHUNK, min(len(images), (chunk + 1) * CHUNK))
 
 
-def _encoded(
+def _encode(
     images: ImageSet, parts: Path, encoding: Encoding, chunks: list[int], workers: int
 ) -> Iterator[int]:
     """The numbers of the chunks as their parts are done."""
@@ -130,7 +129,7 @@ def _encode_chunk(images: ImageSet, parts: Path, encoding: Encoding, chunk: int)
     """Write `<chunk>.bin`, the blobs in a row, then `<chunk>.json`, which says that it is whole."""
     rows: list[dict[str, Any]] = []
     bad: list[tuple[str, str]] = []
-    with open(parts / f"{chunk}.bin", "wb") as file:
+    with replacing(parts / f"{chunk}.bin") as temporary, open(temporary, "wb") as file:
         for i in _members(images, chunk):
             try:
                 data, height, width, raw, remarks = admit(images, i, encoding)
@@ -151,20 +150,24 @@ def _encode_chunk(images: ImageSet, parts: Path, encoding: Encoding, chunk: int)
                     "remarks": "; ".join(remarks),
                 }
             )
-    half = parts / f"{chunk}.json.half"
-    half.write_text(json.dumps({"rows": rows, "bad": bad}))
-    half.rename(parts / f"{chunk}.json")
+    write(parts / f"{chunk}.json", json.dumps({"rows": rows, "bad": bad}))
     return chunk
 
 
-def _joined(images: ImageSet, out: Path, parts: Path, told: dict[str, Any], page: int) -> Written:
+def _join(
+    images: ImageSet, out: Path, parts: Path, settings: dict[str, Any], page: int
+) -> BetonReport:
     """The parts as one file with its manifest; `out` itself appears last, and whole."""
     table, sizes = np.zeros(len(images), ROW), np.zeros(len(images), np.int64)
     counts: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
     digest = hashlib.sha256("\n".join(images.classes).encode("utf-8", "surrogateescape"))
     n = 0
-    with _texts(beton.listing_path(out)) as file:
+    with (
+        replacing(beton.listing_path(out)) as temporary,
+        # File names need not be valid UTF-8.
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         listing = csv.DictWriter(file, LISTED)
         listing.writeheader()
         for part in _parts(images, parts):
@@ -185,28 +188,23 @@ def _joined(images: ImageSet, out: Path, parts: Path, told: dict[str, Any], page
             f"{images.name}: got no readable image of class {images.classes[lost[0]]!r}, expected "
             "at least one; mend or remove it"
         )
-    half = parts / "whole"
-    _write_file(half, table, sizes, page, images, parts)
-    with open(half, "rb") as done:
-        whole = hashlib.file_digest(done, "sha256").hexdigest()
-    manifest = told | {
-        "name": images.name,
-        "samples": n,
-        "digest": digest.hexdigest(),
-        "file": {"bytes": half.stat().st_size, "sha256": whole},
-        "counts": dict(sorted(counts.items())),
-        "quarantined": [{"path": path, "reason": reason} for path, reason in bad],
-        "classes": images.classes,
-    }
-    with _texts(beton.manifest_path(out)) as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    half.rename(out)
-    return Written(out, n, dict(sorted(counts.items())), tuple(bad))
-
-
-def _texts(path: Path) -> TextIO:
-    # File names need not be valid UTF-8.
-    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
+    with replacing(out) as temporary:
+        with open(temporary, "wb") as whole:
+            _write_file(whole, table, sizes, page, images, parts)
+        with open(temporary, "rb") as whole:
+            sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+        manifest = settings | {
+            "name": images.name,
+            "samples": n,
+            "digest": digest.hexdigest(),
+            "file": {"bytes": temporary.stat().st_size, "sha256": sha256},
+            "counts": dict(sorted(counts.items())),
+            "quarantined": [{"path": path, "reason": reason} for path, reason in bad],
+            "classes": images.classes,
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        write(beton.manifest_path(out), text.encode("utf-8", "surrogateescape"))
+    return BetonReport(out, n, dict(sorted(counts.items())), tuple(bad))
 
 
 def _parts(images: ImageSet, parts: Path) -> Iterator[dict[str, Any]]:
@@ -215,7 +213,7 @@ def _parts(images: ImageSet, parts: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_file(
-    path: Path,
+    file: BinaryIO,
     table: NDArray[Any],
     sizes: NDArray[np.int64],
     page: int,
@@ -224,26 +222,23 @@ def _write_file(
 ) -> None:
     """Header, table with the pointers filled in, pages and allocation table, on the disk."""
     first = beton.HEADER.itemsize + len(FIELDS) * beton.FIELD.itemsize + table.nbytes
-    pointers, end = _placed(sizes, -(-first // page) * page, page)
+    pointers, end = _place_blobs(sizes, -(-first // page) * page, page)
     table["f0"]["pointer"] = pointers
     blobs = np.zeros(len(table), beton.BLOB)
     blobs["sample"], blobs["pointer"], blobs["size"] = np.arange(len(table)), pointers, sizes
-    with open(path, "wb") as file:
-        _write_head(file, table, end, page)
-        n = 0
-        for k, part in enumerate(_parts(images, parts)):
-            with open(parts / f"{k}.bin", "rb") as encoded:
-                for _ in part["rows"]:
-                    file.seek(pointers[n])
-                    file.write(encoded.read(sizes[n]))
-                    n += 1
-        file.seek(end)
-        file.write(blobs.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    _write_head(file, table, end, page)
+    n = 0
+    for k, part in enumerate(_parts(images, parts)):
+        with open(parts / f"{k}.bin", "rb") as encoded:
+            for _ in part["rows"]:
+                file.seek(pointers[n])
+                file.write(encoded.read(sizes[n]))
+                n += 1
+    file.seek(end)
+    file.write(blobs.tobytes())
 
 
-def _placed(sizes: NDArray[np.int64], start: int, page: int) -> tuple[NDArray[np.int64], int]:
+def _place_blobs(sizes: NDArray[np.int64], start: int, page: int) -> tuple[NDArray[np.int64], int]:
     """Where each blob goes, so that none lies across a page's edge, and where the pages end."""
     pointers = np.empty_like(sizes)
     at = start

@@ -77,18 +77,18 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     if isinstance(images, FileImages):
         original = images.tree.read(images.file(i))
         pixels = decode(original, images.path(i), encoding.max_pixels)
-        kind = _remarked(original, images.file(i), remarks)
+        kind = _inspect(original, images.file(i), remarks)
         if kind != ("JPEG", 1) and kind != ("JPEG", 3):
             original = None
     else:
         pixels = images.read(i)
     height, width = pixels.shape[:2]
     if encoding.max_side is not None and max(height, width) > encoding.max_side:
-        pixels, original = shrunk(pixels, encoding.max_side), None
+        pixels, original = shrink(pixels, encoding.max_side), None
         remarks.append("resized")
         height, width = pixels.shape[:2]
     if max(height, width) > MAX_SIDE:
-        raise _refused(images, i, f"a side of {max(height, width)} pixels, over {MAX_SIDE}")
+        raise _refuse(images, i, f"a side of {max(height, width)} pixels, over {MAX_SIDE}")
     if _wants_raw(i, encoding):
         if pixels.nbytes <= encoding.page:
             return Admitted(pixels.tobytes(), height, width, True, (*remarks, "raw"))
@@ -98,11 +98,11 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=encoding.quality)
     if buffer.tell() > encoding.page:
-        raise _refused(images, i, f"{buffer.tell()} bytes, over a page of {encoding.page}")
+        raise _refuse(images, i, f"{buffer.tell()} bytes, over a page of {encoding.page}")
     return Admitted(buffer.getvalue(), height, width, False, (*remarks, "encoded"))
 
 
-def _remarked(data: bytes, name: str, remarks: list[str]) -> tuple[str, int]:
+def _inspect(data: bytes, name: str, remarks: list[str]) -> tuple[str, int]:
     """Format and number of colours of an image that is known to decode; oddities are noted."""
     with Image.open(io.BytesIO(data)) as image:
         kind, bands = str(image.format), len(image.getbands())
@@ -122,7 +122,7 @@ def _remarked(data: bytes, name: str, remarks: list[str]) -> tuple[str, int]:
     return kind, bands
 
 
-def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The image with its longer side made `side` long by area averaging."""
     height, width = pixels.shape[:2]
     longer = max(height, width)
@@ -136,7 +136,7 @@ def _wants_raw(i: int, encoding: Encoding) -> bool:
     return bool(draw.item() < encoding.raw)
 
 
-def _refused(images: ImageSet, i: int, reason: str) -> InputError:
+def _refuse(images: ImageSet, i: int, reason: str) -> InputError:
     return InputError(
         f"{images.path(i)}: got {reason}, expected a smaller image; give a max side or larger pages"
     )

@@ -27,7 +27,7 @@ def draws(
     return keyed.uniform(seed, "augment", epochs, torch.from_numpy(index), columns).numpy()
 
 
-def mirrored(u: NDArray[np.float64], preset: Preset) -> NDArray[np.bool_]:
+def mirror_mask(u: NDArray[np.float64], preset: Preset) -> NDArray[np.bool_]:
     """(B,) whether a sample is mirrored left to right."""
     flips = preset.augment in ("flip", "pad-crop-flip", "resized-crop-flip")
     return (u[:, 0] < 0.5) & flips

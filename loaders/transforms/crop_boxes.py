@@ -14,8 +14,9 @@ def check(preset: Preset, loader: str) -> None:
     if preset.augment != "resized-crop-flip" or preset.resize not in ("short", "crop-square"):
         raise InputError(
             f"got a model with augmentation {preset.augment!r} and resize {preset.resize!r} for "
-            f"--loader {loader}, expected a resized crop and 'short' or 'crop-square'; use "
-            "--loader beton or torch"
+            f"the loader {loader}, expected a resized crop and 'short' or 'crop-square'; use "
+            "the loader beton or torch",
+            option="loader",
         )
 
 

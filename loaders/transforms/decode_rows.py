@@ -1,8 +1,7 @@
-"""Stored images to rows of a batch: decoded, cut, resized, mirrored and normalised."""
+"""EncodedImage images to rows of a batch: decoded, cut, resized, mirrored and normalised."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,18 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import UnreadableImage
 from letheon.loaders.decode import jpeg
-from letheon.loaders.decode.encoded_image import Stored
+from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment, geometry
+from letheon.loaders.transforms.normalize import normalize_into
 
 Image = NDArray[np.uint8]  # (H, W, 3)
 
 
 def fill(
     out: Tensor,
-    stored: Sequence[Stored | InputError],
+    encoded: Sequence[EncodedImage | UnreadableImage],
     u: NDArray[np.float64] | None,
     preset: Preset,
     scaled: bool = False,
@@ -31,10 +31,10 @@ def fill(
 
     Args:
         out: (B, S, S, 3), float32 for normalised pixels or uint8 for plain ones.
-        stored: B images, or the reasons why they are not there.
+        encoded: B images, or the reasons why they are not there.
         u: (B, D) from `augment.draws`; None is the test transform.
         preset: the geometry and scale.
-        scaled: decode large crops at a smaller scale, see `jpeg.cropped`.
+        scaled: decode large crops at a smaller scale, see `jpeg.crop`.
         codec: the JPEG library; None takes the fastest.
 
     Raises:
@@ -42,42 +42,20 @@ def fill(
     """
     boxes: list[jpeg.Box] = []
     if u is not None and preset.augment == "resized-crop-flip":
-        sides = [(1, 1) if isinstance(s, InputError) else (s.height, s.width) for s in stored]
+        sides = [(1, 1) if isinstance(s, UnreadableImage) else (s.height, s.width) for s in encoded]
         boxes = augment.boxes(u, np.array(sides, np.int64).reshape(-1, 2)).tolist()
-    mirror = np.zeros(len(stored), np.bool_) if u is None else augment.mirrored(u, preset)
-    for k, image in enumerate(stored):
-        if isinstance(image, InputError):
+    mirror = np.zeros(len(encoded), np.bool_) if u is None else augment.mirror_mask(u, preset)
+    for k, image in enumerate(encoded):
+        if isinstance(image, UnreadableImage):
             raise image
         if boxes:
-            part = image.cropped(boxes[k], preset.size if scaled else 0, codec)
-            square = geometry.resized(part, preset.size, preset.size, preset)
+            part = image.crop(boxes[k], preset.size if scaled else 0, codec)
+            square = geometry.resize(part, preset.size, preset.size, preset)
             row = torch.from_numpy(np.ascontiguousarray(square))
-            write(out[k], row.flip(1) if mirror[k] else row, preset)
+            normalize_into(out[k], row.flip(1) if mirror[k] else row, preset)
         elif u is None:
-            square = geometry.fitted(image.pixels(codec), preset)
-            write(out[k], torch.from_numpy(np.ascontiguousarray(square)), preset)
+            square = geometry.fit(image.pixels(codec), preset)
+            normalize_into(out[k], torch.from_numpy(np.ascontiguousarray(square)), preset)
         else:
-            square = geometry.augmented([image.pixels(codec)], u[k : k + 1], preset)[0]
-            write(out[k], torch.from_numpy(square), preset)
-
-
-def write(out: Tensor, pixels: Tensor, preset: Preset) -> None:
-    """Copy (S, S, 3) bytes to `out`; into float32 as (x / 255 - mean) / std.
-
-    Goes through rows of 3 S values: a channel's three would be too short an inner loop.
-    """
-    if out.dtype == torch.uint8:
-        out.copy_(pixels)
-        return
-    size = len(pixels)
-    mean, std = _moments(preset, size)
-    flat = out.view(size, 3 * size)
-    flat.copy_(pixels.reshape(size, 3 * size))
-    flat.sub_(mean).div_(std)
-
-
-@functools.lru_cache(maxsize=16)
-def _moments(preset: Preset, size: int) -> tuple[Tensor, Tensor]:
-    """(3 S,) mean and standard deviation on the 0..255 scale, repeated for every column."""
-    mean, std = ((255 * torch.tensor(part)).repeat(size) for part in (preset.mean, preset.std))
-    return mean, std
+            square = geometry.augment_images([image.pixels(codec)], u[k : k + 1], preset)[0]
+            normalize_into(out[k], torch.from_numpy(square), preset)

@@ -1,4 +1,4 @@
-"""From decoded images to a model's input: the preset's geometry, augmentation and scale."""
+"""From decoded images to squares of a model's size: the preset's geometry and augmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from letheon.loaders.preset import Preset
@@ -17,7 +16,7 @@ Image = NDArray[np.uint8]  # (H, W, 3), or (B, H, W, 3) where many are of one si
 Images = Sequence[Image] | Image
 
 
-def resized(image: Image, height: int, width: int, preset: Preset) -> Image:
+def resize(image: Image, height: int, width: int, preset: Preset) -> Image:
     """`image` at height x width by the preset's interpolation, antialiased, rounded to bytes."""
     if image.shape[:2] == (height, width):
         return image
@@ -27,21 +26,21 @@ def resized(image: Image, height: int, width: int, preset: Preset) -> Image:
     return planes.permute(1, 2, 0).numpy()
 
 
-def fitted(image: Image, preset: Preset) -> Image:
+def fit(image: Image, preset: Preset) -> Image:
     """(size, size, 3): the preset's test geometry."""
     size, height, width = preset.size, image.shape[0], image.shape[1]
     short = min(height, width)
     if preset.resize == "none":
-        return resized(image, size, size, preset)
+        return resize(image, size, size, preset)
     if preset.resize == "crop-square":
         side = size * short // preset.resize_to
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
-        return resized(image[top : top + side, left : left + side], size, size, preset)
+        return resize(image[top : top + side, left : left + side], size, size, preset)
     if preset.resize == "square":
         height = width = preset.resize_to
     else:
         height, width = preset.resize_to * height // short, preset.resize_to * width // short
-    image = resized(image, height, width, preset)
+    image = resize(image, height, width, preset)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[top : top + size, left : left + size]
 
@@ -52,7 +51,7 @@ def squares(images: Images, preset: Preset) -> Image:
         return images
     out = np.empty((len(images), preset.size, preset.size, 3), dtype=np.uint8)
     for row, image in zip(out, images, strict=True):
-        row[:] = fitted(image, preset)
+        row[:] = fit(image, preset)
     return out
 
 
@@ -61,7 +60,7 @@ def _fits(images: Image, preset: Preset) -> bool:
     return same and (preset.resize == "none" or preset.resize_to == preset.size)
 
 
-def augmented(images: Images, u: NDArray[np.float64], preset: Preset) -> Image:
+def augment_images(images: Images, u: NDArray[np.float64], preset: Preset) -> Image:
     """(B, size, size, 3): the preset's training geometry; `u` from `augment.draws`."""
     size, pad = preset.size, preset.size // 8
     out = np.empty((len(images), size, size, 3), dtype=np.uint8)
@@ -75,19 +74,8 @@ def augmented(images: Images, u: NDArray[np.float64], preset: Preset) -> Image:
             corners = augment.offsets(u, preset)
         boxes = np.concatenate([corners, np.full_like(corners, size)], axis=1)
     for row, image, (top, left, height, width), mirrored in zip(
-        out, images, boxes.tolist(), augment.mirrored(u, preset).tolist(), strict=True
+        out, images, boxes.tolist(), augment.mirror_mask(u, preset).tolist(), strict=True
     ):
-        piece = resized(image[top : top + height, left : left + width], size, size, preset)
+        piece = resize(image[top : top + height, left : left + width], size, size, preset)
         row[:] = piece[:, ::-1] if mirrored else piece
     return out
-
-
-def normalised(squares: Image, preset: Preset) -> Tensor:
-    """(B, 3, size, size) float32, channels-last: (x / 255 - mean) / std."""
-    count, height, width, _ = squares.shape
-    # Whole pixel rows against repeated constants: long contiguous runs, several times faster.
-    x = torch.from_numpy(np.ascontiguousarray(squares)).view(count * height, width * 3)
-    mean = torch.tensor(preset.mean).mul(255).repeat(width)
-    std = torch.tensor(preset.std).mul(255).repeat(width)
-    x = x.to(torch.float32).sub_(mean).div_(std)
-    return x.view(count, height, width, 3).permute(0, 3, 1, 2)

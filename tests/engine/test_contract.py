@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.distributed import Ranks
 from letheon.engine.health import collapse_warning, measure_accuracies
 from letheon.engine.loop import run_method
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State, load_state_dict, rebuilt, state_dict
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Stream
+from letheon.loaders.batch import Batch, Reader, Stream
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.methods import METHODS
 from letheon.methods.finetune import Finetune, cross_entropy
@@ -28,7 +28,7 @@ from letheon.methods.grad_ascent import ascent
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from tests.pool import on_ranks
-from tests.world import PRESET, images, masks_of, network, run_of, trained, weights
+from tests.world import PRESET, images, network, run_of, trained, weights
 
 RECIPE = Recipe(
     epochs=2, lr=0.02, batch_size=8, momentum=0.0, weight_decay=0.0, batch_norm="frozen"
@@ -53,143 +53,6 @@ def gradient(model: nn.Module, loss: Tensor, again: bool = False) -> list[Tensor
 def assert_weights(run: Run, model: nn.Module) -> None:
     for ours, theirs in zip(run.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-
-
-# SalUn and inner methods that would move what is outside the mask.
-
-
-@dataclass
-class OwnMask(State):
-    mask: list[Tensor]
-    masks: dict[str, Tensor]
-    start: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class KeepsAMask(Finetune):
-    """Has fields of SalUn's own names in its state, all of them wrong."""
-
-    name: ClassVar[str] = "keeps-a-mask"
-
-    def prepare(self, run: Run) -> OwnMask:
-        own = run.named_parameters
-        everything = {k: torch.ones_like(p, dtype=torch.bool) for k, p in own.items()}
-        start = {k: torch.zeros_like(p) for k, p in own.items()}
-        return OwnMask(list(everything.values()), everything, start)
-
-
-@dataclass(frozen=True)
-class MovesEverything(Finetune):
-    """Moves every weight in every event that it has."""
-
-    name: ClassVar[str] = "moves-everything"
-
-    def move(self, run: Run) -> None:
-        with torch.no_grad():
-            for parameter in run.model.parameters():
-                parameter.add_(0.125)
-
-    def prepare(self, run: Run) -> State:
-        self.move(run)
-        return State()
-
-    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
-        self.move(run)
-
-    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
-        self.move(run)
-
-    def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
-        return torch.optim.SGD(run.parameters, 0.1, weight_decay=0.5)
-
-    def finish(self, run: Run, state: State) -> None:
-        self.move(run)
-
-
-@pytest.mark.parametrize("inner", [KeepsAMask(RECIPE), MovesEverything(RECIPE)])
-@pytest.mark.parametrize("reduce", ["auto", "flat"])
-def test_no_inner_method_moves_a_weight_outside_the_mask(inner: Method, reduce: str) -> None:
-    method = SalUn(inner, density=0.3)
-    masks, before = masks_of(method), list(network().parameters())
-    run = run_of(method)
-    run.precision = Precision("fp32", reduce=reduce)  # type: ignore[arg-type]
-    run_method(method, run)
-    moved = 0
-    for now, start, mask in zip(run.model.parameters(), before, masks, strict=True):
-        assert torch.equal(now[~mask].view(torch.int32), start[~mask].view(torch.int32))
-        moved += int((now != start).sum())
-    total = sum(mask.numel() for mask in masks)
-    assert 0.2 * total < moved <= round(0.3 * total)
-
-
-def test_a_wrapped_state_is_the_inner_methods_own() -> None:
-    run = run_of(SalUn(KeepsAMask(RECIPE)))
-    state = SalUn(KeepsAMask(RECIPE)).prepare(run)
-    assert isinstance(state.inner, OwnMask)
-    assert all(bool(mask.all()) for mask in state.inner.mask)
-    assert not all(bool(mask.all()) for mask in state.masks.values())
-
-
-# The state, saved and filled in again.
-
-
-@dataclass
-class Everything(State):
-    number: float
-    text: str | None
-    tensor: Tensor
-    many: list[Tensor]
-    table: dict[str, Tensor]
-    inner: State = field(default_factory=State)
-    other: object = rebuilt(default=None)
-
-
-def everything(value: float) -> Everything:
-    inner = OwnMask([torch.full((2,), value)], {}, {"a": torch.full((1,), value)})
-    return Everything(
-        value, str(value), torch.full((2, 2), value), [torch.full((3,), value)] * 1,
-        {"x.y": torch.full((1,), value)}, inner, object(),
-    )  # fmt: skip
-
-
-def test_a_state_comes_back_as_it_was_saved() -> None:
-    tensors, values = state_dict(everything(1.5))
-    assert sorted(tensors) == ["inner.mask.0", "inner.start.a", "many.0", "table.x.y", "tensor"]
-    assert values == {"number": 1.5, "text": "1.5"}
-    other = everything(0.0)
-    place, kept = other.tensor.data_ptr(), other.other
-    load_state_dict(other, {k: v.clone() for k, v in tensors.items()}, values)
-    again, numbers = state_dict(other)
-    assert numbers == values and all(torch.equal(again[k], tensors[k]) for k in tensors)
-    assert other.tensor.data_ptr() == place and other.other is kept
-    with pytest.raises(RunFailed, match="differs in the tensor many.0"):
-        load_state_dict(other, {k: v for k, v in tensors.items() if k != "many.0"}, values)
-    with pytest.raises(RunFailed, match=r"saved tensor of torch.float32 \(2,\)"):
-        load_state_dict(other, tensors | {"tensor": torch.zeros(2)}, values)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_methods_state_can_be_saved(name: str) -> None:
-    kind = METHODS[name]
-    method = kind(inner=RandomLabel()) if name == "salun" else kind()  # type: ignore[call-arg]
-    tensors, values = state_dict(method.prepare(run_of(method)))
-    assert all(isinstance(value, Tensor) for value in tensors.values())
-    assert all(isinstance(value, int | float | str | None) for value in values.values())
-
-
-@dataclass
-class Opaque(State):
-    thing: object
-
-
-class KeepsAThing(Finetune):
-    def prepare(self, run: Run) -> State:
-        return Opaque(object())
-
-
-def test_what_cannot_be_saved_is_refused_before_the_first_step() -> None:
-    with pytest.raises(RunFailed, match="the state's thing"):
-        trained(KeepsAThing(RECIPE))
 
 
 # Phases: pure, and all that one can say.
@@ -549,11 +412,7 @@ class NoiseBeside(WithNoise):
 
 def open_noise(data: ImageSet, ranks: Ranks) -> TorchLoader:
     forget = torch.zeros(len(data), dtype=torch.bool).numpy()
-    return TorchLoader(data, forget, PRESET, 8, 0, *_place(ranks))
-
-
-def _place(ranks: Ranks) -> tuple[Any, ...]:
-    return (ranks.rank, ranks.world)
+    return TorchLoader(data, forget, PRESET, 8, Reader(0, ranks.rank, ranks.world))
 
 
 @pytest.mark.parametrize("kind", [WithNoise, NoiseBeside])

@@ -14,12 +14,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from letheon.engine import compiled
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.l1_sparse import L1Sparse

@@ -13,6 +13,7 @@ from letheon.engine.models.classifier import Classifier, build, names
 from letheon.engine.models.efficientnet_lite import SameConv2d, same_padding
 from letheon.errors import InputError
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.digits import upstream
 from letheon.loaders.preset import Preset
 
@@ -225,7 +226,7 @@ def test_small_learns_the_digits() -> None:
     model = build("small", 10)
     train, test = upstream()
     nothing = torch.zeros(len(train), dtype=torch.bool).numpy()
-    loader = TorchLoader(train, nothing, model.preset, 64, seed=0)
+    loader = TorchLoader(train, nothing, model.preset, 64, Reader(0))
     steps = 8 * loader.steps("mixed")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -237,7 +238,7 @@ def test_small_learns_the_digits() -> None:
             optimizer.step()
             schedule.step()
     model.eval()
-    held_out = TorchLoader(test, nothing[: len(test)], model.preset, 256, seed=0)
+    held_out = TorchLoader(test, nothing[: len(test)], model.preset, 256, Reader(0))
     with torch.no_grad():
         hits = sum(
             int((model(batch.images).logits.argmax(1) == batch.labels).sum())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from letheon.engine import small_convolutions
 from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.models import small_convolutions
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.small_convolutions import SmallConv2d, speed_small_images
+from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
-from letheon.engine.small_convolutions import SmallConv2d, speed_small_images
-from letheon.engine.teacher import frozen_copy
 
 CPU = torch.device("cpu")
 

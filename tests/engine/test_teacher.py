@@ -12,11 +12,12 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.teacher import fold_batch_norms, frozen_copy, teacher_features
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.teacher import fold_batch_norms, frozen_copy, teacher_features
-from letheon.engine.together import Member, run_together
+from letheon.engine.runs.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune
 from letheon.methods.spkd import Spkd
 from tests.world import PRESET, network, run_of, weights
@@ -143,7 +144,7 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
             run = run_of(method)
             run.precision = run.precision.resolve(run.ranks.device)
             forget = run.forget.numpy()
-            run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, 0)
+            run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, Reader(0))
             if not counts:
                 kept.append(run.teacher())  # one teacher lives as long as somebody holds it
                 counts.append(Counted(kept[0]))

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.state import State
-from letheon.engine.together import Member, run_together
+from letheon.engine.runs.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
@@ -55,7 +56,7 @@ def made(method: Method, ranks: Ranks, precision: Precision) -> Run:
             layer.register_forward_hook(lambda m, i, out: nn.functional.dropout(out, 0.2))
     forget = run.forget.numpy()
     run.loader = TorchLoader(
-        DATA, forget, PRESET, method.recipe.batch_size, 0, ranks.rank, ranks.world
+        DATA, forget, PRESET, method.recipe.batch_size, Reader(0, ranks.rank, ranks.world)
     )
     return run
 

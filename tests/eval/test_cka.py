@@ -15,7 +15,6 @@ from letheon.eval.metrics.cka import (
     legacy_cka,
     linear_cka,
 )
-from letheon.kernels.moments import Moments
 
 Array = NDArray[np.float64]
 
@@ -135,11 +134,3 @@ def test_features_that_are_not_numbers_name_the_layer() -> None:
         center("layer3 of the unlearned model", x)
     with pytest.raises(InputError, match="20 images in a and 19 in b"):
         compare(center("a", normal(20, 6, 0)), center("b", normal(19, 6, 0)))
-
-
-def test_the_streamed_sums_give_the_same_value() -> None:
-    x, y = normal(90, 12, 0, shift=5.0), normal(90, 7, 1) + normal(90, 12, 0)[:, :7]
-    sums = Moments([12, 7])
-    for start in range(0, 90, 17):
-        sums.add(x[start : start + 17], y[start : start + 17])
-    assert float(sums.cka(0, 1)) == pytest.approx(linear_cka(x, y), abs=1e-10)

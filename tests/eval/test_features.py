@@ -14,6 +14,7 @@ from letheon.eval.inference.extract import InferenceOptions, extract
 from letheon.eval.inference.taps import pool
 from letheon.eval.outputs import Outputs
 from letheon.loaders.backends.torch_loader import TorchLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ArrayImages
 
 CLASSES = 5
@@ -30,7 +31,7 @@ def loader(ranks: Ranks, n: int = 47, batch: int = 10) -> TorchLoader:
     data = images(n)
     forget = data.labels == 2
     preset = build("small", CLASSES).preset
-    return TorchLoader(data, forget, preset, batch, 0, ranks.rank, ranks.world)
+    return TorchLoader(data, forget, preset, batch, Reader(0, ranks.rank, ranks.world))
 
 
 def test_rows_are_those_of_a_plain_forward_pass() -> None:

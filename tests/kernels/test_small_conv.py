@@ -85,8 +85,8 @@ def test_no_tap_meets_padding():
         high, wide = output_size(size, kernel, stride, padding)
         for tap in taps(size, kernel, stride, padding):
             assert 0 <= tap.out < high * wide and 0 <= tap.row < size[0]
-            assert 0 <= tap.left < tap.right <= size[1]
-            assert tap.right - tap.left == tap.kernel_right - tap.kernel_left
+            assert 0 <= tap.first < tap.last <= size[1]
+            assert tap.last - tap.first == tap.kernel_last - tap.kernel_first
 
 
 def test_what_does_not_fit_is_refused():

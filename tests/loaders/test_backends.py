@@ -20,7 +20,7 @@ from letheon.loaders.backends import dali_loader, ffcv_loader
 from letheon.loaders.backends.resident_loader import ResidentLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Loader, Reads, Stream
+from letheon.loaders.batch import Batch, Loader, Reader, Reads, Stream
 from letheon.loaders.decode import jpeg
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.formats.beton import BetonImages
@@ -28,15 +28,15 @@ from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
-from letheon.loaders.relabel import Relabelled
+from letheon.loaders.views import RelabeledImages
 
 PRESET = Preset(size=32, resize_to=40)
 KINDS: tuple[Kind, ...] = (
     "torch",
     "beton",
     "resident",
-    *(("ffcv",) if ffcv_loader.installed() else ()),
-    *(("dali",) if dali_loader.installed() else ()),
+    *(("ffcv",) if ffcv_loader.is_installed() else ()),
+    *(("dali",) if dali_loader.is_installed() else ()),
 )
 # Largest difference of a pixel to the plain loader's, in steps of 1/255: while training and for the
 # test transform, the outermost row and column left out. The kernel and DALI use the same triangle
@@ -75,7 +75,9 @@ def make(images: BetonImages, kind: Kind) -> Make:
 
     def loader(batch_size: int = 8, seed: int = 3, rank: int = 0, world: int = 1, workers: int = 0,
                preset: Preset = PRESET) -> Loader:  # fmt: skip
-        return make_loader(kind, images, forget, preset, batch_size, seed, rank, world, workers)
+        return make_loader(
+            kind, images, forget, preset, batch_size, Reader(seed, rank, world, workers=workers)
+        )
 
     return loader
 
@@ -116,7 +118,7 @@ def test_batches_are_the_plain_loaders_but_for_the_filter(
     make: Make, kind: Kind, images: BetonImages, reads: Reads
 ) -> None:
     forget = np.arange(len(images)) % 4 == 0
-    plain = TorchLoader(images, forget, PRESET, 8, 3)
+    plain = TorchLoader(images, forget, PRESET, 8, Reader(3))
     for mine, theirs in zip(make().train(reads, 5), plain.train(reads, 5), strict=True):
         assert mine.total == theirs.total
         assert all(torch.equal(x, y) for x, y in zip(mine[1:4], theirs[1:4], strict=True))
@@ -129,7 +131,7 @@ def test_the_test_transform_is_the_plain_loaders(
     make: Make, kind: Kind, images: BetonImages
 ) -> None:
     for preset in (PRESET, replace(PRESET, resize="crop-square", interpolation="bilinear")):
-        plain = TorchLoader(images, np.zeros(34, np.bool_), preset, 8, 3)
+        plain = TorchLoader(images, np.zeros(34, np.bool_), preset, 8, Reader(3))
         mine = list(make(preset=preset).sweep())
         assert [len(batch.labels) for batch in mine] == [8, 8, 8, 8, 2]  # the last one is kept
         for one, other in zip(mine, plain.sweep(), strict=True):
@@ -159,13 +161,13 @@ def test_blocks_change_the_order_and_no_pixel(
     images: BetonImages, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(order, "MIXED", 2)
-    told = (kind, images, np.arange(34) % 4 == 0, PRESET, 8, 3)
-    full = make_loader(*told).train("mixed", 1)
-    blocks = list(make_loader(*told, block=4).train("mixed", 1))
+    args = (kind, images, np.arange(34) % 4 == 0, PRESET, 8)
+    full = make_loader(*args, Reader(3)).train("mixed", 1)
+    blocks = list(make_loader(*args, Reader(3, block=4)).train("mixed", 1))
     assert dict(rows(iter(blocks))) == dict(rows(full))
     assert len(set((blocks[0].index // 4).tolist())) == 2
-    with pytest.raises(InputError, match="--block -1"):
-        make_loader(*told, block=-1)
+    with pytest.raises(InputError, match="a block of -1"):
+        make_loader(*args, Reader(3, block=-1))
 
 
 def test_batches_do_not_change_while_they_are_held(make: Make) -> None:
@@ -240,7 +242,7 @@ def test_scaled_decoding_is_near_and_only_where_the_crop_is_large(images: BetonI
     forget = np.arange(34) % 4 == 0
     for size in (12, 200):
         preset = replace(PRESET, size=size)
-        pair = [BetonLoader(images, forget, preset, 8, 3, scaled=s) for s in (True, False)]
+        pair = [BetonLoader(images, forget, preset, 8, Reader(3), scaled=s) for s in (True, False)]
         changed = 0.0
         for one, other in zip(pair[0].train("mixed", 1), pair[1].train("mixed", 1), strict=True):
             assert torch.equal(one.index, other.index)
@@ -255,7 +257,7 @@ def test_folders_are_read_like_the_file_made_from_them(
     assert isinstance(found, dict)
     forget = np.arange(34) % 4 == 0
     (files,) = found.values()
-    one, other = (BetonLoader(s, forget, PRESET, 8, 3, workers=1) for s in (files, images))
+    one, other = (BetonLoader(s, forget, PRESET, 8, Reader(3, workers=1)) for s in (files, images))
     assert all(map(same, one.train("paired", 1), other.train("paired", 1)))
 
 
@@ -263,16 +265,16 @@ def test_other_augmentations_are_the_plain_loaders(images: BetonImages) -> None:
     forget = np.arange(34) % 4 == 0
     for augmentation in ("none", "flip", "pad-crop-flip", "shift"):
         preset = Preset(size=32, resize="square", resize_to=36, augment=augmentation)
-        plain = list(TorchLoader(images, forget, preset, 8, 3).train("mixed", 1))
-        mine = BetonLoader(images, forget, preset, 8, 3, workers=1)
+        plain = list(TorchLoader(images, forget, preset, 8, Reader(3)).train("mixed", 1))
+        mine = BetonLoader(images, forget, preset, 8, Reader(3, workers=1))
         assert all(map(same, mine.train("mixed", 1), plain))
-        kept = ResidentLoader(images, forget, preset, 8, 3)
+        kept = ResidentLoader(images, forget, preset, 8, Reader(3))
         assert all(map(same, kept.train("mixed", 1), plain))
         assert all(map(same, kept.sweep(), mine.sweep()))
 
 
 def test_buffers_are_used_again_and_never_while_held(images: BetonImages) -> None:
-    loader = BetonLoader(images, np.zeros(34, np.bool_), PRESET, 8, 3)
+    loader = BetonLoader(images, np.zeros(34, np.bool_), PRESET, 8, Reader(3))
     places = [batch.images.data_ptr() for batch in loader.train("mixed", 0)]
     assert len(set(places[:4])) < 4  # full batches that were let go of
     held = list(loader.train("mixed", 0))
@@ -282,10 +284,10 @@ def test_buffers_are_used_again_and_never_while_held(images: BetonImages) -> Non
 
 def test_other_label_numbers_do_not_hide_the_file(images: BetonImages, kind: Kind) -> None:
     forget = np.arange(34) % 4 == 0
-    renamed = Relabelled(images, ("z", "b", "y", "a"))
-    mine = make_loader(kind, renamed, forget, PRESET, 8, 3).train("mixed", 1)
+    renamed = RelabeledImages(images, ("z", "b", "y", "a"))
+    mine = make_loader(kind, renamed, forget, PRESET, 8, Reader(3)).train("mixed", 1)
     for one, other in zip(
-        mine, make_loader(kind, images, forget, PRESET, 8, 3).train("mixed", 1), strict=True
+        mine, make_loader(kind, images, forget, PRESET, 8, Reader(3)).train("mixed", 1), strict=True
     ):
         assert torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
         assert torch.equal(one.labels, torch.tensor([3, 1])[other.labels])

@@ -94,7 +94,7 @@ def test_the_manifest_tells_digests_and_settings(photographs: Path, tmp_path: Pa
         listed = list(csv.DictReader(file))
     sums = [hashlib.sha256(blob[-1]).hexdigest() for blob in blobs(out)]
     assert [row["sha256"] for row in listed] == sums
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob("*.parts"))
     write_beton(images, tmp_path / "again.beton", Encoding(raw=0.3))
     assert BetonImages(tmp_path / "again.beton").digest == BetonImages(out).digest
     write_beton(images, tmp_path / "other.beton", Encoding(raw=0.4))
@@ -274,7 +274,7 @@ def test_a_million_samples_open_in_little_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     images = BetonImages(path)
     assert len(images) == n and len(images.classes) == 1000
-    stored = images.stored(np.array([5, 999_999, 0]))
+    stored = images.read_encoded(np.array([5, 999_999, 0]))
     assert [len(one.data) for one in stored] == [8, 8, 8]
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from letheon.errors import InputError
-from letheon.loaders.backends.ffcv_loader import FfcvLoader, installed
+from letheon.loaders.backends.ffcv_loader import FfcvLoader, is_installed
 from letheon.loaders.backends.threaded_loader import BetonLoader
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.factory import make_loader
 from letheon.loaders.formats.beton import BetonImages
@@ -20,7 +21,7 @@ from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import crop_boxes
 
-needs_ffcv = pytest.mark.skipif(not installed(), reason="the ffcv package is not installed")
+needs_ffcv = pytest.mark.skipif(not is_installed(), reason="the ffcv package is not installed")
 PRESET = Preset(size=32, resize_to=40)
 
 
@@ -104,7 +105,7 @@ def test_ffcv_leaves_the_threads_of_torch_alone(files: FileImages, tmp_path: Pat
     write_beton(files, tmp_path / "set.beton")
     before = torch.get_num_threads()
     loader = FfcvLoader(
-        BetonImages(tmp_path / "set.beton"), np.zeros(34, np.bool_), PRESET, 8, 3, workers=2
+        BetonImages(tmp_path / "set.beton"), np.zeros(34, np.bool_), PRESET, 8, Reader(3, workers=2)
     )
     assert len(list(loader.train("mixed", 0))) == 5
     assert torch.get_num_threads() == before
@@ -115,27 +116,27 @@ def test_a_truncated_image_is_not_trained_on_as_grey(files: FileImages, tmp_path
     path = tmp_path / "set.beton"
     write_beton(files, path)
     images = BetonImages(path)
-    (one,) = images.stored(np.array([4]))
+    (one,) = images.read_encoded(np.array([4]))
     with open(path, "r+b") as file:
         file.seek(int(images.table["pointer"][4]) + len(one.data) // 2)
         file.write(bytes(len(one.data) - len(one.data) // 2))
-    loader = FfcvLoader(images, np.zeros(34, np.bool_), PRESET, 8, 3)
+    loader = FfcvLoader(images, np.zeros(34, np.bool_), PRESET, 8, Reader(3))
     with pytest.raises(InputError, match=r"set\.beton\[4\].*unreadable"):
         list(loader.train("mixed", 0))
 
 
 def test_what_ffcv_cannot_do_is_said(files: FileImages, tmp_path: Path) -> None:
     none = np.zeros(34, np.bool_)
-    if not installed():
+    if not is_installed():
         with pytest.raises(InputError, match="make ffcv"):
-            make_loader("ffcv", files, none, PRESET, 8, 3)
+            make_loader("ffcv", files, none, PRESET, 8, Reader(3))
         return
     with pytest.raises(InputError, match=r"not in a \.beton"):
-        make_loader("ffcv", files, none, PRESET, 8, 3)
+        make_loader("ffcv", files, none, PRESET, 8, Reader(3))
     write_beton(files, tmp_path / "set.beton")
     preset = Preset(size=32, augment="pad-crop-flip")
     with pytest.raises(InputError, match="pad-crop-flip"):
-        make_loader("ffcv", BetonImages(tmp_path / "set.beton"), none, preset, 8, 3)
+        make_loader("ffcv", BetonImages(tmp_path / "set.beton"), none, preset, 8, Reader(3))
 
 
 def test_the_box_of_the_test_transform_is_the_cut_after_the_resize() -> None:

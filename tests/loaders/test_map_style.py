@@ -16,7 +16,7 @@ from letheon.loaders import order
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.backends.tensor_loader import TensorLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Reads, Stream
+from letheon.loaders.batch import Reader, Reads, Stream
 from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.factory import make_loader
@@ -124,8 +124,10 @@ def test_what_is_no_image_is_refused() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_decoded_datasets_are_read_by_the_plain_loader(workers: int) -> None:
     whole = ArrayImages("x", PIXELS, LABELS, list("0123"))
-    plain = TorchLoader(whole, FORGET, PRESET, 6, 3)
-    mine = make_loader("auto", MapStyleImages(Images("pil")), FORGET, PRESET, 6, 3, workers=workers)
+    plain = TorchLoader(whole, FORGET, PRESET, 6, Reader(3))
+    mine = make_loader(
+        "auto", MapStyleImages(Images("pil")), FORGET, PRESET, 6, Reader(3, workers=workers)
+    )
     for one, other in zip(mine.train("paired", 1), plain.train("paired", 1), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
 
@@ -136,7 +138,9 @@ def test_tensors_are_the_datasets_own(reads: Reads, world: int) -> None:
     dataset = Tensors()
     for stream in (Stream(reads), Stream(reads, 5, steps=9)):
         for rank in range(world):
-            loader = make_loader("auto", MapStyleImages(dataset), FORGET, PRESET, 6, 3, rank, world)
+            loader = make_loader(
+                "auto", MapStyleImages(dataset), FORGET, PRESET, 6, Reader(3, rank, world)
+            )
             assert isinstance(loader, TensorLoader)
             parts = order.epoch_parts(stream, FORGET, 6, 3, 2, rank, world)
             for batch, part in zip(loader.train(stream, 2), parts, strict=True):
@@ -151,7 +155,9 @@ def keyed_images(world: int, workers: int, epoch: int, stream: Any) -> dict[tupl
     found = {}
     for rank in range(world):
         images = MapStyleImages(Tensors(noise=True))
-        loader = make_loader("tensor", images, FORGET, PRESET, 6, 3, rank, world, workers)
+        loader = make_loader(
+            "tensor", images, FORGET, PRESET, 6, Reader(3, rank, world, workers=workers)
+        )
         parts = order.epoch_parts(stream, FORGET, 6, 3, epoch, rank, world)
         for batch, part in zip(loader.train(stream, epoch), parts, strict=True):
             for i, turn, image in zip(part.samples, part.turn, batch.images, strict=True):
@@ -170,16 +176,16 @@ def test_random_transforms_are_keyed_by_seed_epoch_and_sample() -> None:
         assert keyed_images(world, workers, 2, stream) == one
     assert not set(keyed_images(1, 0, 3, stream).values()) & set(one.values())
     images = MapStyleImages(Tensors(noise=True))
-    loader = make_loader("auto", images, FORGET, PRESET, 6, 3)
+    loader = make_loader("auto", images, FORGET, PRESET, 6, Reader(3))
     first, second = (torch.cat([b.images for b in loader.sweep()]) for _ in range(2))
     assert torch.equal(first, second) and images.digest == images.digest
 
 
 def test_runs_share_a_pass_over_tensors() -> None:
     images = MapStyleImages(Tensors(noise=True))
-    loaders = [make_loader("auto", images, FORGET, PRESET, size, 3) for size in (6, 5)]
+    loaders = [make_loader("auto", images, FORGET, PRESET, size, Reader(3)) for size in (6, 5)]
     assert source(loaders[0], "mixed") == source(loaders[1], "retain")
-    other = make_loader("auto", MapStyleImages(Tensors(noise=True)), FORGET, PRESET, 6, 3)
+    other = make_loader("auto", MapStyleImages(Tensors(noise=True)), FORGET, PRESET, 6, Reader(3))
     assert source(loaders[0], "mixed") != source(other, "mixed")
     found: list[list[torch.Tensor]] = [[], []]
     for readers, batch in shared_pass(loaders, ["mixed", "retain"], 1):
@@ -193,10 +199,10 @@ def test_runs_share_a_pass_over_tensors() -> None:
 def test_tensors_go_with_no_other_loader_and_no_other_size() -> None:
     tensors, decoded = MapStyleImages(Tensors()), MapStyleImages(Images("pil"))
     with pytest.raises(InputError, match="got the loader torch") as caught:
-        make_loader("torch", tensors, FORGET, PRESET, 6, 3)
+        make_loader("torch", tensors, FORGET, PRESET, 6, Reader(3))
     assert caught.value.option == "loader"
     with pytest.raises(InputError, match="not float tensors"):
-        make_loader("tensor", decoded, FORGET, PRESET, 6, 3)
-    loader = make_loader("auto", tensors, FORGET, PRESET, 6, 3)
+        make_loader("tensor", decoded, FORGET, PRESET, 6, Reader(3))
+    loader = make_loader("auto", tensors, FORGET, PRESET, 6, Reader(3))
     with pytest.raises(InputError, match="got an image size of 16"):
         next(loader.train(Stream("mixed", image_size=16), 0))

@@ -44,7 +44,7 @@ def test_bad_images_are_left_out_and_listed(
         assert np.array_equal(data.train.read(row), before.train.read(i))
     again = pickle.loads(pickle.dumps(data.train))
     assert np.array_equal(again.read(9), data.train.read(9)) and again.digest == data.train.digest
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob("*.parts"))
 
 
 def test_equal_pixels_have_equal_digests_and_others_do_not(draw: Drawn, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from letheon.errors import InputError
+from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.forget_request import resolve
@@ -19,8 +20,7 @@ from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.options import DataOptions
-from letheon.loaders.relabel import Relabelled
-from letheon.loaders.views import readable, told_left_out
+from letheon.loaders.views import RelabeledImages, drop_unreadable, left_out_lines
 from tests.launch_tools import Scripts, torchrun
 from tests.loaders.test_backends import KINDS, PRESET, TOLERANCE, assert_near
 
@@ -43,7 +43,7 @@ def broken(
     samples = np.flatnonzero(images.table["mode"] == 0)[[0, 5]].tolist()
     data = bytearray(images.file.read_bytes())
     for i in samples:
-        (one,) = images.stored(np.array([i]))
+        (one,) = images.read_encoded(np.array([i]))
         start = int(images.table["pointer"][i])
         data[start + len(one.data) // 2 : start + len(one.data)] = bytes(-(-len(one.data) // 2))
     out = tmp_path_factory.mktemp("broken") / "broken.beton"
@@ -56,7 +56,7 @@ def test_an_image_that_broke_is_named(kind: Kind, broken: tuple[BetonImages, lis
     worse, samples = broken
     either = "|".join(map(str, samples))
     with pytest.raises(InputError, match=rf"broken\.beton\[({either})\].*unreadable"):
-        list(make_loader(kind, worse, NONE, PRESET, 8, 3).train("mixed", 0))
+        list(make_loader(kind, worse, NONE, PRESET, 8, Reader(3)).train("mixed", 0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,21 +64,23 @@ def test_what_is_left_out_is_counted_named_and_replaced_by_nothing(
     kind: Kind, images: BetonImages, broken: tuple[BetonImages, list[int]]
 ) -> None:
     worse, samples = broken
-    good = readable(Relabelled(worse, ("z", *worse.classes)))
+    good = drop_unreadable(RelabeledImages(worse, ("z", *worse.classes)))
     assert len(good) == 32 and len(good.left_out) == 2
     assert all(f"[{i}]" in text for i, text in zip(samples, good.left_out, strict=True))
-    assert told_left_out({"x": good})[0].startswith("left out 2 unreadable of 34 images of x: ")
+    assert left_out_lines({"x": good})[0].startswith("left out 2 unreadable of 34 images of x: ")
     forget = np.arange(32) % 4 == 0
-    mine = list(make_loader(kind, good, forget, PRESET, 8, 3).sweep())
+    mine = list(make_loader(kind, good, forget, PRESET, 8, Reader(3)).sweep())
     rest = np.setdiff1d(np.arange(34), samples)
-    whole = list(make_loader(kind, images, NONE, PRESET, 8, 3).sweep(rest.tolist()))
+    whole = list(make_loader(kind, images, NONE, PRESET, 8, Reader(3)).sweep(rest.tolist()))
     for one, other in zip(mine, whole, strict=True):  # the very images that are left, in order
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels + 1)
         assert np.array_equal(rest[one.index], other.index)
-    plain = make_loader("torch", good, forget, PRESET, 8, 3)
+    plain = make_loader("torch", good, forget, PRESET, 8, Reader(3))
     for world in (1, 2, 3):
-        loaders = [make_loader(kind, good, forget, PRESET, 8, 3, r, world) for r in range(world)]
+        loaders = [
+            make_loader(kind, good, forget, PRESET, 8, Reader(3, r, world)) for r in range(world)
+        ]
         steps = zip(*(one.train("mixed", 2) for one in loaders), strict=True)
         for parts, truth in zip(steps, plain.train("mixed", 2), strict=True):
             assert {part.total for part in parts} == {len(truth.labels)}  # no batch comes short
@@ -88,9 +90,9 @@ def test_what_is_left_out_is_counted_named_and_replaced_by_nothing(
 
 
 def test_a_set_that_is_whole_is_itself(images: BetonImages, array_images: Any) -> None:
-    assert readable(images) is images and images.left_out == ()
+    assert drop_unreadable(images) is images and images.left_out == ()
     arrays = array_images(5)
-    assert readable(arrays) is arrays
+    assert drop_unreadable(arrays) is arrays
 
 
 def test_a_file_that_is_no_image_and_a_set_of_none(tmp_path: Path, photographs: Path) -> None:
@@ -100,11 +102,11 @@ def test_a_file_that_is_no_image_and_a_set_of_none(tmp_path: Path, photographs: 
         (root / name).write_bytes(data)
     (found,) = open_source(str(root)).values()  # type: ignore[union-attr]
     with pytest.raises(InputError, match="none of the 2 images can be read"):
-        readable(found)
+        drop_unreadable(found)
     file = next((photographs / "a").iterdir())
     (root / "b" / "good.jpg").write_bytes(file.read_bytes())
     (found,) = open_source(str(root)).values()  # type: ignore[union-attr]
-    good = readable(found)
+    good = drop_unreadable(found)
     assert [good.path(i) for i in range(len(good))] == [str(root / "b" / "good.jpg")]
     assert good.labels.tolist() == [1]
     assert isinstance(good, ImageSet) and good.digest != found.digest
@@ -114,7 +116,7 @@ def test_a_file_that_is_no_image_and_a_set_of_none(tmp_path: Path, photographs: 
 def test_numbers_of_samples_are_refused_where_they_have_changed(
     broken: tuple[BetonImages, list[int]], tmp_path: Path
 ) -> None:
-    good = readable(broken[0])
+    good = drop_unreadable(broken[0])
     (tmp_path / "list").write_text("3\n")
     data = Data(good, good, tuple((name,) for name in good.classes))
     with pytest.raises(InputError, match="2 unreadable images left out, which changes the numbers"):

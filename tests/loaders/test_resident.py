@@ -14,9 +14,9 @@ from letheon.errors import InputError
 from letheon.loaders.backends import resident_loader
 from letheon.loaders.backends.resident_loader import ResidentLoader
 from letheon.loaders.backends.threaded_loader import BetonLoader
-from letheon.loaders.batch import Reads, Stream
+from letheon.loaders.batch import Reader, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.loaders.factory import Keeping, make_loader
+from letheon.loaders.factory import CacheOptions, make_loader
 from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
 from tests.pool import on_ranks
@@ -34,7 +34,7 @@ def images(photographs: Path) -> ImageSet:
 
 def test_it_tells_what_it_will_take_and_takes_it(images: ImageSet) -> None:
     lines: list[str] = []
-    loader = ResidentLoader(images, FORGET, PRESET, 8, 3, keep=FORGET, tell=lines.append)
+    loader = ResidentLoader(images, FORGET, PRESET, 8, Reader(3), keep=FORGET, tell=lines.append)
     tallest = max(images.read(i).shape[0] for i in np.flatnonzero(FORGET))
     widest = max(images.read(i).shape[1] for i in np.flatnonzero(FORGET))
     assert loader._pixels.shape == (9, tallest, widest, 3)
@@ -45,25 +45,31 @@ def test_what_does_not_fit_is_refused_before_it_is_taken(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident_loader, "free_bytes", lambda device: 34 * 100 * 100)
-    monkeypatch.setattr(ResidentLoader, "_loaded", lambda *args: pytest.fail("was taken"))
+    monkeypatch.setattr(resident_loader, "_load_pixels", lambda *args: pytest.fail("was taken"))
     lines: list[str] = []
     with pytest.raises(InputError, match="keep fewer, give a smaller side"):
-        ResidentLoader(images, FORGET, PRESET, 8, 3, tell=lines.append)
+        ResidentLoader(images, FORGET, PRESET, 8, Reader(3), tell=lines.append)
     assert len(lines) == 1
 
 
 def test_a_kept_part_mixes_with_images_from_the_host(images: ImageSet) -> None:
     lines: list[str] = []
     part = make_loader(
-        "resident", images, FORGET, PRESET, 8, 3,
-        tell=lines.append, keeping=Keeping(resident_forget=True),
-    )  # fmt: skip
+        "resident",
+        images,
+        FORGET,
+        PRESET,
+        8,
+        Reader(3),
+        tell=lines.append,
+        caches=CacheOptions(resident_forget=True),
+    )
     assert lines[0].startswith(f"{FORGET.sum()} of 34 images as bytes")
     for kind, shard in (("beton", False), ("auto", False), ("resident", True)):
-        with pytest.raises(InputError, match="--resident-forget"):
-            Keeping(shard, resident_forget=True).check(kind)  # type: ignore[arg-type]
-    whole = ResidentLoader(images, FORGET, PRESET, 8, 3)
-    host = BetonLoader(images, FORGET, PRESET, 8, 3)
+        with pytest.raises(InputError, match="resident forget"):
+            CacheOptions(shard, resident_forget=True).check(kind)  # type: ignore[arg-type]
+    whole = ResidentLoader(images, FORGET, PRESET, 8, Reader(3))
+    host = BetonLoader(images, FORGET, PRESET, 8, Reader(3))
     for one, kept, other in zip(
         part.train("mixed", 1), whole.train("mixed", 1), host.train("mixed", 1), strict=True
     ):
@@ -73,21 +79,21 @@ def test_a_kept_part_mixes_with_images_from_the_host(images: ImageSet) -> None:
 
 
 def test_smaller_images_have_the_same_boxes(images: ImageSet) -> None:
-    small = ResidentLoader(images, FORGET, PRESET, 34, 3, side=60)
-    full = ResidentLoader(images, FORGET, PRESET, 34, 3)
+    small = ResidentLoader(images, FORGET, PRESET, 34, Reader(3), side=60)
+    full = ResidentLoader(images, FORGET, PRESET, 34, Reader(3))
     one, other = next(small.train("mixed", 1)), next(full.train("mixed", 1))
     apart = (one.images - other.images).abs().mean(dim=(1, 2, 3))
     strange = (one.images - other.images.roll(1, 0)).abs().mean(dim=(1, 2, 3))
     assert (apart < strange).all() and apart.mean() < 0.2 * strange.mean()
-    host = BetonLoader(images, FORGET, PRESET, 34, 3)
+    host = BetonLoader(images, FORGET, PRESET, 34, Reader(3))
     assert torch.equal(next(small.sweep()).images, next(host.sweep()).images)
 
 
 def test_small_sets_are_kept_in_their_test_geometry(array_images: Any) -> None:
     preset = Preset(size=16, resize="none", augment="pad-crop-flip")
     images = array_images(40)
-    loader = ResidentLoader(images, np.arange(40) % 2 == 0, preset, 10, 1)
-    other = BetonLoader(images, np.arange(40) % 2 == 0, preset, 10, 1)
+    loader = ResidentLoader(images, np.arange(40) % 2 == 0, preset, 10, Reader(1))
+    other = BetonLoader(images, np.arange(40) % 2 == 0, preset, 10, Reader(1))
     for one, two in zip(loader.train("paired", 3), other.train("paired", 3), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
     with pytest.raises(InputError, match="make a new loader"):
@@ -101,9 +107,14 @@ def drawn(
     (images,) = open_source(folder).values()  # type: ignore[union-attr]
     assert isinstance(images, ImageSet)
     loader = make_loader(
-        "resident", images, FORGET, preset, batch_size, 3, ranks.rank, ranks.world,
-        keeping=Keeping(resident_shard=shard),
-    )  # fmt: skip
+        "resident",
+        images,
+        FORGET,
+        preset,
+        batch_size,
+        Reader(3, ranks.rank, ranks.world),
+        caches=CacheOptions(resident_shard=shard),
+    )
     assert isinstance(loader, ResidentLoader)
     streams: tuple[Stream | Reads, ...] = ("paired", "mixed", Stream("retain", 7, steps=9))
     found = [
@@ -145,8 +156,8 @@ def test_a_set_shared_out_over_the_ranks_gives_the_batches_of_a_whole_one(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_device_gives_the_hosts_pixels(images: ImageSet) -> None:
-    there = ResidentLoader(images, FORGET, PRESET, 8, 3, device="cuda")
-    here = ResidentLoader(images, FORGET, PRESET, 8, 3)
+    there = ResidentLoader(images, FORGET, PRESET, 8, Reader(3, device="cuda"))
+    here = ResidentLoader(images, FORGET, PRESET, 8, Reader(3))
     for one, other in zip(there.train("paired", 1), here.train("paired", 1), strict=True):
         assert one.images.is_cuda and torch.equal(one.index.cpu(), other.index)
         assert torch.allclose(one.images.cpu(), other.images, atol=1e-4)

@@ -12,9 +12,9 @@ import torch
 
 from letheon.errors import InputError
 from letheon.loaders.backends.base import Backend
-from letheon.loaders.backends.shared_pass import planned, served, shared_pass, source
+from letheon.loaders.backends.shared_pass import plan_pass, serve, shared_pass, source
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Reads, Stream
+from letheon.loaders.batch import Batch, Reader, Reads, Stream
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
@@ -52,7 +52,7 @@ def test_as_read_alone(
     orders = []
     for rank in range(world):
         loaders = [
-            make_loader(kind, images, forget, PRESET, size, 4, rank, world, 2)
+            make_loader(kind, images, forget, PRESET, size, Reader(4, rank, world, workers=2))
             for _, size in READERS
         ]
         pairs = zip(loaders, READERS, strict=True)
@@ -85,7 +85,9 @@ def test_streams_of_other_lengths_and_batches_share_a_pass(
         Stream("mixed", 11, 24, share=0.4), Stream("paired", None, 24, steps=7),
     ]  # fmt: skip
     for rank in range(world):
-        loaders = [make_loader("beton", images, forget, PRESET, 8, 4, rank, world) for _ in streams]
+        loaders = [
+            make_loader("beton", images, forget, PRESET, 8, Reader(4, rank, world)) for _ in streams
+        ]
         found: list[list[Batch]] = [[] for _ in streams]
         for numbers, batch in shared_pass(loaders, streams, 2):
             for k in numbers:
@@ -101,14 +103,14 @@ def test_another_seed_preset_or_split_is_another_source() -> None:
     forget = data.labels == 1
     same = Preset(size=8, resize="none", resize_to=8, augment="shift")
     other = Preset(size=8, resize="none", resize_to=8, augment="none")
-    first = TorchLoader(data, forget, same, 8, 0)
-    assert source(first, "mixed") == source(TorchLoader(data, forget, same, 4, 0), "retain")
+    first = TorchLoader(data, forget, same, 8, Reader(0))
+    assert source(first, "mixed") == source(TorchLoader(data, forget, same, 4, Reader(0)), "retain")
     assert source(first, "mixed") == source(first, Stream("forget", 4, 8, steps=9))
     assert source(first, "mixed") != source(first, Stream("mixed", image_size=16))
     for differing in (
-        TorchLoader(data, forget, same, 8, 1),
-        TorchLoader(data, ~forget, same, 8, 0),
-        TorchLoader(data, forget, other, 8, 0),
+        TorchLoader(data, forget, same, 8, Reader(1)),
+        TorchLoader(data, ~forget, same, 8, Reader(0)),
+        TorchLoader(data, forget, other, 8, Reader(0)),
     ):
         assert source(first, "mixed") != source(differing, "mixed")
 
@@ -128,14 +130,14 @@ def test_nothing_is_made_twice_within_the_room(room: int, world: int) -> None:
     readers: tuple[tuple[Reads, int], ...] = (("retain", 16), ("mixed", 16), ("forget", 8))
     for rank in range(world):
         streams = [epoch_parts(reads, FORGET, size, 7, 3, rank, world) for reads, size in readers]
-        plan = planned(streams, room)
+        plan = plan_pass(streams, room)
         made = np.concatenate([chunk.samples for chunk in plan.chunks])
         wanted = np.unique(np.concatenate([part.samples for s in streams for part in s]))
         assert np.array_equal(np.unique(made), wanted)
         if room == 200:
             assert len(made) == len(wanted)
         got: list[list[Batch]] = [[] for _ in streams]
-        for stream, batch in served(plan, index_only):
+        for stream, batch in serve(plan, index_only):
             got[stream].append(batch)
         for stream, parts in enumerate(streams):
             for batch, part in zip(got[stream], parts, strict=True):
@@ -149,15 +151,15 @@ def test_one_rank_needs_little_room() -> None:
     readers: tuple[tuple[Reads, int], ...] = (("retain", 16), ("mixed", 16), ("forget", 8))
     forget = np.arange(5000) % 5 == 2
     streams = [epoch_parts(reads, forget, size, 7, 3) for reads, size in readers]
-    plan = planned(streams, 400)
+    plan = plan_pass(streams, 400)
     assert sum(len(chunk.samples) for chunk in plan.chunks) == 5000
 
 
 def test_a_resident_set_is_kept_once(images: BetonImages) -> None:
     forget = np.arange(len(images)) % 3 == 0
-    first = cast(Backend, make_loader("resident", images, forget, PRESET, 8, 1))
+    first = cast(Backend, make_loader("resident", images, forget, PRESET, 8, Reader(1)))
     other = first.resplit(~forget, 5, 2)
-    fresh = make_loader("resident", images, ~forget, PRESET, 5, 2)
+    fresh = make_loader("resident", images, ~forget, PRESET, 5, Reader(2))
     for a, b in zip(other.train("forget", 1), fresh.train("forget", 1), strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.forget, b.forget)
     assert first.batch_size == 8 and first.seed == 1 and first.forget is forget

@@ -13,7 +13,7 @@ import torch
 
 from letheon.errors import InputError
 from letheon.loaders.backends.torch_loader import TorchLoader
-from letheon.loaders.batch import Batch, Reads
+from letheon.loaders.batch import Batch, Reader, Reads
 from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.open import open_data
 from letheon.loaders.preset import Preset
@@ -39,11 +39,11 @@ def same(a: Batch, b: Batch) -> bool:
 def test_augmentation_does_not_know_the_number_of_ranks(array_images: Make, world: int) -> None:
     images = array_images(101)
     forget = images.labels == 1
-    alone = rows(list(TorchLoader(images, forget, SHIFT, 16, 5).train("mixed", 2)))
+    alone = rows(list(TorchLoader(images, forget, SHIFT, 16, Reader(5)).train("mixed", 2)))
     shared: dict[int, bytes] = {}
     for rank in range(world):
         shared |= rows(
-            list(TorchLoader(images, forget, SHIFT, 16, 5, rank, world).train("mixed", 2))
+            list(TorchLoader(images, forget, SHIFT, 16, Reader(5, rank, world)).train("mixed", 2))
         )
     assert shared == alone and len(alone) == 101
 
@@ -52,11 +52,11 @@ def test_augmentation_does_not_know_the_number_of_ranks(array_images: Make, worl
 def test_workers_skip_and_repetition_change_nothing(array_images: Make, reads: Reads) -> None:
     images = array_images(60)
     forget = images.labels == 1
-    plain = TorchLoader(images, forget, SHIFT, 8, 1)
+    plain = TorchLoader(images, forget, SHIFT, 8, Reader(1))
     first = list(plain.train(reads, 4))
     assert len(first) == plain.steps(reads)
     assert all(map(same, first, plain.train(reads, 4)))
-    workers = list(TorchLoader(images, forget, SHIFT, 8, 1, workers=2).train(reads, 4))
+    workers = list(TorchLoader(images, forget, SHIFT, 8, Reader(1, workers=2)).train(reads, 4))
     assert len(workers) == len(first) and all(map(same, first, workers))
     assert all(map(same, first[2:], plain.train(reads, 4, skip=2)))
 
@@ -65,9 +65,9 @@ def test_workers_skip_and_repetition_change_nothing(array_images: Make, reads: R
 def test_fields_follow_the_index(array_images: Make, reads: Reads) -> None:
     images = array_images(60)
     forget = images.labels == 1
-    for batch in TorchLoader(images, forget, Preset(16, resize="none", augment="none"), 8, 1).train(
-        reads, 0
-    ):
+    for batch in TorchLoader(
+        images, forget, Preset(16, resize="none", augment="none"), 8, Reader(1)
+    ).train(reads, 0):
         index = batch.index.numpy()
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert np.array_equal(batch.labels, images.labels[index])
@@ -86,7 +86,7 @@ def test_sweep_gives_every_index_once_in_order(
     images = array_images(45)
     seen: list[int] = []
     for rank in range(world):
-        loader = TorchLoader(images, images.labels == 0, SHIFT, 16, 0, rank, world)
+        loader = TorchLoader(images, images.labels == 0, SHIFT, 16, Reader(0, rank, world))
         for batch in loader.sweep(chosen):
             seen += batch.index.tolist()
             assert batch.total == len(chosen or range(45))
@@ -95,7 +95,7 @@ def test_sweep_gives_every_index_once_in_order(
 
 def test_sweep_is_not_augmented(array_images: Make) -> None:
     images = array_images(9)
-    batches = list(TorchLoader(images, images.labels == 0, SHIFT, 4, 0).sweep())
+    batches = list(TorchLoader(images, images.labels == 0, SHIFT, 4, Reader(0)).sweep())
     green = torch.cat([batch.images for batch in batches])[:, 1, :, 0] * 0.224 + 0.456
     assert torch.equal((green * 255).round(), torch.arange(16.0).expand(9, 16))
 
@@ -105,7 +105,7 @@ def test_an_epoch_left_early_frees_its_workers(array_images: Make) -> None:
     before = torch.get_rng_state()
     others = len(multiprocessing.active_children())  # of other tests
     batches = iter(
-        TorchLoader(images, images.labels == 0, SHIFT, 4, 0, workers=2).train("mixed", 0)
+        TorchLoader(images, images.labels == 0, SHIFT, 4, Reader(0, workers=2)).train("mixed", 0)
     )
     next(batches)
     assert len(multiprocessing.active_children()) == others + 2
@@ -121,7 +121,9 @@ def test_an_unreadable_image_is_one_line_that_names_it(
     root = draw([f"{s}/{c}/{i}.png" for s in ("train", "test") for c in "ab" for i in range(4)])
     (root / "train/b/2.png").write_bytes(b"")
     data = open_data(str(root))
-    loader = TorchLoader(data.train, data.train.labels == 0, Preset(8), 4, 0, workers=workers)
+    loader = TorchLoader(
+        data.train, data.train.labels == 0, Preset(8), 4, Reader(0, workers=workers)
+    )
     with pytest.raises(InputError, match=r"train/b/2\.png: got an unreadable image") as caught:
         list(loader.train("mixed", 0))
     assert "\n" not in str(caught.value)
@@ -130,7 +132,7 @@ def test_an_unreadable_image_is_one_line_that_names_it(
 def test_photographs_of_any_size_become_squares(draw: Callable[..., Path]) -> None:
     root = draw(["train/a/0.png", "train/b/1.png", "test/a/0.png", "test/b/1.png"], size=(30, 50))
     data = open_data(str(root))
-    loader = TorchLoader(data.train, data.train.labels == 0, Preset(16, resize_to=20), 2, 0)
+    loader = TorchLoader(data.train, data.train.labels == 0, Preset(16, resize_to=20), 2, Reader(0))
     assert next(iter(loader.train("mixed", 0))).images.shape == (2, 3, 16, 16)
     assert next(iter(loader.sweep())).images.shape == (2, 3, 16, 16)
     assert pickle.loads(pickle.dumps(data.train)).path(0) == data.train.path(0)
@@ -140,4 +142,4 @@ def test_more_ranks_than_samples_is_refused(array_images: Make) -> None:
     images = array_images(6)
     for batch_size, world in [(4, 5), (16, 7), (0, 1)]:
         with pytest.raises(InputError, match="process"):
-            TorchLoader(images, images.labels == 0, SHIFT, batch_size, 0, 0, world)
+            TorchLoader(images, images.labels == 0, SHIFT, batch_size, Reader(0, 0, world))

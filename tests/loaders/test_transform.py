@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment, geometry
+from letheon.loaders.transforms.normalize import normalize
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -22,7 +23,7 @@ def test_short_rule_is_torchvisions(shape: tuple[int, int]) -> None:
     planes = torch.from_numpy(image).permute(2, 0, 1)
     usual = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])
     expected = usual(planes).permute(1, 2, 0).numpy()
-    got = geometry.fitted(image, Preset(size=32, resize="short", resize_to=36))
+    got = geometry.fit(image, Preset(size=32, resize="short", resize_to=36))
     assert np.array_equal(got, expected)
 
 
@@ -30,19 +31,19 @@ def test_square_and_crop_square_rules_by_pillow() -> None:
     image = noise(51, 70)
     squeezed = Image.fromarray(image).resize((40, 40), Image.Resampling.BILINEAR)
     expected = np.asarray(squeezed)[4:36, 4:36].astype(int)
-    got = geometry.fitted(image, Preset(size=32, resize="square", resize_to=40)).astype(int)
+    got = geometry.fit(image, Preset(size=32, resize="square", resize_to=40)).astype(int)
     assert abs(got - expected).max() <= 1  # rounding to bytes differs between the two
     side = 51 * 32 // 40
     cut = image[(51 - side + 1) // 2 :][:side, (70 - side + 1) // 2 :][:, :side]
     expected = np.asarray(Image.fromarray(cut).resize((32, 32), Image.Resampling.BICUBIC))
     preset = Preset(size=32, resize="crop-square", resize_to=40, interpolation="bicubic")
-    assert abs(geometry.fitted(image, preset).astype(int) - expected.astype(int)).max() <= 1
+    assert abs(geometry.fit(image, preset).astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_normalised_by_hand() -> None:
+def test_normalized_by_hand() -> None:
     images = np.stack([noise(8, 8), noise(8, 8)[::-1]])
     preset = Preset(size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
-    got = geometry.normalised(images, preset)
+    got = normalize(images, preset)
     expected = (images.transpose(0, 3, 1, 2) / 255 - np.array(preset.mean)[:, None, None]) / (
         np.array(preset.std)[:, None, None]
     )
@@ -57,7 +58,7 @@ def test_shift_crops_the_zero_padded_image() -> None:
     u = augment.draws(0, 0, np.zeros(200, np.int64), np.arange(200), preset)
     padded = np.pad(images[0], ((2, 2), (2, 2), (0, 0)))
     windows = {padded[t : t + 16, x : x + 16].tobytes(): (t, x) for t in range(5) for x in range(5)}
-    found = {windows[image.tobytes()] for image in geometry.augmented(images, u, preset)}
+    found = {windows[image.tobytes()] for image in geometry.augment_images(images, u, preset)}
     assert len(found) == 25  # every offset occurs, and nothing but crops (so no mirror)
 
 
@@ -66,7 +67,7 @@ def test_mirror_flips_about_half() -> None:
     images = np.stack([noise(16, 16)] * 400)
     before = images.copy()
     u = augment.draws(0, 0, np.zeros(400, np.int64), np.arange(400), preset)
-    out = geometry.augmented(images, u, preset)
+    out = geometry.augment_images(images, u, preset)
     same = (out == before).all(axis=(1, 2, 3))
     flipped = (out == before[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same ^ flipped).all() and 150 < same.sum() < 250

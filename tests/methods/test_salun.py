@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.loop import run_method
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import Finetune
@@ -85,3 +91,75 @@ def test_a_saved_mask_gives_the_same_run(tmp_path: Path) -> None:
 def test_a_density_out_of_range_is_refused(density: float) -> None:
     with pytest.raises(InputError, match="density"):
         SalUn(Finetune(), density)
+
+
+@dataclass
+class OwnMask(State):
+    mask: list[Tensor]
+    masks: dict[str, Tensor]
+    start: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class KeepsAMask(Finetune):
+    """Has fields of SalUn's own names in its state, all of them wrong."""
+
+    name: ClassVar[str] = "keeps-a-mask"
+
+    def prepare(self, run: Run) -> OwnMask:
+        own = run.named_parameters
+        everything = {k: torch.ones_like(p, dtype=torch.bool) for k, p in own.items()}
+        start = {k: torch.zeros_like(p) for k, p in own.items()}
+        return OwnMask(list(everything.values()), everything, start)
+
+
+@dataclass(frozen=True)
+class MovesEverything(Finetune):
+    """Moves every weight in every event that it has."""
+
+    name: ClassVar[str] = "moves-everything"
+
+    def move(self, run: Run) -> None:
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.add_(0.125)
+
+    def prepare(self, run: Run) -> State:
+        self.move(run)
+        return State()
+
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        self.move(run)
+
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
+        self.move(run)
+
+    def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
+        return torch.optim.SGD(run.parameters, 0.1, weight_decay=0.5)
+
+    def finish(self, run: Run, state: State) -> None:
+        self.move(run)
+
+
+@pytest.mark.parametrize("inner", [KeepsAMask(RECIPE), MovesEverything(RECIPE)])
+@pytest.mark.parametrize("reduce", ["auto", "flat"])
+def test_no_inner_method_moves_a_weight_outside_the_mask(inner: Method, reduce: str) -> None:
+    method = SalUn(inner, density=0.3)
+    masks, before = masks_of(method), list(network().parameters())
+    run = run_of(method)
+    run.precision = Precision("fp32", reduce=reduce)  # type: ignore[arg-type]
+    run_method(method, run)
+    moved = 0
+    for now, start, mask in zip(run.model.parameters(), before, masks, strict=True):
+        assert torch.equal(now[~mask].view(torch.int32), start[~mask].view(torch.int32))
+        moved += int((now != start).sum())
+    total = sum(mask.numel() for mask in masks)
+    assert 0.2 * total < moved <= round(0.3 * total)
+
+
+def test_a_wrapped_state_is_the_inner_methods_own() -> None:
+    run = run_of(SalUn(KeepsAMask(RECIPE)))
+    state = SalUn(KeepsAMask(RECIPE)).prepare(run)
+    assert isinstance(state.inner, OwnMask)
+    assert all(bool(mask.all()) for mask in state.inner.mask)
+    assert not all(bool(mask.all()) for mask in state.masks.values())

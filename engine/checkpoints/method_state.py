@@ -105,7 +105,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     else:
         raise RunFailed(
             f"got a {type(value).__name__} in the state's {path}; expected tensors, numbers, texts "
-            "or states; declare the field with letheon.engine.state.rebuilt()"
+            "or states; declare the field with letheon.engine.checkpoints.method_state.rebuilt()"
         )
 
 

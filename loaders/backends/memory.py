@@ -1,4 +1,4 @@
-"""Memory for batches that is used again once nothing looks at it any more."""
+"""Memory of host and device: how much is free, and buffers that are used again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as file:
+        amounts = dict(line.split(":", 1) for line in file)
+    return int(amounts["MemAvailable"].split()[0]) * 1024
 
 
 class Buffers:

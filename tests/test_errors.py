@@ -1,0 +1,196 @@
+"""What a user sees of an error: one line with its flag, an exit code, and torchrun's last lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from letheon.engine.distributed import Ranks
+from letheon.errors import InputError, RunFailed, UnreadableImage
+from letheon.launch.command import error_line, run_several, together
+from tests.launch_tools import ROOT, Ended, Scripts, torchrun
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("got 3"), "error: got 3"),
+        (InputError("got 3", option="batch_size"), "error: --batch-size: got 3"),
+        (InputError("got 3", option="method.recipe.lr"), "error: --lr: got 3"),
+        (UnreadableImage("a.jpg:\n  cut short", option="data"), "error: --data: a.jpg: cut short"),
+        (RunFailed("got a full disk"), "error: got a full disk"),
+    ],
+)
+def test_the_line(error: Exception, line: str) -> None:
+    assert error_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("got 3", option="lr"), 2), (RunFailed("got nan"), 3)]
+)
+def test_exit_codes(
+    error: Exception,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(settings: object, ranks: Ranks) -> None:
+        raise error
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit) as end:
+        run_several(lambda: [None], fail)
+    assert end.value.code == code
+    assert capsys.readouterr().err == error_line(error) + "\n"
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert message["message"] == message["extraInfo"]["py_callstack"] == error_line(error)
+
+
+def test_a_fault_of_ours_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(settings: object, ranks: Ranks) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(ZeroDivisionError):
+        run_several(lambda: [None], fail)
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert message["message"] == "ZeroDivisionError: ours"
+    assert "Traceback" in message["extraInfo"]["py_callstack"]
+
+
+def test_an_error_keeps_its_kind_and_option() -> None:
+    def refuse() -> None:
+        raise UnreadableImage("a.jpg", option="data")
+
+    with pytest.raises(UnreadableImage) as caught:
+        together(Ranks(), refuse)
+    assert caught.value.option == "data"
+
+
+def closing(ended: Ended) -> str:
+    """The last 15 lines that torchrun prints."""
+    return "\n".join(ended.err.rstrip().splitlines()[-15:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (("--device", "cpu", "--dtype", "fp16", "finetune"), "error: --dtype: got dtype fp16", 2),
+        (("finetune", "--learning-rate", "1"), "--learning-rate", 2),
+        (("grad-ascent", "--lr", "1e20", "--epochs", "3"), "got a mean loss of", 3),
+    ],
+)
+def test_torchrun_ends_with_the_error(
+    arguments: tuple[str, ...], message: str, code: int, original: Path, tmp_path: Path
+) -> None:
+    ended = torchrun(
+        2, "forget", "--weights", original, "--forget", "class:3", "--out", tmp_path / "out",
+        *arguments,
+    )  # fmt: skip
+    assert ended.code != 0
+    assert message in closing(ended) and f"exitcode  : {code}" in closing(ended)
+    assert "To enable traceback" not in ended.err
+
+
+PLUG_IN = """
+from dataclasses import dataclass
+from letheon.engine.method import Phase
+from letheon.engine.recipe import Recipe
+from letheon import Method
+from torch.nn.functional import cross_entropy
+
+def loss(net, batch):
+    return -cross_entropy(net(batch.images).logits, batch.labels)
+
+@dataclass(frozen=True)
+class Climb(Method):
+    recipe: Recipe = Recipe(epochs=1, lr=1e-3)
+    steepness: float = 1.0
+    name = "climb"
+
+    def phases(self, run, state, epoch):
+        return [Phase("climb", "forget", loss, "frozen")]
+"""
+
+
+@pytest.fixture
+def plug_ins(tmp_path: Path) -> Path:
+    """A folder with packages that announce a method: one good, one broken, one named as ours."""
+    folder = tmp_path / "plug-ins"
+    for name, point in (
+        ("good", "climb = climb_plug_in:Climb"),
+        ("broken", "broken = broken_plug_in:Nope"),
+        ("shadow", "salun = climb_plug_in:Climb"),
+        ("wrong", "wrong = climb_plug_in:loss"),
+    ):
+        info = folder / f"{name}-0.1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+        (info / "entry_points.txt").write_text(f"[letheon.methods]\n{point}\n")
+    (folder / "climb_plug_in.py").write_text(PLUG_IN)
+    (folder / "broken_plug_in.py").write_text("raise ImportError('needs another library')\n")
+    return folder
+
+
+def test_plug_ins(plug_ins: Path, original: Path, tmp_path: Path) -> None:
+    """A third party's method is one like ours, as inner method too; a broken one is named."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "letheon.launch.main", "forget", "--weights", str(original),
+         "--forget", "class:3", "--device", "cpu", "--out", str(tmp_path / "out"),
+         "salun", "--density", "0.25", "climb", "--steepness", "2"],
+        env={**os.environ, "PYTHONPATH": str(plug_ins), "OMP_NUM_THREADS": "1"}, cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    method = json.loads((tmp_path / "out" / "settings.json").read_text())["method"]
+    assert method["density"] == 0.25 and method["inner"]["steepness"] == 2
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["method"] == "salun"
+    warnings = [line for line in ended.stderr.splitlines() if line.startswith("warning: left out")]
+    assert [sum(f"'{name}' of" in line for line in warnings) for name in
+            ("broken", "salun", "wrong")] == [1, 1, 1]  # fmt: skip
+    assert "needs another library" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from letheon import __version__
+    from letheon.launch import main
+
+    def call(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["letheon", *args])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    assert call("--version") == (0, f"letheon {__version__}\n", "")
+    scripts = {path.stem for path in (ROOT / "launch").glob("*.py") if "def start()" in
+               path.read_text()}  # fmt: skip
+    assert scripts == set(main.COMMANDS)
+    for args in ((), ("--help",), ("-h",)):
+        code, out, _ = call(*args)
+        assert code == 0 and all(f"  {name} " in out for name in scripts)
+    code, _, err = call("forgot", "--weights", "x")
+    assert code == 2 and "did you mean forget?" in err and len(err.splitlines()) == 1
+    code, out, _ = call("evaluate", "--define")
+    assert code == 0 and "FA" in out
+    code, _, err = call(
+        "forget", "--weights", "nowhere", "--forget", "class:3", "--out", "x", "spkd"
+    )
+    assert code == 2 and err.startswith("error: ")
+
+
+def test_the_scripts_say_the_flag(scripts: Scripts, original: Path, tmp_path: Path) -> None:
+    ended = scripts(
+        "forget", "--weights", original, "--forget", "class:3", "--out", original, "finetune"
+    )
+    assert ended.code == 2 and ended.err.startswith("error: --out: got ")
