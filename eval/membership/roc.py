@@ -80,7 +80,7 @@ class Attack(NamedTuple):
     others: int  # 1/others is the smallest step of the false-positive rate
 
 
-def class_attack(
+def class_matched(
     forget: Numbers, forget_labels: Numbers, held_out: Numbers, held_out_labels: Numbers
 ) -> Attack:
     """Attack forget samples against held-out samples of the same classes only.
@@ -128,10 +128,10 @@ _GROUP = "Membership inference"
 
 
 def _attack(case: Case) -> Attack:
-    """`class_attack` on the true-class margin."""
+    """`class_matched` on the true-class margin."""
     sides = case.once(attack_sides)
     forget, test = (margin(side.logits, side.labels) for side in (sides.forget, sides.test))
-    return class_attack(forget, sides.forget.labels, test, sides.test.labels)
+    return class_matched(forget, sides.forget.labels, test, sides.test.labels)
 
 
 @metric(
