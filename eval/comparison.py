@@ -14,7 +14,7 @@ import numpy as np
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import FINISHED
+from letheon.engine.runs.run_folder import FAILED, FINISHED
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve
@@ -22,8 +22,6 @@ from letheon.loaders.forget_request import forget_mask as mask_of
 
 RANDOM = "random"
 """Name of the untrained network's row."""
-FAILED = "failed.json"
-"""In the folder of a run that failed: its message."""
 _FIRST_EDITION = {
     "Retrain": ("retrain", "reference"),
     "Finetune": ("finetune", "control"),
@@ -186,7 +184,7 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
     settings: dict[str, Any] = {}
     if path.is_dir():
         if not (path / FINISHED).is_file() and (path / FAILED).is_file():
-            message = json.loads((path / FAILED).read_text(encoding="utf-8"))["message"]
+            message = json.loads((path / FAILED).read_text(encoding="utf-8"))["error"]
             raise _Broken(f"got {path}, a run that failed: {message}")
         if not (path / FINISHED).is_file():
             raise InputError(

@@ -138,13 +138,13 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
 
 
 def _share_out(
-    wanted: list[Metric], row: Row, ranks: Ranks, add: Callable[[Metric, Row], None]
+    queue: list[Metric], row: Row, ranks: Ranks, add: Callable[[Metric, Row], None]
 ) -> None:
     """Compute every n-th of the metrics on this rank, and have those of the others too."""
     turns: dict[Any, int] = {}
     own, problem = Row(row.name), None
     try:
-        for metric in wanted:
+        for metric in queue:
             turn = turns.setdefault(metric.reads or metric.key, len(turns))
             if turn % ranks.world == ranks.rank:
                 add(metric, own)

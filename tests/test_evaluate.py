@@ -241,7 +241,7 @@ def test_models_that_cannot_be_measured_leave_the_others_their_rows(
     model.net.load_state_dict(weights)
     save_model(tmp_path / "broken", model)
     (tmp_path / "failed").mkdir()
-    (tmp_path / "failed" / "failed.json").write_text('{"message": "got a loss of nan at step 7"}')
+    (tmp_path / "failed" / "failed.json").write_text('{"error": "got a loss of nan at step 7"}')
     ended = scripts(
         "evaluate", "--original", original, "--runs", tmp_path / "huge.safetensors",
         tmp_path / "broken", tmp_path / "failed", runs["head"], "--out", tmp_path / "out",

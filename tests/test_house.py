@@ -214,6 +214,8 @@ WRITERS = {
 MAY_WRITE = {  # file: why it does not go through letheon/durable.py
     "letheon/durable.py": "it is the one place",
     "engine/runs/run_folder.py": "metrics.jsonl grows a line at a time, for whoever watches",
+    "eval/inference/cache.py": "a folder of columns that all ranks fill, renamed when whole",
+    "eval/report/plots.py": "matplotlib draws into memory",
     "engine/runs/loggers.py": "a log grows a line at a time, for whoever watches",
 }
 

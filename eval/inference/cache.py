@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from letheon import durable
 from letheon.engine.distributed import Ranks, agree, gather_rows
-from letheon.errors import InputError
+from letheon.errors import InputError, LetheonError
 from letheon.eval.inference.extract import (
     InferenceOptions,
     Parts,
@@ -94,7 +95,8 @@ class Cache:
         dtype = options.precision.resolve(ranks.device).dtype
         full: dict[str, Any] = {**self.facts, "format": _FORMAT, "samples": self.samples}
         full |= {"taps": list(options.taps), "dtype": dtype, "device": ranks.device.type}
-        full |= {"indices": _digest(options.wanted_rows)} | ({"flip": True} if options.flip else {})
+        full |= {"indices": _digest(options.unique_indices)}
+        full |= {"flip": True} if options.flip else {}
         return self.folder / _digest(full)[:32], full
 
 
@@ -118,17 +120,17 @@ def _write(
     ranks: Ranks,
 ) -> None:
     """Each rank writes its rows in place; rank 0 makes the files and gives them their name."""
-    wanted_rows, taps = options.wanted_rows, options.taps
+    indices, taps = options.unique_indices, options.taps
     token = gather_rows(torch.tensor([secrets.randbits(62)]), ranks)[0]  # rank 0's
     partial = place.with_name(f"{place.name}.partial-{int(token):x}")
-    rows = facts["samples"] if wanted_rows is None else len(wanted_rows)
+    rows = facts["samples"] if indices is None else len(indices)
     first: list[dict[str, Tensor]] = []
     try:
         agree(ranks, _problem(lambda: first.extend(itertools.islice(parts, 1))))
         wide = widths(first[0] if first else None, taps, ranks)
         agree(ranks, _problem(lambda: _create(partial, rows, wide, taps), ranks.main))
-        agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), wanted_rows)))
-        agree(ranks, _problem(lambda: _publish(partial, place, facts, wanted_rows), ranks.main))
+        agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), indices)))
+        agree(ranks, _problem(lambda: _publish(partial, place, facts, indices), ranks.main))
     finally:
         if ranks.main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +141,7 @@ def _problem(work: Callable[[], object], mine: bool = True) -> str | None:
     try:
         if mine:
             work()
-    except InputError as error:
+    except LetheonError as error:
         return str(error)
     except OSError as error:
         return f"got {error} while outputs were stored; free space there or name another folder"
@@ -157,10 +159,8 @@ def _create(folder: Path, rows: int, wide: Mapping[str, int], taps: Sequence[str
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
 
 
-def _fill(
-    folder: Path, parts: Iterable[dict[str, Tensor]], wanted_rows: Sequence[int] | None
-) -> None:
-    rows = None if wanted_rows is None else torch.tensor(wanted_rows, dtype=torch.int64)
+def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], indices: Sequence[int] | None) -> None:
+    rows = None if indices is None else torch.tensor(indices, dtype=torch.int64)
     for part in parts:
         places = part["index"] if rows is None else torch.searchsorted(rows, part["index"])
         for name, values in part.items():
@@ -175,12 +175,13 @@ def _fill(
             numbers.flush()
 
 
-def _publish(partial: Path, place: Path, facts: Facts, wanted_rows: Sequence[int] | None) -> None:
+def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | None) -> None:
     index = torch.from_numpy(np.array(np.load(partial / _file("index"), mmap_mode="r")))
-    check_complete(index, wanted_rows)
-    (partial / _FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    check_complete(index, indices)
+    durable.write(partial / _FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n")
     try:
         partial.rename(place)
+        durable.flush(place.parent)
     except OSError:
         if not place.joinpath(_FACTS).is_file():  # else another job has stored the same meanwhile
             raise
@@ -195,5 +196,5 @@ def _read(place: Path, facts: Facts, options: InferenceOptions) -> Outputs:
         for name in columns(options.taps)
     }
     outputs = assemble(whole, options.taps)
-    check_complete(outputs.index, options.wanted_rows)
+    check_complete(outputs.index, options.unique_indices)
     return outputs

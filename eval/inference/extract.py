@@ -39,7 +39,7 @@ class InferenceOptions:
     """Average logits and features with the mirror image's; taps are the image's own."""
 
     @property
-    def wanted_rows(self) -> list[int] | None:
+    def unique_indices(self) -> list[int] | None:
         """The samples to read, increasing, each once; None for all."""
         return None if self.indices is None else sorted({int(i) for i in self.indices})
 
@@ -69,7 +69,7 @@ def read_answers(
     waiting: list[dict[str, Tensor]] = []
     held = 0
     with evaluation_mode(model), record_taps(model, options.taps) as taps:
-        for batch in loader.sweep(options.wanted_rows):
+        for batch in loader.sweep(options.unique_indices):
             waiting.append(_answer(model, taps, batch.to(device), options))
             held += sum(values.nbytes for values in waiting[-1].values())
             if held > _HELD_BYTES:
@@ -114,7 +114,7 @@ def read_together(
             for model, each in zip(models, options, strict=True):
                 stack.enter_context(evaluation_mode(model))
                 taps.append(stack.enter_context(record_taps(model, each.taps)))
-            for batch in loader.sweep(options[0].wanted_rows):
+            for batch in loader.sweep(options[0].unique_indices):
                 on_device = batch.to(device)
                 for number, model in enumerate(models):
                     answer = _answer(model, taps[number], on_device, options[number])
@@ -192,7 +192,7 @@ def extract(
         whole[name] = gather_rows(torch.cat([part.pop(name) for part in taken] or [empty]), ranks)
     order = whole["index"].argsort()
     outputs = assemble({name: values[order] for name, values in whole.items()}, options.taps)
-    check_complete(outputs.index, options.wanted_rows)
+    check_complete(outputs.index, options.unique_indices)
     return outputs
 
 
@@ -203,8 +203,8 @@ def assemble(whole: dict[str, Tensor], taps: Sequence[str]) -> Outputs:
     return Outputs(*floats, whole["labels"], whole["forget"], whole["index"], pooled)
 
 
-def check_complete(index: Tensor, wanted_rows: Sequence[int] | None) -> None:
+def check_complete(index: Tensor, indices: Sequence[int] | None) -> None:
     """Check that every sample came once: 0, 1, 2, ... or these rows."""
-    numbers = range(len(index)) if wanted_rows is None else wanted_rows
+    numbers = range(len(index)) if indices is None else indices
     expected = torch.tensor(list(numbers), dtype=torch.int64)
     assert torch.equal(index, expected), "a sweep left samples out, or gave some twice"

@@ -21,10 +21,10 @@ _BUCKET = 0.5
 _PEAKED = 0.01  # ranges below this ratio count as perfectly separated
 
 
-def _share(sorted_values: Floats, left: Floats, right: Floats) -> Floats:
-    """Share of the values within [left, right], for each threshold pair."""
-    below = np.searchsorted(sorted_values, left, side="left")
-    within = np.searchsorted(sorted_values, right, side="right") - below
+def _share(sorted_values: Floats, low: Floats, high: Floats) -> Floats:
+    """Share of the values within [low, high], for each threshold pair."""
+    below = np.searchsorted(sorted_values, low, side="left")
+    within = np.searchsorted(sorted_values, high, side="right") - below
     return np.maximum(within, 0) / len(sorted_values)
 
 

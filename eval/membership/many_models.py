@@ -199,7 +199,7 @@ def _rmia(case: Case) -> tuple[Floats, Floats]:
 
     def parts(passes: Passes) -> list[Tensor]:
         train, test = passes.outputs["train"], passes.outputs["test"]
-        read = ((train, sides.forget.index), (test, sides.held), (test, sides.population))
+        read = ((train, sides.forget.index), (test, sides.held_out), (test, sides.population))
         return [log_confidence(of.logits[rows], of.labels[rows]) for of, rows in read]
 
     ours = parts(case.passes)

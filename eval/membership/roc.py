@@ -127,7 +127,7 @@ def class_matched(
 _GROUP = "Membership inference"
 
 
-def _matched(case: Case) -> Attack:
+def _attack(case: Case) -> Attack:
     """`class_matched` on the true-class margin."""
     sides = case.once(attack_sides)
     forget, test = (margin(side.logits, side.labels) for side in (sides.forget, sides.test))
@@ -136,41 +136,41 @@ def _matched(case: Case) -> Attack:
 
 @metric(
     "mia_auc", title="AUC, class-matched", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), reads=_matched, place=8,
+    needs=("depth full",), reads=_attack, place=8,
 )  # fmt: skip
 def mia_auc(case: Case) -> float:
     """Area under the ROC curve of the true-class margin, forget images against held-out images of
     the same classes; ties count half.
     """
-    return case.once(_matched).auc
+    return case.once(_attack).auc
 
 
 @metric(
     "mia_within_class_auc", title="AUC within classes", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), reads=_matched, place=9,
+    needs=("depth full",), reads=_attack, place=9,
 )  # fmt: skip
 def mia_within_class_auc(case: Case) -> float:
     """Mean over the forgotten classes of the AUC within the class, weighted by its images."""
-    return case.once(_matched).within_class_auc
+    return case.once(_attack).within_class_auc
 
 
 @metric(
     "mia_tpr_1pct", title="TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("depth full",), reads=_matched, source="Carlini et al. 2022", place=10,
+    needs=("depth full",), reads=_attack, source="Carlini et al. 2022", place=10,
 )  # fmt: skip
 def mia_tpr_1pct(case: Case) -> float:
     """Largest share of forget images found with at most 1 % of the held-out images of the same
     classes called members; no interpolation.
     """
-    return case.once(_matched).tpr_at_1pct
+    return case.once(_attack).tpr_at_1pct
 
 
 @metric(
     "mia_tpr_01pct", title="TPR at 0.1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("depth full",), reads=_matched, source="Carlini et al. 2022", place=11,
+    needs=("depth full",), reads=_attack, source="Carlini et al. 2022", place=11,
 )  # fmt: skip
 def mia_tpr_01pct(case: Case) -> float:
     """Largest share of forget images found with at most 0.1 % of the held-out images of the same
     classes called members; with fewer than 1,000 of them this is at no false positive.
     """
-    return case.once(_matched).tpr_at_01pct
+    return case.once(_attack).tpr_at_01pct

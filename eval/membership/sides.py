@@ -22,7 +22,7 @@ class Sides:
     forget: Outputs  # at most MOST training images
     retain: Outputs  # at most MOST training images
     test: Outputs  # all held-out images
-    held: Tensor  # (n,) bool: held-out images of the forgotten samples' classes
+    held_out: Tensor  # (n,) bool: held-out images of the forgotten samples' classes
     population: Tensor  # (n,) bool: the rest; where every class is asked about, every second image
 
 
@@ -31,7 +31,7 @@ def attack_sides(case: Case) -> Sides:
     train, test = case.train, case.test
     forget = train.where(sample_rows(train.forget))
     retain = train.where(sample_rows(~train.forget))
-    held = torch.isin(test.labels, forget.labels.unique())
-    if bool(held.all()):
-        held = torch.arange(len(test)) % 2 == 0
-    return Sides(forget, retain, test, held, ~held)
+    held_out = torch.isin(test.labels, forget.labels.unique())
+    if bool(held_out.all()):
+        held_out = torch.arange(len(test)) % 2 == 0
+    return Sides(forget, retain, test, held_out, ~held_out)

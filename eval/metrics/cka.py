@@ -109,10 +109,10 @@ def _unbiased_hsic(energy: float, a: Tensor, b: Tensor) -> float:
     return total / (n * (n - 3))
 
 
-def _ratio(cross: float, left: float, right: float) -> float | None:
-    if not (left > 0 and right > 0):
+def _ratio(cross: float, own: float, other: float) -> float | None:
+    if not (own > 0 and other > 0):
         return None
-    return cross / left**0.5 / right**0.5
+    return cross / own**0.5 / other**0.5
 
 
 def _constant(side: Centered) -> bool:

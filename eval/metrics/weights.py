@@ -55,51 +55,51 @@ def _distances(case: Case, others: Sequence[Subject]) -> tuple[float, dict[str, 
     return fmean(whole), {name: fmean(each[name] for each in by_tensor) for name in own}
 
 
-def _original(case: Case) -> tuple[float, dict[str, float]]:
+def _to_original(case: Case) -> tuple[float, dict[str, float]]:
     return _distances(case, [case.original])
 
 
-def _retrained(case: Case) -> tuple[float, dict[str, float]]:
+def _to_retrained(case: Case) -> tuple[float, dict[str, float]]:
     return _distances(case, case.others)
 
 
 @metric(
     "weight_distance_original", title="Weights to original", group="Weights",
-    needs=("original", "depth full"), reads=_original, place=1,
+    needs=("original", "depth full"), reads=_to_original, place=1,
 )  # fmt: skip
 def weights_to_original(case: Case) -> float:
     """Euclidean distance of all parameters to the original model's, over their norm: how far a
     method moved.
     """
-    return case.once(_original)[0]
+    return case.once(_to_original)[0]
 
 
 @metric(
     "weight_distance_retrained", title="Weights to retrained", group="Weights",
-    needs=("retrained", "depth full"), reads=_retrained, place=2,
+    needs=("retrained", "depth full"), reads=_to_retrained, place=2,
 )  # fmt: skip
 def weights_to_retrained(case: Case) -> float:
     """Euclidean distance of all parameters to the retrained models', over their norm, mean.
     Networks from other initializations are far apart even where they compute the same.
     """
-    return case.once(_retrained)[0]
+    return case.once(_to_retrained)[0]
 
 
 @metric(
     "weight_distance_original_by_layer", title="Weights to original by tensor", group="Weights",
-    unit="table", needs=("original", "depth full"), reads=_original, place=3,
+    unit="table", needs=("original", "depth full"), reads=_to_original, place=3,
     schema=NUMBERS_BY_NAME,
 )  # fmt: skip
 def weights_to_original_by_layer(case: Case) -> dict[str, Any]:
     """Euclidean distance of each parameter to the original model's."""
-    return case.once(_original)[1]
+    return case.once(_to_original)[1]
 
 
 @metric(
     "weight_distance_retrained_by_layer", title="Weights to retrained by tensor", group="Weights",
-    unit="table", needs=("retrained", "depth full"), reads=_retrained, place=4,
+    unit="table", needs=("retrained", "depth full"), reads=_to_retrained, place=4,
     schema=NUMBERS_BY_NAME,
 )  # fmt: skip
 def weights_to_retrained_by_layer(case: Case) -> dict[str, Any]:
     """Euclidean distance of each parameter to the retrained models', mean."""
-    return case.once(_retrained)[1]
+    return case.once(_to_retrained)[1]

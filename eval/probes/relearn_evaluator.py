@@ -73,7 +73,7 @@ def _curve(
     net: nn.Module,
     inputs: Tensor,
     labels: Tensor,
-    held: Tensor,
+    test: Tensor,
     lesson: Lesson,
     device: torch.device,
 ) -> RelearnCurve:
@@ -85,7 +85,7 @@ def _curve(
         return rows.to(device), names.to(device)
 
     def accuracy(learner: nn.Module) -> float:
-        answers = (learner(part.to(device)) for part in held.split(_ROWS))
+        answers = (learner(part.to(device)) for part in test.split(_ROWS))
         predictions = torch.cat(
             [getattr(answer, "logits", answer).argmax(dim=1) for answer in answers]
         )

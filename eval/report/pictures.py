@@ -212,8 +212,8 @@ def _sides(change: Sequence[float | None], gone: set[int]) -> tuple[list[float],
     return [v for inside, v in known if inside], [v for inside, v in known if not inside]
 
 
-def _means(gone: Sequence[float], kept: Sequence[float]) -> str:
-    sides = (("forgotten", gone), ("others", kept))
+def _means(gone: Sequence[float], others: Sequence[float]) -> str:
+    sides = (("forgotten", gone), ("others", others))
     return ", ".join(f"{name} {sum(v) / len(v):+.1f} on average" for name, v in sides if v)
 
 

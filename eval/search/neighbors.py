@@ -272,11 +272,11 @@ def nearest(
 
 
 def _recall(
-    database: Tensor, queries: Tensor, found: Nearest, metric: Metric, ranks: Ranks
+    database: Tensor, queries: Tensor, result: Nearest, metric: Metric, ranks: Ranks
 ) -> float:
     """Share of the true neighbors that were found, over a fixed sample of the queries."""
-    k = found.places.shape[1]
+    k = result.places.shape[1]
     sample = permutation(0, "recall", 0, len(queries))[:_SAMPLED]
     exact = nearest(database, queries[sample.to(queries.device)], k, metric, "torch", ranks)
-    ours = found.places[sample.to(found.places.device)]
+    ours = result.places[sample.to(result.places.device)]
     return float((ours[:, :, None] == exact.places[:, None, :]).any(dim=2).double().mean())
