@@ -20,8 +20,10 @@ from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.threshold import pack, top_masks, unpack
 from letheon.methods.grad_ascent import ascent
+from letheon.spans import span
 
 
+@span("statistics")
 def saliency_masks(run: Run, densities: Sequence[float]) -> list[dict[str, Tensor]]:
     """Make for each density one bool mask per trainable parameter, equal on every rank.
 

@@ -22,26 +22,18 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
-from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.retrain import Retrain
 from letheon.methods.saliency import saliency_masks
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
+from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import run_of, trained, weights
 
 # Batches of 7 over 41 images: full ones and two sizes of a shared rest.
 RECIPE = Recipe(epochs=3, lr=0.01, batch_size=7)
-METHODS: dict[str, Method] = {
-    "retrain": Retrain(RECIPE),
-    "finetune": Finetune(RECIPE),
-    "grad-ascent": GradAscent(RECIPE),
-    "l1-sparse": L1Sparse(RECIPE, alpha=1e-2),
-    "random-label": RandomLabel(RECIPE, order="sequential"),
-    "salun": SalUn(RandomLabel(RECIPE), density=0.3),
-    "spkd": Spkd(RECIPE, ce_weight=1.0, sp_weight=100.0),
-}
+METHODS = cases(RECIPE)
 QUICK = ("grad-ascent", "spkd")
 
 

@@ -21,11 +21,9 @@ from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
-from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel
-from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
-from letheon.methods.spkd import Spkd
+from tests.methods.cases import cases
 from tests.world import run_of
 
 RECIPE = Recipe(epochs=1, lr=0.005, batch_size=7)
@@ -34,15 +32,11 @@ RECIPE = Recipe(epochs=1, lr=0.005, batch_size=7)
 def methods(recipe: Recipe) -> dict[str, Method]:
     """Each method, and between them each optimiser, an average, progress and micro-batches."""
     adam = replace(recipe, optimizer="adamw")
-    return {
-        "retrain": Retrain(recipe),
+    return cases(recipe) | {
         "finetune": Finetune(replace(recipe, optimizer="lars", ema=0.9)),
         "grad-ascent": GradAscent(replace(recipe, log_every=1)),
-        "l1-sparse": L1Sparse(recipe, alpha=1e-2),
-        "random-label": RandomLabel(replace(recipe, grad_accum_steps=2), order="paired"),
-        "salun": SalUn(RandomLabel(recipe), density=0.3),
+        "random-label-paired": RandomLabel(replace(recipe, grad_accum_steps=2), order="paired"),
         "salun-adamw": SalUn(RandomLabel(adam), density=0.3),
-        "spkd": Spkd(recipe, ce_weight=1.0, sp_weight=100.0),
     }
 
 

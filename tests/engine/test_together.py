@@ -19,27 +19,15 @@ from letheon.engine.runs.together import Member, run_together
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune
-from letheon.methods.grad_ascent import GradAscent
-from letheon.methods.head_distillation import HeadDistillation
-from letheon.methods.l1_sparse import L1Sparse
-from letheon.methods.random_label import RandomLabel
-from letheon.methods.salun import SalUn
-from letheon.methods.spkd import Spkd
+from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import PRESET, images, run_of, weights
 
 RECIPE = Recipe(epochs=3, lr=0.01, batch_size=7)
 METHODS: dict[str, Method] = {
-    "finetune": Finetune(RECIPE),
+    **cases(RECIPE),
     "small-batches": Finetune(replace(RECIPE, batch_size=5, epochs=2)),
     "adamw": Finetune(replace(RECIPE, optimizer="adamw", ema=0.5)),
-    "l1-sparse": L1Sparse(RECIPE, alpha=1e-2),
-    "grad-ascent": GradAscent(RECIPE),
-    "random-label": RandomLabel(RECIPE, order="sequential"),
-    "paired": RandomLabel(RECIPE, order="paired"),
-    "salun": SalUn(RandomLabel(RECIPE), density=0.3),
-    "spkd": Spkd(RECIPE, ce_weight=1.0, sp_weight=100.0),
-    "head-distillation": HeadDistillation(RECIPE),
 }
 DATA = images()
 Lines = list[dict[str, object]]

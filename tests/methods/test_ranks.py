@@ -9,35 +9,18 @@ import torch
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
-from letheon.engine.method import Method
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.methods import METHODS as OURS
 from letheon.methods.finetune import Finetune
-from letheon.methods.grad_ascent import GradAscent
-from letheon.methods.head_distillation import HeadDistillation
-from letheon.methods.l1_sparse import L1Sparse
-from letheon.methods.random_label import RandomLabel
-from letheon.methods.retrain import Retrain
-from letheon.methods.salun import SalUn
-from letheon.methods.spkd import Spkd
+from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import run_of, trained, weights
 
 # Batches of 7 over 41 images: uneven on 2 and on 3 ranks, and a shared rest.
 FROZEN = Recipe(epochs=2, lr=0.05, batch_size=7, batch_norm="frozen")
 GENTLE = replace(FROZEN, lr=0.005)
-METHODS: dict[str, Method] = {
-    "retrain": Retrain(FROZEN),
-    "finetune": Finetune(FROZEN),
-    "grad-ascent": GradAscent(GENTLE),
-    "l1-sparse": L1Sparse(FROZEN, alpha=1e-2),
-    "random-label": RandomLabel(FROZEN),
-    "random-label-paired": RandomLabel(FROZEN, order="paired", alpha=0.5),
-    "random-label-sequential": RandomLabel(FROZEN, order="sequential", draw="retained"),
-    "salun": SalUn(RandomLabel(FROZEN), density=0.3),
-    "spkd": Spkd(GENTLE, ce_weight=1.0, sp_weight=100.0),
-    "head-distillation": HeadDistillation(FROZEN),
-}
+METHODS = cases(FROZEN, GENTLE)
 # float32 sums in another order; 10 to 20 steps at these rates. Observed up to 3e-6.
 TOLERANCE = 2e-5
 
@@ -45,6 +28,10 @@ TOLERANCE = 2e-5
 def end(ranks: Ranks, name: str) -> tuple[dict[str, torch.Tensor], list[float]]:
     run, lines = trained(METHODS[name], ranks)
     return weights(run), [float(str(line["loss"])) for line in lines]
+
+
+def test_every_method_has_a_case() -> None:
+    assert {method.name for method in METHODS.values()} == set(OURS)
 
 
 @pytest.mark.parametrize("name", METHODS)
