@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from letheon.errors import InputError
@@ -9,6 +10,8 @@ from letheon.loaders.datasets import digits, layouts, list_files
 from letheon.loaders.datasets.archives import open_tree
 from letheon.loaders.datasets.cifar import read_cifar
 from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.datasets.label_files import listed_splits
+from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.formats import arrays
 from letheon.loaders.formats.beton_set import is_betons, open_betons
 
@@ -17,8 +20,13 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
     """Whatever is at `path`: train and test, or domains by name.
 
     Raises:
-        InputError: Nothing is there, or it has no layout that `folders` or `lists` know.
+        InputError: Nothing is there, or it has no layout that `layouts` or `list_files` know.
     """
+    return _open(path, divide=False)
+
+
+def _open(path: str, divide: bool) -> Data | dict[str, ImageSet]:
+    """As `open_source`; with `divide`, class folders with lists of splits are train and test."""
     if path == "digits":
         train, test = digits.upstream()
         return Data(train, test, tuple((name,) for name in train.classes))
@@ -33,6 +41,22 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
     if cifar is not None:
         return cifar
     layout = layouts.recognize_layout(tree)
+    found = _read(tree, layout, divide)
+    if isinstance(found, Data):
+        notes = layouts.note_unread(tree, layout, [found.train, found.test])
+        found = replace(found, notes=(*found.notes, *found.train.notes, *notes))
+        found.train.notes = found.notes
+    else:
+        first = next(iter(found.values()))
+        first.notes = (*first.notes, *layouts.note_unread(tree, layout, found.values()))
+    return found
+
+
+def _read(tree: Tree, layout: layouts.Layout, divide: bool) -> Data | dict[str, ImageSet]:
+    if divide and layout.kind in ("classes", "domains"):
+        lists = listed_splits(tree, layout.paths)
+        if lists is not None:
+            return layouts.split_by_lists(tree, layout, lists)
     if (listed := list_files.lists_beside(tree, layout)) is not None:
         return listed
     if layout.kind == "splits":
@@ -48,7 +72,7 @@ def open_data(path: str) -> Data:
     Raises:
         InputError: As `open_source`, or the set has domains instead.
     """
-    data = open_source(path)
+    data = _open(path, divide=True)
     if isinstance(data, Data):
         return data
     raise InputError(

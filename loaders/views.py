@@ -34,7 +34,7 @@ class RelabeledImages(ImageSet):
         place = {name: number for number, name in enumerate(classes)}
         table = np.array([place[name] for name in images.classes], dtype=np.int64)
         self.images = images
-        self.name, self.left_out = images.name, images.left_out
+        self.name, self.left_out, self.notes = images.name, images.left_out, images.notes
         self.classes = classes
         self.labels = table[images.labels]
 
@@ -113,7 +113,7 @@ class ReadableImages(ImageSet):
         """`left_out` tells by the old number why an image is not in."""
         self.images = images
         self.numbers = np.setdiff1d(np.arange(len(images)), list(left_out))  # (n,) the old ones
-        self.name, self.classes = images.name, images.classes
+        self.name, self.classes, self.notes = images.name, images.classes, images.notes
         self.labels = images.labels[self.numbers]
         self.left_out = (*images.left_out, *(left_out[i] for i in sorted(left_out)))
 

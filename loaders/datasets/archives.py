@@ -1,44 +1,66 @@
-"""A zip or a tar read in place, member by member.
+"""A zip or a tar read in place, member by member, told apart by content and not by suffix.
 
 Nothing is unpacked, so an archive can write nowhere; one whose members point outside it is refused
-all the same.
+all the same. Backslashes of zips made on Windows divide folders. The tars inside a tar, such as
+ImageNet's of one class each, are read in place too, as folders.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
+import posixpath
+import re
+import stat
 import tarfile
 import unicodedata
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from letheon.errors import InputError, UnreadableImage
-from letheon.loaders.datasets.tree import Folder, Tree
+from letheon.loaders.datasets.tree import Bundle, Folder, Tree, looks_like_image
 
 MAX_FILE = 2**28  # bytes of one member; a photograph is far below
 MAX_UNPACKED = 2**30  # bytes of a compressed tar, which has to be held in memory
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_LINKS = 8  # links that lead to links
+COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+OTHERS = {b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"\x28\xb5\x2f\xfd": "zstd"}
+# Longest first: the name without its suffix is the folder that the archive stands for.
+NAMES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tbz2", ".tgz", ".txz", ".tar", ".zip")
 
 
 class Zip(Tree):
-    """A zip archive; each process opens it for itself."""
+    """A zip archive; each process opens it for itself. Links to other members are followed."""
 
     def __init__(self, root: Path) -> None:
+        folders: list[str] = []
+        links: dict[str, str] = {}
+        self._members: dict[str, zipfile.ZipInfo] = {}
         try:
             with zipfile.ZipFile(root) as archive:
-                entries = archive.infolist()
-        except (zipfile.BadZipFile, OSError) as error:
+                for entry in archive.infolist():
+                    path = _safe(root, entry.filename)
+                    if entry.filename.endswith(("/", "\\")):
+                        folders.append(path)
+                    elif stat.S_ISLNK(entry.external_attr >> 16):
+                        links[path] = _target(path, archive.read(entry).decode("utf-8", "replace"))
+                    else:
+                        self._members[path] = entry
+        except (zipfile.BadZipFile, OSError, zlib.error, RuntimeError, ValueError) as error:
             raise _broken(root, error) from None
-        self._sizes = {_safe(root, e.filename): e.file_size for e in entries if not e.is_dir()}
-        self._names = {_safe(root, e.filename): e.filename for e in entries if not e.is_dir()}
+        lost = _follow(links, self._members)
         self._open: tuple[int, zipfile.ZipFile] | None = None
-        folders = [_safe(root, e.filename.rstrip("/")) for e in entries if e.is_dir()]
-        super().__init__(root, self._sizes, folders)
+        super().__init__(root, self._members, folders, lost)
 
     def size(self, path: str) -> int:
         """Bytes of the member, uncompressed."""
-        return self._sizes[path]
+        return self._members[path].file_size
 
     def read(self, path: str) -> bytes:
         """The member; raises `UnreadableImage` naming it when it cannot be read or is too large."""
@@ -46,46 +68,58 @@ class Zip(Tree):
         try:
             if self._open is None or self._open[0] != os.getpid():
                 self._open = (os.getpid(), zipfile.ZipFile(self.root))
-            return self._open[1].read(self._names[path])
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+            return self._open[1].read(self._members[path].orig_filename)
+        except (
+            zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, zlib.error,
+        ) as error:  # fmt: skip
             raise UnreadableImage(str(_broken(self.where(path), error))) from None
 
 
 class Tar(Tree):
     """A tar archive: members of a plain one are read where they lie, a compressed one from memory.
 
-    Hard links are followed inside the archive; other links and special files are left out.
+    Links to other members are followed; special files are left out.
     """
 
     def __init__(self, root: Path) -> None:
-        self._places: dict[str, tuple[int, int]] = {}
-        self._held: dict[str, bytes] = {}
+        self.root = root
+        self._places: dict[str, tuple[int, int]] = {}  # offset and bytes
+        self._links: dict[str, str] = {}
+        self._held: bytes | None = None
         self._open: io.FileIO | None = None
-        folders: list[str] = []
-        total = 0
+        self._folders: list[str] = []
         try:
-            with tarfile.open(root) as archive:
-                in_memory = root.name.endswith(COMPRESSED)
-                for member in archive:
-                    path = _safe(root, member.name)
-                    if member.isdir():
-                        folders.append(path)
-                    elif member.islnk():
-                        target = _safe(root, member.linkname)
-                        self._places[path] = self._places[target]
-                        if in_memory:
-                            self._held[path] = self._held[target]
-                    elif member.isreg():
-                        self._places[path] = (member.offset_data, member.size)
-                        total += member.size
-                        if in_memory:
-                            _check_total(root, total)
-                            stream = archive.extractfile(member)
-                            assert stream is not None
-                            self._held[path] = stream.read()
-        except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+            if _compression(root) is not None:
+                self._held = _unpack(root)
+            with root.open("rb") if self._held is None else io.BytesIO(self._held) as file:
+                self._index(file, "")  # type: ignore[arg-type]
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise _broken(root, error) from None
-        super().__init__(root, self._places, folders)
+        lost = _follow(self._links, self._places)
+        super().__init__(root, self._places, self._folders, lost)
+
+    def _index(self, file: io.BufferedReader, prefix: str, end: int | None = None) -> None:
+        """Note the members from the file's position on; those of a tar in it below its name."""
+        nested: list[tuple[str, int, int]] = []
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if end is not None and member.offset >= end:
+                    break
+                path = prefix + _safe(self.root, member.name)
+                if member.isdir():
+                    self._folders.append(path)
+                elif member.islnk():
+                    self._links[path] = prefix + _safe(self.root, member.linkname)
+                elif member.issym():
+                    self._links[path] = _target(path, member.linkname)
+                elif member.isreg() and path.endswith(".tar"):
+                    nested.append((path, member.offset_data, member.size))
+                elif member.isreg():
+                    self._places[path] = (member.offset_data, member.size)
+        for path, offset, size in nested:
+            self._folders.append(path.removesuffix(".tar"))
+            file.seek(offset)
+            self._index(file, f"{path.removesuffix('.tar')}/", offset + size)
 
     def size(self, path: str) -> int:
         """Bytes of the member, uncompressed."""
@@ -94,12 +128,14 @@ class Tar(Tree):
     def read(self, path: str) -> bytes:
         """The member; raises `UnreadableImage` naming it when it cannot be read or is too large."""
         _check_size(self, path)
-        if self._held:
-            return self._held[path]
         offset, size = self._places[path]
-        if self._open is None:
-            self._open = io.FileIO(self.root)
-        data = os.pread(self._open.fileno(), size, offset)  # no shared position: safe after a fork
+        if self._held is not None:
+            data = self._held[offset : offset + size]
+        else:
+            if self._open is None:
+                self._open = io.FileIO(self.root)
+            # No shared position: safe after a fork.
+            data = os.pread(self._open.fileno(), size, offset)
         if len(data) != size:
             raise UnreadableImage(str(_broken(self.where(path), "cut short")))
         return data
@@ -108,25 +144,78 @@ class Tar(Tree):
 def open_tree(path: Path) -> Tree:
     """The folder or archive at `path`; raises `InputError` if it is neither or does not exist."""
     if path.is_dir():
-        return Folder(path)
+        return _with_archives(Folder(path))
     if not path.exists():
         raise InputError(
             f"got {path}, which does not exist, expected a folder or an archive of images; "
             "check the path"
         )
-    if path.suffix == ".zip":
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return Zip(path)
-    if path.name.endswith((".tar", *COMPRESSED)):
+    if _compression(path) is not None or _is_tar(path):
         return Tar(path)
+    known = next((what for magic, what in OTHERS.items() if start.startswith(magic)), None)
+    if path.name.lower().endswith(NAMES) and known is None:
+        raise _broken(path, "neither a zip nor a tar by its content")
     raise InputError(
-        f"got {path}, expected a folder, a .zip or a .tar of images; unpack or convert it"
+        f"got {path}{f', which is {known}' if known else ''}, expected a folder, a .zip or a .tar "
+        "of images; unpack or convert it"
     )
+
+
+def _with_archives(folder: Folder) -> Tree:
+    """`folder`, or where it holds archives and no image, what is in them as if unpacked there."""
+    paths = [path for path in folder.files if path.lower().endswith(NAMES) and "/" not in path]
+    if not paths or any(looks_like_image(path) for path in folder.files):
+        return folder
+    parts: dict[str, Tree] = {}
+    for path in paths:
+        name = next(path[: -len(end)] for end in NAMES if path.lower().endswith(end))
+        parts[name] = open_tree(folder.root / path)
+    return Bundle(folder.root, folder, parts)
+
+
+def _is_tar(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(512)
+    return start[257:262] == b"ustar" or (path.name.lower().endswith(".tar") and len(start) == 512)
+
+
+def _compression(path: Path) -> str | None:
+    """What the file is compressed with, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((what for magic, what in COMPRESSION.items() if start.startswith(magic)), None)
+
+
+def _unpack(root: Path) -> bytes:
+    """The plain tar in a compressed one.
+
+    Raises:
+        InputError: It is over `MAX_UNPACKED`.
+    """
+    openers: dict[str | None, Callable[[Path], Any]] = {
+        "gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open
+    }  # fmt: skip
+    try:
+        with openers[_compression(root)](root) as file:
+            data: bytes = file.read(MAX_UNPACKED + 1)
+    except lzma.LZMAError as error:
+        raise _broken(root, error) from None
+    if len(data) > MAX_UNPACKED:
+        raise InputError(
+            f"{root}: got a compressed tar of over {MAX_UNPACKED >> 30} GiB, expected a plain "
+            ".tar, which is read in place; unpack it"
+        )
+    return data
 
 
 def _safe(root: Path, name: str) -> str:
     """The member's path in form C; raises `InputError` if it leads outside the archive."""
-    path = PurePosixPath(unicodedata.normalize("NFC", name))
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    path = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
+    if path.is_absolute() or ".." in path.parts or "\0" in name or re.match("[A-Za-z]:", name):
         raise InputError(
             f"{root}: got a member named {name!r}, which leads outside, expected relative paths; "
             "do not use this archive"
@@ -134,19 +223,30 @@ def _safe(root: Path, name: str) -> str:
     return path.as_posix()
 
 
+def _target(path: str, link: str) -> str:
+    """The member that a symbolic link in `path` names, seen from the archive's root."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+
+
+def _follow(links: dict[str, str], members: dict[str, Any]) -> list[str]:
+    """Add to `members` what links lead to; the links that lead to no file of the archive."""
+    lost = []
+    for path in links:
+        target = path
+        for _ in range(MAX_LINKS):
+            target = links.get(target, target)
+        if target in members:
+            members[path] = members[target]
+        else:
+            lost.append(path)
+    return lost
+
+
 def _check_size(tree: Tree, path: str) -> None:
     if tree.size(path) > MAX_FILE:
         raise UnreadableImage(
             f"{tree.where(path)}: got {tree.size(path)} bytes, expected an image of at most "
             f"{MAX_FILE}; remove it"
-        )
-
-
-def _check_total(root: Path, total: int) -> None:
-    if total > MAX_UNPACKED:
-        raise InputError(
-            f"{root}: got a compressed tar of over {MAX_UNPACKED >> 30} GiB, expected a plain "
-            ".tar, which is read in place; unpack it"
         )
 
 

@@ -62,3 +62,14 @@ class FileImages(ImageSet):
                 total.update(line.encode("utf-8", "surrogateescape"))
             self._digest = total.hexdigest()
         return self._digest
+
+
+class ListedImages(FileImages):
+    """Images that a list names; their digest holds the labels too, which the paths do not."""
+
+    @property
+    def digest(self) -> str:
+        """Over the manifest of paths and sizes, and the labels."""
+        total = hashlib.sha256(super().digest.encode())
+        total.update(self.labels.astype("<i8").tobytes())
+        return total.hexdigest()

@@ -24,6 +24,7 @@ class ImageSet(ABC):
     labels: NDArray[np.int64]  # (N,), in [0, len(classes))
     classes: tuple[str, ...]  # unique names, in label order
     left_out: tuple[str, ...] = ()  # what was unreadable and dropped on request: name and reason
+    notes: tuple[str, ...] = ()  # what a user should know about how the set was read
 
     @property
     @abstractmethod

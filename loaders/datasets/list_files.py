@@ -8,7 +8,6 @@ list names is not read. Lists: Saito et al. 2019 (126 classes), Peng et al. 2019
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import unicodedata
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from letheon.errors import InputError
-from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.datasets.files import ListedImages
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.loaders.datasets.layouts import SUFFIXES, Layout, canonical, children
-from letheon.loaders.datasets.tree import Folder, Tree, bytewise
+from letheon.loaders.datasets.layouts import Layout, canonical, children
+from letheon.loaders.datasets.tree import SUFFIXES, Folder, Tree, bytewise
 
 NAME = re.compile(r"(.+)_(list|train|test)\.txt")
 MAX_LABEL = 2**16 - 1
@@ -38,17 +37,6 @@ class Line(NamedTuple):
     def where(self) -> str:
         """What the line is called in messages."""
         return f"{self.name}, line {self.number}"
-
-
-class ListedImages(FileImages):
-    """Images that a list names; their digest holds the labels too, which the paths do not."""
-
-    @property
-    def digest(self) -> str:
-        """Over the manifest of paths and sizes, and the labels."""
-        total = hashlib.sha256(super().digest.encode())
-        total.update(self.labels.astype("<i8").tobytes())
-        return total.hexdigest()
 
 
 def lists_beside(tree: Tree, layout: Layout) -> dict[str, ImageSet] | None:

@@ -1,36 +1,81 @@
 """Files by relative path, whether they lie in a folder or in an archive.
 
-Paths are relative, with forward slashes and in Unicode form C, sorted bytewise: the same
-list on every file system.
+Paths are relative, with forward slashes and in Unicode form C, sorted by folder and then by name:
+the same list on every file system, and torchvision's order. One rule holds for folders and all
+archives: folders whose names start with a dot are not looked into; other hidden files, and those
+that macOS, Windows and network storage put beside photographs, are kept in `hidden` and not read.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from PIL import features
+
 from letheon.errors import InputError, UnreadableImage
+
+# Matches the path of a file that is nobody's image, whatever its suffix.
+HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found)(?:/|$))")
+DOT_FOLDER = re.compile(r"(?:^|/)\.[^/]+/")
+
+# What Pillow decodes, and what else is an image by its name and is told to be left out.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".tif", ".tiff", ".gif", ".jp2", *((".avif",) if features.check("avif") else ()),
+)  # fmt: skip
+UNREAD_SUFFIXES = (
+    ".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".ico", ".dng", ".cr2", ".nef",
+    ".arw", ".raw", ".exr", ".hdr", ".dcm", ".j2k", ".jpx", ".jif", ".apng", ".dib",
+)  # fmt: skip
+
+
+def looks_like_image(path: str) -> bool:
+    """Whether the name is that of an image, be it of a kind that is read or not."""
+    return path.lower().endswith(SUFFIXES + UNREAD_SUFFIXES)
 
 
 def bytewise(paths: Iterable[str]) -> list[str]:
-    """Sorted by the bytes of the UTF-8 form."""
-    return sorted(paths, key=lambda path: path.encode("utf-8", "surrogateescape"))
+    """Sorted by folder, then by name, each by the bytes of its UTF-8 form."""
+    return sorted(paths, key=_sort_key)
+
+
+def _sort_key(path: str) -> bytes:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}\0{name}".encode("utf-8", "surrogateescape")
 
 
 class Tree(ABC):
-    """The files below one root. Pickles without its lists: workers only `read`."""
+    """The files below one root. Pickles without its lists: workers only `read`.
 
-    def __init__(self, root: Path, files: Iterable[str], folders: Iterable[str]) -> None:
+    Attributes:
+        files: paths of the files to look at, sorted.
+        folders: paths of the folders, those that hold nothing too.
+        hidden: paths that are passed over: hidden files, a second Unicode form of a name, links
+            that lead nowhere.
+    """
+
+    def __init__(
+        self, root: Path, files: Iterable[str], folders: Iterable[str], lost: Iterable[str] = ()
+    ) -> None:
+        """`lost` are paths that cannot be read, such as links out of an archive."""
         self.root = root
-        self.files = bytewise(files)
-        self.folders = set(folders)  # those that hold nothing too
+        everything = list(files)
+        hidden = [path for path in everything if HIDDEN.search(path)]
+        if hidden:
+            out = set(hidden)
+            everything = [path for path in everything if path not in out]
+        self.files = bytewise(everything)
+        self.folders = {path for path in folders if not HIDDEN.search(path)}
+        self.hidden = [*(path for path in hidden if not DOT_FOLDER.search(path)), *lost]
 
     @abstractmethod
     def size(self, path: str) -> int:
-        """Bytes of the file, uncompressed."""
+        """Bytes of the file, uncompressed; raises `UnreadableImage` where there is none."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
@@ -41,11 +86,11 @@ class Tree(ABC):
         return f"{self.root}/{path}"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "files": [], "folders": set(), "_open": None}
+        return {**self.__dict__, "files": [], "folders": set(), "hidden": [], "_open": None}
 
 
 class Folder(Tree):
-    """A directory; names that start with a dot are left out, links followed unless they loop."""
+    """A directory; links are followed unless they loop."""
 
     def __init__(self, root: Path, tops: Collection[str] | None = None) -> None:
         """With `tops`, only these of the folders directly in `root` are looked into."""
@@ -59,8 +104,13 @@ class Folder(Tree):
                 inner[:] = [n for n in inner if unicodedata.normalize("NFC", n) in tops]
             prefix = "" if below == "." else f"{below}/"
             folders += [self._note(prefix + name) for name in inner]
-            files += [self._note(prefix + n) for n in names if not n.startswith(".")]
-        super().__init__(root, files, folders)
+            files += [self._note(prefix + name) for name in names]
+        lost: list[str] = []
+        if self._real:  # a name may be there in both Unicode forms
+            seen: set[str] = set()
+            lost = [path for path in files if path in seen or seen.add(path)]  # type: ignore[func-returns-value]
+            files = list(dict.fromkeys(files))
+        super().__init__(root, files, folders, lost)
 
     def _note(self, real: str) -> str:
         path = unicodedata.normalize("NFC", real)
@@ -69,17 +119,49 @@ class Folder(Tree):
         return path
 
     def size(self, path: str) -> int:
-        """Bytes of the file."""
-        return (self.root / self._real.get(path, path)).stat().st_size
+        """Bytes of the file; raises `UnreadableImage` where it is gone."""
+        try:
+            return (self.root / self._real.get(path, path)).stat().st_size
+        except OSError as error:
+            raise self._unreadable(path, error) from None
 
     def read(self, path: str) -> bytes:
         """The whole file; raises `UnreadableImage` naming it when it cannot be read."""
         try:
             return (self.root / self._real.get(path, path)).read_bytes()
         except OSError as error:
-            raise UnreadableImage(
-                f"{self.where(path)}: cannot be read ({error.strerror})"
-            ) from None
+            raise self._unreadable(path, error) from None
+
+    def _unreadable(self, path: str, error: OSError) -> UnreadableImage:
+        return UnreadableImage(f"{self.where(path)}: cannot be read ({error.strerror})")
+
+
+class Bundle(Tree):
+    """Several trees below one root, each in a folder of its own: the archives of a download."""
+
+    def __init__(self, root: Path, folder: Tree, parts: dict[str, Tree]) -> None:
+        """`parts` has the tree of each archive by the folder it stands for; `folder` the rest."""
+        self._folder, self._parts = folder, parts
+        files, folders, lost = list(folder.files), list(folder.folders), list(folder.hidden)
+        for prefix, tree in parts.items():
+            files += [f"{prefix}/{path}" for path in tree.files]
+            folders += [prefix, *(f"{prefix}/{path}" for path in tree.folders)]
+            lost += [f"{prefix}/{path}" for path in tree.hidden]
+        super().__init__(root, files, folders, lost)
+
+    def size(self, path: str) -> int:
+        """Bytes of the file, uncompressed."""
+        tree, inner = self._find(path)
+        return tree.size(inner)
+
+    def read(self, path: str) -> bytes:
+        """The whole file; raises `UnreadableImage` naming it when it cannot be read."""
+        tree, inner = self._find(path)
+        return tree.read(inner)
+
+    def _find(self, path: str) -> tuple[Tree, str]:
+        top, _, inner = path.partition("/")
+        return (self._parts[top], inner) if top in self._parts else (self._folder, path)
 
 
 def _loops(base: str, name: str) -> bool:

@@ -74,12 +74,8 @@ def test_any_split_names_and_sorted_files(draw: Drawn, held_out: str) -> None:
     data = open_data(str(draw(paths)))
     assert data.classes == ("a", "a-b", "b")
     files = [data.train.path(i).rpartition("/train/")[2] for i in range(len(data.train))]
-    assert (
-        files
-        == sorted(files)
-        == ["a-b/1.jpg", "a-b/B.jpg", "a/1.jpg", "a/B.jpg", "b/1.jpg", "b/B.jpg"]
-    )
-    assert data.train.labels.tolist() == [1, 1, 0, 0, 2, 2]
+    assert files == ["a/1.jpg", "a/B.jpg", "a-b/1.jpg", "a-b/B.jpg", "b/1.jpg", "b/B.jpg"]
+    assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_of_several_held_out_splits_one_is_read_and_it_is_said(draw: Drawn) -> None:
@@ -244,8 +240,3 @@ def test_cifar_faults(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(InputError, match=r"without data_batch_2\.bin"):
         open_data(str(tmp_path / "cut"))
-    (tmp_path / "python").mkdir()
-    for name in ("data_batch_1", "test_batch", "batches.meta"):
-        (tmp_path / "python" / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(InputError, match="pickle and is not opened"):
-        open_data(str(tmp_path / "python"))
