@@ -219,7 +219,12 @@ def _build_pipeline(
     dali = importlib.import_module("nvidia.dali")
     fn, types = importlib.import_module("nvidia.dali.fn"), dali.types
     on_gpu = loader.device.type == "cuda"
-    decoder = "mixed" if on_gpu else "cpu"
+    # No loader applies the orientation tag, which DALI does unless it is told not to.
+    decoding = {
+        "device": "mixed" if on_gpu else "cpu",
+        "output_type": types.RGB,
+        "adjust_orientation": False,
+    }
 
     def graph() -> Any:
         if source == "image":
@@ -230,7 +235,7 @@ def _build_pipeline(
         else:
             jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1)
         if source == "decode":
-            return fn.decoders.image(jpeg, device=decoder, output_type=types.RGB)
+            return fn.decoders.image(jpeg, **decoding)
         number = types.INT32 if training else types.FLOAT
         start = fn.external_source(name="start", dtype=number, ndim=1)
         extent = fn.external_source(name="extent", dtype=number, ndim=1)
@@ -239,9 +244,9 @@ def _build_pipeline(
         linear = {"size": size, "interp_type": types.INTERP_LINEAR, "antialias": True}
         cut = {"start": start, "shape": extent, "axes": [0, 1]}
         if source == "jpeg" and training:
-            images = fn.decoders.image_slice(jpeg, device=decoder, output_type=types.RGB, **cut)
+            images = fn.decoders.image_slice(jpeg, **decoding, **cut)
         elif source == "jpeg":
-            images = fn.decoders.image(jpeg, device=decoder, output_type=types.RGB)
+            images = fn.decoders.image(jpeg, **decoding)
         else:
             images = fn.slice(decoded, **cut) if training else decoded
         if not training:

@@ -15,6 +15,7 @@ from torch.utils.data import Subset
 from letheon.errors import InputError, UnreadableImage
 from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.decode.pillow import to_rgb
 
 SMALL = 4096  # images; the digest of a larger set is over this many, drawn by number
 
@@ -160,7 +161,7 @@ def _label_array(dataset: Any) -> NDArray[np.int64] | None:
 def _to_rgb(image: Any, name: str) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 of a PIL image, an array or a tensor; grey is repeated."""
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return to_rgb(image, name)
     channels_first = isinstance(image, Tensor)
     pixels = np.asarray(image)
     if pixels.ndim == 2:

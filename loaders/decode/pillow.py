@@ -11,14 +11,16 @@ from PIL import Image, UnidentifiedImageError
 
 from letheon.errors import UnreadableImage
 
+DEEP_FORMATS = ("PNG", "PPM")  # in which Pillow's 32-bit mode holds 16-bit values
+PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # 67 million: over any photograph of the usual sets, under 0.3 GB decoded
 
 
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """(H, W, 3) RGB uint8 from any format that Pillow knows, whatever the file's suffix says.
 
-    Grey, palette, CMYK and transparent images are converted; the orientation tag is not applied, as
-    is usual for these sets. Nothing is decoded before the stated size has passed the cap.
+    Converted as by `to_rgb`; the orientation tag is not applied, as is usual for these sets.
+    Nothing is decoded before the stated size has passed the cap. Texts in a PNG are not read.
 
     Raises:
         UnreadableImage: Empty, truncated, not an image, or more than `max_pixels`; `name` is in it.
@@ -32,14 +34,48 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
                 width, height = image.size
                 if width * height > max_pixels:
                     raise unreadable(name, f"{width} x {height} pixels, over {max_pixels}")
-                return np.array(image.convert("RGB"))
+                return to_rgb(image, name)
     except UnreadableImage:
         raise
+    except ValueError as error:
+        shorter = _drop_texts(data)
+        if len(shorter) < len(data):  # Pillow refuses a PNG whose texts are long
+            return decode(shorter, name, max_pixels)
+        raise unreadable(name, " ".join(str(error).split()) or "ValueError") from None
     except UnidentifiedImageError:
         raise unreadable(name, "no known image format") from None
     except Exception as error:  # Pillow's plugins raise many kinds on broken files
         reason = " ".join(str(error).split())
         raise unreadable(name, reason or type(error).__name__) from None
+
+
+def to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of an open image: grey, palette, CMYK and transparent ones are converted.
+
+    Of 16-bit grey the high byte is kept, as of 16-bit colors.
+
+    Raises:
+        UnreadableImage: Grey of 32 bits or floating point, whose white is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP_FORMATS):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise unreadable(name, f"grey values of mode {image.mode}, whose white is not known")
+    return np.array(image.convert("RGB"))
+
+
+def _drop_texts(data: bytes) -> bytes:
+    """A PNG without its chunks of text and color profile; other data as they are."""
+    if data[:8] != PNG:
+        return data
+    parts, at = [PNG], 8
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts)
 
 
 def unreadable(name: str, reason: str) -> UnreadableImage:

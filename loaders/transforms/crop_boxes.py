@@ -27,7 +27,8 @@ def central(shapes: NDArray[np.int64], preset: Preset) -> NDArray[np.float64]:
     borders, to be resized after. Pixels differ by rounding, and at the very border.
     """
     if preset.resize == "crop-square":
-        side = preset.size * shapes.min(axis=1, keepdims=True) // preset.resize_to  # (B, 1)
+        side = preset.size * shapes.min(axis=1, keepdims=True) // preset.resize_to
+        side = np.maximum(side, 1)  # (B, 1)
         corner = (shapes - side + 1) // 2
         return np.concatenate([corner, side, side], axis=1).astype(np.float64)
     resized = preset.resize_to * shapes // shapes.min(axis=1, keepdims=True)  # (B, 2)

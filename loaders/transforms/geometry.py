@@ -14,6 +14,7 @@ from letheon.loaders.transforms import augment
 
 Image = NDArray[np.uint8]  # (H, W, 3), or (B, H, W, 3) where many are of one size
 Images = Sequence[Image] | Image
+THIN = 32  # times as long as wide; no photograph is
 
 
 def resize(image: Image, height: int, width: int, preset: Preset) -> Image:
@@ -33,16 +34,30 @@ def fit(image: Image, preset: Preset) -> Image:
     if preset.resize == "none":
         return resize(image, size, size, preset)
     if preset.resize == "crop-square":
-        side = size * short // preset.resize_to
+        side = max(size * short // preset.resize_to, 1)
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         return resize(image[top : top + side, left : left + side], size, size, preset)
     if preset.resize == "square":
         height = width = preset.resize_to
     else:
+        if max(height, width) > THIN * short:
+            image = _cut_thin(image, preset)
+            height, width = image.shape[:2]
         height, width = preset.resize_to * height // short, preset.resize_to * width // short
     image = resize(image, height, width, preset)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return image[top : top + size, left : left + size]
+
+
+def _cut_thin(image: Image, preset: Preset) -> Image:
+    """The middle of a thin image: what the central crop shows after resizing, and a margin.
+
+    Resized whole, an image of 8000 x 1 pixels would take gigabytes.
+    """
+    short = min(image.shape[:2])
+    reach = -(-short * preset.size // (2 * preset.resize_to)) + 4 * short  # to either side
+    top, left = (max(side // 2 - reach, 0) for side in image.shape[:2])
+    return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
 def squares(images: Images, preset: Preset) -> Image:
