@@ -36,7 +36,7 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import write_report
 from letheon.launch.command import run_command, together
-from letheon.loaders.views import left_out_lines
+from letheon.loaders.views import list_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         print("\n".join(define_all()))
         return
     comparison = together(ranks, lambda: settings.comparison(ranks))
-    for line in left_out_lines(comparison.sets) if ranks.main else ():
+    for line in list_notes(comparison.sets) if ranks.main else ():
         print(line, file=sys.stderr)
     measuring = Measuring(
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks

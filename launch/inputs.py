@@ -208,8 +208,9 @@ def align(model: Classifier, data: Data) -> Data:
             _widen_classes(images, model.class_names or tuple(map(str, range(model.classes))))
             data = replace(data, names=tuple((name,) for name in images.classes))
     names = model_classes(model.class_names, model.classes, data.classes)
+    data = align_labels(data, names, assumed=model.class_names is None)
     model.class_names = names
-    return align_labels(data, names)
+    return data
 
 
 def resolve_request(forget: Forget, data: Data, seed: int) -> Request:

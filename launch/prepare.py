@@ -11,6 +11,7 @@ with digests is written. Unreadable images are counted and named, and left out.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,10 +19,12 @@ from typing import Literal
 from letheon.engine.distributed import Ranks
 from letheon.errors import InputError
 from letheon.launch.command import run_command
+from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.formats.beton_set import write_betons
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
+from letheon.loaders.views import list_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,9 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if not ranks.main:
         return
     source = open_source(settings.source)
+    sets = {"train": source.train, "test": source.test} if isinstance(source, Data) else source
+    for line in list_notes(sets):
+        print(line, file=sys.stderr)
     if settings.form == "beton":
         written = write_betons(source, settings.out, settings.encoding, settings.workers)
         counts = {part: file.samples for part, file in written.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ def resolve(
     if kind in ("class", "file") and rest:
         tokens = _lines(rest) if kind == "file" else [t.strip() for t in rest.split(",")]
         index = _index(data)
+        if kind == "file":
+            tokens = [_shorten(token, index) for token in tokens]
         ids = [_class(token, index, data, text) for token in tokens if token]
     elif kind in ("random", "top") and rest.isdecimal():
         if kind == "random":
@@ -164,6 +167,17 @@ def _class(token: str, index: dict[str, set[int]], data: Data, text: str) -> int
             "is it a list of another dataset?"
         )
     return number
+
+
+def _shorten(line: str, index: dict[str, set[int]]) -> str:
+    """The part of a list's line that names a class: all of it, or what a comma or space ends.
+
+    ImageNet's own lists go on after the id: "n01440764 tench, Tinca tinca".
+    """
+    if _plain(line) in index:
+        return line
+    parts = (re.split(mark, line, maxsplit=1)[0].strip() for mark in ("[,\t;]", r"\s"))
+    return next((part for part in parts if _plain(part) in index or part.isdecimal()), line)
 
 
 def _plain(name: str) -> str:

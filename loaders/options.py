@@ -17,7 +17,7 @@ from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.factory import CacheOptions, Kind, make_loader
 from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import drop_unreadable
+from letheon.loaders.views import drop_unreadable, order_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,9 @@ class DataOptions:
 
     data: str = "digits"
     """Upstream set: `digits`, or a folder or archive with train/<class>/ and val/<class>/."""
+    classes: str = ""
+    """File with the names of the class folders in the model's order, one a line; without, folders
+    that are numbers come in their order, and others sorted."""
     seed: int = 1
     """Order, augmentation, drawn labels and new weights follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -69,6 +72,8 @@ class DataOptions:
     def open_data(self) -> Data:
         """The upstream set, without what is unreadable where that is to be dropped."""
         data = open_data(self.data)
+        if self.classes:
+            data = order_classes(data, self.classes)
         if self.unreadable == "error":
             return data
         train = drop_unreadable(data.train)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +31,13 @@ CHUNK = 64  # images of one task
 class RelabeledImages(ImageSet):
     """The same images under other label numbers; class k of the result may have no image here."""
 
-    def __init__(self, images: ImageSet, classes: tuple[str, ...]) -> None:
-        """`classes` holds every class of `images` by name."""
+    def __init__(
+        self, images: ImageSet, classes: tuple[str, ...], names: Mapping[str, str] | None = None
+    ) -> None:
+        """`classes` holds every class of `images`, by its name or what `names` has for it."""
         place = {name: number for number, name in enumerate(classes)}
-        table = np.array([place[name] for name in images.classes], dtype=np.int64)
+        called = [(names or {}).get(name, name) for name in images.classes]
+        table = np.array([place[name] for name in called], dtype=np.int64)
         self.images = images
         self.name, self.left_out, self.notes = images.name, images.left_out, images.notes
         self.classes = classes
@@ -67,43 +72,109 @@ def model_classes(
 ) -> tuple[str, ...]:
     """The names of a model's `count` classes, before a data set with classes `data`.
 
-    A model that names its classes is believed. One that does not has the data's classes where the
-    counts agree, and ImageNet's where it has a thousand and the data are folders of WordNet ids.
+    A model that names its classes is believed. One of a thousand classes has ImageNet's where the
+    data are folders of WordNet ids or of ImageNet's words; else it has the data's where the counts
+    agree.
 
     Raises:
         InputError: neither fits.
     """
     if named is not None:
         return named
+    wnids = tuple(imagenet.words())
+    if count == len(wnids) and imagenet.find_ids(data) is not None:
+        return wnids
     if count == len(data):
         return data
-    wnids = tuple(imagenet.words())
-    if count == len(wnids) and set(data) <= set(wnids):
-        return wnids
     raise InputError(
         f"got a model of {count} classes for data of {len(data)} ({', '.join(data[:3])}, ...); "
-        "expected equal counts, or an ImageNet model and WordNet ids; use the model's own data"
+        "expected equal counts, or an ImageNet model and WordNet ids or words; use the model's own "
+        "data, or list its classes in order in a file",
+        option="classes",
     )
 
 
-def align_labels(data: Data, classes: tuple[str, ...]) -> Data:
+def align_labels(data: Data, classes: tuple[str, ...], assumed: bool = False) -> Data:
     """`data` with labels in the numbering of `classes`; itself where that is its own.
+
+    Where the model does not name its classes (`assumed`), a note says which order is taken.
 
     Raises:
         InputError: the data has a class that the model does not know.
     """
+    if assumed and set(classes) != set(imagenet.words()):
+        _add_note(
+            data,
+            "the model does not name its classes: they are taken in the order of the class folders "
+            f"({', '.join(classes[:3])}, ...), numbers by value, others sorted as text; for "
+            "another order list them in a file and name it with the setting classes",
+        )
     if data.classes == classes:
         return data
-    unknown = sorted(set(data.classes) - set(classes))
+    ids = imagenet.find_ids(data.classes) or {}
+    unknown = sorted(name for name in data.classes if name not in classes)
+    called = {name: ids[name] for name in unknown if ids.get(name) in classes}
+    unknown = [name for name in unknown if name not in called]
     if unknown:
         raise InputError(
             f"got data of class {unknown[0]!r} ({len(unknown)} such classes), which the model does "
             f"not know; it knows {len(classes)} ({', '.join(classes[:3])}, ...); use its own data"
         )
+    if called:
+        _add_note(
+            data, "class folders are named by ImageNet's words: labels are in ImageNet's order"
+        )
     words = imagenet.words()
-    known = dict(zip(data.classes, data.names, strict=True))
+    known = {
+        called.get(c, c): (called[c], *names) if c in called else names
+        for c, names in zip(data.classes, data.names, strict=True)
+    }
     names = tuple(known.get(c, (c, words[c]) if c in words else (c,)) for c in classes)
-    return Data(RelabeledImages(data.train, classes), RelabeledImages(data.test, classes), names)
+    train = RelabeledImages(data.train, classes, called)
+    test = train if data.test is data.train else RelabeledImages(data.test, classes, called)
+    return Data(train, test, names, data.notes)
+
+
+def order_classes(data: Data, file: str) -> Data:
+    """`data` with its classes in the order of the lines of `file`: a class folder's name each.
+
+    A line may go on after the name, as in ``n01440764 tench``. Lines of no class folder are classes
+    without images.
+
+    Raises:
+        InputError: The file cannot be read, names a class twice, or lacks one of the data's.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"got the classes {file}, which cannot be read ({error}), expected a text file with "
+            "one class a line; check the path",
+            option="classes",
+        ) from None
+    known = set(data.classes)
+    names = [line.strip() for line in lines if line.strip()]
+    names = [name if name in known else _first_known(name, known) for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    missing = sorted(known - set(names))
+    if twice or missing:
+        wrong = f"{twice[0]!r} twice" if twice else f"no line for {missing[0]!r}"
+        raise InputError(
+            f"got the classes {file} with {wrong}, expected each of the {len(known)} class folders "
+            "once, in the model's order; mend the file",
+            option="classes",
+        )
+    return align_labels(data, tuple(names))
+
+
+def _first_known(line: str, known: set[str]) -> str:
+    words = re.split(r"[\s,]+", line)
+    return words[0] if words[0] in known else line
+
+
+def _add_note(data: Data, note: str) -> None:
+    if note not in data.train.notes:
+        data.train.notes = (*data.train.notes, note)
 
 
 class ReadableImages(ImageSet):
@@ -167,7 +238,14 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
         return images
     if len(found) == len(images):
         raise InputError(f"none of the {len(images)} images can be read; first: {found[0]}")
-    return ReadableImages(images, found)
+    readable = ReadableImages(images, found)
+    lost = np.setdiff1d(images.labels, readable.labels)
+    if len(lost):
+        raise InputError(
+            f"{images.name}: got the class {images.classes[lost[0]]!r} of which no image can be "
+            f"read, expected at least one; mend it; first: {next(iter(found.values()))}"
+        )
+    return readable
 
 
 def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
@@ -184,9 +262,10 @@ def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
     return found
 
 
-def left_out_lines(sets: Mapping[str, ImageSet]) -> list[str]:
-    """A line for the user about each set of which something was left out."""
-    return [
+def list_notes(sets: Mapping[str, ImageSet]) -> list[str]:
+    """Lines for the user: how each set was read, and of which something was left out."""
+    notes = dict.fromkeys(note for images in sets.values() for note in images.notes)
+    return [*notes] + [
         f"left out {len(images.left_out)} unreadable of {len(images.left_out) + len(images)} "
         f"images of {name}: {'; '.join(images.left_out)}"
         for name, images in sets.items()

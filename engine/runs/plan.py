@@ -27,7 +27,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, forget_mask
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import align_labels, left_out_lines, model_classes
+from letheon.loaders.views import align_labels, list_notes, model_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,9 @@ class JobOptions(DataOptions):
         """The upstream set with its labels in the model's numbering; names the model's classes."""
         data = self.open_data()
         names = model_classes(model.class_names, model.classes, data.classes)
+        data = align_labels(data, names, assumed=model.class_names is None)
         model.class_names = names
-        return align_labels(data, names)
+        return data
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Plan:
                 option="batch_norm",
             )
         preset = self.model.preset
-        notes = left_out_lines({"train": self.data.train})
+        notes = list_notes({"train": self.data.train})
 
         def open_images(images: ImageSet) -> Loader:
             none = np.zeros(len(images), dtype=np.bool_)

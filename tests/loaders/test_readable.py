@@ -20,7 +20,7 @@ from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.options import DataOptions
-from letheon.loaders.views import RelabeledImages, drop_unreadable, left_out_lines
+from letheon.loaders.views import RelabeledImages, drop_unreadable, list_notes
 from tests.launch_tools import Scripts, torchrun
 from tests.loaders.test_backends import KINDS, PRESET, TOLERANCE, assert_near
 
@@ -67,7 +67,7 @@ def test_what_is_left_out_is_counted_named_and_replaced_by_nothing(
     good = drop_unreadable(RelabeledImages(worse, ("z", *worse.classes)))
     assert len(good) == 32 and len(good.left_out) == 2
     assert all(f"[{i}]" in text for i, text in zip(samples, good.left_out, strict=True))
-    assert left_out_lines({"x": good})[0].startswith("left out 2 unreadable of 34 images of x: ")
+    assert list_notes({"x": good})[0].startswith("left out 2 unreadable of 34 images of x: ")
     forget = np.arange(32) % 4 == 0
     mine = list(make_loader(kind, good, forget, PRESET, 8, Reader(3)).sweep())
     rest = np.setdiff1d(np.arange(34), samples)
@@ -104,11 +104,12 @@ def test_a_file_that_is_no_image_and_a_set_of_none(tmp_path: Path, photographs: 
     with pytest.raises(InputError, match="none of the 2 images can be read"):
         drop_unreadable(found)
     file = next((photographs / "a").iterdir())
-    (root / "b" / "good.jpg").write_bytes(file.read_bytes())
+    for name in "ab":
+        (root / name / "good.jpg").write_bytes(file.read_bytes())
     (found,) = open_source(str(root)).values()  # type: ignore[union-attr]
     good = drop_unreadable(found)
-    assert [good.path(i) for i in range(len(good))] == [str(root / "b" / "good.jpg")]
-    assert good.labels.tolist() == [1]
+    assert [good.path(i) for i in range(len(good))] == [str(root / c / "good.jpg") for c in "ab"]
+    assert good.labels.tolist() == [0, 1]
     assert isinstance(good, ImageSet) and good.digest != found.digest
     assert "empty.jpg" in good.left_out[0] and "text.jpg" in good.left_out[1]
 
