@@ -202,7 +202,7 @@ def test_files_need_a_folder_and_names_must_differ(
     original: Path, runs: dict[str, Path], scripts: Scripts
 ) -> None:
     ended = scripts("evaluate", "--original", original, "--forget", "class:3", "--depth", "full")
-    assert ended.code == 2 and "add --out" in ended.err
+    assert ended.code == 2 and "name one" in ended.err
     ended = scripts("evaluate", "--original", original, "--runs", runs["head"], runs["head"])
     assert ended.code == 2 and "several models named" in ended.err
 
