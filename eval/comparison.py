@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.state_dict_match import BrokenWeights
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import FAILED, FINISHED
+from letheon.engine.runs.run_folder import FINISHED, failure_reason
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve
@@ -183,9 +184,8 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
     facts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if path.is_dir():
-        if not (path / FINISHED).is_file() and (path / FAILED).is_file():
-            message = json.loads((path / FAILED).read_text(encoding="utf-8"))["error"]
-            raise _Broken(f"got {path}, a run that failed: {message}")
+        if (reason := failure_reason(path)) is not None:
+            raise _Broken(f"got {path}, a run that failed: {reason}")
         if not (path / FINISHED).is_file():
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
@@ -194,8 +194,8 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
     try:
         loaded = load_model(path, name=model)
-    except InputError as error:
-        raise (_Broken(str(error)) if "holds NaN or infinity" in str(error) else error) from None
+    except BrokenWeights as error:
+        raise _Broken(str(error)) from error
     digest = weights_digest(loaded)
     if facts and facts["weights"] != digest:
         raise InputError(

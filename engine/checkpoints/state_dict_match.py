@@ -16,6 +16,10 @@ from letheon.errors import InputError
 T = TypeVar("T")
 
 
+class BrokenWeights(InputError):
+    """A checkpoint whose weights fit but are not finite."""
+
+
 def fill_model(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
     """Copy `state` into the model, strictly; the model is untouched where that fails.
 
@@ -44,7 +48,7 @@ def fill_model(model: Classifier, path: Path, state: dict[str, Tensor]) -> None:
         )
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
+            raise BrokenWeights(
                 f"got {path}; {key} holds NaN or infinity; expected finite weights; "
                 "give a checkpoint from before the training diverged"
             )
