@@ -124,8 +124,9 @@ def class_set(
     ordered = sort_classes(found) if classes is None else list(classes)
     ranks = {c: rank for rank, c in enumerate(ordered)}
     place = {c: at for at, c in enumerate(found)}  # images come in the order of their folders
-    order = np.argsort([place[n] for n in names], kind="stable").tolist()
-    if order != list(range(len(paths))):
+    places = np.array([place[n] for n in names])
+    if (places[1:] < places[:-1]).any():
+        order = np.argsort(places, kind="stable").tolist()
         paths, names = [paths[i] for i in order], [names[i] for i in order]
     images = FileImages(name, tree, paths, [ranks[n] for n in names], ordered, layout.root)
     if classes is None and ordered != found:

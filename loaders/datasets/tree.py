@@ -21,6 +21,7 @@ from letheon.errors import InputError, UnreadableImage
 
 # Matches the path of a file that is nobody's image, whatever its suffix.
 HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found)(?:/|$))")
+HIDDEN_MARKS = ("/.", "\n.", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE", "lost+found")
 DOT_FOLDER = re.compile(r"(?:^|/)\.[^/]+/")
 
 # What Pillow decodes, and what else is an image by its name and is told to be left out.
@@ -65,8 +66,10 @@ class Tree(ABC):
         """`lost` are paths that cannot be read, such as links out of an archive."""
         self.root = root
         everything = list(files)
-        hidden = [path for path in everything if HIDDEN.search(path)]
-        if hidden:
+        text = "\n".join(("", *everything))  # a million paths are searched at once
+        hidden: list[str] = []
+        if any(mark in text for mark in HIDDEN_MARKS):
+            hidden = [path for path in everything if HIDDEN.search(path)]
             out = set(hidden)
             everything = [path for path in everything if path not in out]
         self.files = bytewise(everything)
