@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,35 @@ import torch
 from torch import Tensor
 
 from letheon import __version__
-from letheon.engine.checkpoints.state_dict_match import class_count, fill_model, hint, skeleton
+from letheon.engine.checkpoints.hub_config import config_preset
+from letheon.engine.checkpoints.key_names import load
+from letheon.engine.checkpoints.state_dict_match import (
+    Match,
+    class_count,
+    fill_model,
+    find_network,
+    hint,
+    input_size,
+)
 from letheon.engine.checkpoints.weights_file import (
     Weights,
+    few,
     read_weights,
     weights_path,
     write_weights,
 )
-from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
 from letheon.spans import span
 
 _FORMAT = "1"
+
+
+def note(line: str) -> None:
+    """Print a line to stderr, on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 @span("saving")
@@ -66,41 +84,81 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
 
 @span("loading")
 def load_model(
-    path: Path, classes: int | None = None, name: str | None = None, preset: Preset | None = None
+    path: Path,
+    classes: int | None = None,
+    name: str | None = None,
+    preset: Preset | None = None,
+    part: str | None = None,
+    tell: Callable[[str], object] = note,
 ) -> Classifier:
     """Load a classifier in evaluation mode, on the CPU in float32, from our file or another's.
 
     Every weight must be there, of the right shape and finite, and none too many; only batch norm's
     `num_batches_tracked`, which old files lack and nothing here reads, may be missing. A file of
-    ours must still have the digest it was saved with.
+    ours must still have the digest it was saved with. docs/bring-your-own.md lists the kinds of
+    files; what such a file does not say and is assumed instead is told in one line.
 
     Args:
-        path: a run folder, or a safetensors or torch file (see `weights_file`).
+        path: a run folder, a Hugging Face folder, or a safetensors or torch file.
         classes: the number of classes expected; by default the file's own.
-        name: the architecture, needed where the file does not say it.
+        name: the architecture, where neither the file nor its keys say it.
         preset: replaces the file's preset or the architecture's own. Mean and std of a `normalize`
             submodule still win over it: they are part of the network that was trained.
+        part: which network of a file with several: ``plain``, ``ema`` (a running average of the
+            weights) or its place in the file; by default the plain one.
+        tell: takes the line on what was assumed; by default it goes to stderr.
 
     Raises:
         InputError: anything amiss, in one line with the keys' names.
     """
     weights = read_weights(path)
-    name = _architecture(path, weights, name)
-    _check_digest(path, weights)
-    preset = preset or _stored_preset(path, weights.facts) or skeleton(name).preset
-    if weights.normalize is not None:
-        (r, g, b), (red, green, blue) = weights.normalize
-        preset = dataclasses.replace(preset, mean=(r, g, b), std=(red, green, blue))
-    count = class_count(weights.state, name)
+    ours = bool(weights.facts)
+    if ours:
+        name = _architecture(path, weights, name)
+        _check_digest(path, weights)
+        found = Match(name, "", weights.parts[""], None, [], False, [])
+    else:
+        found = find_network(path, weights, name or _config_architecture(weights.config), part)
+    default = preset_of(found.name).with_size(input_size(found.state))
+    stored = _stored_preset(path, weights.facts) or config_preset(path, weights.config, default)
+    known = preset or stored or default
+    if found.normalize is not None:
+        (r, g, b), (red, green, blue) = found.normalize
+        known = dataclasses.replace(known, mean=(r, g, b), std=(red, green, blue))
+    count = class_count(found.state, found.name)
     if classes is not None and count is not None and count != classes:
         raise InputError(
-            f"got {path}, a {name} of {count} classes; expected {classes}; "
+            f"got {path}, a {found.name} of {count} classes; expected {classes}; "
             "give weights and data of the same classes"
         )
-    model = build(name, count or classes or 2, preset=preset)
-    fill_model(model, path, weights.state)
+    model = build(found.name, count or classes or 2, preset=known)
+    fill_model(model, path, found.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
+    if not ours:
+        tell(_assumptions(path, found, name is None, None if preset or stored else known, model))
     return model.eval()
+
+
+def _assumptions(
+    path: Path, found: Match, by_keys: bool, assumed: Preset | None, model: Classifier
+) -> str:
+    """Say in one line what a file of others was taken for."""
+    text = f"{path}: {found.name} of {model.classes} classes{' by its keys' if by_keys else ''}"
+    if found.place:
+        text += f", {'a running average, ' if found.average else ''}part {found.place}"
+    if found.others:
+        text += f" (choose with the part: also {few(found.others)})"
+    if found.left_out:
+        text += f"; left out: {few(found.left_out)}"
+    if assumed is not None:
+        mean, std = (" ".join(f"{v:.4g}" for v in vs) for vs in (assumed.mean, assumed.std))
+        own = " from the file" if found.normalize is not None else ""
+        text += (
+            f"; the file does not say how images are to be shown, assumed: size {assumed.size}, "
+            f"resize {assumed.resize} {assumed.resize_to}, {assumed.interpolation}, mean {mean}, "
+            f"std {std}{own}"
+        )
+    return text
 
 
 @span("statistics")
@@ -124,11 +182,22 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 
 def _check_digest(path: Path, weights: Weights) -> None:
     saved = weights.facts.get("digest")
-    if saved is not None and saved != (digest := _digest(weights.state)):
+    if saved is not None and saved != (digest := _digest(_own_state(weights))):
         raise InputError(
             f"got {path}; its weights have the digest {digest[:12]}; expected {saved[:12]}, with "
             "which they were saved; copy the file again"
         )
+
+
+def _own_state(weights: Weights) -> dict[str, Tensor]:
+    """Return the tensors of a file of ours."""
+    return {key: load(value) for key, value in weights.parts[""].items()}
+
+
+def _config_architecture(config: dict[str, Any]) -> str | None:
+    """Return the architecture that a Hugging Face folder names, where we know it by that name."""
+    name = config.get("architecture")
+    return name if name in names() else None
 
 
 def _architecture(path: Path, weights: Weights, name: str | None) -> str:
@@ -142,7 +211,7 @@ def _architecture(path: Path, weights: Weights, name: str | None) -> str:
         )
     if name is None and stored is None:
         raise InputError(
-            f"got {path}, which does not say its architecture; {hint(weights.state)}",
+            f"got {path}, which does not say its architecture; {hint(_own_state(weights))}",
             option="model",
         )
     if name is not None and stored is not None and name != stored:

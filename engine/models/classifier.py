@@ -115,22 +115,32 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
     Raises:
         InputError: an unknown name, fewer than two classes, or a size the network cannot take.
     """
+    default = preset_of(name)
+    if classes < 2:
+        raise InputError(
+            f"got {classes} classes; expected at least 2; a classifier must have a choice"
+        )
+    make, _ = _MODELS[name]
+    preset = preset or default
+    with torch.random.fork_rng(devices=[]):
+        # The generator itself: torch.manual_seed would also seed CUDA, which fork_rng leaves out.
+        torch.default_generator.manual_seed(seed)
+        return Classifier(make(classes, preset.size), name, preset)
+
+
+def preset_of(name: str) -> Preset:
+    """Return how an architecture wants its images, where nothing else says it.
+
+    Raises:
+        InputError: an unknown name.
+    """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(
             f"got model {name!r}; known are {', '.join(names())}{hint}", option="model"
         )
-    if classes < 2:
-        raise InputError(
-            f"got {classes} classes; expected at least 2; a classifier must have a choice"
-        )
-    make, default = _MODELS[name]
-    preset = preset or default
-    with torch.random.fork_rng(devices=[]):
-        # The generator itself: torch.manual_seed would also seed CUDA, which fork_rng leaves out.
-        torch.default_generator.manual_seed(seed)
-        return Classifier(make(classes, preset.size), name, preset)
+    return _MODELS[name][1]
 
 
 def names() -> tuple[str, ...]:
