@@ -116,43 +116,43 @@ def load_model(
     if ours:
         name = _architecture(path, weights, name)
         _check_digest(path, weights)
-        found = Match(name, "", weights.parts[""], None, [], False, [])
+        network = Match(name, "", weights.parts[""], None, [], False, [])
     else:
-        found = find_network(path, weights, name or _config_architecture(weights.config), part)
-    default = preset_of(found.name).with_size(input_size(found.state))
+        network = find_network(path, weights, name or _config_architecture(weights.config), part)
+    default = preset_of(network.name).with_size(input_size(network.state))
     stored = _stored_preset(path, weights.facts) or config_preset(path, weights.config, default)
     known = preset or stored or default
-    if found.normalize is not None:
-        (r, g, b), (red, green, blue) = found.normalize
+    if network.normalize is not None:
+        (r, g, b), (red, green, blue) = network.normalize
         known = dataclasses.replace(known, mean=(r, g, b), std=(red, green, blue))
-    count = class_count(found.state, found.name)
+    count = class_count(network.state, network.name)
     if classes is not None and count is not None and count != classes:
         raise InputError(
-            f"got {path}, a {found.name} of {count} classes; expected {classes}; "
+            f"got {path}, a {network.name} of {count} classes; expected {classes}; "
             "give weights and data of the same classes"
         )
-    model = build(found.name, count or classes or 2, preset=known)
-    fill_model(model, path, found.state)
+    model = build(network.name, count or classes or 2, preset=known)
+    fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
     if not ours:
-        tell(_assumptions(path, found, name is None, None if preset or stored else known, model))
+        tell(_assumptions(path, network, name is None, None if preset or stored else known, model))
     return model.eval()
 
 
 def _assumptions(
-    path: Path, found: Match, by_keys: bool, assumed: Preset | None, model: Classifier
+    path: Path, network: Match, by_keys: bool, assumed: Preset | None, model: Classifier
 ) -> str:
     """Say in one line what a file of others was taken for."""
-    text = f"{path}: {found.name} of {model.classes} classes{' by its keys' if by_keys else ''}"
-    if found.place:
-        text += f", {'a running average, ' if found.average else ''}part {found.place}"
-    if found.others:
-        text += f" (choose with the part: also {few(found.others)})"
-    if found.left_out:
-        text += f"; left out: {few(found.left_out)}"
+    text = f"{path}: {network.name} of {model.classes} classes{' by its keys' if by_keys else ''}"
+    if network.place:
+        text += f", {'a running average, ' if network.average else ''}part {network.place}"
+    if network.others:
+        text += f" (choose with the part: also {few(network.others)})"
+    if network.left_out:
+        text += f"; left out: {few(network.left_out)}"
     if assumed is not None:
         mean, std = (" ".join(f"{v:.4g}" for v in vs) for vs in (assumed.mean, assumed.std))
-        own = " from the file" if found.normalize is not None else ""
+        own = " from the file" if network.normalize is not None else ""
         text += (
             f"; the file does not say how images are to be shown, assumed: size {assumed.size}, "
             f"resize {assumed.resize} {assumed.resize_to}, {assumed.interpolation}, mean {mean}, "

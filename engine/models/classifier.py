@@ -17,6 +17,7 @@ from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
+from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
 
@@ -216,6 +217,8 @@ _MODELS: dict[str, tuple[Make, Preset]] = {
     "resnet18": (lambda classes, size: tv.resnet18(num_classes=classes), _IMAGENET),
     "resnet34": (lambda classes, size: tv.resnet34(num_classes=classes), _IMAGENET),
     "resnet50": (lambda classes, size: tv.resnet50(num_classes=classes), _IMAGENET),
+    "vgg16_bn": (lambda classes, size: tv.vgg16_bn(num_classes=classes), _IMAGENET),
+    "vgg16_bn_cifar": (lambda classes, size: CifarVgg(classes), _CIFAR_OWN),
     "convnext_tiny": (
         lambda classes, size: tv.convnext_tiny(num_classes=classes),
         Preset(size=224, resize="short", resize_to=236),
