@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def load_model(
     path: Path,
     classes: int | None = None,
     name: str | None = None,
-    preset: Preset | None = None,
+    preset: Preset | Mapping[str, Any] | None = None,
     part: str | None = None,
     tell: Callable[[str], object] = note,
 ) -> Classifier:
@@ -102,8 +102,9 @@ def load_model(
         path: a run folder, a Hugging Face folder, or a safetensors or torch file.
         classes: the number of classes expected; by default the file's own.
         name: the architecture, where neither the file nor its keys say it.
-        preset: replaces the file's preset or the architecture's own. Mean and std of a `normalize`
-            submodule still win over it: they are part of the network that was trained.
+        preset: replaces the file's preset or the architecture's own; a mapping replaces single
+            fields, of a file from elsewhere alone. Mean and std of a `normalize` submodule still
+            win over it: they are part of the network that was trained.
         part: which network of a file with several: ``plain``, ``ema`` (a running average of the
             weights) or its place in the file; by default the plain one.
         tell: takes the line on what was assumed; by default it goes to stderr.
@@ -121,7 +122,14 @@ def load_model(
         network = find_network(path, weights, name or _config_architecture(weights.config), part)
     default = preset_of(network.name).with_size(input_size(network.state))
     stored = _stored_preset(path, weights.facts) or config_preset(path, weights.config, default)
-    known = preset or stored or default
+    known = preset if isinstance(preset, Preset) else stored or default
+    if isinstance(preset, Mapping):
+        if ours:
+            raise InputError(
+                f"got {', '.join(preset)} for {path}, whose file says it; leave it out",
+                option=next(iter(preset), ""),
+            )
+        known = _change_preset(known, preset)
     if network.normalize is not None:
         (r, g, b), (red, green, blue) = network.normalize
         known = dataclasses.replace(known, mean=(r, g, b), std=(red, green, blue))
@@ -135,30 +143,65 @@ def load_model(
     fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
     if not ours:
-        tell(_assumptions(path, network, name is None, None if preset or stored else known, model))
+        fixed = {"mean", "std"} if network.normalize is not None else set()
+        fixed |= {"size"} if input_size(network.state) else set()
+        if isinstance(preset, Preset) or stored:
+            fixed |= _SHOWN.keys()
+        else:
+            fixed |= set(preset or ())
+        tell(_assumptions(path, network, name is None, model, fixed))
     return model.eval()
 
 
+def _change_preset(preset: Preset, changes: Mapping[str, Any]) -> Preset:
+    """Replace fields; the resize follows the size where it is not given."""
+    if any(not 0 < value < 100_000 for k, value in changes.items() if k in ("size", "resize_to")):
+        raise InputError(f"got {dict(changes)}; expected pixels above 0", option="size")
+    for key in ("mean", "std"):
+        least = 0 if key == "mean" else 1e-6
+        if not all(least <= value <= 1 for value in changes.get(key, ())):
+            raise InputError(
+                f"got {key} {changes[key]}; expected 3 numbers on the 0..1 scale; divide them by "
+                "255 if they are for 0..255",
+                option=key,
+            )
+    return dataclasses.replace(preset.with_size(changes.get("size")), **changes)
+
+
 def _assumptions(
-    path: Path, network: Match, by_keys: bool, assumed: Preset | None, model: Classifier
+    path: Path, network: Match, by_keys: bool, model: Classifier, fixed: set[str]
 ) -> str:
-    """Say in one line what a file of others was taken for."""
+    """Say in one line what a file of others was taken for; `fixed` needs no assumption."""
     text = f"{path}: {network.name} of {model.classes} classes{' by its keys' if by_keys else ''}"
     if network.place:
         text += f", {'a running average, ' if network.average else ''}part {network.place}"
     if network.others:
-        text += f" (choose with the part: also {few(network.others)})"
+        text += f" (instead of {few(network.others)}, which the option part chooses)"
     if network.left_out:
         text += f"; left out: {few(network.left_out)}"
-    if assumed is not None:
-        mean, std = (" ".join(f"{v:.4g}" for v in vs) for vs in (assumed.mean, assumed.std))
-        own = " from the file" if network.normalize is not None else ""
-        text += (
-            f"; the file does not say how images are to be shown, assumed: size {assumed.size}, "
-            f"resize {assumed.resize} {assumed.resize_to}, {assumed.interpolation}, mean {mean}, "
-            f"std {std}{own}"
-        )
+    assumed = [
+        f"{field} {show(getattr(model.preset, field))}"
+        for field, show in _SHOWN.items()
+        if field not in fixed
+    ]
+    if assumed:
+        text += f"; the file does not say how its images were made, assumed: {', '.join(assumed)}"
     return text
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "size": str,
+    "resize": str,
+    "resize_to": str,
+    "interpolation": str,
+    "mean": _numbers,
+    "std": _numbers,
+}
+"""The fields of a preset that a checkpoint may leave open, and how a message prints them."""
 
 
 @span("statistics")

@@ -92,11 +92,18 @@ def few(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + more
 
 
+def hub_weights(path: Path) -> Path | None:
+    """Return the weights of a Hugging Face folder; None for a folder of another kind."""
+    if (path / FILE).is_file():
+        return None
+    return next((path / name for name in _HUB_FILES if (path / name).is_file()), None)
+
+
 def _open_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     """Find the weights in a run folder or a Hugging Face folder, and the latter's settings."""
     if (path / FILE).is_file():
         return path / FILE, {}
-    hub = next((path / name for name in _HUB_FILES if (path / name).is_file()), None)
+    hub = hub_weights(path)
     if hub is None:
         raise InputError(
             f"got {path}, a folder without {FILE}; the run may be unfinished; "
