@@ -155,6 +155,10 @@ def _rebuild_subclass(call: Any, kind: Any, args: Any, state: Any) -> Any:
     return call(*args) if isinstance(call, _StandIn) else Placeholder()
 
 
+def _plain_set(items: Any = ()) -> set[Any]:
+    return {item for item in items if isinstance(item, str | int)}
+
+
 _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -163,6 +167,8 @@ _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_subclass,
     ("collections", "OrderedDict"): _Dict,
     ("collections", "defaultdict"): _Dict,
+    ("builtins", "set"): _plain_set,
+    ("__builtin__", "set"): _plain_set,
 }
 
 

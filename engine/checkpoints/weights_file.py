@@ -33,7 +33,6 @@ class Weights:
     parts: dict[str, dict[str, Value]]  # by the place in the file, such as "state_dict"
     facts: dict[str, str]  # metadata of our own files, else empty
     config: dict[str, Any]  # config.json and preprocessor_config.json of a Hugging Face folder
-    holds: str  # what the file holds, for a message
 
 
 def weights_path(path: Path) -> Path:
@@ -66,7 +65,7 @@ def read_weights(path: Path) -> Weights:
             f"got {path}; it holds {_describe(content)}; expected a state dict, plain or inside "
             "what a training script saves"
         )
-    return Weights(parts, facts, config, _describe(content))
+    return Weights(parts, facts, config)
 
 
 def write_weights(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:

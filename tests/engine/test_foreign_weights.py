@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.checkpoints.key_names import strip_prefixes
+from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.models.classifier import Classifier, build
 from letheon.loaders.preset import Preset
 from tests.engine.files import refusal, saved, state_of
