@@ -30,10 +30,10 @@ def check_finite(run: Run, moment: str) -> None:
         return
     counts = dict(zip(tensors, broken.tolist(), strict=True))
     odd = [name.removeprefix("net.") for name, count in counts.items() if count]
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     raise RunFailed(
-        f"got {sum(counts.values())} weights that are not finite {moment}, in {', '.join(odd[:3])}"
-        f"{f' and {len(odd) - 3} more' if len(odd) > 3 else ''}; expected finite numbers; lower lr "
-        "or epochs"
+        f"got {sum(counts.values())} numbers that are not finite {moment}, in the weights "
+        f"{', '.join(odd[:3])}{more}; expected finite numbers; lower lr or epochs"
     )
 
 

@@ -101,6 +101,7 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
         log("note", text=note)
     cache = cache_watch()
     snapshots: list[dict[str, Tensor]] = []
+    steps = 0
     for epoch in range(run.recipe.epochs):
         run.epoch.fill_(epoch)
         run.epoch_number = epoch
@@ -109,9 +110,10 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
             one = Pass(run, step, phase, epoch, later, log, sources)
             yield one
             one.close()
+            steps += one.steps
             seconds.train += time.perf_counter() - one.started
             seconds.together = max(seconds.together, one.together)
-        check_finite(run, f"after epoch {epoch}")
+        check_finite(run, f"after step {steps}, the end of epoch {epoch}")
         decision = _decide(method, run, state, epoch, snapshots, log)
         if decision != "go on":
             break

@@ -31,8 +31,8 @@ def _finite(array: Floats, name: str) -> Floats:
     return array
 
 
-def vector(values: Numbers, name: str, least: int = 1) -> Floats:
-    """(n,) float64 on the host, finite, with n >= `least`.
+def vector(values: Numbers, name: str) -> Floats:
+    """(n,) float64 on the host, finite, with n >= 1.
 
     Raises:
         InputError: another shape; the text names `name`, as do the others.
@@ -42,8 +42,8 @@ def vector(values: Numbers, name: str, least: int = 1) -> Floats:
     array = np.asarray(_host(values), dtype=np.float64)
     if array.ndim != 1:
         raise InputError(f"got {name} of shape {array.shape}; expected one row of values")
-    if len(array) < least:
-        raise NotMeasurable(f"got {len(array)} {name}; expected at least {least}")
+    if not len(array):
+        raise NotMeasurable(f"got 0 {name}; expected at least 1")
     return _finite(array, name)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.checkpoints.options import CheckpointOptions
+from letheon.engine.checkpoints.state_dict_match import BrokenWeights
 from letheon.engine.checkpoints.weights_file import hub_weights
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import FAILED, FINISHED
+from letheon.engine.runs.run_folder import FINISHED, failure_reason
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve
@@ -186,9 +187,8 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     settings: dict[str, Any] = {}
     run = path.is_dir() and hub_weights(path) is None
     if run:
-        if not (path / FINISHED).is_file() and (path / FAILED).is_file():
-            message = json.loads((path / FAILED).read_text(encoding="utf-8"))["error"]
-            raise _Broken(f"got {path}, a run that failed: {message}")
+        if (reason := failure_reason(path)) is not None:
+            raise _Broken(f"got {path}, a run that failed: {reason}")
         if not (path / FINISHED).is_file():
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
@@ -197,8 +197,8 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
     try:
         loaded = load_model(path, name=checkpoint.model) if run else checkpoint.load(path)
-    except InputError as error:
-        raise (_Broken(str(error)) if "holds NaN or infinity" in str(error) else error) from None
+    except BrokenWeights as error:
+        raise _Broken(str(error)) from error
     digest = weights_digest(loaded)
     if facts and facts["weights"] != digest:
         raise InputError(

@@ -7,6 +7,7 @@ caller holds. Nothing handed in is modified: the work is done on copies.
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -250,8 +251,10 @@ def build_method(method: str | Method) -> Method:
         return method
     known = catalogue()
     if method not in known:
+        near = difflib.get_close_matches(str(method), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
-            f"got method {method!r}; expected one of {', '.join(known)}, or a Method instance",
+            f"got method {method!r}; expected one of {', '.join(known)}, or a Method{hint}",
             option="method",
         )
     return known[method](**{name: RandomLabel() for name in inner_fields(known[method])})

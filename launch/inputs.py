@@ -53,12 +53,12 @@ class Options(TypedDict, total=False):
 class Result:
     """What a run leaves: the network and its record."""
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     """A copy of the network handed in, of its own class, with the new weights; a Classifier where a
     path, a name or a Classifier was handed in."""
     record: dict[str, Any]
     """What the run's run.json says: digest of the weights, seconds, sets."""
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, Any]] = field(repr=False)
     """The lines of the run's metrics.jsonl."""
     request: Request | None
     """What was forgotten, as numbers; None after `train`."""

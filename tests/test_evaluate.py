@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.run_folder import Record
 from letheon.eval.evaluate import Extent
 from letheon.launch import evaluate, forget
 from letheon.methods.head_distillation import HeadDistillation
@@ -201,7 +202,7 @@ def test_files_need_a_folder_and_names_must_differ(
     original: Path, runs: dict[str, Path], scripts: Scripts
 ) -> None:
     ended = scripts("evaluate", "--original", original, "--forget", "class:3", "--depth", "full")
-    assert ended.code == 2 and "add --out" in ended.err
+    assert ended.code == 2 and "name one" in ended.err
     ended = scripts("evaluate", "--original", original, "--runs", runs["head"], runs["head"])
     assert ended.code == 2 and "several models named" in ended.err
 
@@ -240,8 +241,7 @@ def test_models_that_cannot_be_measured_leave_the_others_their_rows(
     weights["conv2.weight"][0, 0] = float("nan")
     model.net.load_state_dict(weights)
     save_model(tmp_path / "broken", model)
-    (tmp_path / "failed").mkdir()
-    (tmp_path / "failed" / "failed.json").write_text('{"error": "got a loss of nan at step 7"}')
+    Record(tmp_path / "failed", Ranks(), {}).fail("got a loss of nan at step 7")
     ended = scripts(
         "evaluate", "--original", original, "--runs", tmp_path / "huge.safetensors",
         tmp_path / "broken", tmp_path / "failed", runs["head"], "--out", tmp_path / "out",

@@ -30,6 +30,10 @@ T = TypeVar("T")
 _AVERAGE = re.compile(r"ema|averag|swa|shadow", re.IGNORECASE)
 
 
+class BrokenWeights(InputError):
+    """A checkpoint whose weights fit but are not finite."""
+
+
 @dataclass(frozen=True)
 class Match:
     """A network in a file that fits an architecture, or comes nearest to it."""
@@ -171,7 +175,7 @@ def fill_model(model: Classifier, path: Path, values: Mapping[str, Value]) -> No
         ) from error
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
+            raise BrokenWeights(
                 f"got {path}; {key} holds NaN or infinity; expected finite weights; "
                 "give a checkpoint from before the training diverged"
             )

@@ -27,6 +27,13 @@ FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
 
 
+def failure_reason(folder: Path) -> str | None:
+    """Why the run of a folder failed; None where it is finished, or still runs."""
+    if (folder / FINISHED).is_file() or not (folder / FAILED).is_file():
+        return None
+    return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["message"])
+
+
 def check_free(folder: Path, overwrite: bool) -> None:
     """Refuse an output folder that exists or cannot be written, before anything is done.
 

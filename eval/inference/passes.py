@@ -82,16 +82,6 @@ class SweepOptions:
         )
 
 
-def sweep(
-    swept: Swept,
-    loaders: Mapping[str, Loader],
-    ranks: Ranks,
-    options: SweepOptions | None = None,
-) -> Passes:
-    """Run one model over all sets, as `sweep_together`."""
-    return sweep_together([swept], loaders, ranks, options)[0]
-
-
 @span("evaluation")
 def sweep_together(
     swept: Sequence[Swept],
@@ -145,9 +135,11 @@ def sweep_together(
             )
             parts = dict(zip(new, several, strict=True))
         for i, cache in enumerate(caches):
-            run = cache.extract if cache else extract
-            net = networks.get(i, swept[i].model)
-            outputs[i][key] = run(net, loader, ranks, each[i], parts.get(i))
+            net, known = networks.get(i, swept[i].model), parts.get(i)
+            if cache:
+                outputs[i][key] = cache.extract(net, loader, ranks, options=each[i], parts=known)
+            else:
+                outputs[i][key] = extract(net, loader, ranks, each[i], known)
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
 
 

@@ -205,7 +205,11 @@ def _rmia(case: Case) -> tuple[Floats, Floats]:
     ours = parts(case.passes)
     references = [parts(other.passes) for other in case.others[:REFERENCES]]
     inside, outside, others = (torch.stack(values) for values in zip(*references, strict=True))
-    return rmia(ours[0], inside, ours[2], others), rmia(ours[1], outside, ours[2], others)
+    published = {"gamma": 1.0, "offline_a": 0.3}
+    return (
+        rmia(ours[0], inside, ours[2], others, **published),
+        rmia(ours[1], outside, ours[2], others, **published),
+    )
 
 
 @metric(

@@ -236,4 +236,5 @@ def loss_two_sample_of_model(case: Case) -> float:
     sides = case.once(attack_sides)
     held = sides.test.where(sides.held_out)
     inside, outside = (loss(side.logits, side.labels) for side in (sides.forget, held))
-    return loss_two_sample(inside, outside, folds=min(10, len(inside), len(outside)))
+    folds = min(10, len(inside), len(outside))
+    return loss_two_sample(inside, outside, folds=folds, seed=0)

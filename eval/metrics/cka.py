@@ -222,7 +222,7 @@ def _against(case: Case, other: Passes) -> dict[str, Any]:
         result = compare(x, y)
         value = result.value
         if case.conditions.cka == "legacy" and value is not None:
-            value = legacy_cka(x.rows, y.rows)
+            value = legacy_cka(x.rows, y.rows, batch_size=512)
         reason = NotMeasurable(result.reason or f"{len(x.rows)} images are too few")
         values[suffix] = reason if value is None else value
         if part == "all":

@@ -32,7 +32,7 @@ _SCHEMA = {
 def by_head(test: Outputs, forgotten: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """Make the table of `confusion` for the predictions of the model's own head."""
     rows = torch.isin(test.labels, torch.tensor(forgotten))
-    return confusion(test.logits[rows].argmax(dim=1), test.labels[rows], forgotten, names)
+    return confusion(test.logits[rows].argmax(dim=1), test.labels[rows], forgotten, names, most=8)
 
 
 def by_neighbors(
@@ -58,7 +58,7 @@ def by_neighbors(
         train.features, train.labels, test.features[rows], labels, (k,), ranks=ranks,
         names=("the training set", "the test images of the forgotten classes"),
     )  # fmt: skip
-    return confusion(votes.predictions[k].cpu(), labels, forgotten, names)
+    return confusion(votes.predictions[k].cpu(), labels, forgotten, names, most=8)
 
 
 def confusion(
@@ -115,4 +115,5 @@ def knn_confusion(case: Case) -> dict[str, Any]:
     forgotten class.
     """
     alone = Ranks(device=case.ranks.device)
-    return by_neighbors(case.train, case.test, case.peers.forgotten, case.peers.names, ranks=alone)
+    names = case.peers.names
+    return by_neighbors(case.train, case.test, case.peers.forgotten, names, k=5, ranks=alone)

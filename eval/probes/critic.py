@@ -94,7 +94,7 @@ def critic_by_layer(
     """Layer -> `critic_information`; every rank must call, each trains a share."""
     layers = [*taps, "features"]
     own = {
-        tap: critic_information(model, tap, images, member, ranks.device)
+        tap: critic_information(model, tap, images, member, ranks.device, steps=STEPS, seed=0)
         for tap in layers[ranks.rank :: ranks.world]
     }
     values = {tap: value for part in gather_objects(own, ranks) for tap, value in part.items()}

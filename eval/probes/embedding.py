@@ -88,4 +88,4 @@ def embedding(case: Case) -> dict[str, Any]:
     each model is embedded by itself.
     """
     forgotten = torch.tensor(case.peers.forgotten, dtype=torch.int64)
-    return embed(case.test.features, case.test.labels, forgotten)
+    return embed(case.test.features, case.test.labels, forgotten, most=300, seed=0)

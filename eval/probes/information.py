@@ -158,7 +158,7 @@ def information_of(model: Passes) -> dict[str, float]:
         if side is None or not side.taps:
             raise NotMeasurable("got no pass with layers over forget and retain images")
         layers = {**side.taps, "features": side.features}
-        return {name: information(rows, side.forget) for name, rows in layers.items()}
+        return {name: information(rows, side.forget, seed=0) for name, rows in layers.items()}
 
     return model.once("information", compute)
 

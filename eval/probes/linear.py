@@ -118,7 +118,7 @@ def _probe(case: Case, shots: int | None) -> Probe:
     return linear_probe(
         train.features, train.labels, test.features, test.labels,
         torch.tensor(case.peers.forgotten, dtype=torch.int64), shots=shots,
-        solver="ridge" if used >= _RIDGE_FROM else "logistic",
+        solver="ridge" if used >= _RIDGE_FROM else "logistic", seed=0,
     )  # fmt: skip
 
 

@@ -55,9 +55,9 @@ class Series(NamedTuple):
 class Drawing:
     """A figure with its (rows, columns) axes."""
 
-    def __init__(self, figure: Any, rows: int, columns: int, heights: Sequence[float]) -> None:
+    def __init__(self, figure: Any, rows: int, columns: int) -> None:
         self.figure = figure
-        self.axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+        self.axes = figure.subplots(rows, columns, squeeze=False)
         self.svg = ""
 
     def legend(self) -> None:
@@ -70,9 +70,7 @@ class Drawing:
 
 
 @contextmanager
-def new_drawing(
-    height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
-) -> Iterator[Drawing]:
+def new_drawing(height: float, rows: int = 1, columns: int = 1) -> Iterator[Drawing]:
     """Draw inside; afterwards `svg` holds the picture. No global state is left changed."""
     try:
         import matplotlib
@@ -84,7 +82,7 @@ def new_drawing(
         ) from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        drawing = Drawing(figure, rows, columns, heights or [1.0] * rows)
+        drawing = Drawing(figure, rows, columns)
         yield drawing
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

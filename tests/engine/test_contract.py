@@ -455,7 +455,9 @@ def test_weights_broken_after_the_last_step_are_found() -> None:
             with torch.no_grad():
                 run.model.head.weight[0, 0] = torch.nan
 
-    with pytest.raises(RunFailed, match="got 1 weights that are not finite at the end, in 5"):
+    with pytest.raises(
+        RunFailed, match="got 1 numbers that are not finite at the end, in the weights 5"
+    ):
         trained(Breaks(RECIPE))
 
 

@@ -15,12 +15,13 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError, RunFailed
 from letheon.eval.case import Case, Peers, Subject
-from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept, sweep
+from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept
 from letheon.eval.metrics.cka import cka_band, legacy_cka, linear_cka
 from letheon.eval.metrics.knn_splits import split
 from letheon.eval.outputs import Outputs
 from letheon.eval.quick_row import Conditions, measure
 from letheon.eval.row_builder import build_row
+from tests.eval.sweeping import sweep
 from tests.eval.test_features import CLASSES, loader
 
 

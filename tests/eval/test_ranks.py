@@ -12,10 +12,11 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
 from letheon.eval.inference.extract import InferenceOptions, extract
-from letheon.eval.inference.passes import Swept, sweep
+from letheon.eval.inference.passes import Swept
 from letheon.eval.metrics.knn import knn
 from letheon.eval.quick_row import measure
 from letheon.eval.search.neighbors import nearest
+from tests.eval.sweeping import sweep
 from tests.eval.test_features import CLASSES, loader
 from tests.eval.test_knn import METRICS, clusters
 from tests.eval.test_store import stored

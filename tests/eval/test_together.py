@@ -13,10 +13,11 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
 from letheon.eval.comparison import Entry, group_entries
-from letheon.eval.inference.passes import Store, SweepOptions, Swept, sweep, sweep_together
+from letheon.eval.inference.passes import Store, SweepOptions, Swept, sweep_together
 from letheon.eval.inference.taps import stages
 from letheon.eval.outputs import Outputs
 from letheon.loaders.preset import Preset
+from tests.eval.sweeping import sweep
 from tests.eval.test_features import CLASSES, loader
 from tests.pool import on_ranks
 
