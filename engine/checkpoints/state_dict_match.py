@@ -27,7 +27,7 @@ from letheon.errors import InputError
 
 T = TypeVar("T")
 
-_AVERAGE = re.compile(r"ema|averag|swa|shadow", re.IGNORECASE)
+_AVERAGE = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|averag|shadow", re.IGNORECASE)
 
 
 class BrokenWeights(InputError):
@@ -115,7 +115,8 @@ def _find_fits(path: Path, weights: Weights, known: Sequence[str]) -> Iterator[M
                 left_out = [key for key in state if not key.startswith(prefix)]
                 average = averaged or bool(_AVERAGE.search(where))
                 statistics = {k: v for k, v in cleaned.items() if k not in state}
-                normalize = pop_normalize(statistics, path)
+                own = {k: v for k, v in statistics.items() if k.startswith(prefix)}
+                normalize = pop_normalize(own or statistics, path)
                 yield Match(name, where, inside, normalize, left_out, average, [])
 
 

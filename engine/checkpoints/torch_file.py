@@ -216,7 +216,8 @@ def _read_zip(path: Path) -> Any:
         [root] = [name[: -len("data.pkl")] for name in records if name.endswith("/data.pkl")]
         if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != _byte_order():
             raise ValueError("of another byte order")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
+        stored = [info for name, info in records.items() if name.startswith(f"{root}data")]
+        if any(info.compress_type != zipfile.ZIP_STORED for info in stored):
             raise ValueError("compressed again after it was saved; extract it and save it anew")
         storages: dict[str, _Storage] = {}
 

@@ -339,3 +339,17 @@ def test_a_network_pickled_with_its_code_leaves_out_passing_buffers(tmp_path: Pa
     net = copy.deepcopy(whole(state("resnet18")))
     net.register_buffer("scratch", torch.zeros(3), persistent=False)
     assert load_model(saved(tmp_path, {"model": net})).name == "resnet18"
+
+
+def test_each_of_two_networks_has_its_own_normalize_layer(tmp_path: Path) -> None:
+    plain, average = state(seed=1), state(seed=2)
+    both = prefixed("model.", plain | NORMALIZE)
+    other = {**NORMALIZE, "normalize.mean": torch.tensor([0.1, 0.2, 0.3])}
+    both |= prefixed("model_ema.", average | other)
+    path = saved(tmp_path, {"state_dict": both})
+    assert load_model(path).preset.mean == (0.4914, 0.4822, 0.4465)
+    chosen = load_model(path, part="ema")
+    assert chosen.preset.mean == (0.1, 0.2, 0.3)
+    assert equal(chosen, average)
+    semantic = saved(tmp_path, {"semantic": plain, "ema": average})
+    assert equal(load_model(semantic), plain)
