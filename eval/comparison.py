@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.state_dict_match import BrokenWeights
+from letheon.engine.checkpoints.weights_file import hub_weights
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, failure_reason
@@ -109,7 +111,7 @@ def open_comparison(
     original: Path | None,
     retrained: Sequence[Path],
     runs: Sequence[Path],
-    model: str | None,
+    checkpoint: CheckpointOptions,
     forget: str | None,
     downstream: str | None,
     random_control: bool = False,
@@ -129,7 +131,7 @@ def open_comparison(
     entries, left_out = [], {}
     for (path, role), name in zip(paths, names, strict=True):
         try:
-            entries.append(_entry(path, name, role, model))
+            entries.append(_entry(path, name, role, checkpoint))
         except _Broken as error:
             left_out[name] = str(error)
     if not entries:
@@ -180,10 +182,11 @@ class _Broken(InputError):
     """A model that cannot be measured, though nothing is wrong with the others."""
 
 
-def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
+def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> Entry:
     facts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    if path.is_dir():
+    run = path.is_dir() and hub_weights(path) is None
+    if run:
         if (reason := failure_reason(path)) is not None:
             raise _Broken(f"got {path}, a run that failed: {reason}")
         if not (path / FINISHED).is_file():
@@ -193,7 +196,7 @@ def _entry(path: Path, name: str, role: str, model: str | None) -> Entry:
         facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
     try:
-        loaded = load_model(path, name=model)
+        loaded = load_model(path, name=checkpoint.model) if run else checkpoint.load(path)
     except BrokenWeights as error:
         raise _Broken(str(error)) from error
     digest = weights_digest(loaded)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon import durable
+from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
@@ -50,8 +51,7 @@ class Settings(JobOptions):
     gap and CKA; all together give means and bands."""
     runs: tuple[Path, ...] = ()
     """The models after forgetting: run folders or checkpoints."""
-    model: str | None = None
-    """Architecture of checkpoints that do not say theirs."""
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     forget: str | None = None
     """What was forgotten, where no run folder tells: class:3,8, file:LIST or random:100."""
     downstream: str | None = None
@@ -88,7 +88,7 @@ class Settings(JobOptions):
                 "got no matplotlib, which draws the report; pip install '.[report]' in the checkout"
             )
         found = open_comparison(
-            self, self.original, self.retrained, self.runs, self.model, self.forget,
+            self, self.original, self.retrained, self.runs, self.checkpoint, self.forget,
             self.downstream, self.random_control,
         )  # fmt: skip
         if self.extent.related is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from letheon.engine.checkpoints.model_file import load_model
+from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
@@ -24,8 +24,7 @@ class Forgetting(JobOptions):
 
     weights: Path
     """The original model: a run folder of train.py, or a checkpoint from elsewhere."""
-    model: str | None = None
-    """Architecture, where the checkpoint does not say."""
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     forget: str
     """class:3,8 (ids, names or WordNet ids), file:LIST, random:100, samples:FILE or top:100."""
     downstream: str | None = None
@@ -39,7 +38,7 @@ class Forgetting(JobOptions):
 
     def open_sets(self, ranks: Ranks) -> tuple[Classifier, Data, list[int] | None]:
         """Load what does not depend on the seed: model, data and, for top:K, the class ranking."""
-        model = load_model(self.weights, name=self.model)
+        model = self.checkpoint.load(self.weights)
         data = self.upstream(model)
         nearest = self._rank_classes(model, ranks) if self.forget.startswith("top:") else None
         return model, data, nearest

@@ -30,6 +30,7 @@ from tests.house import (
 
 PROTOCOLS = {  # names that torch or Python call
     "forward", "backward", "setup_context", "step", "is_leaf_module", "_conv_forward", "run",
+    "find_class", "persistent_load",
     "handle_starttag", "handle_data", "generate_code", "declare_state_and_memory", "emit",
     "find_class",
 }  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,35 @@ import torch
 from torch import Tensor
 
 from letheon import __version__
-from letheon.engine.checkpoints.state_dict_match import class_count, fill_model, hint, skeleton
+from letheon.engine.checkpoints.hub_config import config_preset
+from letheon.engine.checkpoints.key_names import load
+from letheon.engine.checkpoints.state_dict_match import (
+    Match,
+    class_count,
+    fill_model,
+    find_network,
+    hint,
+    input_size,
+)
 from letheon.engine.checkpoints.weights_file import (
     Weights,
+    few,
     read_weights,
     weights_path,
     write_weights,
 )
-from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
 from letheon.spans import span
 
 _FORMAT = "1"
+
+
+def note(line: str) -> None:
+    """Print a line to stderr, on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 @span("saving")
@@ -66,41 +84,124 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
 
 @span("loading")
 def load_model(
-    path: Path, classes: int | None = None, name: str | None = None, preset: Preset | None = None
+    path: Path,
+    classes: int | None = None,
+    name: str | None = None,
+    preset: Preset | Mapping[str, Any] | None = None,
+    part: str | None = None,
+    tell: Callable[[str], object] = note,
 ) -> Classifier:
     """Load a classifier in evaluation mode, on the CPU in float32, from our file or another's.
 
     Every weight must be there, of the right shape and finite, and none too many; only batch norm's
     `num_batches_tracked`, which old files lack and nothing here reads, may be missing. A file of
-    ours must still have the digest it was saved with.
+    ours must still have the digest it was saved with. docs/bring-your-own.md lists the kinds of
+    files; what such a file does not say and is assumed instead is told in one line.
 
     Args:
-        path: a run folder, or a safetensors or torch file (see `weights_file`).
+        path: a run folder, a Hugging Face folder, or a safetensors or torch file.
         classes: the number of classes expected; by default the file's own.
-        name: the architecture, needed where the file does not say it.
-        preset: replaces the file's preset or the architecture's own. Mean and std of a `normalize`
-            submodule still win over it: they are part of the network that was trained.
+        name: the architecture, where neither the file nor its keys say it.
+        preset: replaces the file's preset or the architecture's own; a mapping replaces single
+            fields, of a file from elsewhere alone. Mean and std of a `normalize` submodule still
+            win over it: they are part of the network that was trained.
+        part: which network of a file with several: ``plain``, ``ema`` (a running average of the
+            weights) or its place in the file; by default the plain one.
+        tell: takes the line on what was assumed; by default it goes to stderr.
 
     Raises:
         InputError: anything amiss, in one line with the keys' names.
     """
     weights = read_weights(path)
-    name = _architecture(path, weights, name)
-    _check_digest(path, weights)
-    preset = preset or _stored_preset(path, weights.facts) or skeleton(name).preset
-    if weights.normalize is not None:
-        (r, g, b), (red, green, blue) = weights.normalize
-        preset = dataclasses.replace(preset, mean=(r, g, b), std=(red, green, blue))
-    count = class_count(weights.state, name)
+    ours = bool(weights.facts)
+    if ours:
+        name = _architecture(path, weights, name)
+        _check_digest(path, weights)
+        network = Match(name, "", weights.parts[""], None, [], False, [])
+    else:
+        network = find_network(path, weights, name or _config_architecture(weights.config), part)
+    default = preset_of(network.name).with_size(input_size(network.state))
+    stored = _stored_preset(path, weights.facts) or config_preset(path, weights.config, default)
+    known = preset if isinstance(preset, Preset) else stored or default
+    if isinstance(preset, Mapping):
+        if ours:
+            raise InputError(
+                f"got {', '.join(preset)} for {path}, whose file says it; leave it out",
+                option=next(iter(preset), ""),
+            )
+        known = _change_preset(known, preset)
+    if network.normalize is not None:
+        (r, g, b), (red, green, blue) = network.normalize
+        known = dataclasses.replace(known, mean=(r, g, b), std=(red, green, blue))
+    count = class_count(network.state, network.name)
     if classes is not None and count is not None and count != classes:
         raise InputError(
-            f"got {path}, a {name} of {count} classes; expected {classes}; "
+            f"got {path}, a {network.name} of {count} classes; expected {classes}; "
             "give weights and data of the same classes"
         )
-    model = build(name, count or classes or 2, preset=preset)
-    fill_model(model, path, weights.state)
+    model = build(network.name, count or classes or 2, preset=known)
+    fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
+    if not ours:
+        fixed = {"mean", "std"} if network.normalize is not None else set()
+        fixed |= {"size"} if input_size(network.state) else set()
+        if isinstance(preset, Preset) or stored:
+            fixed |= _SHOWN.keys()
+        else:
+            fixed |= set(preset or ())
+        tell(_assumptions(path, network, name is None, model, fixed))
     return model.eval()
+
+
+def _change_preset(preset: Preset, changes: Mapping[str, Any]) -> Preset:
+    """Replace fields; the resize follows the size where it is not given."""
+    if any(not 0 < value < 100_000 for k, value in changes.items() if k in ("size", "resize_to")):
+        raise InputError(f"got {dict(changes)}; expected pixels above 0", option="size")
+    for key in ("mean", "std"):
+        least = 0 if key == "mean" else 1e-6
+        if not all(least <= value <= 1 for value in changes.get(key, ())):
+            raise InputError(
+                f"got {key} {changes[key]}; expected 3 numbers on the 0..1 scale; divide them by "
+                "255 if they are for 0..255",
+                option=key,
+            )
+    return dataclasses.replace(preset.with_size(changes.get("size")), **changes)
+
+
+def _assumptions(
+    path: Path, network: Match, by_keys: bool, model: Classifier, fixed: set[str]
+) -> str:
+    """Say in one line what a file of others was taken for; `fixed` needs no assumption."""
+    text = f"{path}: {network.name} of {model.classes} classes{' by its keys' if by_keys else ''}"
+    if network.place:
+        text += f", {'a running average, ' if network.average else ''}part {network.place}"
+    if network.others:
+        text += f" (instead of {few(network.others)}, which the option part chooses)"
+    if network.left_out:
+        text += f"; left out: {few(network.left_out)}"
+    assumed = [
+        f"{field} {show(getattr(model.preset, field))}"
+        for field, show in _SHOWN.items()
+        if field not in fixed
+    ]
+    if assumed:
+        text += f"; the file does not say how its images were made, assumed: {', '.join(assumed)}"
+    return text
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "size": str,
+    "resize": str,
+    "resize_to": str,
+    "interpolation": str,
+    "mean": _numbers,
+    "std": _numbers,
+}
+"""The fields of a preset that a checkpoint may leave open, and how a message prints them."""
 
 
 @span("statistics")
@@ -124,11 +225,22 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 
 def _check_digest(path: Path, weights: Weights) -> None:
     saved = weights.facts.get("digest")
-    if saved is not None and saved != (digest := _digest(weights.state)):
+    if saved is not None and saved != (digest := _digest(_own_state(weights))):
         raise InputError(
             f"got {path}; its weights have the digest {digest[:12]}; expected {saved[:12]}, with "
             "which they were saved; copy the file again"
         )
+
+
+def _own_state(weights: Weights) -> dict[str, Tensor]:
+    """Return the tensors of a file of ours."""
+    return {key: load(value) for key, value in weights.parts[""].items()}
+
+
+def _config_architecture(config: dict[str, Any]) -> str | None:
+    """Return the architecture that a Hugging Face folder names, where we know it by that name."""
+    name = config.get("architecture")
+    return name if name in names() else None
 
 
 def _architecture(path: Path, weights: Weights, name: str | None) -> str:
@@ -142,7 +254,7 @@ def _architecture(path: Path, weights: Weights, name: str | None) -> str:
         )
     if name is None and stored is None:
         raise InputError(
-            f"got {path}, which does not say its architecture; {hint(weights.state)}",
+            f"got {path}, which does not say its architecture; {hint(_own_state(weights))}",
             option="model",
         )
     if name is not None and stored is not None and name != stored:

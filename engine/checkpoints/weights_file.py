@@ -1,40 +1,38 @@
-"""Read and write state dicts: safetensors, and the torch files of others.
+"""Read and write weights on disk: safetensors, torch files, and Hugging Face folders.
 
-Nothing pickled is ever run.
+Nothing pickled is ever run (`torch_file`).
 """
 
 from __future__ import annotations
 
-import math
-import pickle
-import re
-import zipfile
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from letheon import durable
+from letheon.engine.checkpoints.torch_file import Placeholder, StoredTensor, read_torch_file
 from letheon.errors import InputError
 
 FILE = "weights.safetensors"
 """Name of the weights in a run folder."""
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+Value: TypeAlias = "Tensor | StoredTensor"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Contents of a file; tensors on the CPU, prefixes of wrappers removed from their names."""
+    """Contents of a file: every dict of tensors in it, by its place, and what it says of itself."""
 
-    state: dict[str, Tensor]
+    parts: dict[str, dict[str, Value]]  # by the place in the file, such as "state_dict"
     facts: dict[str, str]  # metadata of our own files, else empty
-    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None  # mean, std of such a submodule
+    config: dict[str, Any]  # config.json and preprocessor_config.json of a Hugging Face folder
 
 
 def weights_path(path: Path) -> Path:
@@ -43,23 +41,31 @@ def weights_path(path: Path) -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a run folder, a safetensors file or a torch file (state dict, plain or wrapped).
+    """Read a run folder, a Hugging Face folder, a safetensors file or a torch file.
 
     Raises:
-        InputError: no such file, cut short, pickled objects, or no state dict in it.
+        InputError: no such file, cut short, or no dict of tensors in it.
     """
+    config: dict[str, Any] = {}
     if path.is_dir():
-        if not (path / FILE).is_file():
-            raise InputError(
-                f"got {path}, a folder without {FILE}; the run may be unfinished; "
-                "give a finished run or a checkpoint file"
-            )
-        path = path / FILE
+        path, config = _open_folder(path)
     if not path.is_file():
         raise InputError(f"got {path}; there is no such file; give a run folder or a checkpoint")
-    state, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    normalize = _pop_normalize(state, path)
-    return Weights(without_prefixes(state), facts, normalize)
+    facts: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        content, facts = _read_safetensors(path)
+    else:
+        try:
+            content = read_torch_file(path)
+        except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+            raise _unreadable(path, error) from error
+    parts = dict(_state_dicts(content, "", set()))
+    if not parts:
+        raise InputError(
+            f"got {path}; it holds {_describe(content)}; expected a state dict, plain or inside "
+            "what a training script saves"
+        )
+    return Weights(parts, facts, config)
 
 
 def write_weights(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -> None:
@@ -79,6 +85,42 @@ def write_weights(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -
     durable.write(path, save(state, facts))
 
 
+def few(keys: list[str]) -> str:
+    """Print the first three keys, and how many more."""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
+
+
+def hub_weights(path: Path) -> Path | None:
+    """Return the weights of a Hugging Face folder; None for a folder of another kind."""
+    if (path / FILE).is_file():
+        return None
+    return next((path / name for name in _HUB_FILES if (path / name).is_file()), None)
+
+
+def _open_folder(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the weights in a run folder or a Hugging Face folder, and the latter's settings."""
+    if (path / FILE).is_file():
+        return path / FILE, {}
+    hub = hub_weights(path)
+    if hub is None:
+        raise InputError(
+            f"got {path}, a folder without {FILE}; the run may be unfinished; "
+            f"give a finished run, a checkpoint file or a folder with {' or '.join(_HUB_FILES)}"
+        )
+    config: dict[str, Any] = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        if (path / name).is_file():
+            try:
+                config |= dict(json.loads((path / name).read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"got {path / name}, which cannot be read ({error}); expected JSON; "
+                    "download the folder again"
+                ) from error
+    return hub, config
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -89,21 +131,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _unreadable(path, error) from error
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        pickled = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and pickled:
-            raise InputError(
-                f"got {path}; it holds a pickled {pickled[1]}, and reading that could run any "
-                "code; save its state_dict alone and give that file"
-            ) from error
-        raise _unreadable(path, error) from error
-    return _unwrap(content, path), {}
-
-
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
     return InputError(
@@ -112,64 +139,52 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """Find the state dict inside the dicts that training scripts put around it."""
+def _describe(content: Any) -> str:
+    if isinstance(content, Placeholder):
+        return f"a pickled {type(content).__name__}"
     if isinstance(content, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                return _unwrap(content[wrapper], path)
-        others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-        if content and not others:
-            return {str(key): value for key, value in content.items()}
-        holds = f"a dict with {few(others)} that are no tensors" if others else "an empty dict"
-    else:
-        holds = f"a {type(content).__name__}"
-    raise InputError(
-        f"got {path}; it holds {holds}; expected a state dict, plain or under "
-        f"{', '.join(_WRAPPERS)}"
-    )
+        others = [str(k) for k, v in content.items() if not isinstance(v, Tensor | StoredTensor)]
+        return f"a dict with {few(others)} that are no tensors" if others else "an empty dict"
+    tensor = isinstance(content, Tensor | StoredTensor)
+    return "a Tensor" if tensor else f"a {type(content).__name__}"
 
 
-def _pop_normalize(
-    state: dict[str, Tensor], path: Path
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Remove a normalizing submodule's mean and std from `state`; none of our networks has one.
-
-    Rounded to 7 digits: 0.485 was stored as the float32 next to it.
-    """
-    keys = {part: [k for k in state if k.endswith("." + part)] for part in ("mean", "std")}
-    if not keys["mean"] and not keys["std"]:
-        return None
-    values_of = [[state.pop(key).flatten().tolist() for key in keys[part]] for part in keys]
-    if [len(values[0]) if len(values) == 1 else 0 for values in values_of] != [3, 3]:
-        raise InputError(
-            f"got {path} with {few(keys['mean'] + keys['std'])}; expected one mean and one std of "
-            "3 numbers; remove them and state the normalization in the preset"
-        )
-    mean, std = (tuple(round(number, 7) for number in values[0]) for values in values_of)
-    if not (all(0 <= m <= 1 for m in mean) and all(0 < s < math.inf for s in std)):
-        raise InputError(
-            f"got {path} with mean {mean} and std {std}; expected means on the 0..1 scale and "
-            "positive, finite stds; divide them by 255 if they are for 0..255"
-        )
-    return mean, std
-
-
-def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the leading names that all keys share (`module.`, `net.`, `1.`), and `_orig_mod.`.
-
-    No network here has all its weights in one submodule, so a shared name is always a wrapper's.
-    """
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    while len(state) > 1:
-        heads = {key.partition(".")[0] if "." in key else key for key in state}
-        if len(heads) > 1 or not all("." in key for key in state):
-            break
-        state = {key.partition(".")[2]: value for key, value in state.items()}
-    return state
+def _state_dicts(
+    content: Any, place: str, seen: set[int]
+) -> Iterator[tuple[str, dict[str, Value]]]:
+    """Walk through a file's content to every dict of tensors and every pickled network."""
+    if id(content) in seen:
+        return  # a pickle may hold one object many times, itself among its items too
+    seen.add(id(content))
+    if isinstance(content, Placeholder) and isinstance(content.state, dict):
+        if "_parameters" in content.state:
+            yield place or "network", dict(_module_tensors(content, "", frozenset()))
+            return
+        yield from _state_dicts(content.state, place, seen)
+    if isinstance(content, Mapping):
+        tensors = {
+            k: v
+            for k, v in content.items()
+            if isinstance(k, str) and isinstance(v, Tensor | StoredTensor)
+        }
+        if tensors:
+            yield place, tensors
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from _state_dicts(value, f"{place}.{key}" if place else str(key), seen)
 
 
-def few(keys: list[str]) -> str:
-    """Print the first three keys, and how many more."""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more
+def _module_tensors(
+    module: Placeholder, path: str, above: frozenset[int]
+) -> Iterator[tuple[str, Value]]:
+    """What `state_dict` would give of a pickled network."""
+    if id(module) in above or not isinstance(module.state, dict):
+        return
+    skipped = module.state.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        for key, value in dict(module.state.get(kind) or {}).items():
+            if isinstance(value, Tensor | StoredTensor) and key not in skipped:
+                yield path + key, value
+    for key, value in dict(module.state.get("_modules") or {}).items():
+        if isinstance(value, Placeholder):
+            yield from _module_tensors(value, f"{path}{key}.", above | {id(module)})

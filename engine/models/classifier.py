@@ -17,6 +17,7 @@ from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
+from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
 
@@ -115,22 +116,32 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
     Raises:
         InputError: an unknown name, fewer than two classes, or a size the network cannot take.
     """
+    default = preset_of(name)
+    if classes < 2:
+        raise InputError(
+            f"got {classes} classes; expected at least 2; a classifier must have a choice"
+        )
+    make, _ = _MODELS[name]
+    preset = preset or default
+    with torch.random.fork_rng(devices=[]):
+        # The generator itself: torch.manual_seed would also seed CUDA, which fork_rng leaves out.
+        torch.default_generator.manual_seed(seed)
+        return Classifier(make(classes, preset.size), name, preset)
+
+
+def preset_of(name: str) -> Preset:
+    """Return how an architecture wants its images, where nothing else says it.
+
+    Raises:
+        InputError: an unknown name.
+    """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(
             f"got model {name!r}; known are {', '.join(names())}{hint}", option="model"
         )
-    if classes < 2:
-        raise InputError(
-            f"got {classes} classes; expected at least 2; a classifier must have a choice"
-        )
-    make, default = _MODELS[name]
-    preset = preset or default
-    with torch.random.fork_rng(devices=[]):
-        # The generator itself: torch.manual_seed would also seed CUDA, which fork_rng leaves out.
-        torch.default_generator.manual_seed(seed)
-        return Classifier(make(classes, preset.size), name, preset)
+    return _MODELS[name][1]
 
 
 def names() -> tuple[str, ...]:
@@ -206,6 +217,8 @@ _MODELS: dict[str, tuple[Make, Preset]] = {
     "resnet18": (lambda classes, size: tv.resnet18(num_classes=classes), _IMAGENET),
     "resnet34": (lambda classes, size: tv.resnet34(num_classes=classes), _IMAGENET),
     "resnet50": (lambda classes, size: tv.resnet50(num_classes=classes), _IMAGENET),
+    "vgg16_bn": (lambda classes, size: tv.vgg16_bn(num_classes=classes), _IMAGENET),
+    "vgg16_bn_cifar": (lambda classes, size: CifarVgg(classes), _CIFAR_OWN),
     "convnext_tiny": (
         lambda classes, size: tv.convnext_tiny(num_classes=classes),
         Preset(size=224, resize="short", resize_to=236),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from letheon.engine.checkpoints.key_names import strip_prefixes
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
-from letheon.engine.checkpoints.weights_file import without_prefixes
 from letheon.engine.models.classifier import Classifier, build
 from letheon.loaders.preset import Preset
 from tests.engine.files import refusal, saved, state_of
@@ -118,7 +118,7 @@ def test_a_doubtful_normalize_module_is_refused(
 
 def test_prefixes_are_dropped_only_where_all_share_them() -> None:
     zero = torch.zeros(1)
-    assert list(without_prefixes({"a.b.x": zero, "a.c.y": zero})) == ["b.x", "c.y"]
-    assert list(without_prefixes({"a.x": zero, "b.y": zero})) == ["a.x", "b.y"]
-    assert list(without_prefixes({"a.x": zero, "a": zero})) == ["a.x", "a"]
-    assert list(without_prefixes({"a.x": zero})) == ["a.x"]
+    assert list(strip_prefixes({"a.b.x": zero, "a.c.y": zero})) == ["b.x", "c.y"]
+    assert list(strip_prefixes({"a.x": zero, "b.y": zero})) == ["a.x", "b.y"]
+    assert list(strip_prefixes({"a.x": zero, "a": zero})) == ["a.x", "a"]
+    assert list(strip_prefixes({"a.x": zero})) == ["a.x"]

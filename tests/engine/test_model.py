@@ -18,7 +18,7 @@ from letheon.loaders.datasets.digits import upstream
 from letheon.loaders.preset import Preset
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "convnext_tiny", "swin_t", "vit_b_16")
-CHEAP = ("small", "resnet20", "resnet18_cifar", "efficientnet_lite0")
+CHEAP = ("small", "vgg16_bn_cifar", "resnet20", "resnet18_cifar", "efficientnet_lite0")
 
 
 def images(model: Classifier, n: int = 2) -> torch.Tensor:
@@ -95,6 +95,8 @@ def test_a_transformers_features_too(name: str) -> None:
         ("efficientnet_lite0", 1000, 4.65),
         ("vit_tiny_16", 1000, 5.72),
         ("resnet50", 1000, 25.56),
+        ("vgg16_bn", 1000, 138.37),
+        ("vgg16_bn_cifar", 10, 15.31),  # 14.71 M of convolutions, 0.59 M of head
     ],
 )
 def test_number_of_parameters(name: str, classes: int, millions: float) -> None:

@@ -1,0 +1,187 @@
+"""Clean a state dict's keys: wrappers, counters and pruning go, other authors' names are ours."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from letheon.engine.checkpoints.torch_file import StoredTensor
+from letheon.engine.checkpoints.weights_file import Value, few
+from letheon.errors import InputError
+
+V = TypeVar("V")
+Mean = tuple[float, ...]
+
+_COUNTERS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")
+
+
+def load(value: Value) -> Tensor:
+    """Read a tensor's numbers."""
+    return value.load() if isinstance(value, StoredTensor) else value
+
+
+def clean_keys(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Drop the marks of torch.compile and profilers' counters, and merge pruned weights.
+
+    A pruned layer (torch.nn.utils.prune) has `weight_orig` and `weight_mask`; its weight is their
+    product.
+    """
+    state = {
+        key.replace("_orig_mod.", ""): value
+        for key, value in state.items()
+        if not _COUNTERS.search(key)
+    }
+    for key in [key for key in state if key.endswith("_orig")]:
+        base = key.removesuffix("_orig")
+        mask = f"{base}_mask"
+        if mask in state and base not in state and state[mask].shape == state[key].shape:
+            state[base] = load(state.pop(key)) * load(state.pop(mask))
+    return state
+
+
+def pop_normalize(state: dict[str, Value], path: Path) -> tuple[Mean, Mean] | None:
+    """Remove a normalizing submodule's mean and std from `state`; none of our networks has one.
+
+    Rounded to 7 digits: 0.485 was stored as the float32 next to it.
+    """
+    keys = {part: [k for k in state if k.endswith("." + part)] for part in ("mean", "std")}
+    if not keys["mean"] and not keys["std"]:
+        return None
+    values_of = [[load(state.pop(key)).flatten().tolist() for key in keys[p]] for p in keys]
+    if [len(values[0]) if len(values) == 1 else 0 for values in values_of] != [3, 3]:
+        raise InputError(
+            f"got {path} with {few(keys['mean'] + keys['std'])}; expected one mean and one std of "
+            "3 numbers; remove them and state the normalization in the preset"
+        )
+    mean, std = (tuple(round(number, 7) for number in values[0]) for values in values_of)
+    if not (all(0 <= m <= 1 for m in mean) and all(0 < s < math.inf for s in std)):
+        raise InputError(
+            f"got {path} with mean {mean} and std {std}; expected means on the 0..1 scale and "
+            "positive, finite stds; divide them by 255 if they are for 0..255"
+        )
+    return mean, std
+
+
+def strip_prefixes(state: dict[str, V]) -> dict[str, V]:
+    """Drop the leading names that all keys share (`module.`, `net.`, `1.`).
+
+    No network here has all its weights in one submodule, so a shared name is always a wrapper's.
+    """
+    while len(state) > 1:
+        heads = {key.partition(".")[0] if "." in key else key for key in state}
+        if len(heads) > 1 or not all("." in key for key in state):
+            break
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state
+
+
+def prefixes(state: Mapping[str, V], first: str) -> Iterator[str]:
+    """Yield the wrappers' prefixes under which the key `first` of an architecture lies."""
+    for key in state:
+        if key == first or key.endswith(f".{first}"):
+            yield key.removesuffix(first)
+
+
+def find_head(state: dict[str, V], head: str) -> dict[str, V]:
+    """Name the one linear layer of a `Sequential(Dropout, Linear)` as the head; else unchanged."""
+    inner = re.compile(rf"{re.escape(head)}\.(\d+)\.(weight|bias)")
+    layers = {found[1] for key in state if (found := inner.fullmatch(key))}
+    if len(layers) != 1 or layers == {"0"}:
+        return state
+    [layer] = layers
+    return {key.replace(f"{head}.{layer}.", f"{head}.", 1): v for key, v in state.items()}
+
+
+# ------------------------------------------------------------------- other authors' names
+
+_Rules = tuple[tuple[str, str], ...]
+
+_SHORTCUT: _Rules = (  # the CIFAR ResNet of many repositories
+    (r"\.shortcut\.", ".downsample."),
+    (r"^((?:.*\.)?)linear\.", r"\1fc."),
+)
+_RESIDUAL: _Rules = (  # the CIFAR-100 networks of many repositories, as bad teaching and SSD use
+    (r"(^|\.)conv1\.0\.", r"\1conv1."),
+    (r"(^|\.)conv1\.1\.", r"\1bn1."),
+    (r"\.residual_function\.0\.", ".conv1."),
+    (r"\.residual_function\.1\.", ".bn1."),
+    (r"\.residual_function\.3\.", ".conv2."),
+    (r"\.residual_function\.4\.", ".bn2."),
+    (r"\.shortcut\.", ".downsample."),
+    *((rf"(^|\.)conv{n + 1}_x\.", rf"\1layer{n}.") for n in range(1, 5)),
+)
+_HUB_RESNET: _Rules = (  # transformers' ResNetForImageClassification
+    (r"^resnet\.embedder\.embedder\.convolution\.", "conv1."),
+    (r"^resnet\.embedder\.embedder\.normalization\.", "bn1."),
+    *((rf"^resnet\.encoder\.stages\.{n}\.layers\.", f"layer{n + 1}.") for n in range(4)),
+    *((rf"\.layer\.{n}\.convolution\.", f".conv{n + 1}.") for n in range(3)),
+    *((rf"\.layer\.{n}\.normalization\.", f".bn{n + 1}.") for n in range(3)),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    (r"^classifier\.1\.", "fc."),
+)
+_TIMM_VIT: _Rules = (  # timm's vision transformers
+    (r"(^|\.)cls_token$", r"\1class_token"),
+    (r"(^|\.)pos_embed$", r"\1encoder.pos_embedding"),
+    (r"(^|\.)patch_embed\.proj\.", r"\1conv_proj."),
+    (r"\.norm1\.", ".ln_1."),
+    (r"\.norm2\.", ".ln_2."),
+    (r"\.attn\.qkv\.", ".self_attention.in_proj_"),
+    (r"\.attn\.proj\.", ".self_attention.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+    (r"(^|\.)blocks\.(\d+)\.", r"\1encoder.layers.encoder_layer_\2."),
+    (r"^norm\.|(?<=\.)norm\.", "encoder.ln."),
+    (r"^head\.|(?<=\.)head\.", "heads.head."),
+)
+_HUB_VIT: _Rules = (  # transformers' ViTForImageClassification
+    (r"^vit\.embeddings\.cls_token$", "class_token"),
+    (r"^vit\.embeddings\.position_embeddings$", "encoder.pos_embedding"),
+    (r"^vit\.embeddings\.patch_embeddings\.projection\.", "conv_proj."),
+    (r"^vit\.encoder\.layer\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".self_attention.\1_"),
+    (r"\.attention\.output\.dense\.", ".self_attention.out_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.0."),
+    (r"\.output\.dense\.", ".mlp.3."),
+    (r"\.layernorm_before\.", ".ln_1."),
+    (r"\.layernorm_after\.", ".ln_2."),
+    (r"^vit\.layernorm\.", "encoder.ln."),
+    (r"^classifier\.", "heads.head."),
+)
+_AUTHORS: tuple[tuple[Callable[[str], object], _Rules], ...] = (  # a key only they have; the rules
+    (re.compile(r"\.residual_function\.").search, _RESIDUAL),
+    (re.compile(r"(^|\.)layer\d\.\d\.shortcut\.\d\.").search, _SHORTCUT),
+    (re.compile(r"^resnet\.embedder\.").search, _HUB_RESNET),
+    (re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.").search, _TIMM_VIT),
+    (re.compile(r"^vit\.embeddings\.").search, _HUB_VIT),
+)
+
+
+def translate(state: dict[str, Value]) -> dict[str, Value]:
+    """Give other authors' keys of an architecture the names that torchvision gives them.
+
+    The weights are the same; only a vision transformer's query, key and value are put together.
+    """
+    rules = next((r for mark, r in _AUTHORS if any(map(mark, state))), None)
+    if rules is None:
+        return state
+    named: dict[str, Value] = {}
+    for key, value in state.items():
+        new = key
+        for pattern, put in rules:
+            new = re.sub(pattern, put, new)
+        if new in named:
+            return state
+        named[new] = value
+    for key in [key for key in named if key.endswith((".query_weight", ".query_bias"))]:
+        names = [key.replace("query_", f"{part}_") for part in ("query", "key", "value")]
+        if all(name in named for name in names):
+            whole = torch.cat([load(named.pop(name)) for name in names])
+            named[key.replace("query_", "in_proj_")] = whole
+    return named
