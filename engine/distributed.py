@@ -55,9 +55,35 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+}
+"""Variables that tell a process how many there are, by the launcher that sets them."""
+
+
+def check_launcher() -> None:
+    """Refuse several processes that know nothing of each other, in one output folder.
+
+    Raises:
+        InputError: another launcher than torchrun started more than one.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    for variable, name in LAUNCHERS.items():
+        count = os.environ.get(variable, "1")
+        if count.isdecimal() and int(count) > 1:
+            raise InputError(
+                f"got {count} processes of {name}, each of which would be a whole job; expected "
+                f"torchrun: start one torchrun per node with {name}, which starts the ranks"
+            )
+
+
 @contextmanager
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group that torchrun describes (or be the only rank); leave it at the end."""
+    check_launcher()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = _device(device, local_rank)

@@ -117,6 +117,8 @@ class Run:
     forget: Tensor  # (N,) bool on the device: which training samples are to be forgotten
     forget_classes: tuple[int, ...]  # sorted ids; empty when single samples are forgotten
     precision: Precision = field(default_factory=Precision)
+    request: str = ""
+    """Digest of what is to be forgotten; empty where nothing says."""
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
     epoch_number: int = 0

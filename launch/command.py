@@ -15,6 +15,7 @@ import re
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -88,6 +89,7 @@ def write_torchrun_error(line: str, stack: str = "") -> None:
 
 def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
     """Parse the command line (or `args`) to `settings`; --help lists every method and option."""
+    _refuse_repeats(sys.argv[1:] if args is None else args)
     with _recorded_refusal() as console:
         return tyro.cli(
             settings,
@@ -99,6 +101,19 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
                 tyro.conf.CascadeSubcommandArgs,
             ),
         )
+
+
+def _refuse_repeats(args: Sequence[str]) -> None:
+    """Refuse an option that stands twice: the parser would take the last one without a word."""
+    options = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    for option, count in Counter(name.replace("_", "-") for name in options).items():
+        if count > 1:
+            raise InputError(
+                f"got {option} {count} times; expected it once; of several classes write one list, "
+                "such as class:3,8"
+                if option == "--forget"
+                else f"got {option} {count} times; expected it once; leave the others out"
+            )
 
 
 @contextlib.contextmanager

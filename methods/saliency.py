@@ -58,11 +58,17 @@ def save_masks(
         save_file(tensors, temporary, text)
 
 
-def load_masks(path: Path, density: float, weights: str, names: list[str]) -> dict[str, Tensor]:
+def load_masks(
+    path: Path, density: float, weights: str, request: str, names: list[str]
+) -> dict[str, Tensor]:
     """Read one density's masks, bool on the host, by the parameters' `names`.
 
+    `weights` and `request` are the digests of the model and of what is to be forgotten; an empty
+    `request` is not compared.
+
     Raises:
-        InputError: no such file, not a mask file, another density, or made from other weights.
+        InputError: no such file, not a mask file, another density, or made from other weights
+            or for another request.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -81,6 +87,12 @@ def load_masks(path: Path, density: float, weights: str, names: list[str]) -> di
                 raise InputError(
                     f"got {path}, made from weights {facts['weights'][:12]}; this model is "
                     f"{weights[:12]}; make a mask of it with launch/mask.py",
+                    option="mask",
+                )
+            if request and facts.get("request", request) != request:
+                raise InputError(
+                    f"got {path}, made for another request than this one; make a mask of what is "
+                    "to be forgotten with launch/mask.py",
                     option="mask",
                 )
             shapes = json.loads(facts["shapes"])

@@ -78,7 +78,7 @@ class SalUn(Method):
         return self.inner.goes_back
 
     def check(self, run: Run) -> None:
-        """Refuse a mask file that is missing, torn or of other weights."""
+        """Refuse a mask file that is missing, torn, of other weights or of another request."""
         self.inner.check(run)
         self._load(run)
 
@@ -86,7 +86,7 @@ class SalUn(Method):
         if self.mask is None:
             return None
         names = list(run.named_parameters)
-        masks = load_masks(self.mask, self.density, weights_digest(run.model), names)
+        masks = load_masks(self.mask, self.density, weights_digest(run.model), run.request, names)
         return {name: mask.to(run.ranks.device) for name, mask in masks.items()}
 
     def prepare(self, run: Run) -> SalunState:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from letheon.engine.distributed import check_launcher
 from tests.launch_tools import Scripts, torchrun
 
 FINETUNE = ("finetune", "--epochs", "1")
@@ -154,3 +155,53 @@ def test_every_rank_stops(
     assert len(told) == 1 and expected in told[0]
     assert "exitcode  : 2" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_given_twice_is_refused(scripts: Scripts, tmp_path: Path) -> None:
+    ended = scripts("forget", "--forget", "class:1", "--forget=class:2", "--out", tmp_path / "x")
+    assert ended.code == 2 and "got --forget 2 times; expected it once" in ended.err
+    ended = scripts("train", "--batch-size", "8", "--batch_size", "9", "--out", tmp_path / "x")
+    assert ended.code == 2 and "got --batch-size 2 times" in ended.err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "launcher"),
+    [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "mpiexec")],
+)
+def test_several_processes_of_another_launcher_are_refused(
+    variable: str, launcher: str, scripts: Scripts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv(variable, "2")
+    ended = scripts("train", "--out", tmp_path / "x")
+    assert ended.code == 2 and f"got 2 processes of {launcher}" in ended.err
+    assert "torchrun" in ended.err and not (tmp_path / "x").exists()
+    monkeypatch.setenv(variable, "1")
+    check_launcher()
+
+
+def test_a_mask_of_another_request_is_refused(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    mask = tmp_path / "masks.safetensors"
+    args = ("--weights", original, "--data", "digits")
+    ended = scripts("mask", *args, "--forget", "class:3", "--densities", 0.5, "--out", mask)
+    assert ended.code == 0, ended.err
+    salun = ("--out", tmp_path / "x", "salun", "--mask", mask, "random-label", "--epochs", 1)
+    ended = scripts("forget", *args, "--forget", "class:8", *salun)
+    assert ended.code == 2 and "made for another request" in ended.err
+    assert not (tmp_path / "x").exists()
+    assert scripts("forget", *args, "--forget", "class:3", *salun).code == 0
+
+
+def test_a_held_out_image_that_is_gone_is_found_before_training(
+    scripts: Scripts, tmp_path: Path
+) -> None:
+    data = images(tmp_path / "data")
+    held_out = sorted((data / "test").rglob("*.png"))[0]
+    held_out.unlink()
+    held_out.symlink_to(tmp_path / "nowhere.png")
+    ended = scripts("train", "--data", data, "--epochs", 1, "--out", tmp_path / "x")
+    assert ended.code == 2 and held_out.name in ended.err
+    assert not (tmp_path / "x").exists()

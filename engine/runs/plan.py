@@ -78,6 +78,8 @@ class Plan:
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
                 option="batch_norm",
             )
+        if ranks.main:  # asks for the size of every file: one that is gone is found before training
+            self.set_digests()
         preset = self.model.preset
         notes = list_notes({"train": self.data.train})
 
@@ -95,11 +97,16 @@ class Plan:
             seed=self.job.seed,
             forget=torch.from_numpy(self.forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
+            request=self.request.digest if self.request is not None else "",
             precision=self.job.precision.resolve(ranks.device),
             notes=notes,
             held_out=lambda: self._held_out(ranks),
             open_images=open_images,
         )
+
+    def set_digests(self) -> dict[str, str]:
+        """Digests of the images by split; computed once a set."""
+        return {"train": self.data.train.digest, "test": self.data.test.digest}
 
     def _held_out(self, ranks: Ranks) -> Loader:
         """The held-out images; a request of single samples names none of them."""
@@ -148,12 +155,12 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
         "model": run.model.name,
         "dtype": run.precision.dtype,
         "seconds": dataclasses.asdict(seconds),
-        "data": {"train": plan.data.train.digest, "test": plan.data.test.digest},
         "left_out": list(plan.data.train.left_out),
         "warnings": run.warnings,
     }
     if run.ranks.main:
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
+        facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
         for warning in run.warnings:
             print(f"warning: {record.folder}: {warning}", file=sys.stderr)
     record.finish(**facts)

@@ -79,12 +79,16 @@ def test_a_saved_mask_gives_the_same_run(tmp_path: Path) -> None:
     loaded, _ = trained(SalUn(Finetune(RECIPE), 0.2, mask=file))
     assert weights_digest(made.model) == weights_digest(loaded.model)
     with pytest.raises(InputError, match="holds"):
-        load_masks(file, 0.3, weights_digest(run.model), names)
+        load_masks(file, 0.3, weights_digest(run.model), "", names)
     with pytest.raises(InputError, match="made from weights"):
-        load_masks(file, 0.2, weights_digest(network(seed=1)), names)
+        load_masks(file, 0.2, weights_digest(network(seed=1)), "", names)
+    save_masks(file, masks, {"weights": weights_digest(run.model), "request": "class 2"})
+    load_masks(file, 0.2, weights_digest(run.model), "class 2", names)
+    with pytest.raises(InputError, match="another request"):
+        load_masks(file, 0.2, weights_digest(run.model), "class 3", names)
     (tmp_path / "torn").write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="can be read"):
-        load_masks(tmp_path / "torn", 0.2, "", names)
+        load_masks(tmp_path / "torn", 0.2, "", "", names)
 
 
 @pytest.mark.parametrize("density", [0.0, -1.0, 1.1, float("nan")])
