@@ -95,7 +95,7 @@ def test_we_read_what_ffcv_writes(files: FileImages, tmp_path: Path, mode: str) 
         apart = np.abs(back.read(i).astype(int) - files.read(i))
         assert apart.max() == 0 if mode == "raw" else apart.mean() < 4
     forget = np.arange(34) % 4 == 0
-    ours, theirs = (kind(back, forget, PRESET, 8, 3) for kind in (BetonLoader, FfcvLoader))
+    ours, theirs = (kind(back, forget, PRESET, 8, Reader(3)) for kind in (BetonLoader, FfcvLoader))
     for one, other in zip(ours.train("paired", 1), theirs.train("paired", 1), strict=True):
         assert torch.equal(one.index, other.index)
 
