@@ -69,17 +69,24 @@ class Drawing:
         self.figure.legend(entries.values(), entries.keys(), loc="outside lower left", ncols=2)
 
 
-@contextmanager
-def new_drawing(height: float, rows: int = 1, columns: int = 1) -> Iterator[Drawing]:
-    """Draw inside; afterwards `svg` holds the picture. No global state is left changed."""
+def require_matplotlib() -> None:
+    """Refuse to draw where the package that does it is missing."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise InputError(
             "got no matplotlib, which draws the report's pictures; "
             "pip install '.[report]' in the checkout, or write the tables alone with page=False"
         ) from error
+
+
+@contextmanager
+def new_drawing(height: float, rows: int = 1, columns: int = 1) -> Iterator[Drawing]:
+    """Draw inside; afterwards `svg` holds the picture. No global state is left changed."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         drawing = Drawing(figure, rows, columns)

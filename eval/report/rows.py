@@ -62,14 +62,22 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Tensor | np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        items = ((_printable(str(key)), item) for key, item in value.items())
+        return {key: _plain(item, f"{where}.{key}") for key, item in items}
     if isinstance(value, list | tuple):
         return [_plain(item, where) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"got {value} at {where}; expected a finite number, or None and a reason")
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        return _printable(value)
+    if value is None or isinstance(value, bool | int | float):
         return value
     raise InputError(f"got {type(value).__name__} at {where}; expected numbers, texts or tables")
+
+
+def _printable(text: str) -> str:
+    """Show bytes of a file name that are no UTF-8, such as a folder's in Latin-1, as U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _check(row: Mapping[str, Any], place: int) -> dict[str, Any]:

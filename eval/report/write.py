@@ -9,6 +9,7 @@ from typing import Any
 from letheon.durable import write
 from letheon.eval.report.page import page as html
 from letheon.eval.report.pictures import draw_pictures
+from letheon.eval.report.plots import require_matplotlib
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
 from letheon.spans import span
@@ -38,7 +39,8 @@ def write_report(
     - "embedding": what `embedding.embed` returns.
 
     A picture without ingredients is replaced by a sentence that says what is missing. Call it on
-    one rank. Nothing is written where something is wrong.
+    one rank. Nothing is written where rows are refused; the tables are on disk before a picture is
+    drawn, so that no fault of a font or a picture loses the numbers.
 
     Args:
         rows: one a model, names distinct.
@@ -54,16 +56,17 @@ def write_report(
         InputError: rows that `prepare` refuses, or `page` without matplotlib.
     """
     prepared = prepare(rows, left_out)
+    if page:
+        require_matplotlib()
     texts = {
         "metrics.csv": as_csv(prepared),
         "table.md": as_markdown(prepared),
         "metrics.tex": as_latex(prepared),
         "metrics.json": as_json(prepared),
     }
-    if page:
-        texts["report.html"] = html(prepared, draw_pictures(prepared), heading)
     out.mkdir(parents=True, exist_ok=True)
-    written = [out / name for name in texts]
-    for path, text in zip(written, texts.values(), strict=True):
-        write(path, text)
-    return written
+    for name, text in texts.items():
+        write(out / name, text)
+    if page:
+        write(out / "report.html", html(prepared, draw_pictures(prepared), heading))
+    return [out / name for name in (*texts, *(["report.html"] if page else []))]

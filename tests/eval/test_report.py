@@ -396,3 +396,23 @@ def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) 
     bands = np.array_split(ink, 10)
     assert all(band.mean() > 0.003 for band in bands)
     assert len(np.unique(np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_name_that_is_no_utf8_is_printed_in_every_format(tmp_path: Path) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    rows = [{"name": name, "FA": 0.5, "classes": [name, "tea"], "forgotten": [0]}]
+    for path in write.write_report(rows, tmp_path):
+        assert "caf\ufffd" in path.read_text(encoding="utf-8"), path.name
+
+
+def test_a_broken_picture_leaves_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(prepared: object) -> None:
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(write, "draw_pictures", broken)
+    with pytest.raises(RuntimeError, match="no such font"):
+        write.write_report([{"name": "one", "FA": 0.5}], tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"metrics.csv", "table.md", "metrics.tex", "metrics.json"}
