@@ -166,7 +166,7 @@ class Side:
         if self.name != "baseline":
             words = ["--data", self.data, "--original", first[0], "--retrained", first[1]]
             words += ["--runs", *runs, "--downstream", domains, "--out", out]
-            words += ["--cka", "legacy", "--split", "legacy", "--dtype", self.dtype]
+            words += ["--cka", "legacy", "--split", "legacy"]
             request = "class:" + ",".join(map(str, self.setting.forget))
             words += ["--device", self.device, "--dtype", self.dtype, "--forget", request]
             return self._ours("evaluate", [*words, *batch], self.ranks)

@@ -26,7 +26,7 @@ step() {
     $launch "$here/$script.py" "$@"
 }
 
-made() {
+run_once() {
     name=$1
     shift
     [ -e "$out/$name/run.json" ] || step forget $forget --out "$out/$name" --overwrite "$@"
@@ -36,14 +36,14 @@ made() {
     step train $common --model "${MODEL:-small}" --seed 1 $training --out "$out/original" --overwrite
 retrained=
 for seed in $seeds; do
-    made "retrain-$seed" --seed "$seed" retrain $training
+    run_once "retrain-$seed" --seed "$seed" retrain $training
     retrained="$retrained $out/retrain-$seed"
 done
 for seed in 1 2 3; do
-    made "head-distillation-$seed" --seed $seed head-distillation
+    run_once "head-distillation-$seed" --seed $seed head-distillation
 done
-made finetune --seed 1 finetune ${FINETUNE:---epochs 10 --lr 0.1}
-made random-label --seed 1 random-label ${RANDOM_LABEL:---epochs 6 --lr 0.02}
+run_once finetune --seed 1 finetune ${FINETUNE:---epochs 10 --lr 0.1}
+run_once random-label --seed 1 random-label ${RANDOM_LABEL:---epochs 6 --lr 0.02}
 step evaluate $common ${downstream:+--downstream "$downstream"} --original "$out/original" \
     --retrained $retrained \
     --runs "$out"/head-distillation-[1-3] "$out/finetune" "$out/random-label" \
