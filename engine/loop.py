@@ -281,7 +281,8 @@ class Pass:
             self.progress.read()
         for tally in self._tallies:
             sum_over_ranks([tally.sums], self.run.ranks)
-            _average_batch_norm(self.run, tally.phase)
+        if not all(_frozen(self.run, tally.phase) for tally in self._tallies):
+            _average_batch_norm(self.run)
         for tally in self._tallies:
             self._close(tally, compiling)
 
@@ -421,9 +422,9 @@ def _set_mode(run: Run, phase: Phase) -> None:
             layer.eval()
 
 
-def _average_batch_norm(run: Run, phase: Phase) -> None:
+def _average_batch_norm(run: Run) -> None:
     """Make the running statistics equal on all ranks: their mean."""
-    if run.ranks.world == 1 or _frozen(run, phase):
+    if run.ranks.world == 1:
         return
     buffers = [
         buffer

@@ -39,6 +39,7 @@ _FIRST_EDITION = {
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
     "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
+    "keeping",  # the first edition's name of caches
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Several runs in one process, fed from one pass over the data wherever their passes can share it.
 
-Each run has its own model, optimiser, state and random numbers and steps on the batches it would
+Each run has its own model, optimizer, state and random numbers and steps on the batches it would
 have got alone, so it ends as it would have ended alone.
 """
 
@@ -45,7 +45,7 @@ def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, Exception
         rank sees alike is survived: numbers that are not finite.
 
     Raises:
-        InputError: the data cannot be read; whoever had not ended does not end.
+        InputError: the data cannot be read; the runs that had not ended do not end.
         Exception: with several ranks, whatever one of the runs raises.
     """
     failed: dict[str, Exception] = {}
@@ -113,8 +113,10 @@ class _Job:
             work(*args)
         except Exception as error:
             known = isinstance(error, RunFailed | InputError)
-            if self.ranks.world > 1 and not isinstance(error, RunFailed):
-                raise  # perhaps on this rank alone: the others would wait for it
+            # Numbers fail on every rank alike; a disk or a file perhaps on this one alone.
+            alike = isinstance(error, RunFailed) and not isinstance(error.__cause__, OSError)
+            if self.ranks.world > 1 and not alike:
+                raise  # or the others would wait for it
             if not known:
                 traceback.print_exc(file=sys.stderr)
             self.failed[self.member.name] = error.with_traceback(None)  # which holds the memory

@@ -16,6 +16,7 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.together import Member, run_together
+from letheon.errors import RunFailed
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader
 from letheon.methods.finetune import Finetune
@@ -153,3 +154,26 @@ def test_what_goes_wrong_stays_with_its_run(capsys: pytest.CaptureFixture[str]) 
     for name in ("a", "c"):
         theirs, _ = alone(methods[name], Ranks(), Precision("fp32"))
         assert all(torch.equal(ended[name][key], value) for key, value in theirs.items())
+
+
+class DiskIsFull(Finetune):
+    """Fails on the second rank alone, as a disk does."""
+
+    def prepare(self, run: Run) -> State:
+        if run.ranks.rank == 1:
+            raise RunFailed("got no space left") from OSError("no space")
+        return State()
+
+
+def disk_is_full(ranks: Ranks) -> str:
+    if ranks.rank == 0:  # would wait in a collective for the second rank
+        return ""
+    try:
+        together({"a": DiskIsFull(RECIPE)}, ranks, Precision("fp32"))
+    except RunFailed as error:
+        return str(error)
+    return "survived"
+
+
+def test_a_full_disk_of_one_rank_ends_the_job() -> None:
+    assert on_ranks(2, disk_is_full) == ["", "got no space left"]
