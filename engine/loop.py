@@ -38,7 +38,7 @@ from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
-from letheon.engine.health import check_finite, collapse_warning, measure_accuracies
+from letheon.engine.health import check_finite, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
@@ -127,9 +127,6 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
     run.model.eval()
     check_finite(run, "at the end")
     require_equal(run.ranks, "weights at the end", weights_digest(run.model))
-    if (warning := collapse_warning(run)) is not None:
-        run.warnings.append(warning)
-        log("warning", text=warning)
 
 
 def _decide(

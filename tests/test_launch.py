@@ -144,3 +144,14 @@ def test_prepare_names_what_is_unreadable(form: str, scripts: Scripts, tmp_path:
 def test_define_prints_the_metrics(scripts: Scripts) -> None:
     ended = scripts("evaluate", "--define")
     assert ended.code == 0 and "TRA: " in ended.out and "k = 5" in ended.out
+
+
+def test_a_collapsed_network_is_a_warning_in_the_record(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    args = ("--weights", original, "--forget", "class:3,8", "--out", tmp_path / "x")
+    ended = scripts("forget", *args, "finetune", "--epochs", 1, "--lr", 5, "--momentum", 0)
+    assert ended.code == 0, ended.err
+    [warning] = json.loads((tmp_path / "x" / "run.json").read_text())["warnings"]
+    assert "the network collapsed" in warning and warning in ended.err
+    assert (tmp_path / "x" / "weights.safetensors").exists()

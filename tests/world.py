@@ -70,11 +70,11 @@ def run_of(method: Method, ranks: Ranks | None = None, seed: int = 0) -> Run:
 
 
 def trained(method: Method, ranks: Ranks | None = None) -> tuple[Run, list[dict[str, object]]]:
-    """The run after its end, and the lines it logged, warnings apart (they are in the run)."""
+    """The run after its end, and the lines it logged."""
     run = run_of(method, ranks)
     lines: list[dict[str, object]] = []
     run_method(method, run, lambda kind, **numbers: lines.append({"kind": kind, **numbers}))
-    return run, [line for line in lines if line["kind"] != "warning"]
+    return run, lines
 
 
 def masks_of(method: SalUn) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.distributed import Ranks
+from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
@@ -161,6 +162,10 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
     if run.ranks.main:
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
+    if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
+        run.warnings.append(collapse)
+        record.log("warning", text=collapse)
+    if run.ranks.main:
         for warning in run.warnings:
             print(f"warning: {record.folder}: {warning}", file=sys.stderr)
     record.finish(**facts)
