@@ -46,7 +46,7 @@ class Step:
             0-dim: the mean loss over this rank's samples, before the step; of a loss in parts,
             their sum.
         """
-        optimizer = self._optimizer(phase)
+        optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
             group["lr"] = rate
         backward = self._parts_backward if phase.parts else self._backward
@@ -142,10 +142,17 @@ class Step:
             return [self.run.flat.weights]
         return [parameter.detach() for parameter in self.run.parameters]
 
-    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        if phase.slot not in self.optimizers:
-            self.optimizers[phase.slot] = self.method.optimizer(self.run, self.state, phase.slot)
-        return self.optimizers[phase.slot]
+    def slot_optimizer(self, slot: str) -> torch.optim.Optimizer:
+        """The optimizer of a slot; built when it is first asked for."""
+        if slot not in self.optimizers:
+            self.optimizers[slot] = self.method.optimizer(self.run, self.state, slot)
+        return self.optimizers[slot]
+
+    def rehearse(self, phase: Phase, batch: Batch) -> None:
+        """Forward and backward without a step; running statistics and random numbers move."""
+        set_mode(self.run, phase)
+        self._backward(phase, batch)
+        self.reducer.clear()
 
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
         """The phase's loss; where the run asks for it, compiled once a name."""
@@ -175,6 +182,24 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     step.edits_grads = type(method).edit_grads is not Method.edit_grads
     step.averages = [weight.clone() for weight in step._weights()]
     return step
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch-norm layers of a model, in its own order."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def freezes_batch_norm(run: Run, phase: Phase) -> bool:
+    """Whether running statistics are used and kept in a phase."""
+    return phase.batch_norm == "frozen" or run.recipe.batch_norm == "frozen"
+
+
+def set_mode(run: Run, phase: Phase) -> None:
+    """Put the model into training mode as the phase wants it."""
+    run.model.train()
+    if freezes_batch_norm(run, phase):
+        for layer in batch_norms(run.model):
+            layer.eval()
 
 
 def _align_layouts(parameters: list[nn.Parameter]) -> None:

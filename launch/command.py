@@ -1,7 +1,8 @@
 """How every script starts and ends: arguments to a dataclass, mistakes to one line, exit codes.
 
-0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 1: a fault of Letheon's own, with
-its traceback. `docs/python.md` states them; they do not change.
+0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 75: stopped by a signal, to be
+started again. 1: a fault of Letheon's own, with its traceback. `docs/python.md` states them; they
+do not change.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tyro
 from letheon import durable
 from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.method import Method
+from letheon.engine.runs.stop import STOPPED, Stopped, listen
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.methods import catalogue, inner_fields
 
@@ -49,8 +51,14 @@ def run_several(
     """
     try:
         parsed = read()
-        with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
+        with listen(), join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
             main(parsed, ranks)
+    except Stopped as stop:
+        line = f"stopped: {stop}; the same command goes on from there"
+        if os.environ.get("RANK", "0") == "0":
+            print(line, file=sys.stderr, flush=True)
+        write_torchrun_error(line)
+        sys.exit(STOPPED)
     except (InputError, RunFailed) as error:
         line = error_line(error)
         if os.environ.get("RANK", "0") == "0":

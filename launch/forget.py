@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.plan import Plan, train_and_save
-from letheon.engine.runs.run_folder import check_free
+from letheon.engine.runs.run_folder import FINISHED, check_free
+from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
@@ -53,10 +54,11 @@ class Settings(Forgetting):
     """Run folder to make; of several runs, the folder of their folders."""
     overwrite: bool = False
     """Replace a run that is already there."""
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite)
+        check_free(self.out, self.overwrite, resume=True)
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -64,19 +66,19 @@ class Settings(Forgetting):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then forget and save."""
     plan, run = together(ranks, lambda: settings.plan(ranks))
-    train_and_save(plan, settings.method, run, settings.out)
+    train_and_save(plan, settings.method, run, settings.out, settings.saving, settings.overwrite)
 
 
 def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
     """Plan every run of several before anything is written; model and data are opened once."""
     first = runs[0]
     for settings in runs:
-        for field in fields(Settings):
-            if field.name in ("method", "seed"):
+        for one in fields(Settings):
+            if one.name in ("method", "seed"):
                 continue
-            if getattr(settings, field.name) != getattr(first, field.name):
+            if getattr(settings, one.name) != getattr(first, one.name):
                 raise InputError(
-                    f"got another {field.name} for one of several runs; only the method, its "
+                    f"got another {one.name} for one of several runs; only the method, its "
                     "options and --seed may differ; say the rest before the first method"
                 )
     if (first.out / "settings.json").exists():
@@ -86,7 +88,8 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
     names = job_names([(one.seed, one.method) for one in runs], catalogue())
     each = [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
     for settings in each:
-        check_free(settings.out, settings.overwrite)
+        if not (settings.out / FINISHED).is_file():
+            check_free(settings.out, settings.overwrite, resume=True)
     model, data, nearest = first.open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings, name in zip(each, names, strict=True):
@@ -102,7 +105,8 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     if len(runs) == 1:
         main(runs[0], ranks)
     else:
-        train_all(together(ranks, lambda: plan_all(runs, ranks)), ranks)
+        jobs = together(ranks, lambda: plan_all(runs, ranks))
+        train_all(jobs, ranks, runs[0].saving, runs[0].overwrite)
 
 
 def read(args: Sequence[str]) -> list[Settings]:

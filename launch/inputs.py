@@ -16,6 +16,7 @@ from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
+from letheon.engine.runs.saver import SaveOptions
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
@@ -45,6 +46,7 @@ class Options(TypedDict, total=False):
     unreadable: str
     precision: Precision
     overwrite: bool
+    saving: SaveOptions
     batch_size: int
     """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
 
@@ -80,6 +82,7 @@ class Call(JobOptions):
     method: Method = field(default_factory=Train)
     out: Path = Path()
     overwrite: bool = False
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:

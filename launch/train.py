@@ -18,6 +18,7 @@ from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
+from letheon.engine.runs.saver import SaveOptions
 from letheon.launch.api import plan_training
 from letheon.launch.command import run_command, together
 from letheon.methods.train import Train
@@ -36,10 +37,11 @@ class Settings(JobOptions):
     method: Train = field(default_factory=Train)
     overwrite: bool = False
     """Replace a run that is already in --out."""
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite)
+        check_free(self.out, self.overwrite, resume=True)
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
@@ -52,7 +54,7 @@ class Settings(JobOptions):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
     plan, run = together(ranks, lambda: settings.plan(ranks))
-    train_and_save(plan, settings.method, run, settings.out)
+    train_and_save(plan, settings.method, run, settings.out, settings.saving, settings.overwrite)
 
 
 def start() -> None:

@@ -21,10 +21,14 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.origin import Start, plan_start
+from letheon.engine.runs.run_folder import ORIGIN, Record
+from letheon.engine.runs.saver import SaveOptions, Saver, open_saver
+from letheon.engine.runs.stop import Poll, defer
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.factory import kind_of
 from letheon.loaders.forget_request import Request, forget_mask
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
@@ -119,37 +123,67 @@ class Plan:
         return self.job.loader_of(self.data.test, forget, preset, batch_size, ranks)
 
 
-def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
+def train_and_save(
+    plan: Plan,
+    method: Method,
+    run: Run,
+    out: Path,
+    saving: SaveOptions | None = None,
+    overwrite: bool = False,
+) -> None:
     """Make the run folder, train in place, save the weights and close the record.
+
+    An unfinished run in the folder goes on, where it is of the same settings, data and code.
 
     Raises:
         RunFailed: as `run_method`; the folder then holds the reason and no weights.
+        InputError: the folder holds an unfinished run of something else.
+        Stopped: a signal came, and the state is saved.
     """
+    saving = saving or SaveOptions()
+    start = plan_start(plan, method, run, out, saving, overwrite)
     for note in run.notes:
         print(note, file=sys.stderr)
-    record = start_run(plan, run, out)
+    saver = start_run(plan, run, out, start, Poll(run.ranks, *saving.interval))
+    record = saver.record
     try:
-        seconds = run_method(method, run, record.log)
-        finish_run(record, plan, method, run, seconds)
+        seconds = run_method(method, run, record.log, saver)
+        finish_run(saver, plan, method, run, seconds)
     except RunFailed as error:
         record.fail(str(error))
         raise
+    finally:
+        defer(False)
 
 
-def start_run(plan: Plan, run: Run, out: Path) -> Record:
+def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Saver:
     """Make the run's folder with what is known before it starts; seed torch's random numbers."""
-    record = Record(out, run.ranks, dataclasses.asdict(plan.job))
+    record = Record(out, run.ranks, dataclasses.asdict(plan.job), start.resume)
+    record.write(ORIGIN, start.origin)
+    saver = open_saver(record, poll, start.resume, start.overrides)
+    if saver.found is not None:
+        _reopen_loader(plan, run, saver.found.facts["choices"]["loader"])
     if plan.request is not None:
         record.write("request.json", dataclasses.asdict(plan.request))
     for note in run.notes:
         record.log("note", text=note)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
     torch.manual_seed(plan.job.seed * 4096 + run.ranks.rank)
-    return record
+    return saver
 
 
-def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Seconds) -> None:
+def _reopen_loader(plan: Plan, run: Run, kind: Any) -> None:
+    """Read the images by the backend that the run was begun with, whatever `auto` takes now."""
+    if kind == kind_of(run.loader) or plan.job.loader != "auto":
+        return
+    job = dataclasses.replace(plan.job, loader=kind)
+    preset, size = plan.model.preset, plan.recipe.batch_size
+    run.loader = job.loader_of(plan.data.train, plan.forget, preset, size, run.ranks)
+
+
+def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seconds) -> None:
     """Save the trained weights, close the record and print the warnings."""
+    record = saver.record
     facts: dict[str, Any] = {
         "method": method.name,
         "kind": method.kind,
@@ -158,6 +192,7 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
         "seconds": dataclasses.asdict(seconds),
         "left_out": list(plan.data.train.left_out),
         "warnings": run.warnings,
+        **({"resumed": saver.history} if saver.history else {}),
     }
     if run.ranks.main:
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
@@ -169,3 +204,4 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
         for warning in run.warnings:
             print(f"warning: {record.folder}: {warning}", file=sys.stderr)
     record.finish(**facts)
+    saver.finish()

@@ -23,6 +23,10 @@ from letheon.errors import InputError
 
 FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
+ORIGIN = "origin.json"
+"""What the run is made of, written first: `engine/runs/origin.py`."""
+STATE = "state"
+"""Folder of the saved states of an unfinished run."""
 FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
 
@@ -34,15 +38,25 @@ def failure_reason(folder: Path) -> str | None:
     return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["message"])
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder holds a run that was stopped and can go on."""
+    if not (folder / ORIGIN).is_file() or (folder / FINISHED).exists():
+        return False
+    return not (folder / FAILED).exists() or (folder / STATE).is_dir()
+
+
+def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
     """Refuse an output folder that exists or cannot be written, before anything is done.
+
+    With `resume` an unfinished run is no reason.
 
     Raises:
         InputError: the folder holds something and `overwrite` is false, or it cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    resume = resume and is_unfinished(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite and not resume:
         states = {FINISHED: "a finished", FAILED: "a failed"}
         state = next((s for file, s in states.items() if (folder / file).exists()), "an unfinished")
         raise InputError(
@@ -81,16 +95,22 @@ def _check_writable(path: Path) -> None:
 class Record:
     """One run's folder. Only the main rank writes; on the others every call does nothing."""
 
-    def __init__(self, folder: Path, ranks: Ranks, settings: Mapping[str, Any]) -> None:
-        """Make the folder (its check is `check_free`) and write the settings and versions."""
+    def __init__(
+        self, folder: Path, ranks: Ranks, settings: Mapping[str, Any], resume: bool = False
+    ) -> None:
+        """Make the folder (its check is `check_free`) and write the settings and versions.
+
+        With `resume` the lines of an unfinished run stay, until `cut`.
+        """
         self.folder = folder
         self.main = ranks.main
         self._started = time.time()
         if not self.main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (FINISHED, FAILED, "metrics.jsonl", "weights.safetensors"):
-            (folder / stale).unlink(missing_ok=True)
+        stale = [FINISHED, FAILED, "weights.safetensors"] + ["metrics.jsonl"] * (not resume)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
         self._logger = JsonLines(folder / "metrics.jsonl")
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
@@ -106,6 +126,18 @@ class Record:
         if self.main:
             at = round(time.time() - self._started, 3)
             self._logger.log({"kind": kind, "at": at, **numbers})
+
+    @property
+    def length(self) -> int:
+        """Bytes of metrics.jsonl; 0 on all ranks but the first."""
+        file = self.folder / "metrics.jsonl"
+        return file.stat().st_size if self.main and file.exists() else 0
+
+    def cut(self, length: int) -> None:
+        """Drop the lines of metrics.jsonl beyond `length` bytes: they will be written again."""
+        if self.main and self.length > length:
+            content = (self.folder / "metrics.jsonl").read_bytes()
+            durable.write(self.folder / "metrics.jsonl", content[:length])
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed, by a reason."""
