@@ -309,10 +309,10 @@ def _restore_optimizers(step: Step, saved: RunState) -> None:
 
 
 def _regroup_buckets(course: Course, facts: Mapping[str, Any]) -> None:
-    """Let DDP order its buckets as they were: it does so after its first backward pass.
+    """Let DDP order its buckets as they were: it does so after a backward pass or two.
 
-    The order in which from three ranks on gradients are added up depends on the buckets. The pass
-    is that of the run's first batch; all that it moves is overwritten by the saved state.
+    The order in which from three ranks on gradients are added up depends on the buckets. The passes
+    are those of the run's first batch; all that they move is overwritten by the saved state.
     """
     step, run = course.step, course.run
     if not isinstance(step.reducer, Buckets):
@@ -322,7 +322,9 @@ def _regroup_buckets(course: Course, facts: Mapping[str, Any]) -> None:
     if phase is None or (facts["epoch"], facts["phase"], taken) <= (0, number, 0):
         return
     loader = course.sources.get(phase.source, run.loader)
-    step.rehearse(phase, next(iter(loader.train(phase.stream, 0))).to(run.ranks.device))
+    batch = next(iter(loader.train(phase.stream, 0))).to(run.ranks.device)
+    for _ in range(min(facts["steps"] + taken, step.reducer.warmup)):
+        step.rehearse(phase, batch)
 
 
 def _first_reduced(course: Course) -> tuple[int, Phase | None]:

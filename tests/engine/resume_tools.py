@@ -14,7 +14,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.runs.saver import Saver, open_saver
+from letheon.engine.runs.saver import open_saver
 from letheon.engine.runs.stop import Poll
 from tests.world import weights
 
@@ -82,8 +82,3 @@ def differing(
         odd.append("metrics.jsonl")
     assert not (folder / "parts" / "state").exists() or not ranks.main
     return odd
-
-
-def saver_of(folder: Path, poll: Poll) -> Saver:
-    """A saver of a new run in the folder."""
-    return open_saver(Record(folder, poll.ranks, {}), poll, False)
