@@ -24,10 +24,10 @@ def weights_of(folder: Path) -> str:
 
 
 def lines_of(folder: Path) -> list[tuple[object, ...]]:
-    """What every line of the record says, but for its times."""
+    """What every line of the record says, but for its times, and notes on free memory."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     keys = ("kind", "text", "epoch", "phase", "loss", "forget_read", "retain_read", "lr")
-    return [tuple(line.get(key) for key in keys) for line in lines]
+    return [tuple(line.get(key) for key in keys) for line in lines if line["kind"] != "note"]
 
 
 @pytest.fixture

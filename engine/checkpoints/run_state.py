@@ -24,7 +24,7 @@ from letheon import durable
 from letheon.errors import RunFailed
 from letheon.spans import span
 
-KEPT = 2
+STATES = 2
 """States of a run that stay on disk: the newest, and one should that be damaged."""
 
 
@@ -121,7 +121,7 @@ class StateFolder:
         facts = {**state.facts, "tensors": digest}
         text = json.dumps({**facts, "digest": _seal(facts)}, sort_keys=True)
         durable.write(self._file(number, "json"), text + "\n")
-        for old in sorted(self._numbers())[:-KEPT]:
+        for old in sorted(self._numbers())[:-STATES]:
             self._remove(old)
 
     def _remove(self, number: int) -> None:

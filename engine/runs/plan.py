@@ -161,8 +161,8 @@ def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Save
     record = Record(out, run.ranks, dataclasses.asdict(plan.job), start.resume)
     record.write(ORIGIN, start.origin)
     saver = open_saver(record, poll, start.resume, start.overrides)
-    if saver.found is not None:
-        _reopen_loader(plan, run, saver.found.facts["choices"]["loader"])
+    if saver.previous is not None:
+        _reopen_loader(plan, run, saver.previous.facts["choices"]["loader"])
     if plan.request is not None:
         record.write("request.json", dataclasses.asdict(plan.request))
     for note in run.notes:

@@ -68,7 +68,7 @@ class Saver:
     record: Record
     poll: Poll
     ranks: Ranks
-    found: RunState | None = None
+    previous: RunState | None = None
     """The state that the run goes on from."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Where the run was resumed before, and what differed then; for the record."""
@@ -80,14 +80,14 @@ class Saver:
 
     def prepare(self, run: Run) -> None:
         """Before the run is prepared: choices of a trial are those of the state."""
-        if self.found is not None:
-            repeat_choices(run, self.found.facts)
+        if self.previous is not None:
+            repeat_choices(run, self.previous.facts)
 
     def start(self, course: Course) -> RunState | None:
         """Before the first step: the course becomes that of the state that was found, if any."""
         self._course = course
         defer(True)
-        found, self.found = self.found, None
+        found, self.previous = self.previous, None
         if found is not None:
             restore(course, found)
             self.record.cut(found.facts["metrics"])
@@ -191,7 +191,7 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
     found = share_state(found, ranks)
     if found is not None:
         event = {k: found.facts[k] for k in ("epoch", "phase", "steps", "world")}
-        saver.found = found
+        saver.previous = found
         saver.history = [*found.facts["history"], {**event, "overrides": list(overrides)}]
     elif resume and ranks.main:
         record.cut(0)
