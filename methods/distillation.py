@@ -43,7 +43,12 @@ def class_mask(run: Run) -> Tensor:
 
 def mask_own(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits with minus infinity for each row's own label."""
-    return logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
+    return logits.masked_fill(one_hot(labels, logits.shape[1]), -torch.inf)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(B, classes) bool; torch's own form looks at the labels' values and so waits for them."""
+    return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 def sum_of_halves(batch: Batch, forget: Tensor, retain: Tensor) -> Tensor:

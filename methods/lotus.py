@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.health import measure_accuracies
@@ -23,7 +22,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import TeacherState, require_range
+from letheon.methods.distillation import TeacherState, one_hot, require_range
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Lotus(Method):
             goal = teacher_output(teacher, batch.images).logits.double()
             noisy = goal + gumbel_noise(seed, now, batch.index, goal.shape[1])
             best = (noisy if self.retain_target == "draw" else goal).argmax(dim=1)
-            hard = F.one_hot(best, goal.shape[1]).double()
+            hard = one_hot(best, goal.shape[1]).double()
             target = torch.where(batch.forget[:, None], (noisy / tau).softmax(dim=1), hard)
             log_probabilities = net(batch.images).logits.log_softmax(dim=1)
             return -(target.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
