@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from letheon.engine.method import Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.errors import InputError
 from letheon.methods.pseudo_label import pseudo_label_loss
 from letheon.methods.spkd import Spkd
 
@@ -22,6 +23,16 @@ class PlSpkd(Spkd):
     """
 
     name: ClassVar[str] = "pl-spkd"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range, and an ascent where there is none."""
+        super().__post_init__()
+        if self.ascent != "unbounded":
+            raise InputError(
+                f"got ascent {self.ascent} for pl-spkd, whose first pass learns labels; expected "
+                "none; leave it out, or use spkd",
+                option="ascent",
+            )
 
     def forget_phase(self, run: Run, teacher: Classifier, slot: str) -> Phase:
         """Learn the pseudo-labels."""

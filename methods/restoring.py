@@ -18,7 +18,7 @@ from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import TeacherState, require_range
-from letheon.methods.grad_ascent import ascent
+from letheon.methods.grad_ascent import ASCENTS
 from letheon.methods.pseudo_label import pseudo_label_loss
 
 
@@ -32,9 +32,9 @@ class Restoring(Method):
     recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
     kd_weight: float = 10.0
-    forget_pass: Literal["ascend", "pseudo-label"] = "ascend"
-    """ascend: minus the cross-entropy (the seed's GA_ names); pseudo-label: the original's best
-    class that is kept (its PL_ names)."""
+    forget_pass: Literal["ascent", "bounded-ascent", "pseudo-label"] = "ascent"
+    """ascent: minus the cross-entropy (the seed's GA_ names); bounded-ascent: each sample's up to
+    ln C; pseudo-label: the original's best class that is kept (its PL_ names)."""
     optimizers: Literal["shared", "separate"] = "shared"
     """shared: the forget pass's momentum runs on into the restoring pass, as published."""
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
@@ -64,7 +64,10 @@ class Restoring(Method):
             kd = self.distance(output, goal, batch, ranks)
             return self.ce_weight * ce + self.kd_weight * kd
 
-        loss = ascent if self.forget_pass == "ascend" else pseudo_label_loss(run, teacher)
+        if self.forget_pass == "pseudo-label":
+            loss = pseudo_label_loss(run, teacher)
+        else:
+            loss = ASCENTS["unbounded" if self.forget_pass == "ascent" else "bounded"]
         slot = "main" if self.optimizers == "shared" else "forget"
         return [
             Phase(self.forget_pass, "forget", loss, self.forget_batch_norm, slot),

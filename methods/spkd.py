@@ -18,7 +18,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
 from letheon.loaders.batch import Batch
-from letheon.methods.grad_ascent import ascent
+from letheon.methods.grad_ascent import ASCENTS, Ascent
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 
 
@@ -51,6 +51,8 @@ class Spkd(Method):
     """shared: the ascent's momentum runs on into the restoring pass, as published."""
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while ascending; the published code has `recipe`."""
+    ascent: Ascent = "unbounded"
+    """bounded: each sample's loss counts up to ln C, the loss of a guess among C classes."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -96,4 +98,4 @@ class Spkd(Method):
 
     def forget_phase(self, run: Run, teacher: Classifier, slot: str) -> Phase:
         """Ascend on the forget set."""
-        return Phase("ascend", "forget", ascent, self.forget_batch_norm, slot)
+        return Phase("ascend", "forget", ASCENTS[self.ascent], self.forget_batch_norm, slot)
