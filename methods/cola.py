@@ -50,16 +50,21 @@ class Cola(Method):
 
     name: ClassVar[str] = "cola"
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
-    collapse_epochs: int = 5
-    """First epochs that contrast features; the others train with cross-entropy."""
+    collapse_epochs: int | None = None
+    """First epochs that contrast features, the others train with cross-entropy; default: half."""
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require_range(
-            collapse_epochs=(self.collapse_epochs, 0, self.recipe.epochs),
+            collapse_epochs=(self._collapse, 0, self.recipe.epochs),
             temperature=(self.temperature, 1e-3, torch.inf),
         )
+
+    @property
+    def _collapse(self) -> int:
+        epochs = self.collapse_epochs
+        return self.recipe.epochs // 2 if epochs is None else epochs
 
     def check(self, run: Run) -> None:
         """Refuse micro-batches, which cannot see all pairs."""
@@ -67,7 +72,7 @@ class Cola(Method):
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the retain set."""
-        if epoch >= self.collapse_epochs:
+        if epoch >= self._collapse:
             return [Phase("align", "retain", cross_entropy)]
         ranks = run.ranks
 

@@ -68,7 +68,7 @@ class Scrub(Method):
             alpha=(self.alpha, 0, inf),
             gamma=(self.gamma, 0, inf),
             temperature=(self.temperature, 1e-3, inf),
-            max_epochs=(self.max_epochs, 0, self.recipe.epochs),
+            max_epochs=(self.max_epochs, 0, inf),
             forget_batch_size=(self.forget_batch_size, 1, inf),
         )
 
