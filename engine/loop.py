@@ -43,7 +43,7 @@ from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.runs.progress import Progress
-from letheon.engine.step import Step, assemble, batch_norms, freezes_batch_norm, set_mode
+from letheon.engine.step import Step, assemble, batch_norms, freezes_batch_norm, moves, set_mode
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
 from letheon.spans import span
@@ -417,18 +417,24 @@ class _Tally:
         self.position += 1
 
     def state_dict(self, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Its tensors under names that begin with `place`, and its numbers."""
-        tensors = {f"{place}{k}": v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        """This rank's tensors under names that begin with `place`, and what is equal on all."""
+        tensors = {f"{place}{name}": tensor for name, tensor in self._tensors()}
         return tensors, {"position": self.position, "rate": self.rate}
 
     def load_state_dict(
         self, tensors: dict[str, Tensor], values: dict[str, Any], place: str
     ) -> None:
         """Fill a tally that has started with what `state_dict` gave."""
-        for key, value in vars(self).items():
-            if isinstance(value, Tensor):
-                value.copy_(tensors[f"{place}{key}"])
+        for name, tensor in self._tensors():
+            tensor.copy_(tensors[f"{place}{name}"])
         self.position, self.rate = values["position"], values["rate"]
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in vars(self).items():
+            tensors = value if isinstance(value, list) else [value]
+            for k, tensor in enumerate(tensors):
+                if isinstance(tensor, Tensor):
+                    yield f"{name}.{k}", tensor
 
     def first_broken(self, run: Run) -> int:
         """The first step, counted from one, whose loss was not finite on some rank."""
@@ -464,6 +470,7 @@ def _average_batch_norm(run: Run) -> None:
     buffers = [
         buffer
         for layer in batch_norms(run.model)
+        if moves(layer)
         for buffer in (layer.running_mean, layer.running_var)
         if buffer is not None
     ]

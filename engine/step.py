@@ -194,11 +194,17 @@ def freezes_batch_norm(run: Run, phase: Phase) -> bool:
     return phase.batch_norm == "frozen" or run.recipe.batch_norm == "frozen"
 
 
+def moves(layer: nn.Module) -> bool:
+    """False for a layer whose weights a method has frozen: its running statistics rest, too."""
+    moving = [parameter.requires_grad for parameter in layer.parameters()]
+    return any(moving) or not moving
+
+
 def set_mode(run: Run, phase: Phase) -> None:
     """Put the model into training mode as the phase wants it."""
     run.model.train()
-    if freezes_batch_norm(run, phase):
-        for layer in batch_norms(run.model):
+    for layer in batch_norms(run.model):
+        if freezes_batch_norm(run, phase) or not moves(layer):
             layer.eval()
 
 

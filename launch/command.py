@@ -24,7 +24,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, gather_objects, join_ranks
+from letheon.engine.distributed import Ranks, adopt_launcher, gather_objects, join_ranks
 from letheon.engine.method import Method
 from letheon.engine.runs.stop import STOPPED, Stopped, listen
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -50,6 +50,7 @@ def run_several(
     fails says why in the file that torchrun prints at its end.
     """
     try:
+        adopt_launcher()
         parsed = read()
         with listen(), join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
             main(parsed, ranks)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import agree, gather_objects
 from letheon.engine.method import Method, Run
-from letheon.engine.runs.run_folder import FINISHED, ORIGIN, is_unfinished, versions
+from letheon.engine.runs.run_folder import FINISHED, ORIGIN, is_unfinished, versions, working_folder
 from letheon.engine.runs.saver import SaveOptions
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def plan_start(
     start, problem = Start({}), None
     if run.ranks.main:
         origin = describe_origin(plan, method, run)
-        before = read_origin(out)
+        folder = working_folder(out) if overwrite else out
+        before = read_origin(folder)
         odd = differences(before, origin) if before is not None else []
-        finished = before is not None and (out / FINISHED).exists() and not overwrite
-        start = Start(origin, is_unfinished(out), finished, tuple(odd))
+        finished = before is not None and (folder / FINISHED).exists()
+        start = Start(origin, is_unfinished(folder), finished, tuple(odd))
         if odd and overwrite:
             start = Start(origin)
         elif odd and (finished or (start.resume and not saving.resume_anyway)):

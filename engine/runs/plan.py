@@ -203,5 +203,5 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
     if run.ranks.main:
         for warning in run.warnings:
             print(f"warning: {record.folder}: {warning}", file=sys.stderr)
-    record.finish(**facts)
     saver.finish()
+    record.finish(**facts)

@@ -143,9 +143,9 @@ class Saver:
         self._agree(self._problem(self._folder.wait) if self.ranks.main else "")
 
     def finish(self) -> None:
-        """The run is over, and its weights are safe: no state is needed any more."""
-        if self.ranks.main:
-            self._folder.clear()
+        """The weights are safe: let the last write end; its failure is no longer one of the run."""
+        if problem := self._problem(self._folder.wait):
+            print(f"warning: {self.record.folder}: {problem}", file=sys.stderr)
 
     def _problem(self, work: Callable[[], None]) -> str:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from letheon.engine.runs.stop import Poll
 from tests.world import weights
 
 Lines = list[dict[str, Any]]
-TIMES = ("at", "seconds", "compile_seconds", "images_per_second")
+TIMES = ("at", "seconds", "compile_seconds", "images_per_second", "previous")
 
 
 class Break(Exception):
@@ -55,6 +56,7 @@ def attempt(
         saver.wait()
         return None
     saver.finish()
+    record.finish()
     return weights(run), lines(folder)
 
 
@@ -70,11 +72,16 @@ def differing(
 ) -> list[str]:
     """Name what differs between a run and the same one that is stopped after each of `stops`."""
     ranks = make().ranks
-    whole = attempt(method, make, folder / "whole", Poll(ranks), False)
+    count = BreakAt(ranks, 0, sys.maxsize)
+    whole = attempt(method, make, folder / "whole", count, False)
     assert whole is not None
+    left = count.taken
     for turn, stop in enumerate(stops):
-        poll = BreakAt(ranks, every, stop)
-        assert attempt(method, make, folder / "parts", poll, turn > 0) is None, "ended too early"
+        poll = BreakAt(ranks, every, min(stop, left - 1))
+        if poll.last < 1:
+            break  # the method takes fewer steps, or none
+        assert attempt(method, make, folder / "parts", poll, turn > 0) is None
+        left -= poll.last // every * every
     ended = attempt(method, make, folder / "parts", Poll(ranks), True)
     assert ended is not None
     odd = [key for key, value in whole[0].items() if not torch.equal(value, ended[0][key])]
