@@ -18,15 +18,16 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
 from letheon import durable
 from letheon.engine.distributed import Ranks, adopt_launcher, gather_objects, join_ranks
 from letheon.engine.method import Method
-from letheon.engine.runs.stop import STOPPED, Stopped, listen
+from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.methods import catalogue, inner_fields
 
@@ -52,14 +53,10 @@ def run_several(
     try:
         adopt_launcher()
         parsed = read()
-        with listen(), join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
+        with listen(), _join(parsed[0]) as ranks:
             main(parsed, ranks)
     except Stopped as stop:
-        line = f"stopped: {stop}; the same command goes on from there"
-        if os.environ.get("RANK", "0") == "0":
-            print(line, file=sys.stderr, flush=True)
-        write_torchrun_error(line)
-        sys.exit(STOPPED)
+        _end_stopped(str(stop))
     except (InputError, RunFailed) as error:
         line = error_line(error)
         if os.environ.get("RANK", "0") == "0":
@@ -67,8 +64,24 @@ def run_several(
         write_torchrun_error(line)
         sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
     except Exception as error:
+        if name := last_signal():  # what the same signal has ended cannot be waited for
+            _end_stopped(f"by {name} before it could save ({type(error).__name__})")
         write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
+
+
+def _join(settings: Any) -> AbstractContextManager[Ranks]:
+    timeout = getattr(settings, "timeout", 1800.0)
+    return join_ranks(getattr(settings, "device", "auto"), timeout)
+
+
+def _end_stopped(reason: str) -> NoReturn:
+    """Say in one line that a signal has stopped the job, and exit with its code."""
+    line = f"stopped: {reason}; the same command goes on from the last save"
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+    write_torchrun_error(line)
+    sys.exit(STOPPED)
 
 
 def error_line(error: Exception) -> str:

@@ -40,6 +40,9 @@ class JobOptions(DataOptions):
     """Options of every script that runs a network: its images, and how it computes."""
 
     precision: Precision = field(default_factory=Precision)
+    timeout: float = 1800.0
+    """Seconds that a rank waits for another before the job ends; more where one rank works long
+    alone."""
 
     def loader_of(
         self,

@@ -67,6 +67,11 @@ def listen() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def last_signal() -> str:
+    """Name the signal that has asked this process to stop; empty where none has."""
+    return _listener.signal
+
+
 def defer(on: bool) -> None:
     """Let signals wait until `Poll.after_step` asks for them, or no longer."""
     _listener.deferred = on

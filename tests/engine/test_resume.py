@@ -268,3 +268,19 @@ def test_times_and_steps_between_saves() -> None:
     for text in ("10", "min", "0s", "1.5steps", "-3min", "5epochs"):
         with pytest.raises(InputError, match="expected a time or a number of steps"):
             SaveOptions(text)
+
+
+class OutOfMemory(Finetune):
+    """Its third step finds no memory."""
+
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        if len(run.warnings) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more")
+        run.warnings.append("")
+
+
+def test_a_step_without_memory_says_what_would_fit(tmp_path: Path) -> None:
+    method = OutOfMemory(RECIPE)
+    with pytest.raises(RunFailed, match=r"for 7 samples a rank in 1 micro-batch .*steps 2, .* of 3"):
+        attempt(method, lambda: run_of(method), tmp_path, Poll(Ranks(), steps=1), False)
+    assert StateFolder(tmp_path / "state")
