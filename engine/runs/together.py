@@ -141,8 +141,8 @@ class _Job:
             work(*args)
         except Exception as error:
             known = isinstance(error, RunFailed | InputError)
-            # Numbers fail on every rank alike; a disk or a file perhaps on this one alone.
-            alike = isinstance(error, RunFailed) and not isinstance(error.__cause__, OSError)
+            # Numbers fail on every rank alike; a disk, a file or memory perhaps here alone.
+            alike = isinstance(error, RunFailed) and error.__cause__ is None
             if self.ranks.world > 1 and not alike:
                 raise  # or the others would wait for it
             if not known:

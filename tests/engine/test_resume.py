@@ -281,6 +281,6 @@ class OutOfMemory(Finetune):
 
 def test_a_step_without_memory_says_what_would_fit(tmp_path: Path) -> None:
     method = OutOfMemory(RECIPE)
-    with pytest.raises(RunFailed, match=r"for 7 samples a rank in 1 micro-batch .*steps 2, .* of 3"):
+    with pytest.raises(RunFailed, match=r"7 samples a rank in 1 micro-batch .*steps 2, .* of 3"):
         attempt(method, lambda: run_of(method), tmp_path, Poll(Ranks(), steps=1), False)
     assert StateFolder(tmp_path / "state")
