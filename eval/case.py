@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
@@ -88,7 +88,7 @@ class Case:
     subject: Subject
     peers: Peers = field(default_factory=Peers)
     conditions: Conditions = field(default_factory=Conditions)
-    ranks: Ranks = field(default_factory=Ranks)  # a metric with `everywhere` may communicate
+    ranks: Ranks = field(default_factory=Ranks)  # those of the outputs
     _results: dict[Callable[[Case], Any], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -167,11 +167,20 @@ class Case:
         return self.peers.untrained
 
     def once(self, compute: Callable[[Case], T]) -> T:
-        """Compute something that several metrics of this model share, the first time only."""
+        """Compute something that several metrics of this model share, the first time only.
+
+        Raises:
+            NotMeasurable: every time, where `compute` raised it the first time.
+        """
         if compute not in self._results:
-            self._results[compute] = compute(self)
-        result: T = self._results[compute]
-        return result
+            try:
+                self._results[compute] = compute(self)
+            except NotMeasurable as error:
+                self._results[compute] = error
+        result: Any = self._results[compute]
+        if isinstance(result, NotMeasurable):
+            raise result
+        return cast(T, result)
 
     def require(self, needs: tuple[Need, ...]) -> None:
         """Check that the ingredients of a metric are there.

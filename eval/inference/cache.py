@@ -36,6 +36,7 @@ from letheon.eval.inference.extract import (
 )
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
+from letheon.loaders.order import share
 
 _FORMAT = 1
 _FACTS = "facts.json"
@@ -71,7 +72,8 @@ class Cache:
             parts: as in `extract`; only where `is_stored` says no.
 
         Returns:
-            Outputs over memory-mapped files. Writing to its tensors does not change the files.
+            This rank's share, over memory-mapped files. Writing to its tensors does not change
+            the files.
 
         Raises:
             InputError: as `extract`, or a folder that the ranks do not share or cannot be written.
@@ -84,7 +86,7 @@ class Cache:
                 _write(place, full, parts, options, ranks)
             finally:
                 parts.close()
-        return _read(place, full, options)
+        return _read(place, full, options, ranks)
 
     def is_stored(self, ranks: Ranks, options: InferenceOptions) -> bool:
         """Tell whether `extract` would run no network; every rank must call, and gets the same."""
@@ -176,8 +178,9 @@ def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], indices: Sequence[in
 
 
 def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | None) -> None:
-    index = torch.from_numpy(np.array(np.load(partial / _file("index"), mmap_mode="r")))
-    check_complete(index, indices)
+    index = np.array(np.load(partial / _file("index"), mmap_mode="r"))
+    expected = np.arange(len(index)) if indices is None else np.asarray(indices)
+    assert np.array_equal(index, expected), "a sweep left samples out, or gave some twice"
     durable.write(partial / _FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n")
     try:
         partial.rename(place)
@@ -187,14 +190,14 @@ def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | 
             raise
 
 
-def _read(place: Path, facts: Facts, options: InferenceOptions) -> Outputs:
+def _read(place: Path, facts: Facts, options: InferenceOptions, ranks: Ranks) -> Outputs:
     stored = json.loads((place / _FACTS).read_text())
     assert stored == json.loads(json.dumps(facts)), f"{place} was made from something else"
-    whole = {
+    own = {}
+    for name in columns(options.taps):
         # "c": what is written to the tensors stays in memory.
-        name: torch.from_numpy(np.load(place / _file(name), mmap_mode="c"))
-        for name in columns(options.taps)
-    }
-    outputs = assemble(whole, options.taps)
-    check_complete(outputs.index, options.unique_indices)
+        whole = np.load(place / _file(name), mmap_mode="c")
+        own[name] = torch.from_numpy(whole[share(len(whole), ranks.rank, ranks.world)])
+    outputs = assemble(own, options.taps, ranks)
+    check_complete(outputs, options.unique_indices)
     return outputs

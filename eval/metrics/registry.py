@@ -105,8 +105,12 @@ class Facts(TypedDict, total=False):
     stage: Stage
     reads: Callable[..., Any] | None
     """A computation that several metrics share; one rank computes all of them."""
+    gathers: Callable[..., Any] | None
+    """What every rank takes part in before one computes the metric: each holds its share of the
+    samples. The function gathers the numbers or rows that are needed, and the metric reads them
+    with `case.once`."""
     everywhere: bool
-    """Computed on every rank at the same time: it is cheap, or the ranks share its work."""
+    """Computed on every rank at the same time, each from its own samples, with sums over ranks."""
     parts: Mapping[str, Part]
     """Suffix -> part; the function then returns {suffix: value}, with "" for the metric itself."""
     summary: Summary | None
@@ -141,6 +145,7 @@ class Metric:
     source: str = ""
     stage: Stage = "model"
     reads: Callable[..., Any] | None = None
+    gathers: Callable[..., Any] | None = None
     everywhere: bool = False
     parts: Mapping[str, Part] = field(default_factory=dict)
     summary: Summary | None = None

@@ -48,13 +48,13 @@ def by_definition(logits: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
 def test_signals_are_their_definitions(classes: int) -> None:
     logits, y = some_logits(50, classes)
     want = by_definition(logits.numpy(), y.numpy())
-    got = {name: f[:, 0] for name, f in signals.features(logits, y).items() if f.shape[1] == 1}
+    got = {name: signal(logits, y) for name, signal in signals.SIGNALS.items()}
     got |= {"loss": signals.loss(logits, y), "margin": signals.margin(logits, y)}
     assert got.keys() == want.keys()
     for name, values in got.items():
         np.testing.assert_allclose(values, want[name], rtol=1e-9, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(
-        signals.features(logits, y)["probabilities"], np.exp(log_softmax(logits.numpy(), 1))
+        signals.probabilities(logits), np.exp(log_softmax(logits.numpy(), 1))
     )
 
 
@@ -195,22 +195,6 @@ def test_svc_efficacy_sides_and_degenerate_features() -> None:
         attacks.svc_efficacy(high, low, np.zeros((3, 2)))
     with pytest.raises(RunFailed, match="NaN"):
         attacks.svc_efficacy(high, low * np.nan, low)
-
-
-def test_svc_efficacies_have_one_value_a_feature() -> None:
-    side = some_logits(30, 3)
-    got = attacks.svc_efficacies(side, some_logits(20, 3), some_logits(10, 3))
-    assert list(got) == [
-        "confidence",
-        "entropy",
-        "correctness",
-        "modified entropy",
-        "probabilities",
-    ]
-    retain, test, forget = (
-        signals.entropy(*some_logits(n, 3)).numpy()[:, None] for n in (30, 20, 10)
-    )
-    assert got["entropy"] == attacks.svc_efficacy(retain, test, forget)
 
 
 def test_lr_entropy_is_the_share_called_member() -> None:
