@@ -70,7 +70,7 @@ class FinishedRows:
         """
         problem = None
         if self.ranks.main:
-            content = {"facts": facts, "row": asdict(row)}
+            content: dict[str, Any] = {"facts": facts, "row": asdict(row)}
             content["margins"] = None if margins is None else margins.tolist()
             content = json.loads(_text(content))
             place = self._place(facts)
