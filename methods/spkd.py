@@ -21,7 +21,7 @@ from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
 from letheon.loaders.batch import Batch
 from letheon.loaders.order import share
-from letheon.methods.grad_ascent import ascent
+from letheon.methods.grad_ascent import ASCENTS, Ascent
 
 
 def gather_similarity(
@@ -74,6 +74,8 @@ class Spkd(Method):
     """shared: the ascent's momentum runs on into the restoring pass, as published."""
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while ascending; the published code has `recipe`."""
+    ascent: Ascent = "unbounded"
+    """bounded: each sample's loss counts up to ln C, the loss of a guess among C classes."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -113,6 +115,6 @@ class Spkd(Method):
 
         slot = "main" if self.optimizers == "shared" else "forget"
         return [
-            Phase("ascend", "forget", ascent, self.forget_batch_norm, slot),
+            Phase("ascend", "forget", ASCENTS[self.ascent], self.forget_batch_norm, slot),
             Phase("restore", "retain", restore),
         ]
