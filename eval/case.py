@@ -27,6 +27,7 @@ _REASONS: dict[Need, str] = {
     "retrained": "got no retrained model besides this one; expected one trained without the "
     "forget set",
     "untrained": "got no untrained network; expected one to compare with (random control)",
+    "test": "nothing is held out: test is the same as train",
     "held-out": "got no test image of a forgotten class; expected at least one",
     "downstream": "got no downstream set; expected one",
     "whole classes": "got single samples to forget; this is defined for whole classes",
@@ -79,6 +80,7 @@ class Peers:
     untrained: Passes | None = None
     forgotten: tuple[int, ...] = ()  # class numbers; empty where single samples were forgotten
     names: tuple[str, ...] = ()  # of all classes
+    nothing_held_out: bool = False  # test images are the training images
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ class Case:
             elif need == "retrained":
                 _ = self.others
             elif (
-                (need == "held-out" and not bool(self.test.forget.any()))
+                (need == "test" and self.peers.nothing_held_out)
+                or (need == "held-out" and not bool(self.test.forget.any()))
                 or (need == "downstream" and not self.domains)
                 or (need == "whole classes" and not self.peers.forgotten)
             ):

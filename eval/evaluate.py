@@ -218,7 +218,8 @@ class Measuring:
         table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
         waiting, known = list(entries), {}
-        facts = {entry.name: self._facts(entry, references) for entry in entries}
+        reads = self.finished is not None and self.ranks.main  # it asks for the size of every file
+        facts = {entry.name: self._facts(entry, references) for entry in entries if reads}
         finished = self.finished.load(facts) if self.finished else {}
         skipped = finished.keys() - {entry.name for entry in references}
         rest = [entry for entry in entries if entry.name not in skipped]
@@ -241,7 +242,7 @@ class Measuring:
                 if done is None:
                     done = self._finish(entry, subjects[entry.name], peers)
                     if self.finished:
-                        self.finished.save(facts[entry.name], done.row, done.margins)
+                        self.finished.save(facts.get(entry.name, {}), done.row, done.margins)
                 table.rows.append(done.row)
                 if done.margins is not None:
                     known[entry.name] = done.margins
@@ -265,7 +266,7 @@ class Measuring:
         return Peers(
             next(iter(in_role("original")), None), in_role("retrained"),
             untrained.passes if untrained else None,
-            tuple(of.request.classes), tuple(of.data.classes),
+            tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out,
         )  # fmt: skip
 
     def _facts(self, entry: Entry, references: Sequence[Entry]) -> dict[str, Any]:
@@ -323,6 +324,10 @@ class Measuring:
         """
         of, ranks = self.comparison, self.ranks
         held_rows = sample_rows(torch.from_numpy(of.forget_mask("test")), _HELD_MOST).tolist()
+        if of.nothing_held_out:
+            for row in table.rows:
+                row.why["relearn"] = "nothing is held out: test is the same as train"
+            return
         if not held_rows:
             for row in table.rows:
                 row.why["relearn"] = "single samples were forgotten: none of them is held out"

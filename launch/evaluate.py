@@ -121,7 +121,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
 def measure(settings: Settings, ranks: Ranks) -> None:
     """Measure, print and write, under the lock of the output folder."""
     comparison = together(ranks, lambda: settings.comparison(ranks))
-    for line in list_notes(comparison.sets) if ranks.main else ():
+    notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
+    for line in notes if ranks.main else ():
         print(line, file=sys.stderr)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
     measuring = Measuring(
@@ -141,7 +142,11 @@ def measure(settings: Settings, ranks: Ranks) -> None:
             f"({band['pairs']} pairs)"
         )
     if settings.out is not None:
-        facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
+        facts: dict[str, Any] = {
+            "request": dataclasses.asdict(comparison.request),
+            "cka_band": band,
+        }
+        facts["notes"] = notes
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
         write(settings, table, {**facts, "versions": versions(ranks)})
     if finished is not None:

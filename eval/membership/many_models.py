@@ -220,7 +220,8 @@ def _rmia(case: Case) -> tuple[Floats, Floats]:
 
 @metric(
     "rmia_auc", title="RMIA AUC", group=_GROUP, unit="share", better="50 %",
-    needs=("retrained", "depth full"), everywhere=True, source="Zarifzadeh et al. 2024", place=12,
+    needs=("retrained", "test", "depth full"), everywhere=True,
+    source="Zarifzadeh et al. 2024", place=12,
 )  # fmt: skip
 def rmia_auc(case: Case) -> float:
     """AUC of the RMIA score, the share of population images z for which the likelihood ratio of x
@@ -232,7 +233,8 @@ def rmia_auc(case: Case) -> float:
 
 @metric(
     "rmia_tpr_1pct", title="RMIA TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("retrained", "depth full"), everywhere=True, source="Zarifzadeh et al. 2024", place=13,
+    needs=("retrained", "test", "depth full"), everywhere=True,
+    source="Zarifzadeh et al. 2024", place=13,
 )  # fmt: skip
 def rmia_tpr_1pct(case: Case) -> float:
     """Largest true-positive rate of the RMIA score at no more than 1 % false positives."""

@@ -137,7 +137,7 @@ def _attack(case: Case) -> Attack:
 
 @metric(
     "mia_auc", title="AUC, class-matched", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), everywhere=True, place=8,
+    needs=("test", "depth full"), everywhere=True, place=8,
 )  # fmt: skip
 def mia_auc(case: Case) -> float:
     """Area under the ROC curve of the true-class margin, forget images against held-out images of
@@ -148,7 +148,7 @@ def mia_auc(case: Case) -> float:
 
 @metric(
     "mia_within_class_auc", title="AUC within classes", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), everywhere=True, place=9,
+    needs=("test", "depth full"), everywhere=True, place=9,
 )  # fmt: skip
 def mia_within_class_auc(case: Case) -> float:
     """Mean over the forgotten classes of the AUC within the class, weighted by its images."""
@@ -157,7 +157,7 @@ def mia_within_class_auc(case: Case) -> float:
 
 @metric(
     "mia_tpr_1pct", title="TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("depth full",), everywhere=True, source="Carlini et al. 2022", place=10,
+    needs=("test", "depth full"), everywhere=True, source="Carlini et al. 2022", place=10,
 )  # fmt: skip
 def mia_tpr_1pct(case: Case) -> float:
     """Largest share of forget images found with at most 1 % of the held-out images of the same
@@ -168,7 +168,7 @@ def mia_tpr_1pct(case: Case) -> float:
 
 @metric(
     "mia_tpr_01pct", title="TPR at 0.1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("depth full",), everywhere=True, source="Carlini et al. 2022", place=11,
+    needs=("test", "depth full"), everywhere=True, source="Carlini et al. 2022", place=11,
 )  # fmt: skip
 def mia_tpr_01pct(case: Case) -> float:
     """Largest share of forget images found with at most 0.1 % of the held-out images of the same

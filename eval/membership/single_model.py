@@ -209,7 +209,7 @@ def _svc(case: Case, feature: str) -> dict[str, float | NotMeasurable]:
 
 @metric(
     "svc_efficacy_confidence", title="SVC-efficacy (confidence)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), gathers=_svc_inputs, parts=_FORMS,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
     source="Jia et al. 2023", place=1,
 )  # fmt: skip
 def svc_confidence(case: Case) -> dict[str, float | NotMeasurable]:
@@ -222,7 +222,7 @@ def svc_confidence(case: Case) -> dict[str, float | NotMeasurable]:
 
 @metric(
     "svc_efficacy_entropy", title="SVC-efficacy (entropy)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), gathers=_svc_inputs, parts=_FORMS,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
     source="Jia et al. 2023", place=2,
 )  # fmt: skip
 def svc_entropy(case: Case) -> dict[str, float | NotMeasurable]:
@@ -232,7 +232,7 @@ def svc_entropy(case: Case) -> dict[str, float | NotMeasurable]:
 
 @metric(
     "svc_efficacy_correctness", title="SVC-efficacy (correctness)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), gathers=_svc_inputs, parts=_FORMS,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
     source="Jia et al. 2023", place=3,
 )  # fmt: skip
 def svc_correctness(case: Case) -> dict[str, float | NotMeasurable]:
@@ -242,8 +242,8 @@ def svc_correctness(case: Case) -> dict[str, float | NotMeasurable]:
 
 @metric(
     "svc_efficacy_modified_entropy", title="SVC-efficacy (mod. entropy)", group=_GROUP,
-    unit="share", better="as retrained", needs=("depth full",), gathers=_svc_inputs, parts=_FORMS,
-    source="Song and Mittal 2021", place=4,
+    unit="share", better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs,
+    parts=_FORMS, source="Song and Mittal 2021", place=4,
 )  # fmt: skip
 def svc_modified_entropy(case: Case) -> dict[str, float | NotMeasurable]:
     """The attack of SVC-efficacy on -(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i), by
@@ -254,7 +254,7 @@ def svc_modified_entropy(case: Case) -> dict[str, float | NotMeasurable]:
 
 @metric(
     "svc_efficacy_probabilities", title="SVC-efficacy (probabilities)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), gathers=_svc_inputs, parts=_FORMS,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
     source="Jia et al. 2023", place=5,
 )  # fmt: skip
 def svc_probabilities(case: Case) -> dict[str, float | NotMeasurable]:
@@ -271,7 +271,7 @@ def _entropies(case: Case) -> list[Tensor]:
 
 @metric(
     "lr_entropy", title="LR-entropy", group=_GROUP, unit="share", better="as retrained",
-    needs=("depth full",), gathers=_entropies, source="Chundawat et al. 2023", place=6,
+    needs=("test", "depth full"), gathers=_entropies, source="Chundawat et al. 2023", place=6,
 )  # fmt: skip
 def lr_entropy_of_model(case: Case) -> float:
     """Share of the forget set that a balanced logistic regression on entropy, trained on retain
@@ -289,7 +289,7 @@ def _losses(case: Case) -> tuple[Tensor, Tensor]:
 
 @metric(
     "loss_two_sample", title="Loss two-sample", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), gathers=_losses, source="Kurmanji et al. 2023", place=7,
+    needs=("test", "depth full"), gathers=_losses, source="Kurmanji et al. 2023", place=7,
 )  # fmt: skip
 def loss_two_sample_of_model(case: Case) -> float:
     """Cross-validated accuracy of a logistic regression that tells forget images from held-out

@@ -91,8 +91,11 @@ ACCURACIES = ("FA", "RA", "TFA", "TRA")
 
 
 def counts(case: Case) -> dict[str, Count]:
-    """`forgetting` of one model."""
-    return forgetting(case.train, case.test)
+    """`forgetting` of one model; test images that are training images count as none."""
+    found = forgetting(case.train, case.test)
+    return found | (
+        dict.fromkeys(("TFA", "TRA"), Count(0, 0)) if case.peers.nothing_held_out else {}
+    )
 
 
 def _share(case: Case, name: str) -> float:
@@ -125,8 +128,8 @@ def retain_accuracy(case: Case) -> float:
 
 
 @metric(
-    "TFA", title="TFA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
-    source="Kim et al. 2025, 'Are We Truly Forgetting?'", place=3,
+    "TFA", title="TFA", group="Accuracy", unit="share", better="as retrained", needs=("test",),
+    everywhere=True, source="Kim et al. 2025, 'Are We Truly Forgetting?'", place=3,
     summary=Summary("TFA %", "accuracy on test images of the forgotten classes", 3),
 )  # fmt: skip
 def test_forget_accuracy(case: Case) -> float:
@@ -135,8 +138,8 @@ def test_forget_accuracy(case: Case) -> float:
 
 
 @metric(
-    "TRA", title="TRA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
-    source="Kim et al. 2025", place=4,
+    "TRA", title="TRA", group="Accuracy", unit="share", better="as retrained", needs=("test",),
+    everywhere=True, source="Kim et al. 2025", place=4,
     summary=Summary("TRA %", "accuracy on test images of the other classes", 4),
 )  # fmt: skip
 def test_retain_accuracy(case: Case) -> float:
@@ -185,7 +188,7 @@ def accuracy_counts(case: Case) -> dict[str, list[int]]:
 
 @metric(
     "accuracy_by_class", title="Accuracy by class", group="Accuracy", unit="table",
-    everywhere=True, place=9,
+    needs=("test",), everywhere=True, place=9,
     schema={"type": "array", "items": SHARE},
 )  # fmt: skip
 def accuracy_by_class(case: Case) -> list[Any]:

@@ -105,7 +105,7 @@ def confusion(
 
 @metric(
     "head_confusion", title="Head confusion", group="Representation and probes", unit="table",
-    needs=("whole classes", "depth full"), everywhere=True, place=24, schema=_SCHEMA,
+    needs=("whole classes", "test", "depth full"), everywhere=True, place=24, schema=_SCHEMA,
 )  # fmt: skip
 def head_confusion(case: Case) -> dict[str, Any]:
     """Shares of what the model's head calls the test images of each forgotten class."""
@@ -114,7 +114,7 @@ def head_confusion(case: Case) -> dict[str, Any]:
 
 @metric(
     "knn_confusion", title="k-NN confusion", group="Representation and probes", unit="table",
-    needs=("whole classes", "depth full"), everywhere=True, place=25, schema=_SCHEMA,
+    needs=("whole classes", "test", "depth full"), everywhere=True, place=25, schema=_SCHEMA,
 )  # fmt: skip
 def knn_confusion(case: Case) -> dict[str, Any]:
     """Shares of what the 5 nearest training images in feature space call the test images of each

@@ -145,8 +145,10 @@ def zrf_to_untrained(case: Case) -> float:
 
 @metric(
     "completeness", title="Completeness", group="Output distributions", unit="share",
-    better="high", needs=("retrained", "depth full"), everywhere=True, place=4,
+    better="as retrained", needs=("retrained", "test", "depth full"), everywhere=True, place=4,
 )  # fmt: skip
 def completeness_to_retrained(case: Case) -> float:
-    """Share of held-out images for which the model and the retrained model name the same class."""
+    """Share of held-out images for which the model and the retrained model name the same class;
+    retrained models agree with one another on less than all.
+    """
     return _to_retrained(case, completeness, "test")

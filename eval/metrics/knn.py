@@ -176,6 +176,13 @@ def _between(case: Case, source: str, target: str) -> Neighbors:
     of, domains = case.conditions, case.domains
     database = _part(domains[source], "database", of.split)
     queries = _part(domains[target], "queries", of.split)
+    sides = ((domains[source], database), (domains[target], queries))
+    known, asked = (side.gather(side.labels[rows]) for side, rows in sides)
+    if len(known) and len(asked) and not bool(torch.isin(asked, known).any()):
+        raise NotMeasurable(
+            f"got no query of {target} whose class has an image in the database part of {source}; "
+            "expected classes of several images, or no vote can be right"
+        )
     return knn(
         vectors(domains[source], of.space)[database],
         domains[source].labels[database],
@@ -191,9 +198,23 @@ def _between(case: Case, source: str, target: str) -> Neighbors:
     )
 
 
+def _shares(case: Case, source: str, target: str) -> dict[int, float | None]:
+    """Accuracy at each k; None where no class of the queries is in the database."""
+    try:
+        return _between(case, source, target).accuracy
+    except NotMeasurable as error:
+        case.once(_reasons)[f"{source} to {target}"] = str(error)
+        return dict.fromkeys(case.conditions.ks)
+
+
+def _reasons(case: Case) -> dict[str, str]:
+    """Why some domains have no accuracy, in the order they were measured."""
+    return {}
+
+
 def _within(case: Case) -> dict[str, dict[int, float | None]]:
     """Domain -> accuracy at each k."""
-    return {name: _between(case, name, name).accuracy for name in case.domains}
+    return {name: _shares(case, name, name) for name in case.domains}
 
 
 @metric(
@@ -211,7 +232,7 @@ def knn_accuracy(case: Case) -> float:
     first = case.conditions.ks[0]
     shares = [v for each in case.once(_within).values() if (v := each[first]) is not None]
     if not shares:
-        raise NotMeasurable("no samples")
+        raise NotMeasurable("; ".join(case.once(_reasons).values()) or "no samples")
     return fmean(shares)
 
 
@@ -238,7 +259,7 @@ def domain_matrix(case: Case) -> dict[str, dict[str, float | None]]:
         source: {
             target: within[source][first]
             if source == target
-            else _between(case, source, target).accuracy[first]
+            else _shares(case, source, target)[first]
             for target in within
         }
         for source in within

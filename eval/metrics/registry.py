@@ -26,10 +26,20 @@ from letheon.errors import InputError
 
 Unit = Literal["share", "score", "nats", "steps", "seconds", "table"]
 """share: a fraction, printed in per cent; table: what pictures are drawn from, no column."""
-Better = Literal["as retrained", "high", "low", "50 %", "1", ""]
+Better = Literal["as retrained", "high", "low", "50 %", "0", "1", ""]
 """Which values are good; "" for context."""
+IDEALS: Mapping[Better, str] = {
+    "as retrained": "Best when equal to the retrained models'.",
+    "high": "Larger is better.",
+    "low": "Smaller is better.",
+    "50 %": "Best at 50 %, chance.",
+    "0": "Best at 0; further from it on either side is worse.",
+    "1": "Best at 1.",
+}
+"""What each direction means, for a reader."""
 Need = Literal[
-    "original", "reference", "retrained", "untrained", "held-out", "downstream", "whole classes",
+    "original", "reference", "retrained", "untrained", "test", "held-out", "downstream",
+    "whole classes",
     "depth full", "several runs", "relearning",
 ]  # fmt: skip
 """What a metric cannot do without.
@@ -37,6 +47,7 @@ Need = Literal[
 - ``original``: the model before forgetting.
 - ``reference``: the first retrained model; ``retrained``: one besides the model itself.
 - ``untrained``: a network with new weights.
+- ``test``: test images that are not the training images.
 - ``held-out``: test images of the forgotten classes; ``whole classes``: no single samples.
 - ``downstream``: images of another set.
 - ``depth full``: computed in a full evaluation only.

@@ -183,13 +183,14 @@ def information_of(model: Passes) -> dict[str, float]:
 
 
 @metric(
-    "idi", title="IDI", group="Representation and probes", better="low",
+    "idi", title="IDI", group="Representation and probes", better="0",
     needs=("original", "retrained", "depth full"), source="Jeon et al. 2026, arXiv 2405.17878",
     everywhere=True, place=7,
 )  # fmt: skip
 def information_difference(case: Case) -> float:
     """Information Difference Index: what the layers tell about 'is it forgotten' beyond the
-    retrained model, over the same of the original; 0 ideal, 1 as if nothing was done. InfoNCE on
+    retrained model, over the same of the original; 1 as if nothing was done, below 0 less than the
+    retrained model tells, as of a network that knows nothing at all. InfoNCE on
     held-out samples, with a linear critic (ours) or one built of the later layers, as the paper
     has it (critic layers).
     """

@@ -157,7 +157,7 @@ def _whole(case: Case) -> Probe:
 
 @metric(
     "probe_forgotten", title="Probe: forgotten", group=_GROUP, unit="share",
-    better="as retrained", needs=("whole classes", "depth full"), everywhere=True, place=4,
+    better="as retrained", needs=("whole classes", "test", "depth full"), everywhere=True, place=4,
 )  # fmt: skip
 def probe_forgotten(case: Case) -> float:
     """Held-out accuracy on the forgotten classes of a linear classifier trained on the frozen
@@ -168,7 +168,7 @@ def probe_forgotten(case: Case) -> float:
 
 @metric(
     "probe_retained", title="Probe: retained", group=_GROUP, unit="share",
-    better="as retrained", needs=("whole classes", "depth full"), everywhere=True, place=5,
+    better="as retrained", needs=("whole classes", "test", "depth full"), everywhere=True, place=5,
 )  # fmt: skip
 def probe_retained(case: Case) -> float:
     """Held-out accuracy on the other classes of a linear classifier trained on the frozen features
@@ -182,7 +182,7 @@ def probe_retained(case: Case) -> float:
 
 @metric(
     "probe_few_shot", title="Few-shot probe", group=_GROUP, unit="share",
-    better="as retrained", needs=("whole classes", "depth full"), everywhere=True, place=6,
+    better="as retrained", needs=("whole classes", "test", "depth full"), everywhere=True, place=6,
 )  # fmt: skip
 def probe_few_shot(case: Case) -> float:
     """Held-out accuracy on the forgotten classes of a linear classifier trained on the frozen
