@@ -91,6 +91,13 @@ def test_a_full_table_exposes_head_distillation(written: Path) -> None:
     assert head["cka_original"] == pytest.approx(1)
     assert retrained["cka_original"] < 0.95
     assert head["idi"] == pytest.approx(1) and abs(retrained["idi"]) < 0.8
+    # By their ideals, measures rank a retrained model before the original and an untrained one.
+    untrained, before = rows["random"], rows["original"]
+    assert abs(retrained["idi"]) < abs(untrained["idi"]) < abs(head["idi"])
+    for key in ("agr", "completeness"):
+        assert retrained[key] > before[key] > untrained[key], key
+    published = "svc_efficacy_probabilities_published"
+    assert retrained[published] < head[published] <= before[published]
     assert all(v == pytest.approx(w) for v, w in zip(
         head["cka_by_layer"].values(), rows["original"]["cka_by_layer"].values(), strict=True
     ))  # fmt: skip
