@@ -15,6 +15,7 @@ from letheon.loaders.datasets.label_files import listed_splits
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.formats import arrays
 from letheon.loaders.formats.beton_set import is_betons, open_betons
+from letheon.loaders.formats.shards import read_shards
 from letheon.loaders.views import divide_data
 
 
@@ -45,6 +46,8 @@ def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, Imag
     cifar = read_cifar(tree)
     if cifar is not None:
         return cifar
+    if (samples := read_shards(tree)) is not None:
+        return samples
     layout = layouts.recognize_layout(tree)
     found = _read(tree, layout, divide, alone)
     if isinstance(found, Data):

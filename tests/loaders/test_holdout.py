@@ -103,8 +103,8 @@ def test_a_run_records_it(scripts: Scripts, draw: Drawn, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_two_ranks_hold_out_the_same(scripts: Scripts, draw: Drawn, tmp_path: Path) -> None:
-    base = ["--data", draw(PATHS, size=(16, 16)), "--holdout", 0.1, "--size", 16, "--model", "small",
-            "--epochs", 1, "--batch-size", 8, "--device", "cpu", "--workers", 0]  # fmt: skip
+    base = ["--data", draw(PATHS, size=(16, 16)), "--holdout", 0.1, "--size", 16,
+            "--model", "small", "--epochs", 1, "--batch-size", 8, "--device", "cpu"]  # fmt: skip
     ended = scripts("train", *base, "--out", tmp_path / "a")
     assert ended.code == 0, ended.err
     ended = torchrun(2, "train", *base, "--seed", 5, "--out", tmp_path / "b")
