@@ -14,6 +14,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.label_files import listed_splits
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.formats import arrays
+from letheon.loaders.formats.arrow import open_arrow
 from letheon.loaders.formats.beton_set import is_betons, open_betons
 from letheon.loaders.formats.shards import read_shards
 from letheon.loaders.views import divide_data
@@ -42,6 +43,8 @@ def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, Imag
         return open_betons(Path(path))
     if (listed := list_files.open_lists(Path(path))) is not None:
         return listed
+    if (table := open_arrow(Path(path))) is not None:
+        return table
     tree = open_tree(Path(path))
     cifar = read_cifar(tree)
     if cifar is not None:
