@@ -15,7 +15,7 @@ from letheon.loaders.datasets.label_files import listed_splits
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.formats import arrays
 from letheon.loaders.formats.arrow import open_arrow
-from letheon.loaders.formats.beton_set import is_betons, open_betons
+from letheon.loaders.formats.beton_set import is_betons, open_betons, open_ffcv
 from letheon.loaders.formats.shards import read_shards
 from letheon.loaders.views import divide_data
 
@@ -41,6 +41,8 @@ def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, Imag
         return arrays.open_arrays(Path(path))
     if is_betons(Path(path)):
         return open_betons(Path(path))
+    if (files := open_ffcv(Path(path))) is not None:
+        return files
     if (listed := list_files.open_lists(Path(path))) is not None:
         return listed
     if (table := open_arrow(Path(path))) is not None:
