@@ -101,9 +101,10 @@ def open_data(path: str, holdout: float = 0, seed: int = 0) -> Data:
             option="holdout" if len(data) == 1 else "data",
         )
     (images,) = data.values()
-    names = tuple((name,) for name in images.classes)
     if isinstance(images, FileImages):
         names = layouts.class_names(images.tree, images.root, images.classes)
+    else:
+        names = tuple((name,) for name in images.classes)
     return divide_data(Data(images, images, names, images.notes), holdout, seed)
 
 

@@ -254,6 +254,6 @@ def translate(state: dict[str, Value]) -> dict[str, Value]:
         names = [key.replace("query_", f"{part}_") for part in ("query", "key", "value")]
         if all(name in named for name in names):
             whole = torch.cat([load(named.pop(name)) for name in names])
-            put = ("attn.query_", "attn.qkv.") if ".attn." in key else ("query_", "in_proj_")
-            named[key.replace(*put)] = whole
+            name = "qkv." if ".attn." in key else "in_proj_"  # Swin's, and the transformer's
+            named[key.replace("query_", name)] = whole
     return named

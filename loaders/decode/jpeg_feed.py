@@ -58,7 +58,7 @@ def load_jpeg(image: Image.Image, data: bytes) -> None:
     if colors != len(getattr(image, "layer", ())):
         return  # one of several scans
     if (first := data.find(END, start)) != end:  # another image or the like lies behind this one
-        with Image.open(io.BytesIO(data[: first + 2])) as alone:
+        with Image.open(io.BytesIO(data[: first + 2]), formats=("JPEG",)) as alone:
             load_jpeg(alone, data[: first + 2])
         return
     few = "ends too early" if feed.count > 2 else "has bytes left over"
