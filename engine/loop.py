@@ -25,6 +25,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -326,10 +327,8 @@ class Pass:
             set_mode(run, phase)
         moment = self.epoch + tally.position / tally.steps
         tally.rate = self.step.method.rate(run, phase.slot, moment)
-        try:
+        with _explain_memory(run, batch):
             loss = self.step.take(phase, batch, tally.rate)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _explain_memory(run, batch, error) from error
         tally.add(loss, batch, run.forget[batch.index].sum() if phase.source == "train" else None)
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
@@ -377,15 +376,19 @@ class Pass:
             )
 
 
-def _explain_memory(run: Run, batch: Batch, error: BaseException) -> RunFailed:
-    """Say what would fit where a step's memory did not."""
-    count = run.recipe.grad_accum_steps
-    return RunFailed(
-        f"got no memory left on {run.ranks.device} for {len(batch.labels)} samples a rank in "
-        f"{count} micro-batch{'es' * (count > 1)} ({str(error).partition('.')[0]}); expected less "
-        f"at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a batch_size of "
-        f"{batch.total // 2}; what was saved last stays"
-    )
+@contextmanager
+def _explain_memory(run: Run, batch: Batch) -> Iterator[None]:
+    """Say what would fit where the memory of a step does not."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        count = run.recipe.grad_accum_steps
+        raise RunFailed(
+            f"got no memory left on {run.ranks.device} for {len(batch.labels)} samples a rank in "
+            f"{count} micro-batch{'es' * (count > 1)} ({str(error).partition('.')[0]}); expected "
+            f"less at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a "
+            f"batch_size of {batch.total // 2}; what was saved last stays"
+        ) from error
 
 
 def _progress(one: Pass) -> Progress | None:

@@ -87,6 +87,7 @@ def describe_origin(plan: Plan, method: Method, run: Run) -> dict[str, Any]:
         "data": plan.set_digests(),
         "request": run.request,
         "weights": weights_digest(run.model),
+        "seed": plan.seed,
         "world": run.ranks.world,
         "packages": software["packages"],
         "revision": software.get("revision", ""),
