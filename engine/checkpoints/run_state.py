@@ -114,7 +114,7 @@ class StateFolder:
         file = self._file(number, "safetensors")
         with durable.replacing(file) as temporary:
             try:
-                save_file(state.tensors, temporary)
+                save_file({k: v.contiguous() for k, v in state.tensors.items()}, temporary)
             except SafetensorError as error:
                 raise OSError(None, str(error)) from error
             digest = _sha256(temporary)
@@ -142,10 +142,9 @@ class StateFolder:
 
 
 def copy_to_host(tensor: Tensor) -> tuple[Tensor, list[int] | None]:
-    """Copy a tensor to plain memory, and name its strides where it is stored in another order."""
-    host = tensor.detach().to("cpu", copy=True)
+    """Copy a tensor to the host, and name its strides where it is stored in another order."""
     strides = None if tensor.is_contiguous() else list(tensor.stride())
-    return host.contiguous(), strides
+    return tensor.detach().to("cpu", copy=True), strides
 
 
 def copy_from_host(host: Tensor, strides: list[int] | None, device: torch.device | str) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Run
@@ -211,6 +211,7 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
     if run.ranks.main:
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
+    wait_for_ranks(run.ranks)  # a slow disk is no timeout
     if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
         run.warnings.append(collapse)
         record.log("warning", text=collapse)

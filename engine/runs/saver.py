@@ -16,7 +16,7 @@ from letheon.engine.checkpoints.loop_state import (
     share_state,
 )
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
-from letheon.engine.distributed import Ranks, agree, gather_objects
+from letheon.engine.distributed import Ranks, agree, gather_objects, wait_for_ranks
 from letheon.engine.method import Run
 from letheon.engine.runs.run_folder import STATE, Record
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped, defer
@@ -140,7 +140,9 @@ class Saver:
 
     def wait(self) -> None:
         """Wait until all is on disk."""
-        self._agree(self._problem(self._folder.wait) if self.ranks.main else "")
+        problem = self._problem(self._folder.wait) if self.ranks.main else ""
+        wait_for_ranks(self.ranks)  # a slow disk is no timeout
+        self._agree(problem)
 
     def finish(self) -> None:
         """The weights are safe: let the last write end; its failure is no longer one of the run."""
