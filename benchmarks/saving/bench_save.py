@@ -4,8 +4,8 @@
 
 One run of several epochs, saved at the end of each but the last: `blocked` is the time for which
 the steps waited, for the copy to the host and the start of the write, over the wall clock of the
-run; `disk` is how long the write of a state took, in its thread, in seconds. The exit code is 1 where
-the steps waited for more than two hundredths.
+run; `disk` is how long the write of a state took, in its thread, in seconds. Exit code 1: the steps
+waited for more than two hundredths of it.
 """
 
 from __future__ import annotations
