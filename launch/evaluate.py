@@ -25,11 +25,12 @@ from typing import Any
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.distributed import Ranks
+from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
 from letheon.eval.case import Conditions
-from letheon.eval.comparison import Comparison, open_comparison
+from letheon.eval.comparison import Comparison, check_images, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
@@ -57,6 +58,9 @@ class Settings(JobOptions):
     downstream: str | None = None
     """Set for k-NN: `digits`, or <domain>/<class>/ folders such as Office-Home, with
     <domain>_list.txt files if there are some (DomainNet-126); default: none."""
+    other_images: bool = False
+    """Measure on other images than those the runs were made with; by default they are refused,
+    since numbers of samples would mean other images, and accuracies be of others."""
     random_control: bool = False
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
@@ -91,6 +95,8 @@ class Settings(JobOptions):
             self, self.original, self.retrained, self.runs, self.checkpoint, self.forget,
             self.downstream, self.random_control,
         )  # fmt: skip
+        if ranks.main and not self.other_images:
+            check_images(found.entries, found.opened)
         if self.extent.related is not None:
             find_related(
                 self.extent.related, found, self.seed, 1
@@ -103,7 +109,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
-    comparison = together(ranks, lambda: settings.comparison(ranks))
+    comparison = together(
+        ranks,
+        lambda: settings.comparison(ranks),
+        lambda one: comparison_facts(settings, one.request, one.opened or one.data, ranks),
+    )
     for line in list_notes(comparison.sets) if ranks.main else ():
         print(line, file=sys.stderr)
     measuring = Measuring(

@@ -44,6 +44,9 @@ class Options(TypedDict, total=False):
     workers: int
     unreadable: str
     precision: Precision
+    relearn_earlier: bool
+    """Read as retain images what the model was made to forget earlier, in place of leaving such
+    images out."""
     overwrite: bool
     batch_size: int
     """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
@@ -69,6 +72,8 @@ class Result:
     seed: int
     preset: Preset
     """How the network wants its images."""
+    requests: tuple[Request, ...] = ()
+    """All that the network was made to forget, the oldest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,7 @@ class Call(JobOptions):
     forget: str = ""
     method: Method = field(default_factory=Train)
     out: Path = Path()
+    relearn_earlier: bool = False
     overwrite: bool = False
 
 
@@ -139,8 +145,9 @@ def open_model(
     if isinstance(model, str | Path):
         return model_file.load_model(Path(model), preset=given)
     if isinstance(model, Result):
-        given = given or model.preset
-        model = model.model
+        own = open_model(model.model, data, given or model.preset)
+        own.requests = model.requests
+        return own
     if isinstance(model, Classifier):
         own = copy.deepcopy(model)
         if given is not None:

@@ -6,6 +6,9 @@ from __future__ import annotations
 class LetheonError(Exception):
     """Base class of everything Letheon raises on purpose."""
 
+    everywhere: bool = False
+    """True where every rank of the job raises it: then only the first one prints it."""
+
 
 class InputError(LetheonError):
     """The user's mistake: what was got, what was expected, and how to mend it, in one line.

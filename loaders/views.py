@@ -177,16 +177,15 @@ def _add_note(data: Data, note: str) -> None:
         data.train.notes = (*data.train.notes, note)
 
 
-class ReadableImages(ImageSet):
+class ChosenImages(ImageSet):
     """Some images of a set under new numbers 0..n-1, in the old order; the classes stay."""
 
-    def __init__(self, images: ImageSet, left_out: dict[int, str]) -> None:
-        """`left_out` tells by the old number why an image is not in."""
-        self.images = images
-        self.numbers = np.setdiff1d(np.arange(len(images)), list(left_out))  # (n,) the old ones
+    def __init__(self, images: ImageSet, numbers: NDArray[np.int64]) -> None:
+        """`numbers` are (n,) those in `images`, rising."""
+        self.images, self.numbers = images, numbers
         self.name, self.classes, self.notes = images.name, images.classes, images.notes
-        self.labels = images.labels[self.numbers]
-        self.left_out = (*images.left_out, *(left_out[i] for i in sorted(left_out)))
+        self.labels = images.labels[numbers]
+        self.left_out = images.left_out
 
     @property
     def digest(self) -> str:
@@ -212,6 +211,15 @@ class ReadableImages(ImageSet):
     def path(self, i: int) -> str:
         """What image i is called in messages: its old name."""
         return self.images.path(int(self.numbers[i]))
+
+
+class ReadableImages(ChosenImages):
+    """The images of a set that can be read."""
+
+    def __init__(self, images: ImageSet, left_out: dict[int, str]) -> None:
+        """`left_out` tells by the old number why an image is not in."""
+        super().__init__(images, np.setdiff1d(np.arange(len(images)), list(left_out)))
+        self.left_out = (*images.left_out, *(left_out[i] for i in sorted(left_out)))
 
 
 def drop_unreadable(images: ImageSet) -> ImageSet:
@@ -276,8 +284,8 @@ def list_notes(sets: Mapping[str, ImageSet]) -> list[str]:
 def unwrap(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
     """The set itself, below other labels and choices, and the number in it of each image."""
     numbers = np.arange(len(images))
-    while isinstance(images, RelabeledImages | ReadableImages):
-        if isinstance(images, ReadableImages):
+    while isinstance(images, RelabeledImages | ChosenImages):
+        if isinstance(images, ChosenImages):
             numbers = images.numbers[numbers]
         images = images.images
     return images, numbers

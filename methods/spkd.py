@@ -19,7 +19,7 @@ from letheon.engine.models.teacher import teacher_features
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
-from letheon.loaders.batch import Batch
+from letheon.loaders.batch import Batch, Stream
 from letheon.loaders.order import share
 from letheon.methods.grad_ascent import ascent
 
@@ -89,6 +89,13 @@ class Spkd(Method):
                 f"got {run.recipe.grad_accum_steps} micro-batches with similarities over the whole "
                 "batch; use gram local, which compares within each micro-batch, or one micro-batch",
                 option="grad_accum_steps",
+            )
+        world = run.ranks.world
+        if self.gram == "gathered" and run.smallest_batch(Stream("retain")) < world:
+            raise InputError(
+                f"got a retain batch of fewer samples than {world} ranks with similarities over "
+                "the whole batch; start fewer ranks, use another batch size or gram local",
+                option="batch_size",
             )
 
     def prepare(self, run: Run) -> SpkdState:

@@ -19,6 +19,7 @@ from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
 from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError
+from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset
 
 
@@ -53,6 +54,7 @@ class Classifier(nn.Module):
         self.name = name
         self.preset = preset
         self.class_names: tuple[str, ...] | None = None
+        self.requests: tuple[Request, ...] = ()  # what it was made to forget, the oldest first
         self.head_path = _last_linear(net)
         linear = net.get_submodule(self.head_path)
         if type(linear) not in (nn.Linear, Head):

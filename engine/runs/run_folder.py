@@ -133,6 +133,8 @@ def versions(ranks: Ranks) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world": ranks.world,
+        "nodes": ranks.nodes,
+        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         "command": sys.argv,
         **revision(),
     }

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from letheon.errors import UnreadableImage
+from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.decode.encoded_image import EncodedImage, from_file
 from letheon.loaders.decode.pillow import decode
+
+SAMPLE = 64  # files whose contents enter the digest of a set
 
 
 class FileImages(ImageSet):
@@ -45,23 +51,69 @@ class FileImages(ImageSet):
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Image i decoded; raises `UnreadableImage` naming the file."""
-        return decode(self.tree.read(self.file(i)), self.path(i))
+        return decode(self._read(i), self.path(i))
 
     def encoded_image(self, i: int) -> EncodedImage:
         """The JPEG of image i, or its pixels; raises `UnreadableImage`."""
-        return from_file(self.tree.read(self.file(i)), self.path(i))
+        return from_file(self._read(i), self.path(i))
+
+    def _read(self, i: int) -> bytes:
+        return self.tree.read(self.file(i))
 
     @property
     def digest(self) -> str:
-        """Over the manifest of paths and sizes, not the contents; asks the size of every file."""
+        """Over the paths and sizes of all files, and the contents of a keyed sample of them."""
         if not self._digest:
             total = hashlib.sha256()
             for i in range(len(self)):
                 path = self.file(i)
                 line = f"{path.removeprefix(self.root)}\t{self.tree.size(path)}\n"
                 total.update(line.encode("utf-8", "surrogateescape"))
+            for i in sample_numbers(len(self)):
+                total.update(self._content_digest(i))
             self._digest = total.hexdigest()
         return self._digest
+
+    def _content_digest(self, i: int) -> bytes:
+        """SHA-256 of file i; a file that cannot be read has a mark of its own."""
+        try:
+            return hashlib.sha256(self.tree.read(self.file(i))).digest()
+        except UnreadableImage:  # whether that is an error is for its reader to say
+            return b"unreadable"
+
+
+def sample_numbers(count: int) -> list[int]:
+    """Numbers of the files whose contents enter a digest: all of a few, else `SAMPLE` keyed ones.
+
+    The same everywhere, so that a file replaced by one of its size is met with odds of
+    `SAMPLE` / `count`, and another copy of a set, or another order of its files, for certain.
+    """
+    if count <= SAMPLE:
+        return list(range(count))
+    drawn = keyed.uniform(0, "digest", 0, torch.arange(SAMPLE), 1)[:, 0]
+    return sorted({int(share * count) for share in drawn.tolist()})
+
+
+class CheckedImages(FileImages):
+    """Files that were read once before: what has changed since is unreadable.
+
+    Its digest is over what the files are now, as that of `FileImages`.
+    """
+
+    def __init__(self, *args: Any, sums: Sequence[str], **kwargs: Any) -> None:
+        """As `FileImages`; `sums` are the SHA-256 in hex of the files, in order."""
+        super().__init__(*args, **kwargs)
+        self._sums = np.array([bytes.fromhex(text) for text in sums], dtype="S32")
+
+    def _read(self, i: int) -> bytes:
+        data = super()._read(i)
+        # numpy leaves out zeros at the end of its bytes
+        if hashlib.sha256(data).digest().rstrip(b"\0") != bytes(self._sums[i]):
+            raise UnreadableImage(
+                f"{self.path(i)}: got another file than the one that was prepared, expected the "
+                "same bytes; prepare the set again, or put the file back"
+            )
+        return data
 
 
 class ListedImages(FileImages):

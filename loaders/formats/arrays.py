@@ -22,7 +22,7 @@ import numpy as np
 
 from letheon.errors import InputError
 from letheon.loaders.datasets.archives import open_tree
-from letheon.loaders.datasets.files import FileImages
+from letheon.loaders.datasets.files import CheckedImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.datasets.tree import Tree
 
@@ -76,4 +76,5 @@ def _part(folder: Path, part: dict[str, Any], page: dict[str, Any], tree: Tree |
     with open(folder / "files.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
-    return FileImages(part["name"], tree, paths, labels, page["classes"], digest=part["digest"])
+    sums = [row["sha256"] for row in rows]
+    return CheckedImages(part["name"], tree, paths, labels, page["classes"], sums=sums)
