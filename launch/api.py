@@ -284,7 +284,8 @@ def plan_forgetting(
         names, requests = model.class_names, model.requests
         model = build(model.name, model.classes, job.seed, model.preset)
         model.class_names, model.requests = names, requests
-    plan = Plan(job, method.recipe, model, data, request)
+    accept = bool(getattr(job, "accept_chance", False))
+    plan = Plan(job, method.recipe, model, data, request, accept)
     run = plan.run(ranks, like)
     method.check(run)
     return plan, run

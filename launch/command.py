@@ -79,7 +79,8 @@ def run_several(
 def error_line(error: Exception, place: str = "") -> str:
     """Return the one line a user sees: "error: ", the option's flag where there is one, the text.
 
-    `place` comes before all. An option inside another ("recipe.lr") has the flag of its last part, as the parser gives it.
+    `place` comes before all. An option inside another ("recipe.lr") has the flag of its last part,
+    as the parser gives it.
     """
     option = getattr(error, "option", "").rpartition(".")[2].replace("_", "-")
     flag = f"--{option}: " if option else ""

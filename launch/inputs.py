@@ -44,6 +44,8 @@ class Options(TypedDict, total=False):
     workers: int
     unreadable: str
     precision: Precision
+    accept_chance: bool
+    """Go on though the network is sure of its answers and right by chance alone."""
     relearn_earlier: bool
     """Read as retain images what the model was made to forget earlier, in place of leaving such
     images out."""
@@ -84,6 +86,7 @@ class Call(JobOptions):
     forget: str = ""
     method: Method = field(default_factory=Train)
     out: Path = Path()
+    accept_chance: bool = False
     relearn_earlier: bool = False
     overwrite: bool = False
 

@@ -35,6 +35,10 @@ class Forgetting(JobOptions):
     """Read as retain images what the model was made to forget earlier; by default such images are
     left out, since reading them teaches them again."""
 
+    accept_chance: bool = False
+    """Go on though the original is sure of its answers and right by chance alone, which mostly
+    means another order of the classes or another preset."""
+
     def open(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
         """Load the model, the data in its class numbers and the request; equal on every rank."""
         model, data, nearest = self.open_sets(ranks)

@@ -20,6 +20,7 @@ from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.original_check import check_original
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
@@ -70,6 +71,8 @@ class Plan:
     model: Classifier
     data: Data
     request: Request | None = None
+    accept_chance: bool = False
+    """Whether an original that is right by chance alone may forget."""
 
     def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
@@ -141,12 +144,25 @@ def _same_images(loader: Loader, images: ImageSet) -> bool:
     return np.array_equal(unwrap(other)[1], unwrap(images)[1])
 
 
+def check_knowledge(plan: Plan, method: Method, run: Run) -> None:
+    """Refuse an original that does not know the images it is to forget; see `check_original`."""
+    if method.kind == "training" or method.from_scratch or plan.accept_chance:
+        return
+
+    def open_as(preset: Preset) -> Loader:
+        data, forget = plan.reading
+        return plan.job.loader_of(data.train, forget, preset, plan.recipe.batch_size, run.ranks)
+
+    check_original(run, open_as)
+
+
 def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
     """Make the run folder, train in place, save the weights and close the record.
 
     Raises:
         RunFailed: as `run_method`; the folder then holds the reason and no weights.
     """
+    check_knowledge(plan, method, run)
     for note in run.notes:
         print(note, file=sys.stderr)
     record = start_run(plan, run, out)
