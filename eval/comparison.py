@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -141,6 +142,13 @@ def open_comparison(
     paths = [*first, *((path, "retrained") for path in retrained), *((path, "") for path in runs)]
     if not paths:
         raise InputError("got no model; expected original, retrained or runs", option="runs")
+    unused = sorted({*checkpoint.changes, *(["part"] if checkpoint.part else [])})
+    if unused and all((path / "settings.json").is_file() for path, _ in paths):
+        raise InputError(
+            f"got {', '.join(unused)} for run folders, whose files say it; leave it out, or name "
+            "a checkpoint from elsewhere",
+            option=unused[0],
+        )
     names = _names([path for path, _ in paths])
     entries, left_out = [], {}
     for (path, role), name in zip(paths, names, strict=True):
@@ -246,6 +254,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+def _content(folder: Path) -> str:
+    names = sorted(os.listdir(folder))
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "nothing"
+
+
 class _Broken(InputError):
     """A model that cannot be measured, though nothing is wrong with the others."""
 
@@ -257,6 +270,11 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     if run:
         if (reason := failure_reason(path)) is not None:
             raise _Broken(f"got {path}, a run that failed: {reason}")
+        if not any((path / file).is_file() for file in (FINISHED, "settings.json")):
+            raise InputError(
+                f"got {path}; it is no run folder (it holds {_content(path)}); expected one of "
+                "train or forget, or a checkpoint; name that"
+            )
         if not (path / FINISHED).is_file():
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"

@@ -7,7 +7,6 @@ caller holds. Nothing handed in is modified: the work is done on copies.
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, Entry, assemble_comparison
 from letheon.eval.evaluate import Extent, Measuring
@@ -47,6 +46,7 @@ from letheon.launch.inputs import (
     open_model,
     resolve_request,
 )
+from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
@@ -255,8 +255,7 @@ def build_method(method: str | Method) -> Method:
         return method
     known = catalogue()
     if method not in known:
-        near = difflib.get_close_matches(str(method), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = suggest(str(method), known)
         raise InputError(
             f"got method {method!r}; expected one of {', '.join(known)}, or a Method{hint}",
             option="method",
@@ -304,10 +303,11 @@ def plan_training(
 def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     """Plan on all ranks, run, and read the record; torch's random state is left as it was."""
     with join_ranks(call.device) as ranks:
-        planned, run = together(ranks, lambda: plan(ranks), lambda one: plan_facts(*one))
         devices = [ranks.device] if ranks.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            train_and_save(planned, call.method, run, call.out)
+        with claim([call.out], ranks):
+            planned, run = together(ranks, lambda: plan(ranks), lambda one: plan_facts(*one))
+            with torch.random.fork_rng(devices):
+                train_and_save(planned, call.method, run, call.out)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
             lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

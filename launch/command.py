@@ -24,7 +24,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, is_first_to_fail, join_ranks
+from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, join_ranks
 from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -53,6 +53,7 @@ def run_several(
     speaks = os.environ.get("RANK", "0") == "0"
     place = ""
     try:
+        adopt_launcher()
         parsed = read()
         with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
             try:

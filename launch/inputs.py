@@ -16,7 +16,7 @@ from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
@@ -264,6 +264,7 @@ def build_call(train: Images, options: Options, **settings: Any) -> Call:
     if extra := set(options) - known:
         raise InputError(
             f"got option {sorted(extra)[0]}; expected one of {', '.join(sorted(known))}"
+            f"{suggest(sorted(extra)[0], known)}"
         )
     if not isinstance(train, str | Path):
         settings.setdefault("workers", 0)

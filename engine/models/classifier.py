@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +17,7 @@ from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
 from letheon.engine.models.vgg import CifarVgg
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset
 
@@ -138,10 +137,9 @@ def preset_of(name: str) -> Preset:
         InputError: an unknown name.
     """
     if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(
-            f"got model {name!r}; known are {', '.join(names())}{hint}", option="model"
+            f"got model {name!r}; known are {', '.join(names())}{suggest(name, _MODELS)}",
+            option="model",
         )
     return _MODELS[name][1]
 

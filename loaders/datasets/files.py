@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,16 +48,17 @@ class FileImages(ImageSet):
         """The path of image i with that of the folder or archive before it."""
         return self.tree.where(self.file(i))
 
+    def file_bytes(self, i: int) -> bytes:
+        """The content of file i; raises `UnreadableImage` naming it."""
+        return self.tree.read(self.file(i))
+
     def read(self, i: int) -> NDArray[np.uint8]:
         """Image i decoded; raises `UnreadableImage` naming the file."""
-        return decode(self._read(i), self.path(i))
+        return decode(self.file_bytes(i), self.path(i))
 
     def encoded_image(self, i: int) -> EncodedImage:
         """The JPEG of image i, or its pixels; raises `UnreadableImage`."""
-        return from_file(self._read(i), self.path(i))
-
-    def _read(self, i: int) -> bytes:
-        return self.tree.read(self.file(i))
+        return from_file(self.file_bytes(i), self.path(i))
 
     @property
     def digest(self) -> str:
@@ -92,28 +92,6 @@ def sample_numbers(count: int) -> list[int]:
         return list(range(count))
     drawn = keyed.uniform(0, "digest", 0, torch.arange(SAMPLE), 1)[:, 0]
     return sorted({int(share * count) for share in drawn.tolist()})
-
-
-class CheckedImages(FileImages):
-    """Files that were read once before: what has changed since is unreadable.
-
-    Its digest is over what the files are now, as that of `FileImages`.
-    """
-
-    def __init__(self, *args: Any, sums: Sequence[str], **kwargs: Any) -> None:
-        """As `FileImages`; `sums` are the SHA-256 in hex of the files, in order."""
-        super().__init__(*args, **kwargs)
-        self._sums = np.array([bytes.fromhex(text) for text in sums], dtype="S32")
-
-    def _read(self, i: int) -> bytes:
-        data = super()._read(i)
-        # numpy leaves out zeros at the end of its bytes
-        if hashlib.sha256(data).digest().rstrip(b"\0") != bytes(self._sums[i]):
-            raise UnreadableImage(
-                f"{self.path(i)}: got another file than the one that was prepared, expected the "
-                "same bytes; prepare the set again, or put the file back"
-            )
-        return data
 
 
 class ListedImages(FileImages):
