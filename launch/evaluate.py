@@ -22,9 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.distributed import Ranks
+from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
@@ -39,6 +42,8 @@ from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
 from letheon.launch.records.claim import claim
+from letheon.loaders.batch import Loader
+from letheon.loaders.preset import Preset
 from letheon.loaders.views import list_notes
 
 
@@ -59,6 +64,8 @@ class Settings(JobOptions):
     downstream: str | None = None
     """Set for k-NN: `digits`, or <domain>/<class>/ folders such as Office-Home, with
     <domain>_list.txt files if there are some (DomainNet-126); default: none."""
+    accept_chance: bool = False
+    """Measure though the original is sure of its answers and right by chance alone."""
     other_images: bool = False
     """Measure on other images than those the runs were made with; by default they are refused,
     since numbers of samples would mean other images, and accuracies be of others."""
@@ -127,6 +134,8 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     measuring = Measuring(
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks
     )
+    if not settings.accept_chance:
+        check_originals(settings, comparison, ranks)
     table = measuring.measure()
     if not ranks.main:
         return
@@ -143,6 +152,19 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
         write(settings, table, {**facts, "versions": versions(ranks)})
+
+
+def check_originals(settings: Settings, of: Comparison, ranks: Ranks) -> None:
+    """Refuse an original that does not know the images; see `check_original`."""
+    images, forget = of.sets["train"], of.forget_mask("train")
+    precision = settings.precision.resolve(ranks.device)
+    for entry in of.of_role("original"):
+
+        def open_as(preset: Preset) -> Loader:
+            return settings.loader_of(images, forget, preset, settings.batch_size, ranks)
+
+        loader, mask = open_as(entry.model.preset), torch.from_numpy(forget)
+        check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
 
 
 def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import gather_rows
-from letheon.engine.method import Run
+from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.models.classifier import Classifier
+from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.batch import Loader
@@ -70,21 +72,30 @@ class Answers:
         return expected - hits > SIGMAS * spread
 
 
-def check_original(run: Run, open_as: Callable[[Preset], Loader] | None = None) -> None:
+@dataclass(frozen=True)
+class Look:
+    """A network and the training images that it is to know."""
+
+    model: Classifier
+    loader: Loader
+    forget: Tensor  # (N,) bool, on any device
+    precision: Precision
+    ranks: Ranks
+    open_as: Callable[[Preset], Loader]
+    """Opens the images under another preset, to find out whether one fits."""
+
+
+def check_original(look: Look) -> None:
     """Refuse a network that is sure of its answers on retain images and right by chance alone.
 
     Reads `SAMPLES` keyed retain images under the test transform; every rank must call. The model's
     mode, device and random state stay as they were.
 
-    Args:
-        run: the run that is to start; its model has the trained weights.
-        open_as: opens the training images under another preset, to find out whether one fits.
-
     Raises:
         InputError: on every rank, with the likely cause.
     """
-    rows = _sample(run)
-    answers = _ask(run, run.loader, rows)
+    rows = _sample(look)
+    answers = _ask(look, look.loader, rows)
     labels = answers.labels
     if len(labels) < LEAST or answers.chance == 1 or answers.above_chance or not answers.overrated:
         return
@@ -92,55 +103,53 @@ def check_original(run: Run, open_as: Callable[[Preset], Loader] | None = None) 
         f"got an original that is right on {answers.accuracy:.1%} of {len(labels)} retain images, "
         f"no better than always naming one class ({answers.chance:.1%}), and sure of its answers "
         f"({float(answers.sure.mean()):.1%} on average); expected one that knows these images; "
-        f"{_cause(run, answers, rows, open_as)}; or allow it where it is meant",
+        f"{_cause(look, answers, rows)}; or allow it where it is meant",
         option="accept_chance",
     )
     refusal.everywhere = True
     raise refusal
 
 
-def _sample(run: Run) -> list[int]:
-    retain = (~run.forget).nonzero().flatten().cpu()
+def _sample(look: Look) -> list[int]:
+    retain = (~look.forget).nonzero().flatten().cpu()
     drawn = keyed.uniform(0, "original-check", 0, retain, 1)[:, 0].argsort(stable=True)[:SAMPLES]
     return [int(i) for i in retain[drawn].sort().values]
 
 
-def _ask(run: Run, loader: Loader, rows: list[int]) -> Answers:
+def _ask(look: Look, loader: Loader, rows: list[int]) -> Answers:
     """What the model says of these samples, those of all ranks together."""
-    model, device = run.model, run.ranks.device
+    model, device = look.model, look.ranks.device
     before, training = next(model.parameters()).device, model.training
     model.to(device).eval()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for host in loader.sweep(rows):
             batch = host.to(device)
-            with run.precision.autocast(device):
+            with look.precision.autocast(device):
                 logits = model(batch.images).logits
             sure, named = logits.double().softmax(dim=1).max(dim=1)
             parts.append((batch.labels, named, sure))
     model.to(before).train(training)
     none = torch.zeros(0, dtype=torch.int64, device=device)
     columns = zip((none, none, none.double()), *parts, strict=True)
-    return Answers(*(gather_rows(torch.cat(column), run.ranks).cpu() for column in columns))
+    return Answers(*(gather_rows(torch.cat(column), look.ranks).cpu() for column in columns))
 
 
-def _cause(
-    run: Run, answers: Answers, rows: list[int], open_as: Callable[[Preset], Loader] | None
-) -> str:
+def _cause(look: Look, answers: Answers, rows: list[int]) -> str:
     """Name what explains the answers: the order of the classes, another preset, or another set."""
-    order = _other_order(answers, run.model.classes)
+    order = _other_order(answers, look.model.classes)
     if order is not None:
-        names = run.model.class_names or tuple(map(str, range(run.model.classes)))
+        names = look.model.class_names or tuple(map(str, range(look.model.classes)))
         pairs = [f"{names[a]} as {names[b]}" for a, b in enumerate(order) if a != b]
         return (
             f"its classes are in another order than the images' ({', '.join(pairs[:3])}"
             f"{', ...' if len(pairs) > 3 else ''}): list them in its own order in a file, and name "
             "that as classes"
         )
-    for change in _presets(run.model.preset) if open_as is not None else ():
-        preset = replace(run.model.preset, **change)
+    for change in _presets(look.model.preset):
+        preset = replace(look.model.preset, **change)
         try:
-            other = _ask(run, open_as(preset), rows)  # type: ignore[misc]
+            other = _ask(look, look.open_as(preset), rows)
         except (InputError, RuntimeError):  # a size that the network or the loader cannot take
             continue
         if other.above_chance and other.accuracy > 2 * answers.accuracy:
@@ -152,10 +161,10 @@ def _cause(
     )
 
 
-def _presets(preset: Preset) -> list[dict[str, object]]:
+def _presets(preset: Preset) -> list[dict[str, Any]]:
     scales = [{"mean": mean, "std": std} for mean, std in SCALES if mean != preset.mean]
     sizes = [{"size": n, "resize_to": n} for n in SIZES if n != preset.size]
-    return [*scales, *sizes]
+    return [dict(one) for one in (*scales, *sizes)]
 
 
 def _other_order(answers: Answers, classes: int) -> list[int] | None:

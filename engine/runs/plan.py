@@ -20,7 +20,7 @@ from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
-from letheon.engine.models.original_check import check_original
+from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
@@ -153,7 +153,7 @@ def check_knowledge(plan: Plan, method: Method, run: Run) -> None:
         data, forget = plan.reading
         return plan.job.loader_of(data.train, forget, preset, plan.recipe.batch_size, run.ranks)
 
-    check_original(run, open_as)
+    check_original(Look(run.model, run.loader, run.forget, run.precision, run.ranks, open_as))
 
 
 def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:

@@ -44,7 +44,8 @@ def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
         RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
-    for job in jobs[:1]:  # all start from one original
+    starting = [job for job in jobs if not job.method.from_scratch]
+    for job in starting[:1]:  # all start from one original
         check_knowledge(job.plan, job.method, job.run)
     groups, line = group_by_memory(jobs, ranks)
     statistics: dict[Any, Any] = {}

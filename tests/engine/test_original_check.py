@@ -34,6 +34,8 @@ def test_the_order_of_the_classes_is_named(
     assert "in another order than the images' (0 as 9, 1 as 0, 2 as 1, ...)" in ended.err
     ended = scripts("forget", *args, tmp_path / "out", "--accept-chance", "finetune", "--epochs", 1)
     assert ended.code == 0, ended.err
+    ended = scripts("evaluate", "--original", args[1], "--runs", tmp_path / "out")
+    assert ended.code == 2 and "in another order than the images'" in ended.err
 
 
 def test_another_preset_is_tried(original: Path, tmp_path: Path) -> None:
