@@ -193,7 +193,7 @@ def assemble_comparison(
     rest, forget = leave_out_earlier(data, request, list(earlier.values()))
     labels = data.train.labels
     now = mask_of(request, labels)
-    sets = {
+    sets: dict[str, ImageSet] = {
         one.text: ChosenImages(data.train, np.flatnonzero(mask_of(one, labels) & ~now))
         for one in earlier.values()
     }

@@ -146,15 +146,17 @@ def _cause(look: Look, answers: Answers, rows: list[int]) -> str:
             f"{', ...' if len(pairs) > 3 else ''}): list them in its own order in a file, and name "
             "that as classes"
         )
+    best, said = answers, ""
     for change in _presets(look.model.preset):
         preset = replace(look.model.preset, **change)
         try:
             other = _ask(look, look.open_as(preset), rows)
         except (InputError, RuntimeError):  # a size that the network or the loader cannot take
             continue
-        if other.above_chance and other.accuracy > 2 * answers.accuracy:
-            said = ", ".join(f"{key} {value}" for key, value in change.items())
-            return f"with {said} it is right on {other.accuracy:.1%}: give the preset it had"
+        if other.accuracy > best.accuracy:
+            best, said = other, ", ".join(f"{key} {value}" for key, value in change.items())
+    if best.above_chance and best.accuracy > 2 * answers.accuracy:
+        return f"with {said} it is right on {best.accuracy:.1%}: give the preset it had"
     return (
         "neither another order of its classes nor a usual preset explains it: it was trained on "
         "other images, or its classes mean something else"
