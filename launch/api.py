@@ -279,12 +279,13 @@ def plan_forgetting(
     Raises:
         InputError: the method refuses the run, or the ranks cannot share a batch.
     """
+    seed = method.stream_seed(job.seed)
     if method.from_scratch:
         names, requests = model.class_names, model.requests
-        model = build(model.name, model.classes, job.seed, model.preset)
+        model = build(model.name, model.classes, seed, model.preset)
         model.class_names, model.requests = names, requests
     accept = bool(getattr(job, "accept_chance", False))
-    plan = Plan(job, method.recipe, model, data, request, accept)
+    plan = Plan(job, method.recipe, model, data, request, accept, seed)
     run = plan.run(ranks, like)
     method.check(run)
     return plan, run

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.views import ChosenImages
+from letheon.loaders.views import SubsetImages
 
 FORMS = "class:3,8 class:truck file:LIST random:100 top:100 samples:LIST"
 
@@ -178,12 +178,12 @@ def leave_out_earlier(
             f"got {_texts(earlier)} forgotten earlier, which with the request leaves no training "
             "image to be retained, expected some; name fewer"
         )
-    train = ChosenImages(data.train, np.flatnonzero(~gone))
+    train = SubsetImages(data.train, np.flatnonzero(~gone))
     if data.test is data.train:
         test: ImageSet = train
     else:
         held &= ~np.isin(data.test.labels, request.classes if request is not None else ())
-        test = ChosenImages(data.test, np.flatnonzero(~held)) if held.any() else data.test
+        test = SubsetImages(data.test, np.flatnonzero(~held)) if held.any() else data.test
     note = f"left out {int(gone.sum())} training images forgotten earlier: {_texts(earlier)}"
     train.notes = (*train.notes, note)
     return replace(data, train=train, test=test), forget[~gone]

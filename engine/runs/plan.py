@@ -73,6 +73,17 @@ class Plan:
     request: Request | None = None
     accept_chance: bool = False
     """Whether an original that is right by chance alone may forget."""
+    stream: int | None = None  # seed of the random numbers; None for the job's
+
+    @property
+    def seed(self) -> int:
+        """Seed of first weights, order and augmentation."""
+        return self.job.seed if self.stream is None else self.stream
+
+    @property
+    def reading(self) -> JobOptions:
+        """The job's options, with the seed of the random numbers."""
+        return dataclasses.replace(self.job, seed=self.seed)
 
     def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
@@ -85,23 +96,23 @@ class Plan:
         if ranks.main:  # asks for the size of every file: one that is gone is found before training
             self.set_digests()
         preset = self.model.preset
-        data, forget = self.reading
+        data, forget = self.split
         notes = list_notes({"train": data.train})
         if like is not None and not _same_images(like, data.train):
             like = None
 
         def open_images(images: ImageSet) -> Loader:
             none = np.zeros(len(images), dtype=np.bool_)
-            return self.job.loader_of(images, none, preset, recipe.batch_size, ranks)
+            return self.reading.loader_of(images, none, preset, recipe.batch_size, ranks)
 
         return Run(
             model=self.model,
-            loader=self.job.loader_of(
+            loader=self.reading.loader_of(
                 data.train, forget, preset, recipe.batch_size, ranks, notes.append, like
             ),
             recipe=recipe,
             ranks=ranks,
-            seed=self.job.seed,
+            seed=self.seed,
             forget=torch.from_numpy(forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
             request=self.request.digest if self.request is not None else "",
@@ -112,7 +123,7 @@ class Plan:
         )
 
     @cached_property
-    def reading(self) -> tuple[Data, NDArray[np.bool_]]:
+    def split(self) -> tuple[Data, NDArray[np.bool_]]:
         """The images without those forgotten earlier, and which training images to forget."""
         return leave_out_earlier(self.data, self.request, self.model.requests)
 
@@ -122,13 +133,13 @@ class Plan:
 
     def _held_out(self, ranks: Ranks) -> Loader:
         """The held-out images; a request of single samples names none of them."""
-        images = self.reading[0].test
+        images = self.split[0].test
         labels = images.labels
         forget = np.zeros(len(labels), dtype=np.bool_)
         if self.request is not None and self.request.samples is None:
             forget = forget_mask(self.request, labels)
         preset, batch_size = self.model.preset, self.recipe.batch_size
-        return self.job.loader_of(images, forget, preset, batch_size, ranks)
+        return self.reading.loader_of(images, forget, preset, batch_size, ranks)
 
     @property
     def dated_request(self) -> Request | None:
@@ -150,8 +161,8 @@ def check_knowledge(plan: Plan, method: Method, run: Run) -> None:
         return
 
     def open_as(preset: Preset) -> Loader:
-        data, forget = plan.reading
-        return plan.job.loader_of(data.train, forget, preset, plan.recipe.batch_size, run.ranks)
+        data, forget = plan.split
+        return plan.reading.loader_of(data.train, forget, preset, plan.recipe.batch_size, run.ranks)
 
     check_original(Look(run.model, run.loader, run.forget, run.precision, run.ranks, open_as))
 
@@ -185,7 +196,7 @@ def start_run(plan: Plan, run: Run, out: Path) -> Record:
     for note in run.notes:
         record.log("note", text=note)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
-    torch.manual_seed(plan.job.seed * 4096 + run.ranks.rank)
+    torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
     return record
 
 
