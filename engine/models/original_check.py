@@ -164,9 +164,10 @@ def _cause(look: Look, answers: Answers, rows: list[int]) -> str:
 
 
 def _presets(preset: Preset) -> list[dict[str, Any]]:
-    scales = [{"mean": mean, "std": std} for mean, std in SCALES if mean != preset.mean]
-    sizes = [{"size": n, "resize_to": n} for n in SIZES if n != preset.size]
-    return [dict(one) for one in (*scales, *sizes)]
+    changes: list[dict[str, Any]] = []
+    changes += [{"mean": mean, "std": std} for mean, std in SCALES if mean != preset.mean]
+    changes += [{"size": n, "resize_to": n} for n in SIZES if n != preset.size]
+    return changes
 
 
 def _other_order(answers: Answers, classes: int) -> list[int] | None:
