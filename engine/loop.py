@@ -277,7 +277,8 @@ class Pass:
         if self.progress is not None:
             self.progress.read()
         for tally in self._tallies:
-            sum_over_ranks([tally.sums], self.run.ranks)
+            sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
+            tally.record(self.run)
         if not all(_frozen(self.run, tally.phase) for tally in self._tallies):
             _average_batch_norm(self.run)
         for tally in self._tallies:
@@ -326,15 +327,28 @@ class _Tally:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
         self.position, self.rate = 0, 0.0
+        # Reads of each training sample; samples of other sources have numbers of their own.
+        self.counts = []
+        if self.phase.source == "train":
+            self.counts.append(torch.zeros(len(run.forget), dtype=torch.int32, device=device))
 
     def add(self, loss: Tensor, batch: Batch, forget: Tensor | None) -> None:
         """Count one step; `forget` is how many of the batch's samples are to be forgotten."""
         rows = torch.full((), len(batch.labels), dtype=torch.float64, device=self.sums.device)
         told = torch.zeros_like(rows) if forget is None else forget.double()
         self.sums += torch.stack([loss.double() * len(batch.labels), rows, told, rows - told])
+        for count in self.counts:
+            count.index_add_(0, batch.index, torch.ones_like(batch.index, dtype=torch.int32))
         here = torch.where(loss.isfinite(), self.steps, self.position)
         self.broken = torch.minimum(self.broken, here)
         self.position += 1
+
+    def record(self, run: Run) -> None:
+        """Add the pass's reads of each sample to those of its phase, once summed over ranks."""
+        name = f"{self.phase.reads}/{self.phase.name}"
+        for count in self.counts if run.ranks.main else ():
+            reads = count.cpu()
+            run.reads[name] = run.reads[name] + reads if name in run.reads else reads
 
     def first_broken(self, run: Run) -> int:
         """The first step, counted from one, whose loss was not finite on some rank."""

@@ -126,6 +126,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
     """What the user sees at the start, such as which loader was chosen; for the first rank."""
     warnings: list[str] = field(default_factory=list)
+    reads: dict[str, Tensor] = field(default_factory=dict)
+    """On the first rank, by "what a phase reads/its name": (N,) int32 reads of each sample."""
     """What the user sees at the end, such as a network that collapsed; also in the record."""
     flat: Flat | None = None
     """Weights and gradients as one buffer each, where the run keeps them so; set by the loop."""
