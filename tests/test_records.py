@@ -8,23 +8,33 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from letheon.engine.checkpoints.model_file import load_model
 from letheon.engine.checkpoints.weights_file import pack_tensors
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import run_method
+from letheon.engine.recipe import Recipe
 from letheon.engine.runs.loggers import broken_link
 from letheon.engine.runs.manifest import read_manifest
 from letheon.engine.runs.reads import prove, read_reads
 from letheon.errors import InputError
 from letheon.eval.inference.cache import stored_outputs
+from letheon.launch import forget
 from letheon.launch.command import parse
 from letheon.launch.records import dispose, verify
 from letheon.launch.records.checks import check_run
 from letheon.launch.records.replay import expand_config
 from letheon.launch.train import Settings as Training
+from letheon.loaders.datasets.digits import upstream
+from letheon.methods.spkd import Spkd
 from tests.launch_tools import Scripts
+from tests.pool import on_ranks
+from tests.world import run_of
 
 SALUN = ("salun", "--density", "0.3", "random-label", "--epochs", "1", "--lr", "0.02")
 
@@ -78,12 +88,10 @@ def test_headers_of_weights_are_under_the_digest(run: Path, tmp_path: Path) -> N
     """Class names, preset and all else the loader believes: each bit of it, or no effect."""
     whole = (run / "weights.safetensors").read_bytes()
     size = int.from_bytes(whole[:8], "little")
-    facts = whole[8 : 8 + whole[8 : 8 + size].index(b"}}") + 2] if False else whole[8 : 8 + size]
+    facts = whole[8 : 8 + size]
     start = facts.index(b"__metadata__")
     end = facts.index(b"}", facts.index(b"letheon_version"))
     copy = tmp_path / "weights.safetensors"
-    from letheon.engine.checkpoints.model_file import load_model
-
     before = load_model(run / "weights.safetensors")
     draw = random.Random(7)
     for _ in range(60):
@@ -110,8 +118,6 @@ def test_settings_run_again_to_the_bit(scripts: Scripts, run: Path, tmp_path: Pa
 
 
 def test_what_is_said_beside_settings_wins(run: Path, tmp_path: Path) -> None:
-    from letheon.launch import forget
-
     config = ["--config", str(run / "settings.json")]
     [settings] = forget.read([*config, "--out", "x", "--seed", "7", "--lr=0.5", "--leak"])
     assert (settings.out, settings.seed, settings.forget) == (Path("x"), 7, "class:3,8")
@@ -119,8 +125,8 @@ def test_what_is_said_beside_settings_wins(run: Path, tmp_path: Path) -> None:
     [settings] = forget.read([*config, "--out", "x", "finetune", "--epochs", "2"])
     assert settings.method.name == "finetune" and settings.method.recipe.lr != 0.02
     file = tmp_path / "settings.json"
-    file.write_text('{"model": "small", "data": "digits", "overwrite": true, "method": {"name": '
-                    '"train", "sizes": [8, 16], "recipe": {"lr": 0.3}}}')  # fmt: skip
+    method = {"name": "train", "sizes": [8, 16], "grow_at": [3], "recipe": {"lr": 0.3}}
+    file.write_text(json.dumps({"model": "small", "overwrite": True, "method": method}))
     training = parse(Training, expand_config([f"--config={file}", "--out", "x"]))
     assert training.method.recipe.lr == 0.3 and tuple(training.method.sizes) == (8, 16)
     assert not training.overwrite
@@ -136,17 +142,31 @@ def test_what_is_said_beside_settings_wins(run: Path, tmp_path: Path) -> None:
 
 def test_every_read_is_counted_by_sample(run: Path) -> None:
     """Beside the labels, which say what each phase must have read."""
-    import numpy as np
-
-    from letheon.loaders.datasets.digits import upstream
-
-    counts, forget = read_reads(run)
+    counts, mask = read_reads(run)
     labels = upstream()[0].labels
-    assert np.array_equal(forget.numpy(), np.isin(labels, (3, 8)))
+    assert np.array_equal(mask.numpy(), np.isin(labels, (3, 8)))
     assert list(counts) == ["mixed/relabelled"] and counts["mixed/relabelled"].eq(1).all()
-    wrong = {"retain/x": forget.int()}
-    assert not prove(wrong, forget)["clean"] and prove(wrong, ~forget)["clean"]
+    wrong = {"retain/x": mask.int()}
+    assert not prove(wrong, mask)["clean"] and prove(wrong, ~mask)["clean"]
     assert not prove({"forget/x": torch.ones(3, dtype=torch.int32)}, torch.zeros(3).bool())["clean"]
+
+
+def reads_on(ranks: Ranks) -> tuple[dict[str, list[int]], list[bool]]:
+    """What a run of two phases an epoch, over images that do not divide, has read."""
+    method = Spkd(recipe=Recipe(epochs=3, batch_size=8, lr=0.01))
+    run = run_of(method, ranks)
+    run_method(method, run)
+    return {name: count.tolist() for name, count in run.reads.items()}, run.forget.tolist()
+
+
+def test_reads_are_those_of_all_ranks() -> None:
+    (alone, forget), (both, _) = reads_on(Ranks()), on_ranks(2, reads_on)[0]
+    assert both == alone
+    assert alone == {
+        "forget/ascend": [3 if flag else 0 for flag in forget],
+        "retain/restore": [0 if flag else 3 for flag in forget],
+    }
+    assert prove({k: torch.tensor(v) for k, v in alone.items()}, torch.tensor(forget))["clean"]
 
 
 def test_verify_ends_with_3_on_a_mismatch(
