@@ -22,7 +22,9 @@ SCRIPTS = {
     "evaluate": evaluate,
     "prepare": prepare,
     "doctor": doctor,
-, "verify": verify, "dispose": dispose}
+    "verify": verify,
+    "dispose": dispose,
+}
 
 
 class Ended(NamedTuple):
