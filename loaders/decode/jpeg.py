@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letheon.loaders.decode import turbojpeg
-from letheon.loaders.decode.pillow import MAX_PIXELS, decode, unreadable
+from letheon.loaders.decode.pillow import decode, pixel_limit, unreadable
 
 Codec = Literal["turbo", "simplejpeg", "pillow"]
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -49,7 +49,7 @@ class _Whole:
         halvings: int = 0,
     ) -> NDArray[np.uint8] | None:
         found = header(data)
-        if found is None or found[2] == 4 or found[0] * found[1] > MAX_PIXELS:
+        if found is None or found[2] == 4 or found[0] * found[1] > pixel_limit():
             return None
         if shape not in (None, found[:2]):
             return None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.loaders.decode.pillow import MAX_PIXELS
+from letheon.loaders.decode.pillow import pixel_limit
 
 DECOMPRESS = 1  # TJINIT_DECOMPRESS
 RGB = 0  # TJPF_RGB
@@ -96,7 +96,7 @@ class Turbo:
             return None
         height, width = lib.tj3Get(handle, HEIGHT), lib.tj3Get(handle, WIDTH)
         sampling = lib.tj3Get(handle, SUBSAMPLING)
-        if shape not in (None, (height, width)) or height * width > MAX_PIXELS:
+        if shape not in (None, (height, width)) or height * width > pixel_limit():
             return None
         if lib.tj3Get(handle, COLORS) not in GRAYS_AND_COLORS:
             return None

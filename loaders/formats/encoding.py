@@ -15,7 +15,7 @@ from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.loaders.decode.pillow import MAX_PIXELS, decode
+from letheon.loaders.decode.pillow import MAX_PIXELS, decode, open_image
 
 MAX_SIDE = 2**16 - 1  # the table keeps sides in 16 bits
 ORIENTATION = 0x0112  # the EXIF tag
@@ -75,7 +75,7 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     remarks: list[str] = []
     original: bytes | None = None
     if isinstance(images, FileImages):
-        original = images.tree.read(images.file(i))
+        original = images.file_bytes(i)
         pixels = decode(original, images.path(i), encoding.max_pixels)
         kind = _inspect(original, images.file(i), remarks)
         if kind != ("JPEG", 1) and kind != ("JPEG", 3):
@@ -104,7 +104,7 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
 
 def _inspect(data: bytes, name: str, remarks: list[str]) -> tuple[str, int]:
     """Format and number of colours of an image that is known to decode; oddities are noted."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         kind, bands = str(image.format), len(image.getbands())
         if image.mode == "CMYK":
             remarks.append("CMYK converted")
