@@ -182,7 +182,11 @@ class Record:
         ancestry = {} if weights is None else {"original": trace_ancestry(str(weights))}
         log = self.folder / "metrics.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        phases = {line["phase"]: line for line in map(json.loads, lines) if line["kind"] == "phase"}
+        phases = {
+            line.get("phase"): line
+            for line in map(json.loads, lines)
+            if line.get("kind") == "phase"
+        }
         metrics = {"weights": facts.get("weights"), "last_of_each_phase": phases}
         known = {**read, **ancestry, "metrics": metrics, "facts": json.loads(_text(facts))}
         text = build_manifest(self.folder, known, {FINISHED: _text(facts)})
