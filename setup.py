@@ -50,6 +50,8 @@ setup(
         "faiss": ["faiss-cpu>=1.9"],
         "faiss-gpu": ["faiss-gpu>=1.15"],
         "sign": ["cryptography>=42"],
+        "hub": ["pyarrow>=15"],
+        "timm": ["timm>=1.0"],
         "report": ["matplotlib>=3.10"],
         "dev": [
             "pytest>=8",
