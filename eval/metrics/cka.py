@@ -275,7 +275,7 @@ def _against(case: Case, other: Passes) -> dict[str, Any]:
         value = result.value
         if case.conditions.cka == "legacy" and value is not None:
             left, right = (each.raw(0, each.own_count) for each in (x, y))
-            value = legacy_cka(left, right, ranks=x.ranks)
+            value = legacy_cka(left, right, batch_size=512, ranks=x.ranks)
         reason = NotMeasurable(result.reason or f"{x.count} images are too few")
         values[suffix] = reason if value is None else value
         if part == "all":
