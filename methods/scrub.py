@@ -59,7 +59,7 @@ class Scrub(Method):
     """Samples of a global batch of the climb; it sets how many steps that has."""
     rewind: bool = False
     """SCRUB+R: go back to the epoch whose forget error is that of unseen images."""
-    forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
+    forget_batch_norm: Literal["frozen", "recipe"] = "recipe"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""
 
     def __post_init__(self) -> None:
