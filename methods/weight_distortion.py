@@ -37,7 +37,8 @@ class WeightDistortion(Method):
     `noise`: w + amount N(0, 1); `attenuate`: amount w; `drop`: zero with probability amount. From a
     published study of resistance to relearning, whose full text we could not read: the
     definitions are its code's, our reading. That code has amounts 0.02, 0.5 and 0.2 and 100 epochs
-    of fine-tuning at 1e-5; epochs and rate here are fine-tuning's, tried on the digits (5 seeds).
+    of fine-tuning at 1e-5; epochs and rate here are fine-tuning's (on the digits:
+    docs/methods.md).
     """
 
     name: ClassVar[str] = "weight-distortion"
