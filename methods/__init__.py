@@ -10,14 +10,29 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import get_type_hints
 
 from letheon.engine.method import Method
+from letheon.methods.amun import Amun
+from letheon.methods.dual_optim import DualOptim
+from letheon.methods.duck import Duck
+from letheon.methods.esc import Esc
 from letheon.methods.finetune import Finetune
+from letheon.methods.fisher import Fisher, GolatkarFisher
+from letheon.methods.gdr_gma import GdrGma
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.hamu import Hamu
 from letheon.methods.head_distillation import HeadDistillation
+from letheon.methods.influence import Influence
+from letheon.methods.jit import Jit
+from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.munba import Munba
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
+from letheon.methods.scar import Scar
+from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
+from letheon.methods.ssd import Lfssd, Ssd
+from letheon.methods.task_vectors import NegMerge, TaskVector
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -29,6 +44,28 @@ METHODS: dict[str, type[Method]] = {
         RandomLabel,
         SalUn,
         Spkd,
+        # One-shot edits, by statistics of the sets.
+        Ssd,
+        Lfssd,
+        Fisher,
+        GolatkarFisher,
+        Influence,
+        Kodge,
+        Esc,
+        # Two gradients, joined.
+        Munba,
+        GdrGma,
+        Hamu,
+        Sfron,
+        # Features and images of other classes.
+        Duck,
+        Scar,
+        Amun,
+        Jit,
+        # Around other methods, or of several trainings.
+        DualOptim,
+        TaskVector,
+        NegMerge,
         HeadDistillation,
     )
 }
