@@ -191,7 +191,7 @@ class SampleGradients:
         sums = [torch.zeros_like(weight) for weight in own.values()]
         mine = iter(coefficients[self.place].split([len(b.labels) for b in self.batches] or [0]))
         for batch in self.batches:
-            values, back = vjp(self._of(batch, other), own)
+            values, back, *_ = vjp(self._of(batch, other), own)
             grads = back(next(mine).to(values.dtype))[0]
             for total, one in zip(sums, grads.values(), strict=True):
                 total += one.detach()

@@ -16,7 +16,7 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Amun(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("radius", self.radius)
+        require_positive("radius", self.radius)
         require_between("steps", self.steps, 1)
         require_between("doublings", self.doublings)
 

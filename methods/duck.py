@@ -17,8 +17,8 @@ from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_
 from letheon.loaders.batch import Batch
 from letheon.methods.paired import half_mean
 from letheon.methods.requirements import (
-    require_above,
     require_between,
+    require_positive,
     require_samples,
     require_two_classes,
 )
@@ -87,7 +87,7 @@ class Duck(Method):
         """Refuse values outside their range."""
         require_between("distance_weight", self.distance_weight)
         require_between("ce_weight", self.ce_weight)
-        require_above("temperature", self.temperature)
+        require_positive("temperature", self.temperature)
         require_between("until", self.until, 0, 1)
 
     def check(self, run: Run) -> None:

@@ -16,7 +16,7 @@ from letheon.engine.statistics import squared_gradient_sum
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
-from letheon.methods.requirements import require_above, require_samples
+from letheon.methods.requirements import require_positive, require_samples
 
 
 def add_noise(run: Run, deviations: list[Tensor]) -> None:
@@ -25,7 +25,7 @@ def add_noise(run: Run, deviations: list[Tensor]) -> None:
         for place, (weight, size) in enumerate(zip(run.parameters, deviations, strict=True)):
             index = torch.arange(weight.numel(), device=weight.device)
             noise = normal(run.seed, "fisher-noise", place, index, 1)[:, 0].view(weight.shape)
-            weight += (size * noise).to(weight.dtype)
+            weight.add_((size * noise).to(weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Fisher(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("alpha", self.alpha)
-        require_above("limit", self.limit)
+        require_positive("alpha", self.alpha)
+        require_positive("limit", self.limit)
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves no retain sample."""
@@ -114,7 +114,7 @@ class GolatkarFisher(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("alpha", self.alpha)
+        require_positive("alpha", self.alpha)
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves no retain sample."""

@@ -15,8 +15,8 @@ from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.paired import sum_of_batch, two_losses, write_gradient
 from letheon.methods.requirements import (
-    require_above,
     require_between,
+    require_positive,
     require_samples,
     require_whole_batches,
 )
@@ -52,7 +52,7 @@ class GdrGma(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("gamma", self.gamma)
+        require_positive("gamma", self.gamma)
         require_between("epsilon", self.epsilon)
 
     def check(self, run: Run) -> None:

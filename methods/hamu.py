@@ -13,7 +13,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.paired import two_losses, write_gradient
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 def constrained_steps(
@@ -70,7 +70,7 @@ class Hamu(Method):
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require_between("ratio", self.ratio)
-        require_above("clip", self.clip)
+        require_positive("clip", self.clip)
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty."""

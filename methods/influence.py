@@ -16,7 +16,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import SampleGradients, gradient_sum
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 def sample_losses(net: nn.Module, batch: Batch) -> Tensor:
@@ -88,7 +88,7 @@ class Influence(Method):
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         for option in ("alpha", "damping", "tolerance"):
-            require_above(option, getattr(self, option))
+            require_positive(option, getattr(self, option))
         for option in ("samples", "steps"):
             require_between(option, getattr(self, option), 1)
 
@@ -105,10 +105,11 @@ class Influence(Method):
             for f, r in zip(forget, retain, strict=True)
         ]
         gradients = SampleGradients(run, "retain", sample_losses, self.samples)
-        solve = self._solve if self.solver == "exact" else _published
+        solve = self._solve if self.solver == "exact" else _recurse
         step = solve(gradients, goal)
         with torch.no_grad():
-            torch._foreach_add_(run.parameters, step, alpha=self.alpha)
+            for parameter, change in zip(run.parameters, step, strict=True):
+                parameter.add_(change, alpha=self.alpha)
         return State()
 
     def _solve(self, gradients: SampleGradients, goal: list[Tensor]) -> list[Tensor]:
@@ -122,7 +123,7 @@ class Influence(Method):
         return conjugate_gradients(apply, goal, self.steps, self.tolerance)
 
 
-def _published(gradients: SampleGradients, goal: list[Tensor]) -> list[Tensor]:
+def _recurse(gradients: SampleGradients, goal: list[Tensor]) -> list[Tensor]:
     """K and o of the published recursion: o is always c g and k is v - s g, g the first gradient.
 
     For every later sample: k -= (k.g_i) / (m + o.g_i) o, then o -= (o.g_i) / (m + o.g_i) o. Only

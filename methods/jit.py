@@ -14,7 +14,7 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Jit(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("sigma", self.sigma)
+        require_positive("sigma", self.sigma)
         require_between("copies", self.copies, 1)
 
     def check(self, run: Run) -> None:

@@ -13,7 +13,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import input_covariances, reads_rows
 from letheon.errors import InputError
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 def scaled_projection(covariance: Tensor, alpha: float) -> Tensor:
@@ -55,8 +55,8 @@ class Kodge(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("alpha_forget", self.alpha_forget)
-        require_above("alpha_retain", self.alpha_retain)
+        require_positive("alpha_forget", self.alpha_forget)
+        require_positive("alpha_retain", self.alpha_retain)
         require_between("samples", self.samples, 1)
 
     def check(self, run: Run) -> None:
@@ -73,7 +73,7 @@ class Kodge(Method):
         return [
             path
             for path, layer in run.model.net.named_modules()
-            if reads_rows(layer) and layer.weight.requires_grad  # type: ignore[union-attr]
+            if reads_rows(layer) and layer.weight.requires_grad
         ]
 
     def prepare(self, run: Run) -> State:

@@ -79,7 +79,7 @@ class Munba(Method):
 
 def bargain(retain: Sequence[Tensor], forget: Sequence[Tensor], length: float) -> list[Tensor]:
     """Sum of the two unit gradients, brought to `length`; zeros where they are opposite."""
-    sizes = [torch.stack(torch._foreach_norm(grads)).norm() for grads in (retain, forget)]
+    sizes = [torch.stack(torch._foreach_norm(list(grads))).norm() for grads in (retain, forget)]
     r, f = (torch.where(size > 0, 1 / size, 0.0) for size in sizes)
     joined = [one * r + other * f for one, other in zip(retain, forget, strict=True)]
     size = torch.stack(torch._foreach_norm(joined)).norm()

@@ -8,12 +8,10 @@ from letheon.engine.method import Run
 from letheon.errors import InputError
 
 
-def require_above(option: str, value: float, lowest: float = 0.0) -> None:
-    """Refuse a setting that is not a finite number above `lowest`."""
-    if not (math.isfinite(value) and value > lowest):
-        raise InputError(
-            f"got {option} {value}; expected a finite number above {lowest:g}", option=option
-        )
+def require_positive(option: str, value: float) -> None:
+    """Refuse a setting that is not a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"got {option} {value}; expected a finite number above 0", option=option)
 
 
 def require_between(

@@ -20,8 +20,8 @@ from letheon.loaders.batch import Batch
 from letheon.methods.duck import nearest_others
 from letheon.methods.paired import half_mean
 from letheon.methods.requirements import (
-    require_above,
     require_between,
+    require_positive,
     require_samples,
     require_two_classes,
 )
@@ -98,8 +98,8 @@ class Scar(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("delta", self.delta)
-        require_above("temperature", self.temperature)
+        require_positive("delta", self.delta)
+        require_positive("temperature", self.temperature)
         for option in ("shrink_diagonal", "shrink_others", "distance_weight", "kl_weight"):
             require_between(option, getattr(self, option))
         require_between("until", self.until, 0, 1)

@@ -19,8 +19,8 @@ from letheon.methods.finetune import cross_entropy
 from letheon.methods.influence import sample_losses
 from letheon.methods.paired import sum_of_batch
 from letheon.methods.requirements import (
-    require_above,
     require_between,
+    require_positive,
     require_samples,
     require_whole_batches,
 )
@@ -78,7 +78,7 @@ class Sfron(Method):
         for option in ("alpha", "power", "threshold"):
             require_between(option, getattr(self, option))
         require_between("every", self.every, 1)
-        require_above("clip", self.clip)
+        require_positive("clip", self.clip)
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty, and micro-batches."""

@@ -14,7 +14,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import Part, absolute_gradient_sum, squared_gradient_sum
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Ssd(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        require_above("alpha", self.alpha)
+        require_positive("alpha", self.alpha)
         require_between("dampening", self.dampening)
 
     def check(self, run: Run) -> None:

@@ -14,7 +14,7 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import cross_entropy
-from letheon.methods.requirements import require_above, require_between, require_samples
+from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
 @dataclass
@@ -93,10 +93,11 @@ class TaskVector(Method):
             return
         state.steps = 0
         with torch.no_grad():
-            change = torch._foreach_sub(run.parameters, state.start)
+            change = [now - start for now, start in zip(run.parameters, state.start, strict=True)]
             torch._foreach_add_(state.total, change)
             torch._foreach_add_(state.signs, torch._foreach_sign(change))
-            torch._foreach_copy_(run.parameters, state.start)
+            for parameter, start in zip(run.parameters, state.start, strict=True):
+                parameter.copy_(start)
 
     def finish(self, run: Run, state: State) -> None:
         """Subtract the mean change, where all changes have one sign."""
@@ -133,4 +134,4 @@ class NegMerge(TaskVector):
         """Refuse values outside their range."""
         super().__post_init__()
         for rate in self.rates:
-            require_above("rates", rate)
+            require_positive("rates", rate)
