@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.engine.method import Method
+from letheon.engine.method import Method, Phase
 from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError
 from letheon.kernels.keyed import normal
@@ -19,7 +19,7 @@ from letheon.loaders.batch import Batch, Stream
 from letheon.methods.amun import Amun, attack
 from letheon.methods.dual_optim import DualOptim
 from letheon.methods.duck import Duck
-from letheon.methods.finetune import Finetune
+from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.gdr_gma import GdrGma
 from letheon.methods.hamu import Hamu
 from letheon.methods.jit import Jit
@@ -43,6 +43,7 @@ from tests.methods.double import (
     unflat,
     whole,
 )  # fmt: skip
+from tests.world import trained
 
 LR = THREE.lr
 LONG = replace(THREE, epochs=4, lr=0.5)
@@ -322,6 +323,23 @@ def test_negmerge_subtracts_what_all_agree_on() -> None:
     same(end_of(NegMerge(replace(THREE, epochs=4), rates=(50.0, 1.0))), expected)
 
 
+def test_what_was_read_is_what_the_page_says() -> None:
+    """31 retain and 10 forget samples, in batches of 12."""
+
+    def read(method: Method) -> list[tuple[object, object]]:
+        lines = trained(method)[1]
+        return [(x["forget_read"], x["retain_read"]) for x in lines if x["kind"] == "phase"]
+
+    for one in (Munba(THREE), GdrGma(THREE), Hamu(THREE), Duck(THREE, until=0.0)):
+        assert read(one) == [(31, 31)]
+    assert read(Sfron(THREE, every=2)) == [(0, 31), (20, 0)]
+    assert read(Amun(THREE, radius=1.0)) == [(10, 31), (10, 0)]
+    assert read(Amun(THREE, radius=1.0, data="forget")) == [(10, 0), (10, 0)]
+    assert read(DualOptim(RandomLabel(THREE, order="sequential"))) == [(10, 0), (0, 31)]
+    for one in (Jit(THREE), TaskVector(THREE), NegMerge(THREE, rates=(1.0,))):
+        assert read(one) == [(10, 0)]
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for make in (
         lambda: Munba(clip=-1.0),
@@ -338,6 +356,7 @@ def test_settings_out_of_range_are_refused() -> None:
         lambda: NegMerge(rates=(1.0, 0.0, 1.0)),
         lambda: NegMerge(replace(THREE, epochs=4)),
         lambda: TaskVector(replace(THREE, ema=0.5)),
+        lambda: Phase("retain", "retain", cross_entropy, every=0),
     ):
         with pytest.raises(InputError, match="got .* expected"):
             make()

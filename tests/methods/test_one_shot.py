@@ -75,6 +75,15 @@ def noise() -> Tensor:
     return torch.cat(draws)[:, 0]
 
 
+def test_the_noise_is_normal() -> None:
+    draws = normal(3, "test", 1, torch.arange(20_000), 2)
+    again = normal(3, "test", 1, torch.tensor([7]), 2)
+    assert torch.equal(draws[7:8], again)  # a function of the sample's number
+    moments = [draws.mean(0), draws.square().mean(0) - 1, (draws**3).mean(0), draws.prod(1).mean()]
+    assert max(float(m.abs().max()) for m in moments) < 0.1  # 4 standard errors of the third
+    assert abs(float((draws**4).mean()) - 3) < 0.2
+
+
 def head() -> Tensor:
     """1 for the weights of the last layer (28 of them), else 0."""
     mask = torch.zeros_like(flat(original()))
