@@ -127,7 +127,10 @@ def _add_magnitudes(
     sums: list[Tensor],
     magnitude: Callable[[Tensor], Tensor],
 ) -> None:
-    """Add the magnitudes of these rows' gradients, each computed as a batch of one sample."""
+    """Add the magnitudes of these rows' gradients, each computed as a batch of one sample.
+
+    In the weights' own number format: under autocast torch cannot vectorize the gradient.
+    """
     model = run.model
     own, other = _weights(model)
 
@@ -138,8 +141,7 @@ def _add_magnitudes(
         def net(images: Tensor) -> Any:
             return functional_call(model, {**weights, **other}, (images,))
 
-        with run.precision.autocast(run.ranks.device):
-            return loss(cast(nn.Module, net), rows).float()
+        return loss(cast(nn.Module, net), rows)
 
     grads = vmap(grad(one), in_dims=(None, 0, 0, 0, 0), randomness="different")(
         own, *(tensor[rows] for tensor in (batch.images, batch.labels, batch.forget, batch.index))

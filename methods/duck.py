@@ -110,7 +110,8 @@ class Duck(Method):
 
         def pull(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            near = F.cosine_similarity(features, centroids[targets[batch.index]])  # (B,)
+            goal = centroids[targets[batch.index]]  # (B, D)
+            near = F.cosine_similarity(features.to(goal.dtype), goal)  # (B,)
             losses = F.cross_entropy(logits / self.temperature, batch.labels, reduction="none")
             forget = half_mean(1 - near, batch.forget)
             return self.distance_weight * forget + self.ce_weight * half_mean(losses, ~batch.forget)

@@ -57,9 +57,10 @@ def precision_matrices(covariances: Tensor, diagonal: float, others: float) -> T
 
 
 def mahalanobis(features: Tensor, means: Tensor, precisions: Tensor) -> Tensor:
-    """(B,) (g - m)^T P (g - m), row by row."""
-    apart = features - means
-    return torch.einsum("bi,bij,bj->b", apart, precisions, apart)
+    """(B,) (g - m)^T P (g - m), row by row, in the means' own number format."""
+    with torch.autocast(features.device.type, enabled=False):
+        apart = features.to(means.dtype) - means
+        return torch.einsum("bi,bij,bj->b", apart, precisions, apart)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from letheon.engine.loop import run_method
 from letheon.engine.method import Method
+from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
@@ -17,8 +19,10 @@ from letheon.methods.fisher import Fisher, GolatkarFisher
 from letheon.methods.influence import Influence
 from letheon.methods.kodge import Kodge
 from letheon.methods.ssd import Lfssd, Ssd
+from tests.methods.cases import cases
 from tests.methods.double import (
     ONCE,
+    THREE,
     ce,
     end_of,
     flat,
@@ -31,7 +35,7 @@ from tests.methods.double import (
     unflat,
     whole,
 )  # fmt: skip
-from tests.world import FORGOTTEN
+from tests.world import FORGOTTEN, run_of
 
 
 def dampened(forget: Tensor, everything: Tensor, alpha: float, share: float) -> Tensor:
@@ -191,6 +195,18 @@ def test_single_samples_can_be_asked_for(method: Method) -> None:
     method.check(run)
     method.prepare(run)
     assert not torch.equal(flat(run.model), flat(original()))
+
+
+@pytest.mark.parametrize("name", ["ssd", "lfssd", "fisher", "influence", "sfron", "duck", "scar"])
+def test_statistics_serve_a_run_in_bf16(name: str) -> None:
+    method = cases(replace(THREE, lr=0.005))[name]
+    ends = []
+    for dtype in ("fp32", "bf16"):
+        run = run_of(method)
+        run.precision = Precision(dtype)  # type: ignore[arg-type]
+        run_method(method, run)
+        ends.append(flat(run.model))
+    torch.testing.assert_close(*ends, atol=0.02, rtol=0.1)
 
 
 def test_an_empty_set_is_refused() -> None:
