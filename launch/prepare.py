@@ -11,10 +11,14 @@ with digests is written. Unreadable images are counted and named, and left out.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 from letheon.engine.distributed import Ranks
 from letheon.errors import InputError
@@ -25,6 +29,8 @@ from letheon.loaders.formats.beton_set import write_betons
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.views import list_notes
+
+STOPPED = 75  # EX_TEMPFAIL: the same command goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +58,39 @@ class Settings:
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
-    """Prepare on one process and say what was found."""
-    if not ranks.main:
-        return
+    """Prepare on one process and say what was found; exit code 75 where a signal stops it."""
+    if ranks.main:
+        with _stoppable(settings.out):
+            _prepare(settings)
+
+
+@contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into one line and exit code 75; the second ends at once."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        print(
+            f"stopped by {error or 'Ctrl-C'}: {out} is not there yet; the same command goes on "
+            "with what is done",
+            file=sys.stderr,
+        )
+        sys.exit(STOPPED)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _prepare(settings: Settings) -> None:
     source = open_source(settings.source)
     sets = {"train": source.train, "test": source.test} if isinstance(source, Data) else source
     for line in list_notes(sets):

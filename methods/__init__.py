@@ -10,10 +10,19 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import get_type_hints
 
 from letheon.engine.method import Method
+from letheon.methods.akd import Akd
 from letheon.methods.amun import Amun
+from letheon.methods.bad_teacher import BadTeacher
+from letheon.methods.boundary_expanding import BoundaryExpanding
+from letheon.methods.boundary_shrink import BoundaryShrink
+from letheon.methods.cf_k import CfK
+from letheon.methods.cola import Cola
+from letheon.methods.contrastive import Contrastive
+from letheon.methods.delete import Delete
 from letheon.methods.dual_optim import DualOptim
 from letheon.methods.duck import Duck
 from letheon.methods.esc import Esc
+from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
 from letheon.methods.fisher import Fisher, GolatkarFisher
 from letheon.methods.gdr_gma import GdrGma
@@ -22,17 +31,32 @@ from letheon.methods.hamu import Hamu
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.influence import Influence
 from letheon.methods.jit import Jit
+from letheon.methods.kd import Kd
 from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.lotus import Lotus
 from letheon.methods.munba import Munba
+from letheon.methods.neg_grad_plus import NegGradPlus
+from letheon.methods.no_op import NoOp
+from letheon.methods.one_point import OnePoint
+from letheon.methods.pl_spkd import PlSpkd
+from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.random_network import RandomNetwork
 from letheon.methods.retrain import Retrain
+from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
+from letheon.methods.salun_soft import SalUnSoft
 from letheon.methods.scar import Scar
+from letheon.methods.scrub import Scrub
 from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
 from letheon.methods.ssd import Lfssd, Ssd
 from letheon.methods.task_vectors import NegMerge, TaskVector
+from letheon.methods.unsir import Unsir
+from letheon.methods.weight_distance import WeightDistance
+from letheon.methods.weight_distortion import WeightDistortion
+from letheon.methods.weight_negation import WeightNegation
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -44,6 +68,31 @@ METHODS: dict[str, type[Method]] = {
         RandomLabel,
         SalUn,
         Spkd,
+        # Fine-tuning, of a part or from disturbed weights.
+        CfK,
+        EuK,
+        WeightNegation,
+        WeightDistortion,
+        WeightDistance,
+        # The forget set alone, or in a joint loss.
+        NegGradPlus,
+        PseudoLabel,
+        Delete,
+        BoundaryShrink,
+        BoundaryExpanding,
+        SalUnSoft,
+        Unsir,
+        # Distillation.
+        Scrub,
+        BadTeacher,
+        Lotus,
+        Kd,
+        Akd,
+        Rkd,
+        PlSpkd,
+        # Contrasts.
+        Cola,
+        Contrastive,
         # One-shot edits, by statistics of the sets.
         Ssd,
         Lfssd,
@@ -66,7 +115,11 @@ METHODS: dict[str, type[Method]] = {
         DualOptim,
         TaskVector,
         NegMerge,
+        # Controls.
         HeadDistillation,
+        OnePoint,
+        NoOp,
+        RandomNetwork,
     )
 }
 """Our methods by their name on the command line."""

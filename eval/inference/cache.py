@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from letheon import durable
 from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.errors import InputError, LetheonError
+from letheon.eval.inference.column_digests import check_columns, digest_columns
 from letheon.eval.inference.extract import (
     InferenceOptions,
     Parts,
@@ -36,9 +38,12 @@ from letheon.eval.inference.extract import (
 )
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
+from letheon.loaders.order import share
+from letheon.sealed import SEAL, read_sealed, seal
 
 _FORMAT = 1
 _FACTS = "facts.json"
+_DIGESTS = "digests"
 _NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 Facts = Mapping[str, Any]
@@ -71,7 +76,8 @@ class Cache:
             parts: as in `extract`; only where `is_stored` says no.
 
         Returns:
-            Outputs over memory-mapped files. Writing to its tensors does not change the files.
+            This rank's share, over memory-mapped files. Writing to its tensors does not change
+            the files.
 
         Raises:
             InputError: as `extract`, or a folder that the ranks do not share or cannot be written.
@@ -84,7 +90,8 @@ class Cache:
                 _write(place, full, parts, options, ranks)
             finally:
                 parts.close()
-        return _read(place, full, options)
+        agree(ranks, _problem(lambda: _verify(place, full, ranks)))
+        return _read(place, options, ranks)
 
     def is_stored(self, ranks: Ranks, options: InferenceOptions) -> bool:
         """Tell whether `extract` would run no network; every rank must call, and gets the same."""
@@ -176,9 +183,11 @@ def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], indices: Sequence[in
 
 
 def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | None) -> None:
-    index = torch.from_numpy(np.array(np.load(partial / _file("index"), mmap_mode="r")))
-    check_complete(index, indices)
-    durable.write(partial / _FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    index = np.array(np.load(partial / _file("index"), mmap_mode="r"))
+    expected = np.arange(len(index)) if indices is None else np.asarray(indices)
+    assert np.array_equal(index, expected), "a sweep left samples out, or gave some twice"
+    digests = digest_columns(partial, sorted(path.name for path in partial.glob("*.npy")))
+    durable.write(partial / _FACTS, seal({**facts, _DIGESTS: digests}))
     try:
         partial.rename(place)
         durable.flush(place.parent)
@@ -187,14 +196,27 @@ def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | 
             raise
 
 
-def _read(place: Path, facts: Facts, options: InferenceOptions) -> Outputs:
-    stored = json.loads((place / _FACTS).read_text())
-    assert stored == json.loads(json.dumps(facts)), f"{place} was made from something else"
-    whole = {
+def _verify(place: Path, facts: Facts, ranks: Ranks) -> None:
+    """Compare what is stored with `facts` and with its digests; older outputs have none."""
+    stored = read_sealed(place / _FACTS)
+    digests = stored.pop(_DIGESTS, None)
+    sealed = stored.pop(SEAL, None) is not None
+    if stored != json.loads(json.dumps(facts)) or sealed != (digests is not None):
+        raise InputError(
+            f"got the stored outputs {place}, which were made from something else than their name "
+            "says; expected the same; remove that folder, and they are made again"
+        )
+    if digests is None and ranks.main:
+        print(f"{place}: stored without digests, so they are not verified", file=sys.stderr)
+    check_columns(place, digests or {}, ranks)
+
+
+def _read(place: Path, options: InferenceOptions, ranks: Ranks) -> Outputs:
+    own = {}
+    for name in columns(options.taps):
         # "c": what is written to the tensors stays in memory.
-        name: torch.from_numpy(np.load(place / _file(name), mmap_mode="c"))
-        for name in columns(options.taps)
-    }
-    outputs = assemble(whole, options.taps)
-    check_complete(outputs.index, options.unique_indices)
+        whole = np.load(place / _file(name), mmap_mode="c")
+        own[name] = torch.from_numpy(whole[share(len(whole), ranks.rank, ranks.world)])
+    outputs = assemble(own, options.taps, ranks)
+    check_complete(outputs, options.unique_indices)
     return outputs

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.backends.base import prefetch
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
@@ -97,6 +97,9 @@ class FfcvLoader(BetonLoader):
 
     def _pixels(self, part: Part, epoch: int, preset: Preset) -> NDArray[np.uint8]:
         """(B, S, S, 3); runs in the one thread that calls numba's."""
+        for damage in self.read_encoded(part.samples):  # by digest; nothing is decoded here
+            if isinstance(damage, UnreadableImage):
+                raise damage
         places = self.numbers[part.samples]
         rows = self._source.table[places]
         shapes = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment, geometry
 from letheon.loaders.transforms.normalize import normalize
+from letheon.processes import follow_parent, in_main_thread
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def _start_worker(by_signal: bool, worker: int) -> None:
+    follow_parent(by_signal)
+
+
 class TorchLoader(Backend):
     """`Loader` over any `ImageSet`; images are float32, on the host, pinned where CUDA is there.
 
@@ -83,6 +89,7 @@ class TorchLoader(Backend):
                     collate_fn=_identity,
                     pin_memory=pin,
                     generator=torch.Generator(),
+                    worker_init_fn=partial(_start_worker, in_main_thread()),
                 )
             )
         else:

@@ -24,9 +24,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from letheon.errors import InputError, UnreadableImage
-from letheon.loaders.datasets.tree import Bundle, Folder, Tree, looks_like_image
+from letheon.loaders.datasets.tree import MAX_FILE, Bundle, Folder, Tree, looks_like_image
+from letheon.regular import open_regular
 
-MAX_FILE = 2**28  # bytes of one member; a photograph is far below
 MAX_UNPACKED = 2**30  # bytes of a compressed tar, which has to be held in memory
 MAX_LINKS = 8  # links that lead to links
 COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
@@ -150,8 +150,14 @@ def open_tree(path: Path) -> Tree:
             f"got {path}, which does not exist, expected a folder or an archive of images; "
             "check the path"
         )
-    with path.open("rb") as file:
-        start = file.read(8)
+    try:
+        with open_regular(path) as file:
+            start = file.read(8)
+    except OSError as error:
+        raise InputError(
+            f"got {path}, which cannot be read ({error.strerror}), expected a folder, a .zip or a "
+            ".tar of images; check the path"
+        ) from None
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return Zip(path)
     if _compression(path) is not None or _is_tar(path):
@@ -167,7 +173,7 @@ def open_tree(path: Path) -> Tree:
 
 def _with_archives(folder: Folder) -> Tree:
     """`folder`, or where it holds archives and no image, what is in them as if unpacked there."""
-    paths = [path for path in folder.files if path.lower().endswith(NAMES) and "/" not in path]
+    paths = [p for p in folder.files if p.lower().endswith(NAMES if "/" not in p else ".tar")]
     if not paths or any(looks_like_image(path) for path in folder.files):
         return folder
     parts: dict[str, Tree] = {}

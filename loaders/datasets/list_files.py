@@ -19,7 +19,8 @@ from letheon.errors import InputError
 from letheon.loaders.datasets.files import ListedImages
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.datasets.layouts import Layout, canonical, children
-from letheon.loaders.datasets.tree import SUFFIXES, Folder, Tree, bytewise
+from letheon.loaders.datasets.tree import MAX_FILE, SUFFIXES, Folder, Tree, bytewise
+from letheon.regular import read_regular
 
 NAME = re.compile(r"(.+)_(list|train|test)\.txt")
 MAX_LABEL = 2**16 - 1
@@ -80,7 +81,7 @@ def open_lists(path: Path) -> dict[str, ImageSet] | None:
     """
     try:
         texts = _texts(path)
-        lists = {str(text): text.read_bytes() for text in texts}
+        lists = {str(text): read_regular(text, MAX_FILE) for text in texts}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if not texts:

@@ -18,10 +18,12 @@ from pathlib import Path
 from PIL import features
 
 from letheon.errors import InputError, UnreadableImage
+from letheon.regular import read_regular
 
 # Matches the path of a file that is nobody's image, whatever its suffix.
 HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found)(?:/|$))")
 HIDDEN_MARKS = ("/.", "\n.", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE", "lost+found")
+MAX_FILE = 2**28  # bytes of one file; a photograph is far below
 DOT_FOLDER = re.compile(r"(?:^|/)\.[^/]+/")
 
 # What Pillow decodes, and what else is an image by its name and is told to be left out.
@@ -99,19 +101,21 @@ class Folder(Tree):
         """With `tops`, only these of the folders directly in `root` are looked into."""
         files: list[str] = []
         folders: list[str] = []
+        lost: list[str] = []
         self._real: dict[str, str] = {}  # where the name on disk is not in form C
         for base, inner, names in os.walk(root, onerror=_refuse, followlinks=True):
-            inner[:] = [n for n in inner if not n.startswith(".") and not _loops(base, n)]
             below = Path(base).relative_to(root).as_posix()
+            rings = {n for n in inner if not n.startswith(".") and _loops(root, base, n)}
+            lost += [f"{below}/{n}".removeprefix("./") for n in rings]
+            inner[:] = [n for n in inner if not n.startswith(".") and n not in rings]
             if tops is not None and below == ".":
                 inner[:] = [n for n in inner if unicodedata.normalize("NFC", n) in tops]
             prefix = "" if below == "." else f"{below}/"
             folders += [self._note(prefix + name) for name in inner]
             files += [self._note(prefix + name) for name in names]
-        lost: list[str] = []
         if self._real:  # a name may be there in both Unicode forms
             seen: set[str] = set()
-            lost = [path for path in files if path in seen or seen.add(path)]  # type: ignore[func-returns-value]
+            lost += [path for path in files if path in seen or seen.add(path)]  # type: ignore[func-returns-value]
             files = list(dict.fromkeys(files))
         super().__init__(root, files, folders, lost)
 
@@ -131,7 +135,7 @@ class Folder(Tree):
     def read(self, path: str) -> bytes:
         """The whole file; raises `UnreadableImage` naming it when it cannot be read."""
         try:
-            return (self.root / self._real.get(path, path)).read_bytes()
+            return read_regular(self.root / self._real.get(path, path), MAX_FILE)
         except OSError as error:
             raise self._unreadable(path, error) from None
 
@@ -163,16 +167,23 @@ class Bundle(Tree):
         return tree.read(inner)
 
     def _find(self, path: str) -> tuple[Tree, str]:
-        top, _, inner = path.partition("/")
-        return (self._parts[top], inner) if top in self._parts else (self._folder, path)
+        at = path.find("/")
+        while at > 0:
+            if path[:at] in self._parts:
+                return self._parts[path[:at]], path[at + 1 :]
+            at = path.find("/", at + 1)
+        return self._folder, path
 
 
-def _loops(base: str, name: str) -> bool:
-    """Whether the folder is a link to one of those it lies in."""
+def _loops(root: Path, base: str, name: str) -> bool:
+    """Whether the folder is a link to one of those on the way to it, or to one that holds these."""
     path = os.path.join(base, name)
     if not os.path.islink(path):
         return False
-    return (os.path.realpath(base) + os.sep).startswith(os.path.realpath(path) + os.sep)
+    target = os.path.realpath(path) + os.sep
+    way = Path(base)
+    folders = [way, *(above for above in way.parents if above.is_relative_to(root))]
+    return any((os.path.realpath(folder) + os.sep).startswith(target) for folder in folders)
 
 
 def _refuse(error: OSError) -> None:

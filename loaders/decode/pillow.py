@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
-from letheon.errors import UnreadableImage
+from letheon.errors import InputError, UnreadableImage
+from letheon.loaders.decode.jpeg_feed import load_jpeg
 
 DEEP_FORMATS = ("PNG", "PPM")  # in which Pillow's 32-bit mode holds 16-bit values
+JPEG = b"\xff\xd8"
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # 67 million: over any photograph of the usual sets, under 0.3 GB decoded
+# What is decoded, by content and whatever the suffix. Pillow knows more, among them EPS, for which
+# it starts Ghostscript.
+FORMATS = (
+    "JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000",
+    *(("AVIF",) if features.check("avif") else ()),
+)  # fmt: skip
 
 
-def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB uint8 from any format that Pillow knows, whatever the file's suffix says.
+@functools.cache
+def pixel_limit() -> int:
+    """Most pixels of an image that is decoded: `MAX_PIXELS`, or what LETHEON_MAX_PIXELS says.
+
+    Raises:
+        InputError: the variable is no number above 0.
+    """
+    text = os.environ.get("LETHEON_MAX_PIXELS", str(MAX_PIXELS))
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**40):
+        raise InputError(
+            f"got LETHEON_MAX_PIXELS={text}; expected a number of pixels above 0; mend or unset it"
+        )
+    return int(text)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image of one of `FORMATS`, its header read and nothing decoded; Pillow's errors."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def decode(data: bytes, name: str, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB uint8 of any of `FORMATS`, whatever the file's suffix says.
 
     Converted as by `to_rgb`; the orientation tag is not applied, as is usual for these sets.
     Nothing is decoded before the stated size has passed the cap. Texts in a PNG are not read.
 
     Raises:
-        UnreadableImage: Empty, truncated, not an image, or more than `max_pixels`; `name` is in it.
+        UnreadableImage: Empty, truncated, damaged, not an image, or more than `max_pixels`
+            (by default `pixel_limit`); `name` is in it.
     """
     if not data:
         raise unreadable(name, "0 bytes")
+    limit = max_pixels or pixel_limit()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, softer caps and broken metadata
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 width, height = image.size
-                if width * height > max_pixels:
-                    raise unreadable(name, f"{width} x {height} pixels, over {max_pixels}")
+                if width * height > limit:
+                    raise unreadable(name, f"{width} x {height} pixels, over {limit}")
+                if data.startswith(JPEG):
+                    load_jpeg(image, data)
                 return to_rgb(image, name)
     except UnreadableImage:
         raise
@@ -43,7 +77,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
             return decode(shorter, name, max_pixels)
         raise unreadable(name, " ".join(str(error).split()) or "ValueError") from None
     except UnidentifiedImageError:
-        raise unreadable(name, "no known image format") from None
+        raise unreadable(name, f"no known image format: {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's plugins raise many kinds on broken files
         reason = " ".join(str(error).split())
         raise unreadable(name, reason or type(error).__name__) from None
@@ -62,7 +96,7 @@ def to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
         return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise unreadable(name, f"grey values of mode {image.mode}, whose white is not known")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _drop_texts(data: bytes) -> bytes:

@@ -3,42 +3,124 @@
 With a size, the images are decoded to one array that is mapped into memory; without, only the
 list of good files is kept and the photographs are decoded when read.
 
-    set.json               kind, classes, names, source, a digest for each part
+    set.json               kind, classes, names, source, the digests of each part; sealed
     quarantine.csv         file, reason
-    <part>/images.npy      (N, size, size, 3) uint8   } with a size
-    <part>/labels.npy      (N,) int64                 }
+    <part>/images.npy      (N, size, size, 3) uint8   }
+    <part>/labels.npy      (N,) int64                 } with a size
+    <part>/images.digests  16 bytes a piece of images }
     <part>/files.csv       path, label, bytes, SHA-256  without
+
+Labels and list are verified when the set is opened, pixels and files when they are first read.
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from letheon.errors import InputError
 from letheon.loaders.datasets.archives import open_tree
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.datasets.tree import Tree
+from letheon.loaders.decode.pillow import unreadable
+from letheon.loaders.formats.pieces import BYTES, PieceDigests, load_array, piece_digest
+from letheon.regular import read_regular
+from letheon.sealed import SEAL, read_sealed
 
-FORMAT = "letheon-set-1"
+FORMAT = "letheon-set-2"
+UNSEALED = "letheon-set-1"  # of versions that wrote no digest that can be verified
+UNVERIFIED = (
+    "{}: prepared by a version that noted no digests, so its bytes are not verified when they are "
+    "read; prepare it again to have that"
+)
+LARGEST_LIST = 2**31  # bytes of files.csv; a million images need 0.1 GB
+DAMAGE = "its bytes are not those that were prepared, by their digest"
 
 
 class MappedImages(ArrayImages):
     """A prepared part; pickled by its place, so workers map the file instead of copying it."""
 
-    def __init__(self, name: str, folder: Path, classes: Sequence[str], digest: str) -> None:
-        pixels = np.load(folder / "images.npy", mmap_mode="r")
-        super().__init__(name, pixels, np.load(folder / "labels.npy"), classes, digest)
-        self._folder = folder
+    def __init__(self, folder: Path, part: dict[str, Any], classes: Sequence[str]) -> None:
+        """`part` is the part's entry in the set's page; without pieces nothing is verified.
+
+        Raises:
+            InputError: a file is missing, or is not of the part.
+        """
+        labels = load_array(folder / "labels.npy")
+        pixels = load_array(folder / "images.npy")
+        if labels.dtype != np.int64 or labels.ndim != 1:
+            raise InputError(
+                f"{folder / 'labels.npy'}: got {labels.dtype} of shape {labels.shape}, expected "
+                "one int64 an image; prepare the set again"
+            )
+        labels = np.array(labels)
+        super().__init__(part["name"], pixels, labels, classes, part.get("digest", ""))
+        self._place = folder, part
+        self._pieces: PieceDigests | None = None
+        self._rows = 1
+        if "pieces" in part:
+            if hashlib.sha256(labels.tobytes()).hexdigest() != part["labels"]:
+                raise InputError(
+                    f"{folder / 'labels.npy'}: got labels that are not those that were prepared, "
+                    "by their digest, expected these; prepare the set again"
+                )
+            self._rows = int(part["rows"])
+            count = -(-len(labels) // self._rows)
+            self._pieces = PieceDigests(folder / "images.digests", count, part["pieces"])
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """A view of image i; raises `UnreadableImage` where its bytes are damaged."""
+        self._verify(np.array([i]))
+        return super().read(i)
+
+    def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(B, H, W, 3), a copy, gathered at once; raises as `read`."""
+        self._verify(indices)
+        return super().read_many(indices)
+
+    def _verify(self, indices: NDArray[np.int64]) -> None:
+        if self._pieces is None:
+            return
+        damage = self._pieces.find_damage(indices // self._rows, self._piece)
+        if damage is not None:
+            first = next(int(i) for i in indices if i // self._rows == damage)
+            raise unreadable(f"{self._place[0] / 'images.npy'}[{first}]", DAMAGE)
+
+    def _piece(self, number: int) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(self.pixels[number * self._rows : (number + 1) * self._rows])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedImages, (self.name, self._folder, self.classes, self.digest)
+        return MappedImages, (*self._place, self.classes)
+
+
+class VerifiedFiles(FileImages):
+    """The files of a prepared list, each compared with its digest when it is first read."""
+
+    def __init__(
+        self, part: dict[str, Any], tree: Tree, rows: list[dict[str, str]], classes: Sequence[str]
+    ) -> None:
+        """`rows` are those of files.csv."""
+        paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
+        super().__init__(part["name"], tree, paths, labels, classes, digest=part["digest"])
+        self._digests = b"".join(bytes.fromhex(row["sha256"])[:BYTES] for row in rows)
+        self._verified = bytearray(len(rows))
+
+    def file_bytes(self, i: int) -> bytes:
+        """The content of file i; raises `UnreadableImage` where it is not what was prepared."""
+        data = super().file_bytes(i)
+        if not self._verified[i]:
+            if piece_digest(data) != self._digests[i * BYTES : (i + 1) * BYTES]:
+                raise unreadable(self.path(i), DAMAGE)
+            self._verified[i] = 1
+        return data
 
 
 def is_prepared(path: Path) -> bool:
@@ -47,33 +129,85 @@ def is_prepared(path: Path) -> bool:
 
 
 def open_arrays(path: Path) -> Data | dict[str, ImageSet]:
-    """The set that `prepare` wrote to `path`; raises `InputError` if it is of another format."""
+    """The set that `prepare` wrote to `path`.
+
+    Raises:
+        InputError: it is of another format, broken, or not as it was sealed.
+    """
+    page = read_sealed(path / "set.json")
+    check_format(path, page, FORMAT, UNSEALED)
     try:
-        page = json.loads((path / "set.json").read_text(encoding="utf-8"))
-        if page["format"] != FORMAT:
-            raise InputError(
-                f"{path}: got a set of format {page['format']!r}, expected {FORMAT!r}; "
-                "prepare it again"
-            )
         tree = open_tree(Path(page["source"])) if page["size"] is None else None
         sets = {
-            name: _part(path / name, about, page, tree) for name, about in page["parts"].items()
+            check_name(name): _part(path / name, part, texts(page["classes"]), tree)
+            for name, part in page["parts"].items()
         }
-        if page["kind"] == "domains":
-            return sets
-        names = tuple(tuple(all_names) for all_names in page["names"])
-        return Data(sets["train"], sets.get("test", sets["train"]), names, tuple(page["notes"]))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        return as_data(sets, page, path)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise InputError(
-            f"{path}: got a broken prepared set ({' '.join(str(error).split())}), expected what "
-            "prepare wrote; prepare it again"
+            f"{path}: got a broken prepared set ({' '.join(str(error).split())[:200]}), expected "
+            "what prepare wrote; prepare it again"
         ) from None
 
 
-def _part(folder: Path, part: dict[str, Any], page: dict[str, Any], tree: Tree | None) -> ImageSet:
+def check_format(path: Path, page: dict[str, Any], sealed: str, unsealed: str) -> None:
+    """Refuse another format than these two, and one of a sealed format that has lost its seal."""
+    if page.get("format") not in (sealed, unsealed) or (
+        page["format"] == sealed and SEAL not in page
+    ):
+        raise InputError(
+            f"{path}: got a set of format {page.get('format')!r}, expected {sealed!r} with its "
+            "digest; prepare it again"
+        )
+
+
+def check_name(name: str) -> str:
+    """`name`; raises `ValueError` if it is not that of a part, such as one that leads outside."""
+    if not name or name.strip(".") == "" or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError(f"a part named {name!r}")
+    return name
+
+
+def texts(values: Any) -> list[str]:
+    """`values`; raises `TypeError` if it is not a list of texts."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("names that are no texts")
+    return values
+
+
+def as_data(
+    sets: dict[str, ImageSet], page: dict[str, Any], path: Path
+) -> Data | dict[str, ImageSet]:
+    """The opened parts as train and test or as domains, as the set's page says."""
+    if not sets:
+        raise ValueError("no parts")
+    if SEAL not in page:
+        first = next(iter(sets.values()))
+        first.notes = (*first.notes, UNVERIFIED.format(path))
+    if page["kind"] == "domains":
+        return sets
+    names = tuple(tuple(texts(all_names)) for all_names in page["names"])
+    train = sets["train"]
+    if len(names) != len(train.classes) or not all(names):
+        raise ValueError(f"{len(names)} classes with names of {len(train.classes)}")
+    test = sets.get("test", train)
+    if test.classes != train.classes:
+        raise ValueError("train and test of other classes")
+    return Data(train, test, names, tuple(texts(page["notes"])))
+
+
+def _part(folder: Path, part: dict[str, Any], classes: list[str], tree: Tree | None) -> ImageSet:
     if tree is None:
-        return MappedImages(part["name"], folder, page["classes"], part["digest"])
-    with open(folder / "files.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = list(csv.DictReader(file))
-    paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
-    return FileImages(part["name"], tree, paths, labels, page["classes"], digest=part["digest"])
+        return MappedImages(folder, part, classes)
+    content = read_regular(folder / "files.csv", LARGEST_LIST)
+    if hashlib.sha256(content).hexdigest() != part["digest"]:
+        raise ValueError(f"{folder / 'files.csv'} differs from its digest")
+    lines = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
+    rows = list(csv.DictReader(lines))
+    for row in rows:
+        path = row["path"]
+        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise ValueError(f"a file {path!r}, which leads outside")
+        if not 0 <= int(row["label"]) < len(classes):
+            raise ValueError(f"the label {row['label']} of {len(classes)} classes")
+    return VerifiedFiles(part, tree, rows, classes)

@@ -1,32 +1,34 @@
-"""Writing a prepared set: one pass over all images, the unreadable ones counted and named."""
+"""Writing a prepared set: every image read once, the unreadable ones counted and named.
+
+Chunks of images become parts beside the result (`parts`), which are then joined; a run that was
+stopped goes on with the parts that are there.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
-import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from letheon.durable import replacing, write
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.datasets.files import FileImages
-from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.formats.arrays import FORMAT, MappedImages
+from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
+from letheon.loaders.formats.arrays import FORMAT
+from letheon.loaders.formats.parts import Parts, growing, run_chunks
+from letheon.loaders.formats.pieces import PIECE, load_array, piece_digest
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms.geometry import fit
+from letheon.sealed import seal
 from letheon.spans import span
-
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,6 @@ class Report:
 
     counts: dict[str, int]  # readable images of each part
     quarantined: tuple[tuple[str, str], ...]  # file, reason
-
-
-@dataclass(frozen=True)
-class _Check(Dataset[Any]):
-    """Item k: for each image of chunk k its pixels (or its file's line), or why it is left out."""
-
-    images: ImageSet
-    preset: Preset | None
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // CHUNK)
-
-    def __getitem__(self, k: int) -> list[NDArray[np.uint8] | tuple[int, str] | str]:
-        stop = min(len(self.images), (k + 1) * CHUNK)
-        return [self._one(i) for i in range(k * CHUNK, stop)]
-
-    def _one(self, i: int) -> NDArray[np.uint8] | tuple[int, str] | str:
-        try:
-            image = self.images.read(i)
-        except InputError as error:
-            return str(error)
-        if self.preset is not None:
-            return np.ascontiguousarray(fit(image, self.preset))
-        assert isinstance(self.images, FileImages)
-        data = self.images.tree.read(self.images.file(i))
-        return len(data), hashlib.sha256(data).hexdigest()
 
 
 @span("data")
@@ -73,11 +49,12 @@ def prepare(
     """Check every image of `source` once and write the set to `out`, whole or not at all.
 
     With `size`, images of another size are resized by the shorter side and cut to the central
-    square.
+    square. A run that was stopped goes on with the parts it had (see `growing`).
 
     Raises:
         InputError: `out` exists or cannot be written, a class has no readable image, or arrays
             are to be prepared without a size.
+        RunFailed: the disk is full, or a process was killed.
     """
     parts = dict(source) if isinstance(source, Mapping) else {"train": source.train}
     if isinstance(source, Data) and source.test is not source.train:
@@ -85,40 +62,24 @@ def prepare(
     first = next(iter(parts.values()))
     if size is None and not all(isinstance(images, FileImages) for images in parts.values()):
         raise InputError(f"{first.name}: got decoded images and no size, expected one; give a size")
-    if out.exists():
-        raise InputError(
-            f"got {out}, which exists, expected a new folder; remove it or name another"
-        )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"got {out}, which cannot be written ({error.strerror}), expected a writable place; "
-            "name another"
-        ) from None
-    with replacing(out) as partial:
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir()
-            page: dict[str, Any] = {
-                "format": FORMAT,
-                "kind": "splits" if isinstance(source, Data) else "domains",
-                "source": str(first.tree.root.resolve()) if isinstance(first, FileImages) else None,
-                "size": size,
-                "classes": first.classes,
-                "names": source.names if isinstance(source, Data) else None,
-                "notes": source.notes if isinstance(source, Data) else [],
-                "parts": {},
-            }
-            bad: list[tuple[str, str]] = []
-            for name, images in parts.items():
-                page["parts"][name] = _write_part(images, partial / name, size, workers, bad)
-            _write_csv(partial / "quarantine.csv", [("file", "reason"), *bad])
-            write(partial / "set.json", json.dumps(page, indent=1) + "\n")
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    return Report({name: part["count"] for name, part in page["parts"].items()}, tuple(bad))
+    page: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "splits" if isinstance(source, Data) else "domains",
+        "source": str(first.tree.root.resolve()) if isinstance(first, FileImages) else None,
+        "size": size,
+        "classes": first.classes,
+        "names": source.names if isinstance(source, Data) else None,
+        "notes": source.notes if isinstance(source, Data) else [],
+    }
+    with growing(out, page) as folder:
+        bad: list[tuple[str, str]] = []
+        entries = {
+            name: _write_part(images, folder / name, size, workers, bad)
+            for name, images in parts.items()
+        }
+        _write_csv(folder / "quarantine.csv", [("file", "reason"), *bad])
+        write(folder / "set.json", seal(page | {"parts": entries}))
+    return Report({name: entry["count"] for name, entry in entries.items()}, tuple(bad))
 
 
 def _write_part(
@@ -128,64 +89,104 @@ def _write_part(
     workers: int,
     bad: list[tuple[str, str]],
 ) -> dict[str, Any]:
-    folder.mkdir()
-    preset = None if size is None else Preset(size=size, resize="short", resize_to=size)
-    chunks = DataLoader(
-        _Check(images, preset), batch_size=None, num_workers=workers, collate_fn=_identity
-    )
-    kept: list[int] = []
-    lines: list[tuple[int, str]] = []
-    shape = (len(images), size, size, 3)
-    with (
-        replacing(folder / "images.npy") as temporary,
-        open(temporary, "wb") as file,
-        tqdm(total=len(images), desc=images.name, disable=None) as bar,
-    ):
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        if size is not None:
-            np.lib.format.write_array_header_1_0(file, header)
-        for k, chunk in enumerate(chunks):
-            for i, found in enumerate(chunk, start=k * CHUNK):
-                if isinstance(found, str):
-                    bad.append((images.path(i), found))
-                    continue
-                kept.append(i)
-                if isinstance(found, np.ndarray):
-                    file.write(found.tobytes())
-                else:
-                    lines.append(found)
-            bar.update(len(chunk))
-        if size is not None:  # numpy leaves room in the header for the true number of rows
-            file.seek(0)
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (len(kept), *shape[1:])})
-    labels = images.labels[kept]
+    """Write one part of the set; its entry in the set's page."""
+    settings = {"format": FORMAT, "source": images.digest, "size": size}
+    folder.mkdir(exist_ok=True)
+    parts = Parts(folder / "parts", settings, len(images))
+    missing = parts.missing()
+    with tqdm(total=len(images), desc=images.name, disable=None) as bar:
+        bar.update(len(images) - sum(len(parts.members(k)) for k in missing))
+        for k in run_chunks(partial(_check_chunk, images, parts, size), missing, workers):
+            bar.update(len(parts.members(k)))
+    pages = [parts.page(k) for k in range(len(parts))]
+    for page in pages:
+        bad += [(path, reason) for path, reason in page["bad"]]
+    numbers = [row[0] for page in pages for row in page["rows"]]
+    labels = images.labels[numbers]
     lost = np.setdiff1d(images.labels, labels)
     if len(lost):
         raise InputError(
             f"{images.name}: got no readable image of class {images.classes[lost[0]]!r}, expected "
             "at least one; mend or remove it"
         )
+    entry: dict[str, Any] = {"name": images.name, "count": len(numbers)}
     if size is not None:
-        with replacing(folder / "labels.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, labels)
-        digest = MappedImages(images.name, folder, images.classes, "").digest
+        entry |= _join_arrays(images, folder, parts, labels, size)
     else:
-        (folder / "images.npy").unlink()
         assert isinstance(images, FileImages)
         rows = [
-            (images.file(i), int(images.labels[i]), *line)
-            for i, line in zip(kept, lines, strict=True)
+            (images.file(number), int(images.labels[number]), *about)
+            for page in pages
+            for number, *about in page["rows"]
         ]
         _write_csv(folder / "files.csv", [("path", "label", "bytes", "sha256"), *rows])
-        digest = hashlib.sha256((folder / "files.csv").read_bytes()).hexdigest()
-    return {"name": images.name, "count": len(kept), "digest": digest}
+        entry["digest"] = hashlib.sha256((folder / "files.csv").read_bytes()).hexdigest()
+    parts.remove()
+    return entry
+
+
+def _check_chunk(images: ImageSet, parts: Parts, size: int | None, chunk: int) -> int:
+    """Write the part of a chunk: the pixels of its images, or bytes and digest of its files."""
+    preset = None if size is None else Preset(size=size, resize="short", resize_to=size)
+
+    def fill(file: BinaryIO) -> dict[str, Any]:
+        rows: list[tuple[Any, ...]] = []
+        bad: list[tuple[str, str]] = []
+        for i in parts.members(chunk):
+            try:
+                image = images.read(i)
+                if preset is not None:
+                    file.write(np.ascontiguousarray(fit(image, preset)).tobytes())
+                    rows.append((i,))
+                else:
+                    assert isinstance(images, FileImages)
+                    data = images.file_bytes(i)
+                    rows.append((i, len(data), hashlib.sha256(data).hexdigest()))
+            except InputError as error:
+                bad.append((images.path(i), str(error)))
+        return {"rows": rows, "bad": bad}
+
+    return parts.write(chunk, fill)
+
+
+def _join_arrays(
+    images: ImageSet, folder: Path, parts: Parts, labels: np.ndarray[Any, Any], size: int
+) -> dict[str, Any]:
+    """Write images.npy, its digests and labels.npy; what the set's page says about them.
+
+    Raises:
+        RunFailed: a part was damaged since it was made.
+    """
+    shape = (len(labels), size, size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with replacing(folder / "images.npy") as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for k in range(len(parts)):
+            data = parts.data(k).read_bytes()
+            if hashlib.sha256(data).hexdigest() != parts.page(k)["data"]:
+                raise RunFailed(
+                    f"got {parts.data(k)}, which is not as it was written; expected a disk that "
+                    "keeps files; run the same again, which makes that part anew"
+                )
+            file.write(data)
+    with replacing(folder / "labels.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, labels)
+    pixels = load_array(folder / "images.npy")
+    rows = max(1, PIECE // (size * size * 3))
+    pieces = b"".join(
+        piece_digest(np.ascontiguousarray(pixels[start : start + rows]))
+        for start in range(0, len(pixels), rows)
+    )
+    write(folder / "images.digests", pieces)
+    return {
+        "digest": ArrayImages(images.name, pixels, labels, images.classes).digest,
+        "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "rows": rows,
+        "pieces": hashlib.sha256(pieces).hexdigest(),
+    }
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write(path, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _identity(chunk: Any) -> Any:
-    return chunk

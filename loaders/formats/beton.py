@@ -10,14 +10,14 @@ against that package in the tests):
     allocation  (sample, pointer, size) per blob, in any order
 
 A file of ours has a manifest beside it with the class names, digests and the list of what was left
-out. A file without one is read too; its classes are then called "0", "1", ...
+out. What is not an image (head, table, allocation) is verified when the file is opened, an image
+when it is first read. A file without a manifest is read too; its classes are called "0", "1", ...
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import mmap
 import os
 from functools import cached_property
@@ -28,9 +28,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.decode.encoded_image import EncodedImage
+from letheon.loaders.decode.pillow import unreadable
+from letheon.loaders.formats.arrays import DAMAGE, UNVERIFIED, check_format, texts
+from letheon.loaders.formats.pieces import PieceDigests
+from letheon.regular import open_regular
+from letheon.sealed import SEAL, read_sealed
+
+FORMAT = "letheon-beton-2"
+UNSEALED = "letheon-beton-1"  # of versions whose digests were not verified
 
 VERSION = 2
 JPEG, RAW = 0, 1
@@ -40,7 +48,12 @@ HEADER = np.dtype(
 FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "u1", 1024)])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
 BLOB = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
-_ROW_TYPES = {0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: IMAGE, 3: np.dtype("<u8, <u8")}
+# By ffcv's numbers: float, int, image, bytes, array, JSON, tensor.
+_ROW_TYPES = {
+    0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: IMAGE, 3: np.dtype("<u8, <u8"),
+    4: np.dtype("<u8"), 5: np.dtype("<u8, <u8"), 6: np.dtype("<u8"),
+}  # fmt: skip
+LABELS = ("label", "labels", "target", "targets", "class", "y")  # of several integers, the label
 INT_FIELD, IMAGE_FIELD = 1, 2
 MAX_CLASSES = 2**20  # of a file that has no manifest to name them
 
@@ -48,6 +61,19 @@ MAX_CLASSES = 2**20  # of a file that has no manifest to name them
 def manifest_path(path: Path) -> Path:
     """Where the manifest of a `.beton` file lies."""
     return path.with_name(path.name + ".json")
+
+
+def digests_path(path: Path) -> Path:
+    """Where the digests of the blobs of a `.beton` file lie."""
+    return path.with_name(path.name + ".digests")
+
+
+def index_digest(content: Any, table_end: int, pages_end: int) -> str:
+    """SHA-256 in hex of what is no image: the bytes up to `table_end`, and from `pages_end` on."""
+    view = memoryview(content)
+    total = hashlib.sha256(view[:table_end])
+    total.update(view[pages_end:])
+    return total.hexdigest()
 
 
 def listing_path(path: Path) -> Path:
@@ -71,10 +97,12 @@ class BetonImages(ImageSet):
         images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
         labels = [k for k, kind in enumerate(types) if kind == INT_FIELD]
         unknown = [name for name, kind in zip(names, types, strict=True) if kind not in _ROW_TYPES]
-        if len(images) != 1 or not labels or unknown:
+        named = [k for label in LABELS for k in labels if names[k].lower() == label]
+        labels = named[:1] or labels
+        if len(images) != 1 or len(labels) != 1 or unknown:
             raise InputError(
-                f"{path}: got the fields {', '.join(names)}, expected one image and an integer "
-                "label beside numbers and bytes; write the file with these"
+                f"{path}: got the fields {', '.join(names)}, expected one image and one integer, "
+                f"or of several one called {LABELS[0]}; write the file with these"
             )
         row = np.dtype([(f"f{k}", _ROW_TYPES[kind]) for k, kind in enumerate(types)], align=True)
         n, start = int(header["samples"]), HEADER.itemsize + fields.nbytes
@@ -82,27 +110,36 @@ class BetonImages(ImageSet):
         if start + n * row.itemsize > len(self._map) or not start <= end <= len(self._map):
             raise _broken(self.file, "its table ends after the file")
         rows = np.frombuffer(self._map, row, n, start)
-        label = next((k for k in labels if names[k] == "label"), labels[0])
         self.image_field = images[0]
         self.table: NDArray[Any] = rows[f"f{images[0]}"]  # (N,) of `IMAGE`
-        self.labels = rows[f"f{label}"].astype(np.int64)
+        self.labels = rows[f"f{labels[0]}"].astype(np.int64)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._blobs = np.frombuffer(self._map, BLOB, (len(self._map) - end) // BLOB.itemsize, end)
-        self._read_manifest()
+        self._pieces: PieceDigests | None = None
+        self._read_manifest(start + n * row.itemsize, end)
 
-    def _read_manifest(self) -> None:
+    def _read_manifest(self, table_end: int, pages_end: int) -> None:
         self.name = self.file.name.removesuffix(".beton")
         self.manifest: dict[str, Any] = {}
         beside = manifest_path(self.file)
         if beside.is_file():
+            self.manifest = read_sealed(beside)
             try:
-                self.manifest = json.loads(beside.read_text("utf-8", "surrogateescape"))
                 self.name, count = str(self.manifest["name"]), int(self.manifest["samples"])
-                self.classes = tuple(map(str, self.manifest["classes"]))
-            except (KeyError, TypeError, ValueError) as error:
+                self.classes = tuple(texts(self.manifest["classes"]))
+                size = self.manifest["file"]["bytes"]
+            except (LookupError, TypeError, ValueError) as error:
                 raise _broken(beside, " ".join(str(error).split())) from None
-            if count != len(self) or self.manifest["file"]["bytes"] != len(self._map):
+            if count != len(self) or size != len(self._map):
                 raise _broken(beside, f"it tells of {count} samples in another file")
+            check_format(beside, self.manifest, FORMAT, UNSEALED)
+            if SEAL in self.manifest:
+                if index_digest(self._map, table_end, pages_end) != self.manifest.get("index"):
+                    raise _broken(self.file, "its table is not as it was written, by its digest")
+                pieces = str(self.manifest.get("pieces"))
+                self._pieces = PieceDigests(digests_path(self.file), count, pieces)
+            else:
+                self.notes = (UNVERIFIED.format(self.file),)
         else:
             count = int(self.labels.max(initial=-1)) + 1
             if count > MAX_CLASSES:
@@ -133,40 +170,65 @@ class BetonImages(ImageSet):
     def _extents(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         pointers = self.table["pointer"][indices]
         found: NDArray[Any] = indices
+        if not len(self._blobs):
+            raise _broken(self.file, "a sample points to no blob")
         if self._order is not None:
             at = np.searchsorted(self._blobs["pointer"], pointers, sorter=self._order)
             found = self._order[np.minimum(at, len(self._order) - 1)]
         if not np.array_equal(self._blobs["pointer"][found], pointers):
             raise _broken(self.file, "a sample points to no blob")
-        return pointers.astype(np.int64), self._blobs["size"][found].astype(np.int64)
-
-    def read_encoded(self, indices: NDArray[np.int64]) -> list[EncodedImage]:
-        """The images as they lie in the file, without a copy; raises `InputError` if cut short."""
-        starts, sizes = self._extents(indices)
-        rows = self.table[indices]
-        if len(starts) and int((starts + sizes).max()) > len(self._bytes):
+        sizes = self._blobs["size"][found]
+        whole = len(self._bytes)
+        if len(sizes) and ((pointers > whole) | (sizes > whole) | (pointers + sizes > whole)).any():
             raise _broken(self.file, "a blob ends after the file")
-        return [
-            EncodedImage(
-                self._bytes[start : start + size], height, width, mode == RAW, self.path(i)
-            )
-            for i, start, size, mode, height, width in zip(
-                indices.tolist(),
-                starts.tolist(),
-                sizes.tolist(),
-                rows["mode"].tolist(),
-                rows["height"].tolist(),
-                rows["width"].tolist(),
-                strict=True,
-            )
-        ]
+        return pointers.astype(np.int64), sizes.astype(np.int64)
+
+    def read_encoded(self, indices: NDArray[np.int64]) -> list[EncodedImage | UnreadableImage]:
+        """The images as they lie in the file, without a copy, or why one is damaged.
+
+        Raises:
+            InputError: The file is cut short.
+        """
+        starts, sizes = self._extents(indices)
+        found: list[EncodedImage | UnreadableImage] = []
+        rows = self.table[indices]
+        for i, start, size, mode, height, width in zip(
+            indices.tolist(),
+            starts.tolist(),
+            sizes.tolist(),
+            rows["mode"].tolist(),
+            rows["height"].tolist(),
+            rows["width"].tolist(),
+            strict=True,
+        ):
+            blob = self._bytes[start : start + size]
+            found.append(EncodedImage(blob, height, width, mode == RAW, self.path(i)))
+        for place in self._damaged(indices, found):
+            found[place] = unreadable(self.path(int(indices[place])), DAMAGE)
+        return found
+
+    def _damaged(
+        self, indices: NDArray[np.int64], blobs: list[EncodedImage | UnreadableImage]
+    ) -> list[int]:
+        """Which of `indices`, by their place, differ from their digests; each is verified once."""
+        if self._pieces is None:
+            return []
+        content = dict(zip(indices.tolist(), blobs, strict=True))
+        places: list[int] = []
+        left = indices
+        while (
+            damage := self._pieces.find_damage(left, lambda i: _intact(content[i]).data)
+        ) is not None:
+            places += np.flatnonzero(indices == damage).tolist()
+            left = left[left != damage]
+        return places
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Ask the system to read these blobs ahead; nothing is waited for."""
         starts, sizes = self._extents(indices)
         for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
             first = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
+            self._map.madvise(mmap.MADV_WILLNEED, first, max(1, start + size - first))
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Image i decoded; a copy. Raises `InputError` naming it."""
@@ -174,7 +236,8 @@ class BetonImages(ImageSet):
 
     def read_many(self, indices: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """The images of `indices`, each (H, W, 3)."""
-        return [one.pixels() for one in self.read_encoded(indices)]
+        found = self.read_encoded(indices)
+        return [_intact(one).pixels() for one in found]
 
     def path(self, i: int) -> str:
         """The file and the sample's number in it."""
@@ -186,12 +249,30 @@ class BetonImages(ImageSet):
         if not beside.is_file():
             return ""
         with open(beside, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return next(islice(csv.DictReader(file), i, None))["path"]
+            row = next(islice(csv.DictReader(file), i, None), {})
+            return str(row.get("path", ""))
+
+
+def _intact(one: EncodedImage | UnreadableImage) -> EncodedImage:
+    if isinstance(one, UnreadableImage):
+        raise one
+    return one
+
+
+def is_beton(path: Path) -> bool:
+    """Whether the file starts as ffcv's do: version, fields, a page of a power of two."""
+    with open(path, "rb") as file:
+        start = file.read(HEADER.itemsize)
+    if len(start) < HEADER.itemsize:
+        return False
+    head = np.frombuffer(start, HEADER, 1)[0]
+    page = int(head["page"])
+    return head["version"] == VERSION and 1 <= head["fields"] <= 64 and page.bit_count() == 1
 
 
 def _map_file(path: Path) -> tuple[mmap.mmap, Any, NDArray[Any]]:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < HEADER.itemsize:
                 raise _broken(path, f"{size} bytes")

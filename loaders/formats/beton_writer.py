@@ -1,20 +1,17 @@
 """Writing `.beton` files: several processes, resumable, the same bytes whatever their number.
 
-Chunks of images are checked and encoded into parts beside the result; the parts are then joined in
-the order of the source. A run that was stopped goes on with the parts that are there. The disk
-must hold the result twice while it is joined.
+Chunks of images are checked and encoded into parts beside the result (`parts`); the parts are then
+joined in the order of the source. A run that was stopped goes on with the parts that are there. The
+disk must hold the result twice while it is joined.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import multiprocessing
-import shutil
+import io
+import mmap
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,15 +22,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from letheon.durable import replacing, write
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.formats import beton
-from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton import FORMAT, BetonImages
 from letheon.loaders.formats.encoding import Encoding, admit
+from letheon.loaders.formats.parts import Parts, run_chunks
+from letheon.loaders.formats.pieces import BYTES
+from letheon.sealed import seal
 
-FORMAT = "letheon-beton-1"
-CHUNK = 256
 ROW = np.dtype([("f0", beton.IMAGE), ("f1", "<i8"), ("f2", "<i8")], align=True)
 LISTED = ("index", "path", "label", "mode", "height", "width", "bytes", "sha256", "remarks")
 FIELDS = (("image", beton.IMAGE_FIELD), ("label", beton.INT_FIELD), ("index", beton.INT_FIELD))
@@ -74,18 +72,17 @@ def write_beton(
             left_out = tuple((bad["path"], bad["reason"]) for bad in there["quarantined"])
             return BetonReport(out, there["samples"], there["counts"], left_out)
         raise InputError(f"got {out}, which exists, expected a new file; remove it or name another")
-    parts = out.with_name(out.name + ".parts")
     try:
-        _resume(parts, settings)
-        chunks = range(-(-len(images) // CHUNK))
-        missing = [k for k in chunks if not (parts / f"{k}.json").exists()]
+        parts = Parts(out.with_name(out.name + ".parts"), settings, len(images))
+        missing = parts.missing()
         bar = tqdm(total=len(images), desc=images.name, disable=None)
         with bar:
-            bar.update(len(images) - sum(len(_members(images, k)) for k in missing))
-            for k in _encode(images, parts, encoding, missing, workers):
-                bar.update(len(_members(images, k)))
+            bar.update(len(images) - sum(len(parts.members(k)) for k in missing))
+            work = partial(_encode_chunk, images, parts, encoding)
+            for k in run_chunks(work, missing, workers):
+                bar.update(len(parts.members(k)))
         written = _join(images, out, parts, settings, encoding.page)
-        shutil.rmtree(parts)
+        parts.remove()
     except OSError as error:
         raise InputError(
             f"got {out}, which cannot be written ({error.strerror}), expected a writable place "
@@ -94,43 +91,13 @@ def write_beton(
     return written
 
 
-def _resume(parts: Path, settings: dict[str, Any]) -> None:
-    """Keep the parts of a run with the same source and options; begin anew after any other."""
-    about = parts / "about.json"
-    if not about.is_file() or json.loads(about.read_text()) != settings:
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        write(about, json.dumps(settings))
+def _encode_chunk(images: ImageSet, parts: Parts, encoding: Encoding, chunk: int) -> int:
+    """Write the part of a chunk: the blobs in a row, and a line about each."""
 
-
-def _members(images: ImageSet, chunk: int) -> range:
-    return range(chunk * CHUNK, min(len(images), (chunk + 1) * CHUNK))
-
-
-def _encode(
-    images: ImageSet, parts: Path, encoding: Encoding, chunks: list[int], workers: int
-) -> Iterator[int]:
-    """The numbers of the chunks as their parts are done."""
-    work = partial(_encode_chunk, images, parts, encoding)
-    if not workers:
-        yield from map(work, chunks)
-        return
-    # Spawned: a fork of a process with threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(len(chunks), 1)), context) as pool:
-        try:
-            for done in as_completed([pool.submit(work, k) for k in chunks]):
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _encode_chunk(images: ImageSet, parts: Path, encoding: Encoding, chunk: int) -> int:
-    """Write `<chunk>.bin`, the blobs in a row, then `<chunk>.json`, which says that it is whole."""
-    rows: list[dict[str, Any]] = []
-    bad: list[tuple[str, str]] = []
-    with replacing(parts / f"{chunk}.bin") as temporary, open(temporary, "wb") as file:
-        for i in _members(images, chunk):
+    def fill(file: BinaryIO) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = []
+        bad: list[tuple[str, str]] = []
+        for i in parts.members(chunk):
             try:
                 data, height, width, raw, remarks = admit(images, i, encoding)
             except InputError as error:
@@ -150,18 +117,20 @@ def _encode_chunk(images: ImageSet, parts: Path, encoding: Encoding, chunk: int)
                     "remarks": "; ".join(remarks),
                 }
             )
-    write(parts / f"{chunk}.json", json.dumps({"rows": rows, "bad": bad}))
-    return chunk
+        return {"rows": rows, "bad": bad}
+
+    return parts.write(chunk, fill)
 
 
 def _join(
-    images: ImageSet, out: Path, parts: Path, settings: dict[str, Any], page: int
+    images: ImageSet, out: Path, parts: Parts, settings: dict[str, Any], page: int
 ) -> BetonReport:
     """The parts as one file with its manifest; `out` itself appears last, and whole."""
     table, sizes = np.zeros(len(images), ROW), np.zeros(len(images), np.int64)
     counts: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
     digest = hashlib.sha256("\n".join(images.classes).encode("utf-8", "surrogateescape"))
+    pieces = io.BytesIO()
     n = 0
     with (
         replacing(beton.listing_path(out)) as temporary,
@@ -170,7 +139,7 @@ def _join(
     ):
         listing = csv.DictWriter(file, LISTED)
         listing.writeheader()
-        for part in _parts(images, parts):
+        for part in map(parts.page, range(len(parts))):
             bad += [(path, reason) for path, reason in part["bad"]]
             for row in part["rows"]:
                 mode = beton.RAW if row["mode"] == "raw" else beton.JPEG
@@ -178,6 +147,7 @@ def _join(
                 sizes[n] = row["bytes"]
                 # The bytes, label and class of every sample: equal for equal contents anywhere.
                 digest.update(f"\n{row['label']} {row['mode']} {row['sha256']}".encode())
+                pieces.write(bytes.fromhex(row["sha256"])[:BYTES])
                 counts.update(row["remarks"].split("; "))
                 listing.writerow(row)
                 n += 1
@@ -190,37 +160,40 @@ def _join(
         )
     with replacing(out) as temporary:
         with open(temporary, "wb") as whole:
-            _write_file(whole, table, sizes, page, images, parts)
-        with open(temporary, "rb") as whole:
-            sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+            table_end, pages_end = _write_file(whole, table, sizes, page, parts)
+        with (
+            open(temporary, "rb") as written,
+            mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
+            sha256 = hashlib.sha256(mapped).hexdigest()
+            index = beton.index_digest(mapped, table_end, pages_end)
         manifest = settings | {
             "name": images.name,
             "samples": n,
             "digest": digest.hexdigest(),
             "file": {"bytes": temporary.stat().st_size, "sha256": sha256},
+            "index": index,
+            "pieces": hashlib.sha256(pieces.getvalue()).hexdigest(),
             "counts": dict(sorted(counts.items())),
             "quarantined": [{"path": path, "reason": reason} for path, reason in bad],
             "classes": images.classes,
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        write(beton.manifest_path(out), text.encode("utf-8", "surrogateescape"))
+        write(beton.digests_path(out), pieces.getvalue())
+        write(beton.manifest_path(out), seal(manifest))
     return BetonReport(out, n, dict(sorted(counts.items())), tuple(bad))
 
 
-def _parts(images: ImageSet, parts: Path) -> Iterator[dict[str, Any]]:
-    for k in range(-(-len(images) // CHUNK)):
-        yield json.loads((parts / f"{k}.json").read_text())
-
-
 def _write_file(
-    file: BinaryIO,
-    table: NDArray[Any],
-    sizes: NDArray[np.int64],
-    page: int,
-    images: ImageSet,
-    parts: Path,
-) -> None:
-    """Header, table with the pointers filled in, pages and allocation table, on the disk."""
+    file: BinaryIO, table: NDArray[Any], sizes: NDArray[np.int64], page: int, parts: Parts
+) -> tuple[int, int]:
+    """Header, table with the pointers filled in, pages and allocation table, on the disk.
+
+    Returns:
+        Where the table ends, and where the pages do.
+
+    Raises:
+        RunFailed: a part was damaged since it was made.
+    """
     first = beton.HEADER.itemsize + len(FIELDS) * beton.FIELD.itemsize + table.nbytes
     pointers, end = _place_blobs(sizes, -(-first // page) * page, page)
     table["f0"]["pointer"] = pointers
@@ -228,14 +201,21 @@ def _write_file(
     blobs["sample"], blobs["pointer"], blobs["size"] = np.arange(len(table)), pointers, sizes
     _write_head(file, table, end, page)
     n = 0
-    for k, part in enumerate(_parts(images, parts)):
-        with open(parts / f"{k}.bin", "rb") as encoded:
-            for _ in part["rows"]:
+    for chunk in range(len(parts)):
+        with open(parts.data(chunk), "rb") as encoded:
+            for row in parts.page(chunk)["rows"]:
+                data = encoded.read(sizes[n])
+                if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                    raise RunFailed(
+                        f"got {parts.data(chunk)}, which is not as it was written; expected a disk "
+                        "that keeps files; run the same again, which makes that part anew"
+                    )
                 file.seek(pointers[n])
-                file.write(encoded.read(sizes[n]))
+                file.write(data)
                 n += 1
     file.seek(end)
     file.write(blobs.tobytes())
+    return first, end
 
 
 def _place_blobs(sizes: NDArray[np.int64], start: int, page: int) -> tuple[NDArray[np.int64], int]:

@@ -15,7 +15,8 @@ from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.loaders.decode.pillow import MAX_PIXELS, decode
+from letheon.loaders.decode import jpeg
+from letheon.loaders.decode.pillow import MAX_PIXELS, decode, open_image
 
 MAX_SIDE = 2**16 - 1  # the table keeps sides in 16 bits
 ORIENTATION = 0x0112  # the EXIF tag
@@ -75,8 +76,8 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     remarks: list[str] = []
     original: bytes | None = None
     if isinstance(images, FileImages):
-        original = images.tree.read(images.file(i))
-        pixels = decode(original, images.path(i), encoding.max_pixels)
+        original = images.file_bytes(i)
+        pixels = _pixels(original, images.path(i), encoding.max_pixels)
         kind = _inspect(original, images.file(i), remarks)
         if kind != ("JPEG", 1) and kind != ("JPEG", 3):
             original = None
@@ -102,9 +103,18 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     return Admitted(buffer.getvalue(), height, width, False, (*remarks, "encoded"))
 
 
+def _pixels(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """(H, W, 3) by the decoder of every loader, so that damage is the same for all of them."""
+    encoded = np.frombuffer(data, np.uint8)
+    size = jpeg.header(encoded)
+    if size is None or size[0] * size[1] > max_pixels:
+        return decode(data, name, max_pixels)  # the cap applies before anything is decoded
+    return jpeg.pixels(encoded, name)
+
+
 def _inspect(data: bytes, name: str, remarks: list[str]) -> tuple[str, int]:
     """Format and number of colours of an image that is known to decode; oddities are noted."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         kind, bands = str(image.format), len(image.getbands())
         if image.mode == "CMYK":
             remarks.append("CMYK converted")

@@ -19,7 +19,7 @@ from letheon.errors import InputError
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data
 from letheon.loaders.decode.pillow import decode
-from letheon.loaders.formats import beton, beton_writer
+from letheon.loaders.formats import beton, beton_writer, parts
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_set import is_betons, open_betons, write_betons
 from letheon.loaders.formats.beton_writer import write_beton
@@ -124,7 +124,7 @@ class Stopping(ArrayImages):
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beton_writer, "CHUNK", 4)
+    monkeypatch.setattr(parts, "CHUNK", 4)
     pixels = np.random.default_rng(0).integers(0, 256, (22, 20, 24, 3), dtype=np.uint8)
     images = Stopping("some", pixels, np.arange(22) % 2, ["a", "b"])
     images.limit = 10
@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_other_settings_do_not_go_on_with_old_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beton_writer, "CHUNK", 4)
+    monkeypatch.setattr(parts, "CHUNK", 4)
     images = Stopping("s", np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, np.int64), ["a"])
     images.limit = 6
     with pytest.raises(KeyboardInterrupt):
@@ -299,11 +299,24 @@ def test_a_set_of_splits_or_domains_goes_into_a_folder_and_comes_back(
     assert [len(part) for part in domains.values()] == [34, 4]
     with pytest.raises(InputError, match="holds a set"):
         write_betons(parts, tmp_path / "domains")
-    (tmp_path / "domains" / "betons.json").unlink()  # as if stopped before the end
-    before = (tmp_path / "domains" / "photo.beton").stat().st_mtime_ns
-    again = write_betons(parts, tmp_path / "domains")
-    assert again["photo"].samples == 34
-    assert (tmp_path / "domains" / "photo.beton").stat().st_mtime_ns == before
-    (tmp_path / "domains" / "betons.json").unlink()
-    with pytest.raises(InputError, match="exists"):
-        write_betons(parts, tmp_path / "domains", Encoding(quality=50))
+
+
+def test_a_stopped_set_goes_on_beside_its_place(photographs: Path, tmp_path: Path) -> None:
+    """What is there already stays as it is; other settings begin anew; the set appears whole."""
+    images, out = files_of(photographs), tmp_path / "domains"
+    small = Stopping("small", np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ["a", "b"])
+    small.limit = 2
+    domains = {"photo": images, "sketch": small}
+    with pytest.raises(KeyboardInterrupt):
+        write_betons(domains, out)
+    growing = parts.partial_folder(out)
+    assert not out.exists() and not is_betons(growing)
+    before = (growing / "photo.beton").stat().st_mtime_ns
+    small.limit = 100
+    assert write_betons(domains, out)["photo"].path == out / "photo.beton"
+    assert (out / "photo.beton").stat().st_mtime_ns == before and not growing.exists()
+    out.rename(growing)
+    (growing / parts.ABOUT).write_text("{}")  # as of another version
+    write_betons(domains, out, Encoding(quality=50))
+    assert (out / "photo.beton").stat().st_mtime_ns != before
+    assert BetonImages(out / "photo.beton").manifest["encoding"]["quality"] == 50

@@ -14,6 +14,7 @@ import pytest
 from letheon.errors import InputError
 from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.open import open_data, open_domains
+from letheon.sealed import seal
 
 Drawn = Callable[..., Path]
 PATHS = [f"{s}/{c}/{i:02}.jpg" for s in ("train", "val") for c in "ab" for i in range(40)]
@@ -72,7 +73,7 @@ def test_domains_and_digits(draw: Drawn, tmp_path: Path) -> None:
 def test_all_or_nothing(draw: Drawn, tmp_path: Path) -> None:
     root = draw(["train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg", "val/b/0.jpg"])
     data = open_data(str(root))
-    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "photo").mkdir(parents=True)
     with pytest.raises(InputError, match="exists"):
         prepare(data, tmp_path / "there")
     (tmp_path / "file").write_text("")
@@ -89,12 +90,16 @@ def test_a_broken_or_newer_set_is_refused(draw: Drawn, tmp_path: Path) -> None:
     prepare(data, tmp_path / "out", size=8)
     told = tmp_path / "out" / "set.json"
     text = told.read_text()
-    told.write_text(text.replace("letheon-set-1", "letheon-set-9"))
-    with pytest.raises(InputError, match="'letheon-set-9'"):
-        open_data(str(tmp_path / "out"))
-    told.write_text(text[:-40])
-    with pytest.raises(InputError, match="broken prepared set"):
-        open_data(str(tmp_path / "out"))
-    told.write_text(json.dumps(json.loads(text) | {"parts": {"train": {}}}))
-    with pytest.raises(InputError, match="broken prepared set"):
-        open_data(str(tmp_path / "out"))
+    for content, message in (
+        (text[:-40], "broken file"),
+        (text.replace("letheon-set-2", "letheon-set-9"), "not what its digest says"),
+        (seal(json.loads(text) | {"format": "letheon-set-9"}).decode(), "'letheon-set-9'"),
+        (text.replace('"sha256"', '"sha257"'), "with its digest"),
+        (seal(json.loads(text) | {"parts": {"train": {}}}).decode(), "broken prepared set"),
+        (seal(json.loads(text) | {"parts": {"../x": {}}}).decode(), "'../x'"),
+        ("[]", "a list"),
+        ("[" * 100_000, "broken file"),
+    ):
+        told.write_text(content)
+        with pytest.raises(InputError, match=message):
+            open_data(str(tmp_path / "out"))

@@ -1,0 +1,59 @@
+"""Helper processes: they end with their parent, however that ends, and leave Ctrl-C to it."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+_LOOK = 1.0  # seconds between two looks for the parent, where no signal tells of its death
+
+
+def follow_parent(by_signal: bool = True) -> None:
+    """Let this helper process be killed when its parent dies; call it first in the helper.
+
+    SIGINT is ignored from here on: a terminal sends it to the whole group, and the parent handles
+    it.
+
+    Args:
+        by_signal: let Linux kill it at once. Its signal also comes when the thread that started
+            the helper ends, so pass false where that is not the parent's main thread; the helper
+            then looks once a second, as it does on other systems.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent, starter = os.getppid(), multiprocessing.parent_process()
+    if by_signal and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    direct = multiprocessing.get_start_method(allow_none=True) != "forkserver"
+    if starter is not None and direct and starter.pid != parent:
+        os._exit(1)  # it died before it could be followed
+    if not by_signal or sys.platform != "linux":
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def in_main_thread() -> bool:
+    """Whether helpers started here may follow by signal."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def blocked_interrupts() -> Iterator[None]:
+    """Start helpers inside: a Ctrl-C meets the parent afterwards, and none of the helpers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
