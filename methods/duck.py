@@ -15,7 +15,7 @@ from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_index
 from letheon.loaders.batch import Batch
-from letheon.methods.paired import half_mean
+from letheon.methods.distillation import sum_of_halves
 from letheon.methods.requirements import (
     require_between,
     require_positive,
@@ -113,8 +113,8 @@ class Duck(Method):
             goal = centroids[targets[batch.index]]  # (B, D)
             near = F.cosine_similarity(features.to(goal.dtype), goal)  # (B,)
             losses = F.cross_entropy(logits / self.temperature, batch.labels, reduction="none")
-            forget = half_mean(1 - near, batch.forget)
-            return self.distance_weight * forget + self.ce_weight * half_mean(losses, ~batch.forget)
+            far = self.distance_weight * (1 - near)
+            return sum_of_halves(batch, far, self.ce_weight * losses)
 
         return [Phase("pull", "paired", pull)]
 

@@ -14,11 +14,11 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.paired import sum_of_batch, two_losses, write_gradient
+from letheon.methods.relations import refuse_micro_batches
 from letheon.methods.requirements import (
     require_between,
     require_positive,
     require_samples,
-    require_whole_batches,
 )
 
 
@@ -58,7 +58,7 @@ class GdrGma(Method):
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty, and micro-batches."""
         require_samples(run, self.name)
-        require_whole_batches(run, self.name)
+        refuse_micro_batches(run)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """A forget batch beside each retain batch, their gradients apart."""

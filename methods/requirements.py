@@ -6,6 +6,7 @@ import math
 
 from letheon.engine.method import Run
 from letheon.errors import InputError
+from letheon.methods.distillation import require_range
 
 
 def require_positive(option: str, value: float) -> None:
@@ -18,9 +19,7 @@ def require_between(
     option: str, value: float, lowest: float = 0.0, highest: float = math.inf
 ) -> None:
     """Refuse a setting that is not a finite number from `lowest` to `highest`."""
-    if not (math.isfinite(value) and lowest <= value <= highest):
-        limits = f"{lowest:g} or more" if highest == math.inf else f"{lowest:g} to {highest:g}"
-        raise InputError(f"got {option} {value}; expected {limits}", option=option)
+    require_range(**{option: (value, lowest, highest)})
 
 
 def require_samples(run: Run, method: str, forget: bool = True, retain: bool = True) -> None:
@@ -35,16 +34,6 @@ def require_samples(run: Run, method: str, forget: bool = True, retain: bool = T
                 f"got no {name} samples; {method} reads some; change the forget request",
                 option="forget",
             )
-
-
-def require_whole_batches(run: Run, method: str) -> None:
-    """Refuse micro-batches where a loss looks at all samples of a batch at once."""
-    if run.recipe.grad_accum_steps > 1:
-        raise InputError(
-            f"got {run.recipe.grad_accum_steps} micro-batches; {method} weighs the samples of a "
-            "whole batch against each other; use one micro-batch and a smaller batch",
-            option="grad_accum_steps",
-        )
 
 
 def require_two_classes(run: Run, method: str, retained: int) -> None:

@@ -17,8 +17,8 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_covariances, outputs_by_index
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import class_mask, sum_of_halves
 from letheon.methods.duck import nearest_others
-from letheon.methods.paired import half_mean
 from letheon.methods.requirements import (
     require_between,
     require_positive,
@@ -143,8 +143,7 @@ class Scar(Method):
         assert isinstance(state, ScarState)
         means, precisions, targets = state.means, state.precisions, state.targets
         teacher = state.teacher
-        gone = torch.zeros(run.model.classes, dtype=torch.bool, device=run.ranks.device)
-        gone[list(run.forget_classes)] = True
+        gone = class_mask(run)
 
         def pull(net: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
@@ -155,8 +154,7 @@ class Scar(Method):
             far = mahalanobis(self.transform(features), means[goes], precisions[goes])
             answer = logits.log_softmax(dim=1)
             kl = (goal.exp() * (goal - answer)).sum(dim=1)  # (B,)
-            forget = half_mean(far, batch.forget)
-            return self.distance_weight * forget + self.kl_weight * half_mean(kl, ~batch.forget)
+            return sum_of_halves(batch, self.distance_weight * far, self.kl_weight * kl)
 
         return [Phase("pull", "paired", pull)]
 

@@ -18,11 +18,11 @@ from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.influence import sample_losses
 from letheon.methods.paired import sum_of_batch
+from letheon.methods.relations import refuse_micro_batches
 from letheon.methods.requirements import (
     require_between,
     require_positive,
     require_samples,
-    require_whole_batches,
 )
 
 
@@ -83,7 +83,7 @@ class Sfron(Method):
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty, and micro-batches."""
         require_samples(run, self.name)
-        require_whole_batches(run, self.name)
+        refuse_micro_batches(run)
 
     def prepare(self, run: Run) -> SfronState:
         """Compare the Fisher information of the two sets."""
