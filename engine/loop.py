@@ -214,7 +214,7 @@ class Pass:
         self.together = 1  # runs that are fed in this pass
         self._tallies = [_Tally(phase, self.steps)]
         if phase.beside is not None:
-            self._tallies.append(_Tally(phase.beside, self.steps))
+            self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
         self._sources = sources
 
     @property
@@ -230,8 +230,11 @@ class Pass:
             yield from zip(main, repeat(None), strict=False)
             return
         loader = self._sources.get(beside.source, self.run.loader)
-        stream = beside.stream._replace(share=1.0, steps=self.steps)
-        yield from zip(main, loader.train(stream, self.epoch), strict=True)
+        stream = beside.stream._replace(share=1.0, steps=self._tallies[1].steps)
+        others = loader.train(stream, self.epoch)
+        for position, batch in enumerate(main):
+            yield batch, next(others) if position % self.phase.every == 0 else None
+        assert next(others, None) is None
 
     def begin(self) -> None:
         """Before the first batch."""

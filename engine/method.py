@@ -68,9 +68,13 @@ class Phase:
     beside: Phase | None = None
     """Interleaved: after each step of this phase, one step of that one, on its own stream, which is
     cut or begun anew to as many steps."""
+    every: int = 1
+    """Steps of this phase for one of the phase beside it, which follows the first of them."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
+        if self.every < 1:
+            raise InputError(f"got a step beside every {self.every} steps; expected 1 or more")
         if self.beside is not None:
             if self.beside.beside is not None:
                 raise InputError(f"got three interleaved phases ({self.name}); expected two")
