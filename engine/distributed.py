@@ -250,21 +250,18 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     return objects
 
 
-def wait_for_ranks(ranks: Ranks, seconds: float = 0.02) -> None:
+def wait_for_ranks(ranks: Ranks) -> None:
     """Wait until every rank has come here, however long the work of one takes.
 
     No collective is pending meanwhile, so none of the others runs into its timeout: the ranks ask
-    the process group's store. Every rank must call, in the same order.
-
-    Args:
-        ranks: the job.
-        seconds: between two questions, at first; they become rarer.
+    the process group's store, ever more rarely. Every rank must call, in the same order.
     """
     if ranks.world == 1:
         return
     store = dist.distributed_c10d._get_default_store()
     place = f"letheon/wait/{next(_MEETINGS)}"
     store.add(place, 1)
+    seconds = 0.01
     while store.add(place, 0) < ranks.world:
         time.sleep(seconds)
         seconds = min(1.0, 1.1 * seconds)

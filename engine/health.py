@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
 
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Accuracies, Run
-from letheon.errors import RunFailed
+from letheon.errors import LetheonError, RunFailed
 from letheon.loaders.batch import Loader
 
 SAMPLES = 1_000
@@ -65,10 +66,17 @@ def collapse_warning(run: Run) -> str | None:
     retain = (~run.forget).nonzero().flatten()
     rows = torch.linspace(0, len(retain) - 1, min(len(retain), SAMPLES)).long()
     counts = torch.zeros(run.model.classes + 1, dtype=torch.float64, device=run.ranks.device)
-    for right, _, labels in _answers(run, run.loader, retain.cpu()[rows].tolist()):
-        counts[-1] += right.sum()
-        counts[:-1] += torch.bincount(labels, minlength=run.model.classes)
-    sum_over_ranks([counts], run.ranks)
+    failures = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    try:
+        for right, _, labels in _answers(run, run.loader, retain.cpu()[rows].tolist()):
+            counts[-1] += right.sum()
+            counts[:-1] += torch.bincount(labels, minlength=run.model.classes)
+    except (LetheonError, OSError) as error:  # the model is trained, and must not be lost
+        failures += 1
+        print(f"warning: rank {run.ranks.rank}: {' '.join(str(error).split())}", file=sys.stderr)
+    sum_over_ranks([counts, failures], run.ranks)
+    if failures:
+        return "whether the network collapsed was not looked at: images could not be read any more"
     hits, samples = float(counts[-1]), float(counts[:-1].sum())
     largest = float(counts[:-1].max())
     if samples in (0, largest):

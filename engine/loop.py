@@ -214,7 +214,7 @@ class Pass:
         self.together = 1  # runs that are fed in this pass
         self._tallies = [_Tally(phase, self.steps)]
         if phase.beside is not None:
-            self._tallies.append(_Tally(phase.beside, self.steps))
+            self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
         self._sources = sources
 
     @property
@@ -230,8 +230,11 @@ class Pass:
             yield from zip(main, repeat(None), strict=False)
             return
         loader = self._sources.get(beside.source, self.run.loader)
-        stream = beside.stream._replace(share=1.0, steps=self.steps)
-        yield from zip(main, loader.train(stream, self.epoch), strict=True)
+        stream = beside.stream._replace(share=1.0, steps=self._tallies[1].steps)
+        others = loader.train(stream, self.epoch)
+        for position, batch in enumerate(main):
+            yield batch, next(others) if position % self.phase.every == 0 else None
+        assert next(others, None) is None
 
     def begin(self) -> None:
         """Before the first batch."""
@@ -277,7 +280,8 @@ class Pass:
         if self.progress is not None:
             self.progress.read()
         for tally in self._tallies:
-            sum_over_ranks([tally.sums], self.run.ranks)
+            sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
+            tally.record(self.run)
         if not all(_frozen(self.run, tally.phase) for tally in self._tallies):
             _average_batch_norm(self.run)
         for tally in self._tallies:
@@ -326,15 +330,28 @@ class _Tally:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
         self.position, self.rate = 0, 0.0
+        # Reads of each training sample; samples of other sources have numbers of their own.
+        self.counts = []
+        if self.phase.source == "train":
+            self.counts.append(torch.zeros(len(run.forget), dtype=torch.int32, device=device))
 
     def add(self, loss: Tensor, batch: Batch, forget: Tensor | None) -> None:
         """Count one step; `forget` is how many of the batch's samples are to be forgotten."""
         rows = torch.full((), len(batch.labels), dtype=torch.float64, device=self.sums.device)
         told = torch.zeros_like(rows) if forget is None else forget.double()
         self.sums += torch.stack([loss.double() * len(batch.labels), rows, told, rows - told])
+        for count in self.counts:
+            count.index_add_(0, batch.index, torch.ones_like(batch.index, dtype=torch.int32))
         here = torch.where(loss.isfinite(), self.steps, self.position)
         self.broken = torch.minimum(self.broken, here)
         self.position += 1
+
+    def record(self, run: Run) -> None:
+        """Add the pass's reads of each sample to those of its phase, once summed over ranks."""
+        name = f"{self.phase.reads}/{self.phase.name}"
+        for count in self.counts if run.ranks.main else ():
+            reads = count.cpu()
+            run.reads[name] = run.reads[name] + reads if name in run.reads else reads
 
     def first_broken(self, run: Run) -> int:
         """The first step, counted from one, whose loss was not finite on some rank."""

@@ -68,9 +68,13 @@ class Phase:
     beside: Phase | None = None
     """Interleaved: after each step of this phase, one step of that one, on its own stream, which is
     cut or begun anew to as many steps."""
+    every: int = 1
+    """Steps of this phase for one of the phase beside it, which follows the first of them."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
+        if self.every < 1:
+            raise InputError(f"got a step beside every {self.every} steps; expected 1 or more")
         if self.beside is not None:
             if self.beside.beside is not None:
                 raise InputError(f"got three interleaved phases ({self.name}); expected two")
@@ -136,6 +140,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
     """What the user sees at the start, such as which loader was chosen; for the first rank."""
     warnings: list[str] = field(default_factory=list)
+    reads: dict[str, Tensor] = field(default_factory=dict)
+    """On the first rank, by "what a phase reads/its name": (N,) int32 reads of each sample."""
     """What the user sees at the end, such as a network that collapsed; also in the record."""
     flat: Flat | None = None
     """Weights and gradients as one buffer each, where the run keeps them so; set by the loop."""

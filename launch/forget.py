@@ -25,12 +25,14 @@ from letheon.engine.method import Method, Run
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.several import NamedPlan, train_all
+from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
 from letheon.launch.records.claim import claim
+from letheon.launch.records.replay import expand_config
 from letheon.loaders.forget_request import resolve
 from letheon.methods import catalogue
 
@@ -53,11 +55,16 @@ class Settings(Forgetting):
     out: Path
     """Run folder to make; of several runs, the folder of their folders."""
     overwrite: bool = False
-    """Replace a run that is already there."""
+    """Replace a run that is already there, once the new one is whole."""
+    config: Path | None = None
+    """Settings.json of an earlier run, to run it again; what is said beside it wins."""
+    sign: Path | None = None
+    """Ed25519 private key (PEM) that signs the run's manifest."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite)
+        check_key(self.sign)
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -93,6 +100,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
     """Plan every run of several before anything is written; model and data are opened once."""
     for settings in runs:
         check_free(settings.out, settings.overwrite)
+        check_key(settings.sign)
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings in runs:
@@ -115,7 +123,9 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
 
 def read(args: Sequence[str]) -> list[Settings]:
     """Parse the settings of each run that a command line asks for."""
-    return [parse(Settings, one) for one in split(args, list(catalogue()), flags_of(Settings))]
+    methods, flags = list(catalogue()), flags_of(Settings)
+    args = expand_config(args, methods, flags)
+    return [parse(Settings, one) for one in split(args, methods, flags)]
 
 
 def start() -> None:

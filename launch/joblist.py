@@ -39,7 +39,7 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
             sections.append([])
         else:
             sections[-1].append(word)
-    at = _method_at(sections[0], methods, flags)
+    at = method_at(sections[0], methods, flags)
     common, sections[0] = sections[0][:at], sections[0][at:]
     if len(sections) > 1:
         for section in sections:
@@ -68,7 +68,7 @@ def flags_of(settings: type) -> list[str]:
     return found
 
 
-def _method_at(words: Sequence[str], methods: Collection[str], flags: Collection[str]) -> int:
+def method_at(words: Sequence[str], methods: Collection[str], flags: Collection[str]) -> int:
     """Where the method stands: its name, where no option waits for a value."""
     for k, word in enumerate(words):
         before = words[k - 1] if k else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -14,6 +13,7 @@ from torch import Tensor
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.kernels import keyed
 from letheon.kernels.keyed import uniform
 from letheon.methods.distillation import require_range
 from letheon.methods.finetune import cross_entropy
@@ -25,8 +25,7 @@ def normal(seed: int, stream: str, count: int, device: torch.device) -> Tensor:
     """(count,) float64 standard normal numbers, a function of (seed, stream) on every device."""
     parts = []
     for index in torch.arange(count, device=device).split(CHUNK):
-        u = uniform(seed, stream, 0, index, 2)
-        parts.append((-2 * torch.log1p(-u[:, 0])).sqrt() * (2 * math.pi * u[:, 1]).cos())
+        parts.append(keyed.normal(seed, stream, 0, index, 1)[:, 0])
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)
 
 

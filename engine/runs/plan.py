@@ -21,6 +21,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.reads import write_reads
 from letheon.engine.runs.run_folder import Record
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
@@ -147,9 +148,19 @@ def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
         raise
 
 
+def describe(value: Any) -> Any:
+    """Return settings as nested dicts, each method with its name, as `--config` reads them."""
+    if isinstance(value, list | tuple):
+        return [describe(part) for part in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    name = {"name": value.name} if isinstance(value, Method) else {}
+    return name | {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
 def start_run(plan: Plan, run: Run, out: Path) -> Record:
     """Make the run's folder with what is known before it starts; seed torch's random numbers."""
-    record = Record(out, run.ranks, dataclasses.asdict(plan.job))
+    record = Record(out, run.ranks, describe(plan.job))
     if plan.request is not None:
         record.write("request.json", dataclasses.asdict(plan.request))
     for note in run.notes:
@@ -173,6 +184,7 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
     if run.ranks.main:
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
+        facts["reads"] = write_reads(record.folder, run.reads, run.forget)
     if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
         run.warnings.append(collapse)
         record.log("warning", text=collapse)
