@@ -150,7 +150,7 @@ def our_step(
     if isinstance(method, SalUn):  # the mask is given, not made of gradients
         by_name = dict(zip(run.named_parameters, masks, strict=True))
         start = {name: p.detach().clone() for name, p in run.named_parameters.items()}
-        state: State = SalunState(by_name, method.inner.prepare(run) or State(), start)
+        state: State = SalunState(method.inner.prepare(run) or State(), by_name, start)
     elif kind == "spkd":  # a teacher of its own, with the convolutions of this rung
         state = SpkdState(frozen_copy(run.model, precision))
     else:

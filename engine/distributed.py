@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     device: torch.device = torch.device("cpu")
+    nodes: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
+    """Which ranks are on which host, with its versions; filled in before a run starts."""
 
     @property
     def main(self) -> bool:
@@ -255,21 +257,33 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     return objects
 
 
-def wait_for_ranks(ranks: Ranks, seconds: float = 0.02) -> None:
+def is_first_to_fail(ranks: Ranks) -> bool:
+    """Whether no other rank has said yet why it ends; asked while this one's error is on its way.
+
+    By the store that the ranks met through: it needs no rank to wait for another.
+    """
+    if ranks.world == 1 or not dist.is_initialized():
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        first = store.compare_set("letheon/first to fail", "", str(ranks.rank))
+    except Exception:  # the store has gone with its host: better twice than never
+        return True
+    return bool(first == str(ranks.rank).encode())
+
+
+def wait_for_ranks(ranks: Ranks) -> None:
     """Wait until every rank has come here, however long the work of one takes.
 
     No collective is pending meanwhile, so none of the others runs into its timeout: the ranks ask
-    the process group's store. Every rank must call, in the same order.
-
-    Args:
-        ranks: the job.
-        seconds: between two questions, at first; they become rarer.
+    the process group's store, ever more rarely. Every rank must call, in the same order.
     """
     if ranks.world == 1:
         return
     store = dist.distributed_c10d._get_default_store()
     place = f"letheon/wait/{next(_MEETINGS)}"
     store.add(place, 1)
+    seconds = 0.01
     while store.add(place, 0) < ranks.world:
         time.sleep(seconds)
         seconds = min(1.0, 1.1 * seconds)
@@ -282,7 +296,9 @@ def agree(ranks: Ranks, problem: str | None = None) -> None:
     """Meet the other ranks; if any has a problem, raise the first one as InputError on all."""
     first = next((text for text in gather_objects(problem, ranks) if text is not None), None)
     if first is not None:
-        raise InputError(first)
+        refusal = InputError(first)
+        refusal.everywhere = True
+        raise refusal
 
 
 def require_equal(ranks: Ranks, what: str, value: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Accuracies, Run
-from letheon.errors import RunFailed
-from letheon.loaders.batch import Loader
+from letheon.errors import LetheonError, RunFailed
+from letheon.loaders.batch import Batch, Loader
 
 SAMPLES = 1_000
 """Retain images that the look for a collapse reads, at most."""
@@ -65,10 +68,17 @@ def collapse_warning(run: Run) -> str | None:
     retain = (~run.forget).nonzero().flatten()
     rows = torch.linspace(0, len(retain) - 1, min(len(retain), SAMPLES)).long()
     counts = torch.zeros(run.model.classes + 1, dtype=torch.float64, device=run.ranks.device)
-    for right, _, labels in _answers(run, run.loader, retain.cpu()[rows].tolist()):
-        counts[-1] += right.sum()
-        counts[:-1] += torch.bincount(labels, minlength=run.model.classes)
-    sum_over_ranks([counts], run.ranks)
+    failures = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
+    try:
+        for right, _, labels in _answers(run, run.loader, retain.cpu()[rows].tolist()):
+            counts[-1] += right.sum()
+            counts[:-1] += torch.bincount(labels, minlength=run.model.classes)
+    except (LetheonError, OSError) as error:  # the model is trained, and must not be lost
+        failures += 1
+        print(f"warning: rank {run.ranks.rank}: {' '.join(str(error).split())}", file=sys.stderr)
+    sum_over_ranks([counts, failures], run.ranks)
+    if failures:
+        return "whether the network collapsed was not looked at: images could not be read any more"
     hits, samples = float(counts[-1]), float(counts[:-1].sum())
     largest = float(counts[:-1].max())
     if samples in (0, largest):
@@ -99,3 +109,18 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
             found.append((answer == batch.labels, batch.forget, batch.labels))
     run.model.train(was_training)
     return found
+
+
+@contextmanager
+def explain_memory(run: Run, batch: Batch) -> Iterator[None]:
+    """Say what would fit where the memory of a step does not."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        count = run.recipe.grad_accum_steps
+        raise RunFailed(
+            f"got no memory left on {run.ranks.device} for {len(batch.labels)} samples a rank in "
+            f"{count} micro-batch{'es' * (count > 1)} ({str(error).partition('.')[0]}); expected "
+            f"less at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a "
+            f"batch_size of {batch.total // 2}; what was saved last stays"
+        ) from error

@@ -25,7 +25,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -41,10 +40,11 @@ from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
-from letheon.engine.health import check_finite, measure_accuracies
+from letheon.engine.health import check_finite, explain_memory, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
+from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
 from letheon.engine.runs.progress import Progress
-from letheon.engine.step import Step, assemble, batch_norms, freezes_batch_norm, moves, set_mode
+from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
 from letheon.spans import span
@@ -245,7 +245,7 @@ class Pass:
         self.together = 1  # runs that are fed in this pass
         self._tallies = [_Tally(phase, self.steps)]
         if phase.beside is not None:
-            self._tallies.append(_Tally(phase.beside, self.steps))
+            self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
         self._sources = sources
         self._saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.skip = 0  # steps that were taken before the run was stopped
@@ -263,8 +263,11 @@ class Pass:
             yield from zip(main, repeat(None), strict=False)
             return
         loader = self._sources.get(beside.source, self.run.loader)
-        stream = beside.stream._replace(share=1.0, steps=self.steps)
-        yield from zip(main, loader.train(stream, self.epoch, self.skip), strict=True)
+        stream = beside.stream._replace(share=1.0, steps=self._tallies[1].steps)
+        others = loader.train(stream, self.epoch, -(-self.skip // self.phase.every))
+        for position, batch in enumerate(main, self.skip):
+            yield batch, next(others) if position % self.phase.every == 0 else None
+        assert next(others, None) is None
 
     def begin(self) -> None:
         """Before the first batch."""
@@ -327,7 +330,7 @@ class Pass:
             set_mode(run, phase)
         moment = self.epoch + tally.position / tally.steps
         tally.rate = self.step.method.rate(run, phase.slot, moment)
-        with _explain_memory(run, batch):
+        with explain_memory(run, batch):
             loss = self.step.take(phase, batch, tally.rate)
         tally.add(loss, batch, run.forget[batch.index].sum() if phase.source == "train" else None)
         if self.progress is not None and tally is self._tallies[0]:
@@ -339,9 +342,12 @@ class Pass:
         if self.progress is not None:
             self.progress.read()
         for tally in self._tallies:
-            sum_over_ranks([tally.sums], self.run.ranks)
+            sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
+            tally.record(self.run)
         if not all(freezes_batch_norm(self.run, tally.phase) for tally in self._tallies):
-            _average_batch_norm(self.run)
+            idle = any(tally.phase.name in self.step.idle for tally in self._tallies)
+            parts = sum(tally.parts for tally in self._tallies)
+            average_batch_norm(self.run, parts if idle else None)
         for tally in self._tallies:
             self._close(tally, compiling)
 
@@ -376,21 +382,6 @@ class Pass:
             )
 
 
-@contextmanager
-def _explain_memory(run: Run, batch: Batch) -> Iterator[None]:
-    """Say what would fit where the memory of a step does not."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        count = run.recipe.grad_accum_steps
-        raise RunFailed(
-            f"got no memory left on {run.ranks.device} for {len(batch.labels)} samples a rank in "
-            f"{count} micro-batch{'es' * (count > 1)} ({str(error).partition('.')[0]}); expected "
-            f"less at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a "
-            f"batch_size of {batch.total // 2}; what was saved last stays"
-        ) from error
-
-
 def _progress(one: Pass) -> Progress | None:
     """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
     if not one.run.recipe.log_every or not one.run.ranks.main:
@@ -423,19 +414,35 @@ class _Tally:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
         self.position, self.rate = 0, 0.0
+        self.parts = 0  # batches of which this rank had samples
+        # Reads of each training sample; samples of other sources have numbers of their own.
+        self.counts = []
+        if self.phase.source == "train":
+            self.counts.append(torch.zeros(len(run.forget), dtype=torch.int32, device=device))
 
     def add(self, loss: Tensor, batch: Batch, forget: Tensor | None) -> None:
         """Count one step; `forget` is how many of the batch's samples are to be forgotten."""
         rows = torch.full((), len(batch.labels), dtype=torch.float64, device=self.sums.device)
         told = torch.zeros_like(rows) if forget is None else forget.double()
         self.sums += torch.stack([loss.double() * len(batch.labels), rows, told, rows - told])
+        for count in self.counts:
+            count.index_add_(0, batch.index, torch.ones_like(batch.index, dtype=torch.int32))
         here = torch.where(loss.isfinite(), self.steps, self.position)
         self.broken = torch.minimum(self.broken, here)
         self.position += 1
+        self.parts += len(batch.labels) > 0
+
+    def record(self, run: Run) -> None:
+        """Add the pass's reads of each sample to those of its phase, once summed over ranks."""
+        name = f"{self.phase.reads}/{self.phase.name}"
+        for count in self.counts if run.ranks.main else ():
+            reads = count.cpu()
+            run.reads[name] = run.reads[name] + reads if name in run.reads else reads
 
     def state_dict(self, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """This rank's tensors under names that begin with `place`, and what is equal on all."""
         tensors = {f"{place}{name}": tensor for name, tensor in self._tensors()}
+        tensors[f"{place}parts"] = torch.tensor(self.parts)
         return tensors, {"position": self.position, "rate": self.rate}
 
     def load_state_dict(
@@ -445,6 +452,7 @@ class _Tally:
         for name, tensor in self._tensors():
             tensor.copy_(tensors[f"{place}{name}"])
         self.position, self.rate = values["position"], values["rate"]
+        self.parts = int(tensors[f"{place}parts"])
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(self).items():
@@ -478,19 +486,3 @@ def _with_bar(run: Run, one: Pass) -> Iterator[tuple[Batch, Batch | None]]:
         disable=None if run.ranks.main else True,
         leave=False,
     )
-
-
-def _average_batch_norm(run: Run) -> None:
-    """Make the running statistics equal on all ranks: their mean."""
-    if run.ranks.world == 1:
-        return
-    buffers = [
-        buffer
-        for layer in batch_norms(run.model)
-        if moves(layer)
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    ]
-    sum_over_ranks(buffers, run.ranks)
-    for buffer in buffers:
-        buffer /= dist.get_world_size()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.order import stream_sizes
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""
@@ -68,9 +70,13 @@ class Phase:
     beside: Phase | None = None
     """Interleaved: after each step of this phase, one step of that one, on its own stream, which is
     cut or begun anew to as many steps."""
+    every: int = 1
+    """Steps of this phase for one of the phase beside it, which follows the first of them."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
+        if self.every < 1:
+            raise InputError(f"got a step beside every {self.every} steps; expected 1 or more")
         if self.beside is not None:
             if self.beside.beside is not None:
                 raise InputError(f"got three interleaved phases ({self.name}); expected two")
@@ -136,6 +142,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
     """What the user sees at the start, such as which loader was chosen; for the first rank."""
     warnings: list[str] = field(default_factory=list)
+    reads: dict[str, Tensor] = field(default_factory=dict)
+    """On the first rank, by "what a phase reads/its name": (N,) int32 reads of each sample."""
     """What the user sees at the end, such as a network that collapsed; also in the record."""
     flat: Flat | None = None
     """Weights and gradients as one buffer each, where the run keeps them so; set by the loop."""
@@ -173,6 +181,14 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the order of `named_parameters`."""
         return list(self.named_parameters.values())
+
+    def smallest_batch(self, stream: Stream, samples: int | None = None) -> int:
+        """Samples of the smallest global batch of a stream of the training set.
+
+        `samples` is the size of another set, which is read as a whole.
+        """
+        forget = self.forget.cpu().numpy() if samples is None else np.zeros(samples, np.bool_)
+        return min(stream_sizes(stream, forget, self.recipe.batch_size))
 
     def add_module(self, name: str, module: nn.Module) -> nn.Module:
         """Train further parameters beside the network's, such as an adapter or a noise image.

@@ -14,17 +14,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
+from letheon.engine.models.small_convolutions import library_convolutions
+from letheon.kernels.keyed import permutation
 from letheon.loaders.batch import Batch
 
 T = TypeVar("T")
@@ -83,10 +86,20 @@ def squared_gradient_sum(
         One float32 tensor per trainable parameter, in the order of `run.parameters`.
     """
     key = ("squared gradient sum", part, by, _key(loss))
-    return _reuse(run, key, lambda: _squared_gradient_sum(run, part, loss, by))
+    return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
 
 
-def _squared_gradient_sum(run: Run, part: Part, loss: Loss, by: str) -> list[Tensor]:
+def absolute_gradient_sum(
+    run: Run, part: Part, loss: Loss, by: Literal["sample", "batch"] = "sample"
+) -> list[Tensor]:
+    """Sum over the samples of the absolute gradient; all else as `squared_gradient_sum`."""
+    key = ("absolute gradient sum", part, by, _key(loss))
+    return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.abs))
+
+
+def _magnitude_sum(
+    run: Run, part: Part, loss: Loss, by: str, magnitude: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
     model, parameters = run.model, run.parameters
     device = run.ranks.device
     sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -94,24 +107,32 @@ def _squared_gradient_sum(run: Run, part: Part, loss: Loss, by: str) -> list[Ten
         for batch in _batches(run, part):
             if by == "sample":
                 for rows in torch.arange(len(batch.labels)).split(CHUNK):
-                    _add_squares(run, loss, batch, rows.to(device), sums)
+                    _add_magnitudes(run, loss, batch, rows.to(device), sums, magnitude)
                 continue
             with run.precision.autocast(run.ranks.device):
                 value = loss(model, batch)
             grads = torch.autograd.grad(value, parameters, allow_unused=True)
             for total, one in zip(sums, grads, strict=True):
                 if one is not None:
-                    total += one.float().square() * len(batch.labels)
+                    total += magnitude(one.to(total.dtype)) * len(batch.labels)
     sum_over_ranks(sums, run.ranks)
     return sums
 
 
-def _add_squares(run: Run, loss: Loss, batch: Batch, rows: Tensor, sums: list[Tensor]) -> None:
-    """Add the squared gradients of these rows, each computed as a batch of one sample."""
+def _add_magnitudes(
+    run: Run,
+    loss: Loss,
+    batch: Batch,
+    rows: Tensor,
+    sums: list[Tensor],
+    magnitude: Callable[[Tensor], Tensor],
+) -> None:
+    """Add the magnitudes of these rows' gradients, each computed as a batch of one sample.
+
+    In the weights' own number format: under autocast torch cannot vectorize the gradient.
+    """
     model = run.model
-    own = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
-    other = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
-    other |= dict(model.named_buffers())
+    own, other = _weights(model)
 
     def one(weights: dict[str, Tensor], *sample: Tensor) -> Tensor:
         image, label, forget, index = (tensor[None] for tensor in sample)
@@ -120,14 +141,77 @@ def _add_squares(run: Run, loss: Loss, batch: Batch, rows: Tensor, sums: list[Te
         def net(images: Tensor) -> Any:
             return functional_call(model, {**weights, **other}, (images,))
 
-        with run.precision.autocast(run.ranks.device):
-            return loss(cast(nn.Module, net), rows).float()
+        return loss(cast(nn.Module, net), rows)
 
-    grads = vmap(grad(one), in_dims=(None, 0, 0, 0, 0))(
+    grads = vmap(grad(one), in_dims=(None, 0, 0, 0, 0), randomness="different")(
         own, *(tensor[rows] for tensor in (batch.images, batch.labels, batch.forget, batch.index))
     )
     for total, each in zip(sums, grads.values(), strict=True):
-        total += each.square().sum(0)
+        total += magnitude(each).sum(0)
+
+
+def _weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The trainable parameters by name, and everything else that a functional call needs."""
+    own = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    other = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+    return own, other | dict(model.named_buffers())
+
+
+class SampleGradients:
+    """G (m, P): the gradient of each of m samples' own loss, held as its products alone.
+
+    The samples' images stay in memory, each rank's share on its own device. Computed without
+    autocast, at the weights the model has when a product is asked for.
+    """
+
+    def __init__(self, run: Run, part: Part, losses: Loss, samples: int | None = None):
+        """`losses`: (net, batch) -> (B,), one for each sample; `samples`: at most so many."""
+        self.run, self.losses = run, losses
+        self.batches = list(_batches(run, part, samples))
+        own = [batch.index for batch in self.batches]
+        mine = torch.cat(own) if own else run.forget.new_empty(0, dtype=torch.int64)
+        self.index, _ = gather_rows(mine, run.ranks).sort()  # (m,) int64, equal on every rank
+        self.place = torch.searchsorted(self.index, mine)  # of this rank's samples among all
+
+    def times(self, vector: Sequence[Tensor]) -> Tensor:
+        """Multiply G by a vector, one tensor per parameter: (m,) float64, equal on every rank."""
+        own, other = _weights(self.run.model)
+        tangent = dict(zip(own, vector, strict=True))
+        product = torch.zeros(len(self.index), dtype=torch.float64, device=self.index.device)
+        rows = [
+            jvp(self._of(batch, other), (own,), (tangent,))[1].detach().double()
+            for batch in self.batches
+        ]
+        if rows:
+            product[self.place] = torch.cat(rows)
+        sum_over_ranks([product], self.run.ranks)
+        return product
+
+    def transposed_times(self, coefficients: Tensor) -> list[Tensor]:
+        """Multiply the transposed G by (m,) coefficients: one tensor per parameter, as `times`."""
+        own, other = _weights(self.run.model)
+        sums = [torch.zeros_like(weight) for weight in own.values()]
+        mine = iter(coefficients[self.place].split([len(b.labels) for b in self.batches] or [0]))
+        for batch in self.batches:
+            values, back, *_ = vjp(self._of(batch, other), own)
+            grads = back(next(mine).to(values.dtype))[0]
+            for total, one in zip(sums, grads.values(), strict=True):
+                total += one.detach()
+        sum_over_ranks(sums, self.run.ranks)
+        return sums
+
+    def _of(self, batch: Batch, other: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
+        """The samples' losses as a function of the weights."""
+        model = self.run.model
+
+        def losses(weights: dict[str, Tensor]) -> Tensor:
+            def net(images: Tensor) -> Any:
+                return functional_call(model, {**weights, **other}, (images,))
+
+            with _evaluating(model), library_convolutions(model):
+                return self.losses(cast(nn.Module, net), batch)
+
+        return losses
 
 
 class ClassMoments(NamedTuple):
@@ -160,24 +244,67 @@ def _class_moments(run: Run, part: Part) -> ClassMoments:
     return ClassMoments(count, mean, (square - mean.square()).clamp(min=0))
 
 
-def input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str, Tensor]:
+class ClassCovariances(NamedTuple):
+    """Of the pooled features, each to a power, by label; float64, C classes, D features."""
+
+    count: Tensor  # type: ignore[assignment]  # (C,)
+    mean: Tensor  # (C, D); zero for a class without a sample
+    covariance: Tensor  # (C, D, D), over the class's samples, divided by their number
+
+
+def class_covariances(run: Run, part: Part, power: float = 1.0) -> ClassCovariances:
+    """Number, mean and covariance of the features of each class, each feature to the `power`.
+
+    A feature below zero has no fractional power: its class's moments are NaN.
+    """
+    key = ("class covariances", part, power)
+    return _reuse(run, key, lambda: _class_covariances(run, part, power))
+
+
+def _class_covariances(run: Run, part: Part, power: float) -> ClassCovariances:
+    classes, width = run.model.classes, run.model.head.in_features
+    zeros = partial(torch.zeros, dtype=torch.float64, device=run.ranks.device)
+    count, total, products = zeros(classes), zeros(classes, width), zeros(classes, width, width)
+    with _evaluating(run.model), torch.no_grad():
+        for batch in _batches(run, part):
+            with run.precision.autocast(run.ranks.device):
+                features = run.model(batch.images).features.double() ** power  # (B, D)
+            for label in batch.labels.unique().tolist():
+                rows = features[batch.labels == label]
+                count[label] += len(rows)
+                total[label] += rows.sum(0)
+                products[label] += rows.T @ rows
+    sum_over_ranks([count, total, products], run.ranks)
+    size = count.clamp(min=1)
+    mean = total / size[:, None]
+    covariance = products / size[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    return ClassCovariances(count, mean, covariance)
+
+
+def input_covariances(
+    run: Run, part: Part, layers: Sequence[str], samples: int | None = None
+) -> dict[str, Tensor]:
     """For each layer the uncentered sum of x x^T over what it is given.
 
     Args:
         run: the run.
         part: which training samples.
-        layers: dotted paths of linear and ungrouped convolution layers in `run.model.net`.
+        layers: dotted paths in `run.model.net` of layers that `reads_rows`.
+        samples: at most so many of them, drawn by the run's seed; None: all.
 
     Returns:
         Path -> (D, D) float64. A row x is an input of a linear layer; for a convolution it is a
         patch of its input in the order of its weight's (in, height, width), one for each position
         of its output.
     """
-    key = ("input covariances", part, tuple(layers))
-    return _reuse(run, key, lambda: _input_covariances(run, part, layers))
+    drawn = None if samples is None else (samples, run.seed)
+    key = ("input covariances", part, tuple(layers), drawn)
+    return _reuse(run, key, lambda: _input_covariances(run, part, layers, samples))
 
 
-def _input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str, Tensor]:
+def _input_covariances(
+    run: Run, part: Part, layers: Sequence[str], samples: int | None
+) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -195,7 +322,7 @@ def _input_covariances(run: Run, part: Part, layers: Sequence[str]) -> dict[str,
         hooks.append(layer.register_forward_pre_hook(watch(path)))
     try:
         with _evaluating(run.model), torch.no_grad():
-            for batch in _batches(run, part):
+            for batch in _batches(run, part, samples):
                 with run.precision.autocast(run.ranks.device):
                     run.model(batch.images)
     finally:
@@ -209,39 +336,47 @@ class IndexedOutputs(NamedTuple):
     """What the model answers to each of n samples, ascending by their number in the set."""
 
     index: Tensor  # type: ignore[assignment]  # (n,) int64
-    logits: Tensor  # (n, classes) float32
-    features: Tensor  # (n, D) float32
+    logits: Tensor  # (n, classes), in the type of the weights
+    features: Tensor  # (n, D), the same
+    labels: Tensor  # (n,) int64, of the training set
 
 
 def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
-    """Logits and features of every sample of the part, on every rank, on the device."""
+    """Logits, features and labels of every sample of the part, on every rank, on the device."""
     return _reuse(run, ("outputs", part), lambda: _outputs_by_index(run, part))
 
 
 def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     head, device = run.model.head, run.ranks.device
     index = [torch.empty(0, dtype=torch.int64, device=device)]
-    logits = [torch.empty(0, head.out_features, device=device)]
-    features = [torch.empty(0, head.in_features, device=device)]
+    kind = head.weight.dtype
+    logits = [torch.empty(0, head.out_features, device=device, dtype=kind)]
+    features = [torch.empty(0, head.in_features, device=device, dtype=kind)]
+    labels = [torch.empty(0, dtype=torch.int64, device=device)]
     with _evaluating(run.model), torch.no_grad():
         for batch in _batches(run, part):
             with run.precision.autocast(device):
                 output = run.model(batch.images)
             index.append(batch.index)
-            logits.append(output.logits.float())
-            features.append(output.features.float())
-    rows = [gather_rows(torch.cat(column), run.ranks) for column in (index, logits, features)]
+            logits.append(output.logits.to(kind))
+            features.append(output.features.to(kind))
+            labels.append(batch.labels)
+    columns = (index, logits, features, labels)
+    rows = [gather_rows(torch.cat(column), run.ranks) for column in columns]
     order = rows[0].argsort()
     return IndexedOutputs(*(column[order] for column in rows))
 
 
-def _batches(run: Run, part: Part) -> Iterator[Batch]:
-    """This rank's samples of the part, on the device."""
+def _batches(run: Run, part: Part, samples: int | None = None) -> Iterator[Batch]:
+    """This rank's samples of the part, or of at most `samples` of it, on the device."""
     if part == "all":
         indices = list(range(len(run.forget)))
     else:
         mask = run.forget if part == "forget" else ~run.forget
         indices = mask.nonzero().flatten().tolist()
+    if samples is not None and samples < len(indices):
+        order = permutation(run.seed, "statistics", 0, len(indices))[:samples]
+        indices = sorted(indices[i] for i in order.tolist())
     for batch in run.loader.sweep(indices):
         yield batch.to(run.ranks.device)
 
@@ -259,19 +394,29 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _rows(layer: nn.Module, images: Tensor | None) -> Any:
     """The inputs of a layer as (rows, D) float64; without inputs, D."""
+    if not reads_rows(layer):
+        raise TypeError(f"got a {type(layer).__name__}; expected a linear or ungrouped convolution")
     if isinstance(layer, nn.Linear):
         return layer.in_features if images is None else images.flatten(0, -2).double()
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
-        if images is None:
-            return layer.weight[0].numel()
-        size = (layer.kernel_size[0], layer.kernel_size[1])
-        patches = F.unfold(images.float(), size, layer.dilation, layer.padding, layer.stride)
-        return patches.transpose(1, 2).flatten(0, 1).double()
-    raise TypeError(f"got a {type(layer).__name__}; expected a linear or ungrouped convolution")
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
+    if images is None:
+        return layer.weight[0].numel()
+    size = (layer.kernel_size[0], layer.kernel_size[1])
+    patches = F.unfold(images.double(), size, layer.dilation, layer.padding, layer.stride)
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+def reads_rows(layer: nn.Module) -> bool:
+    """Whether `input_covariances` knows the rows of a layer: linear, or ungrouped convolution."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
 
 
 def _key(loss: Loss) -> object:
-    """The same for the same function; a closure or partial is only ever itself."""
+    """The same for the same function, its options included; a closure is only ever itself."""
+    if isinstance(loss, partial) and not loss.args:
+        return (_key(loss.func), *sorted(loss.keywords.items()))
     if isinstance(loss, FunctionType) and loss.__closure__ is None:
         return (loss.__module__, loss.__qualname__)
     return loss  # kept in the key, so that no other object can take its identity

@@ -210,16 +210,13 @@ class Measuring:
             InputError: no model can be measured.
         """
         entries = self.comparison.entries
-        references = [
-            entry
-            for entry in entries
-            if entry.role in ("original", "retrained") or entry.name == RANDOM
-        ]  # they come first
+        references = _references(self.comparison)
         table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
         waiting, known = list(entries), {}
-        reads = self.finished is not None and self.ranks.main  # it asks for the size of every file
-        facts = {entry.name: self._facts(entry, references) for entry in entries if reads}
+        facts: dict[str, dict[str, Any]] = {}
+        if self.finished and self.ranks.main:  # asks for the size of every file
+            facts = {e.name: _facts(self.inference, self.conditions, e) for e in entries}
         finished = self.finished.load(facts) if self.finished else {}
         skipped = finished.keys() - {entry.name for entry in references}
         rest = [entry for entry in entries if entry.name not in skipped]
@@ -268,23 +265,6 @@ class Measuring:
             untrained.passes if untrained else None,
             tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out,
         )  # fmt: skip
-
-    def _facts(self, entry: Entry, references: Sequence[Entry]) -> dict[str, Any]:
-        """Collect what the row of a model depends on."""
-        of, sets = self.comparison, {}
-        for key, images in of.sets.items():
-            mask = hashlib.sha256(of.forget_mask(key).tobytes()).hexdigest()
-            sets[key] = [images.digest, len(images), mask]
-        models = [[e.name, e.role, e.weights] for e in references]
-        code = {k: v for k, v in versions(Ranks()).items() if k not in ("command", "threads")}
-        return {
-            "model": [entry.name, entry.role, entry.weights, entry.seed, entry.seconds],
-            "together": entry.together, "references": models, "sets": sets,
-            "request": asdict(of.request), "conditions": asdict(self.conditions),
-            "extent": [self.extent.depth, self.extent.critic, self.extent.flip],
-            "dtype": self.job.precision.resolve(self.ranks.device).dtype,
-            "device": self.ranks.device.type, "versions": code,
-        }  # fmt: skip
 
     def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:
         case = Case(subject, peers, self.conditions, self.ranks)
@@ -337,7 +317,7 @@ class Measuring:
         problem = None
         try:
             for entry in entries[ranks.rank :: ranks.world]:
-                own[entry.name] = self._curves(entry, held_rows)
+                own[entry.name] = _curves(self.inference, entry, held_rows)
         except LetheonError as error:
             problem = error
         wait_for_ranks(ranks)
@@ -354,12 +334,37 @@ class Measuring:
             reference = None if by_name[row.name] is first else first
             add_stage(row, Relearning(by_name[row.name], original, reference))
 
-    def _curves(self, entry: Entry, held_rows: Sequence[int]) -> Curves:
-        alone, read = Ranks(device=self.ranks.device), self.inference
-        images, labels = read_images(read.loader("train", entry, alone), read.balanced_rows())
-        held = read_images(read.loader("test", entry, alone), held_rows)
-        lesson = Lesson(images, labels, *held, self.extent.relearn, read.related_images(entry))
-        return curves(entry.model, lesson, alone.device)
+
+def _curves(read: Inference, entry: Entry, held_rows: Sequence[int]) -> Curves:
+    """Relearn one model, on this rank alone."""
+    alone = Ranks(device=read.ranks.device)
+    images, labels = read_images(read.loader("train", entry, alone), read.balanced_rows())
+    held = read_images(read.loader("test", entry, alone), held_rows)
+    lesson = Lesson(images, labels, *held, read.extent.relearn, read.related_images(entry))
+    return curves(entry.model, lesson, alone.device)
+
+
+def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, Any]:
+    """Collect what the row of a model depends on."""
+    of, sets = read.comparison, {}
+    for key, images in of.sets.items():
+        mask = hashlib.sha256(of.forget_mask(key).tobytes()).hexdigest()
+        sets[key] = [images.digest, len(images), mask]
+    code = {k: v for k, v in versions(Ranks()).items() if k not in ("command", "threads")}
+    return {
+        "model": [entry.name, entry.role, entry.weights, entry.seed, entry.seconds],
+        "together": entry.together, "sets": sets, "request": asdict(of.request),
+        "references": [[e.name, e.role, e.weights] for e in _references(of)],
+        "conditions": asdict(conditions),
+        "extent": [read.extent.depth, read.extent.critic, read.extent.flip],
+        "dtype": read.job.precision.resolve(read.ranks.device).dtype,
+        "device": read.ranks.device.type, "versions": code,
+    }  # fmt: skip
+
+
+def _references(of: Comparison) -> list[Entry]:
+    """Select the models that the others are compared with; they come first."""
+    return [e for e in of.entries if e.role in ("original", "retrained") or e.name == RANDOM]
 
 
 def read_images(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

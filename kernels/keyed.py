@@ -8,6 +8,7 @@ ranks, a resumed run and a reordered batch.
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -48,6 +49,12 @@ def hash_keys(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws:
 def uniform(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
     """(B, draws) float64 in [0, 1), one row per sample index."""
     return _shift(hash_keys(seed, stream, epoch, index, draws), 11).to(torch.float64) * 2.0**-53
+
+
+def normal(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
+    """(B, draws) float64 of mean 0 and variance 1, one row per sample index (Box, Muller 1958)."""
+    radius, angle = uniform(seed, stream, epoch, index, 2 * draws).chunk(2, dim=1)
+    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
 
 
 def permutation(seed: int, stream: str, epoch: int, n: int) -> Tensor:

@@ -22,16 +22,19 @@ from typing import TYPE_CHECKING
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
+from letheon.engine.runs.agreement import Facts, plan_facts
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, check_free
 from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.several import NamedPlan, train_all
+from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
 from letheon.launch.records.claim import claim
+from letheon.launch.records.replay import expand_config
 from letheon.loaders.forget_request import resolve
 from letheon.methods import catalogue
 
@@ -54,12 +57,17 @@ class Settings(Forgetting):
     out: Path
     """Run folder to make; of several runs, the folder of their folders."""
     overwrite: bool = False
-    """Replace a run that is already there."""
+    """Replace a run that is already there, once the new one is whole."""
+    config: Path | None = None
+    """Settings.json of an earlier run, to run it again; what is said beside it wins."""
+    sign: Path | None = None
+    """Ed25519 private key (PEM) that signs the run's manifest."""
     saving: SaveOptions = field(default_factory=SaveOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite, resume=True)
+        check_key(self.sign)
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -67,7 +75,7 @@ class Settings(Forgetting):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then forget and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks))
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
@@ -98,6 +106,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
     for settings in runs:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
+        check_key(settings.sign)
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings in runs:
@@ -115,13 +124,20 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     else:
         each = together(ranks, lambda: assign_folders(runs))
         with claim([one.out for one in each], ranks):
-            jobs = together(ranks, lambda: plan_all(each, ranks))
+            jobs = together(ranks, lambda: plan_all(each, ranks), _facts_of_all)
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
+
+
+def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:
+    every = {job.name: plan_facts(job.plan, job.run) for job in jobs}
+    return {f"{key} of {name}": v for name, facts in every.items() for key, v in facts.items()}
 
 
 def read(args: Sequence[str]) -> list[Settings]:
     """Parse the settings of each run that a command line asks for."""
-    return [parse(Settings, one) for one in split(args, list(catalogue()), flags_of(Settings))]
+    methods, flags = list(catalogue()), flags_of(Settings)
+    args = expand_config(args, methods, flags)
+    return [parse(Settings, one) for one in split(args, methods, flags)]
 
 
 def start() -> None:

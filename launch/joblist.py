@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from letheon.engine.method import Method
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 
 
 def split(args: Sequence[str], methods: Collection[str], flags: Collection[str]) -> list[list[str]]:
@@ -39,7 +39,7 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
             sections.append([])
         else:
             sections[-1].append(word)
-    at = _method_at(sections[0], methods, flags)
+    at = method_at(sections[0], methods, flags)
     common, sections[0] = sections[0][:at], sections[0][at:]
     if len(sections) > 1:
         for section in sections:
@@ -47,6 +47,7 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
                 raise InputError(
                     f"got {section[0] if section else 'nothing'} where a method begins; expected "
                     f"one of {', '.join(methods)} before and after each +"
+                    f"{suggest(section[0], methods) if section else ''}"
                 )
     jobs = []
     for section in sections:
@@ -68,7 +69,7 @@ def flags_of(settings: type) -> list[str]:
     return found
 
 
-def _method_at(words: Sequence[str], methods: Collection[str], flags: Collection[str]) -> int:
+def method_at(words: Sequence[str], methods: Collection[str], flags: Collection[str]) -> int:
     """Where the method stands: its name, where no option waits for a value."""
     for k, word in enumerate(words):
         before = words[k - 1] if k else ""

@@ -14,9 +14,13 @@ COMMANDS = {
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
     "evaluate": "measure what is left, one row a model",
+    "verify": "check that a run's folder is what its record says",
+    "dispose": "list what else holds the forgotten data, and remove what is the run's own",
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
+RECORDS = ("verify", "dispose")
+"""Those that lie in records/."""
 
 
 def main() -> None:
@@ -28,7 +32,8 @@ def main() -> None:
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
-        import_module(f"letheon.launch.{name}").start()
+        room = "records." if name in RECORDS else ""
+        import_module(f"letheon.launch.{room}{name}").start()
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -10,18 +10,22 @@ Leaves a run folder: settings, versions, metrics as JSON lines and weights.safet
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
+from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.saver import SaveOptions
+from letheon.engine.runs.signature import check_key
 from letheon.launch.api import plan_training
-from letheon.launch.command import run_command, together
+from letheon.launch.command import parse, run_several, together
 from letheon.launch.records.claim import claim
+from letheon.launch.records.replay import expand_config
 from letheon.methods.train import Train
 
 
@@ -37,12 +41,17 @@ class Settings(JobOptions):
     """Input pixels, where they are not to be the architecture's own."""
     method: Train = field(default_factory=Train)
     overwrite: bool = False
-    """Replace a run that is already in --out."""
+    """Replace a run that is already in --out, once the new one is whole."""
+    config: Path | None = None
+    """Settings.json of an earlier run, to run it again; what is said beside it wins."""
+    sign: Path | None = None
+    """Ed25519 private key (PEM) that signs the run's manifest."""
     saving: SaveOptions = field(default_factory=SaveOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite, resume=True)
+        check_key(self.sign)
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
@@ -55,7 +64,7 @@ class Settings(JobOptions):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks))
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
@@ -63,7 +72,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
 def start() -> None:
     """Run from the command line to the end of the process."""
-    run_command(Settings, main)
+    run_several(
+        lambda: [parse(Settings, expand_config(sys.argv[1:]))],
+        lambda runs, ranks: main(runs[0], ranks),
+    )
 
 
 if __name__ == "__main__":

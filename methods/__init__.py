@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 from letheon.engine.method import Method
 from letheon.methods.akd import Akd
+from letheon.methods.amun import Amun
 from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
@@ -18,13 +19,23 @@ from letheon.methods.cf_k import CfK
 from letheon.methods.cola import Cola
 from letheon.methods.contrastive import Contrastive
 from letheon.methods.delete import Delete
+from letheon.methods.dual_optim import DualOptim
+from letheon.methods.duck import Duck
+from letheon.methods.esc import Esc
 from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
+from letheon.methods.fisher import Fisher, GolatkarFisher
+from letheon.methods.gdr_gma import GdrGma
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.hamu import Hamu
 from letheon.methods.head_distillation import HeadDistillation
+from letheon.methods.influence import Influence
+from letheon.methods.jit import Jit
 from letheon.methods.kd import Kd
+from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.lotus import Lotus
+from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.no_op import NoOp
 from letheon.methods.one_point import OnePoint
@@ -36,8 +47,12 @@ from letheon.methods.retrain import Retrain
 from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
 from letheon.methods.salun_soft import SalUnSoft
+from letheon.methods.scar import Scar
 from letheon.methods.scrub import Scrub
+from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
+from letheon.methods.ssd import Lfssd, Ssd
+from letheon.methods.task_vectors import NegMerge, TaskVector
 from letheon.methods.unsir import Unsir
 from letheon.methods.weight_distance import WeightDistance
 from letheon.methods.weight_distortion import WeightDistortion
@@ -78,6 +93,28 @@ METHODS: dict[str, type[Method]] = {
         # Contrasts.
         Cola,
         Contrastive,
+        # One-shot edits, by statistics of the sets.
+        Ssd,
+        Lfssd,
+        Fisher,
+        GolatkarFisher,
+        Influence,
+        Kodge,
+        Esc,
+        # Two gradients, joined.
+        Munba,
+        GdrGma,
+        Hamu,
+        Sfron,
+        # Features and images of other classes.
+        Duck,
+        Scar,
+        Amun,
+        Jit,
+        # Around other methods, or of several trainings.
+        DualOptim,
+        TaskVector,
+        NegMerge,
         # Controls.
         HeadDistillation,
         OnePoint,

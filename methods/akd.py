@@ -20,7 +20,7 @@ class Akd(Restoring):
 
     f is the pooled feature, and the mean goes over samples and coordinates. The definition is that
     of the seed's code (arXiv 2503.06991), with weights 10 and 10. Epochs, rate and batch are those
-    of the seed's SPKD; the digits want about 1.6e-4 (tried, 5 seeds).
+    of the seed's SPKD; what the digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "akd"

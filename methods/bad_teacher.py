@@ -35,8 +35,8 @@ class BadTeacher(Method):
     """Bad-T: descend KL(p_untrained || p) on F and KL(p_original || p) on 30 % of R, one pass.
 
     Equation 1 of the paper, both teachers frozen; the retain samples are one random draw, the same
-    in every epoch. Batch 256, Adam at 1e-4, temperature 1, one epoch and 30 % are published; the
-    digits want about 3 epochs at 1e-3 (tried, 5 seeds). The authors' code takes the mean of the
+    in every epoch. Batch 256, Adam at 1e-4, temperature 1, one epoch and 30 % are published; what
+    the digits gave is in docs/methods.md. The authors' code takes the mean of the
     divergence over all elements, which divides it by the number of classes (`reduction element`);
     Adam hardly notices, SGD does. The untrained network is drawn from the run's seed.
     """

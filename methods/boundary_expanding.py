@@ -26,9 +26,9 @@ class BoundaryExpanding(Method):
 
     Section 4.2 of the paper: class C + 1 is a shadow class; at the end its row is dropped from the
     head. The row starts as a linear layer's does, drawn from the seed. SGD at 1e-5 with momentum
-    and no decay, batch 64 and 10 epochs are published; the digits want about 5e-3 (tried, 5
-    seeds). A well known port never drops the row, which leaves a model of C + 1 classes. It
-    cannot be the inner method of salun, whose mask does not fit the wider head.
+    and no decay, batch 64 and 10 epochs are published; what the digits gave is in docs/methods.md.
+    A well known port never drops the row, which leaves a model of C + 1 classes. It cannot be the
+    inner method of salun, whose mask does not fit the wider head.
     """
 
     name: ClassVar[str] = "boundary-expanding"

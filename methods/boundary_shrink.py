@@ -46,7 +46,7 @@ class BoundaryShrink(Method):
 
     x' is x after one step of epsilon along the sign of the gradient of the original's loss
     (eq. 4 and 5), each epoch of that epoch's view. SGD at 1e-5 with momentum and no decay, batch
-    64, 10 epochs and epsilon 0.1 are published; the digits want about 2e-3 (tried, 5 seeds). The
+    64, 10 epochs and epsilon 0.1 are published; what the digits gave is in docs/methods.md. The
     paper asks for the nearest class that is wrong; the authors' code takes whatever class x'
     has, which is often still the true one (`target any`), and normalizes by a mistyped mean.
     """

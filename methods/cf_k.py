@@ -20,7 +20,7 @@ class CfK(Method):
     Goel et al. 2022 ("Towards Adversarial Evaluations for Inexact Machine Unlearning"). A layer is
     a weight of two or more dimensions with the vectors after it; batch-norms in the frozen part
     keep their statistics, too. Epochs and rate are fine-tuning's; the choice of k is the user's,
-    2 is ours, never run beyond the digits.
+    2 is ours.
     """
 
     name: ClassVar[str] = "cf-k"

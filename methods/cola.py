@@ -44,8 +44,8 @@ class Cola(Method):
 
     Jeon et al. 2026 (arXiv 2405.17878), "collapse and align"; F is never read. No code and no full
     text could be had: one view a sample, the pooled features and all the numbers (temperature 0.1,
-    5 epochs of each, rate 0.01) are our reading, tried on the digits (5 seeds). The contrast is
-    over the samples of all ranks.
+    5 epochs of each, rate 0.01) are our reading; what the digits gave is in docs/methods.md. The
+    contrast is over the samples of all ranks.
     """
 
     name: ClassVar[str] = "cola"

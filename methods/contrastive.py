@@ -59,9 +59,9 @@ class Contrastive(Method):
     them from those of its own (Zhang et al. 2024, "Contrastive Unlearning", eq. 2), tau 0.1, over
     the samples of all ranks. Where a whole class is forgotten none of its samples are retained;
     then the other forget samples of the class stand for them, which is our reading, and so is the
-    form of C: no full text. Weights 0.6 and 0.4 are a port's; epochs and rate are ours, tried on
-    the digits (5 seeds). The seed's port contrasts only among forget samples, which is nothing
-    for a single class, and ends with the shorter of both sets.
+    form of C: no full text. Weights 0.6 and 0.4 are a port's; epochs and rate are ours, what the
+    digits gave is in docs/methods.md. The seed's port contrasts only among forget samples, which is
+    nothing for a single class, and ends with the shorter of both sets.
     """
 
     name: ClassVar[str] = "cu"

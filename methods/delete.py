@@ -26,8 +26,8 @@ class Delete(Method):
     The sample's own logit is set to minus infinity (the authors: -1e10, the same in float32), so
     that the other classes keep their proportions. 20 epochs of SGD with momentum and no decay at
     batch 128 are published, 1e-4 for CIFAR-10 and ResNet-18, 5e-5 for CIFAR-100, Tiny-ImageNet,
-    ViT-S and Swin; the digits want about 0.01 (tried, 5 seeds). The authors freeze batch-norm
-    only by an option; here it is frozen unless `forget_batch_norm` says otherwise.
+    ViT-S and Swin; what the digits gave is in docs/methods.md. The authors freeze batch-norm only
+    by an option; with it frozen the digits want a third of the rate.
     """
 
     name: ClassVar[str] = "delete"

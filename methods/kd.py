@@ -21,7 +21,7 @@ class Kd(Restoring):
 
     The divergence is Hinton et al. 2015's, times T^2; arXiv 2503.06991 has it beside SPKD. The
     seed's code has weights 10 and 10 and T = 1, its port to vision transformers T = 2. Epochs, rate
-    and batch are those of the seed's SPKD; the digits want about 1.6e-4 (tried, 5 seeds).
+    and batch are those of the seed's SPKD; what the digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "kd"

@@ -47,7 +47,7 @@ class Lotus(Method):
     before each epoch (eq. 7 to 9); on R, t is one-hot. acc_unseen is the original's on held-out
     images, and 0 where classes are forgotten. It stops once acc_F is 0.01 below it. Published:
     AdamW 1e-4, 10 epochs for ResNet-18 (1e-6, 3 for ViT), alpha 8 for CIFAR-10, 2 for CIFAR-100,
-    Tiny-ImageNet and ImageNet, 32 for classes; the digits want about 1e-3 (tried, 5 seeds). The
+    Tiny-ImageNet and ImageNet, 32 for classes; what the digits gave is in docs/methods.md. The
     authors' code draws the one-hot target at random instead of taking the largest
     (`retain_target draw`), and its parser's alpha of 1 is used by none of their scripts.
     """

@@ -21,9 +21,10 @@ class NegGradPlus(Method):
     """NegGrad+: descend alpha CE(R) - (1 - alpha) CE(F), a forget batch beside each retain batch.
 
     Kurmanji et al. 2023 (the baseline of SCRUB, section 4). SGD at 0.01 without momentum and decay
-    and alpha between 0.95 and 0.9999 are published with their code; 5 epochs are ours, tried on the
-    digits (5 seeds). The authors' code cycles one pass over the forget set, so that its batches and
-    their augmentation come again unchanged; here each turn has a new order and new views.
+    and alpha between 0.95 and 0.9999 are published with their code; 5 epochs are ours, and too few
+    on the digits (docs/methods.md). The authors' code cycles one pass over the forget set, so that
+    its batches and their augmentation come again unchanged; here each turn has a new order and new
+    views.
     """
 
     name: ClassVar[str] = "neg-grad-plus"

@@ -23,8 +23,8 @@ class OnePoint(Method):
     """OPC: descend CE(R) + weight |z(x)|_2 on F, a forget batch beside each retain batch.
 
     A control: the answers on F become uniform, and similarity measures such as CKA take the
-    collapsed features for forgotten ones. Weight 1 is published; epochs and rate are ours, tried on
-    the digits (5 seeds). Without full text: our reading.
+    collapsed features for forgotten ones. Weight 1 is published; epochs and rate are ours, what the
+    digits gave is in docs/methods.md. Without full text: our reading.
     """
 
     name: ClassVar[str] = "one-point-contraction"

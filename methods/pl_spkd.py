@@ -19,7 +19,7 @@ class PlSpkd(Spkd):
     SPKD with a first pass that is bounded: instead of climbing its loss, the forget set learns the
     original's best class that is kept (`pseudo-label`). From the seed's code (arXiv 2503.06991),
     whose SP is not squared (`--norm unsquared --sp-weight 10`). Epochs, rate and batch are those of
-    the seed's SPKD; the digits want about 1.6e-4 (tried, 5 seeds).
+    the seed's SPKD; what the digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "pl-spkd"

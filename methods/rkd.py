@@ -25,8 +25,8 @@ class Rkd(Restoring):
     between the angles of triplets of a batch, of l2-normalized pooled features, over the samples of
     all ranks. The seed's code (arXiv 2503.06991) has weights 10 for each of the three and takes the
     means over pairs and triplets that hold a sample twice, too, which makes them (b-1)/b and
-    (b-1)(b-2)/b^2 times ours. Epochs, rate and batch are those of the seed's SPKD; the digits want
-    about 1.6e-4 (tried, 5 seeds).
+    (b-1)(b-2)/b^2 times ours. Epochs, rate and batch are those of the seed's SPKD; what the digits
+    gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "rkd"

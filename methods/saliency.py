@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from letheon import durable
+from letheon.engine.checkpoints.weights_file import check_facts, pack_tensors
 from letheon.engine.method import Run
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError
@@ -54,8 +54,7 @@ def save_masks(
     }
     shapes = {name: list(mask.shape) for name, mask in next(iter(masks.values())).items()}
     text = {**facts, "densities": json.dumps(sorted(masks)), "shapes": json.dumps(shapes)}
-    with durable.replacing(path) as temporary:
-        save_file(tensors, temporary, text)
+    durable.write(path, pack_tensors(tensors, text))
 
 
 def load_masks(
@@ -73,6 +72,7 @@ def load_masks(
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
+            check_facts(path, facts)
             if "densities" not in facts:
                 raise InputError(
                     f"got {path}; it is no mask file; make one with launch/mask.py", option="mask"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,25 +11,23 @@ from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
+from letheon.engine.method import Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
-from letheon.engine.recipe import Recipe
 from letheon.errors import InputError, RunFailed
-from letheon.loaders.datasets.image_set import ImageSet
 from letheon.methods.saliency import load_masks, saliency_masks
+from letheon.methods.wrapper import Wrapper, WrapperState
 
 
 @dataclass
-class SalunState(State):
+class SalunState(WrapperState):
     """The mask, what it protects, and the inner method's own state, which never sees either."""
 
     masks: dict[str, Tensor]  # bool, by parameter name; true where a weight may move
-    inner: State
     start: dict[str, Tensor] = rebuilt()  # every weight of the network, as it was
 
 
 @dataclass(frozen=True)
-class SalUn(Method):
+class SalUn(Wrapper):
     """SalUn (Fan et al. 2024): an inner method under a saliency mask.
 
     A weight outside the mask is bitwise what it was, whatever the inner method does. SGD leaves it
@@ -41,8 +38,6 @@ class SalUn(Method):
     """
 
     name: ClassVar[str] = "salun"
-    inner: Method
-    """The method under the mask: any that wraps none itself."""
     density: float = 0.5
     """Share of all weights that may move."""
     mask: Path | None = None
@@ -57,29 +52,9 @@ class SalUn(Method):
                 f"got density {self.density}; expected 0 < density <= 1", option="density"
             )
 
-    @property
-    def recipe(self) -> Recipe:  # type: ignore[override]
-        """The inner method's."""
-        return self.inner.recipe
-
-    @property
-    def from_scratch(self) -> bool:  # type: ignore[override]
-        """The inner method's."""
-        return self.inner.from_scratch
-
-    @property
-    def watches_epochs(self) -> bool:
-        """The inner method's."""
-        return self.inner.watches_epochs
-
-    @property
-    def goes_back(self) -> bool:  # type: ignore[override]
-        """The inner method's."""
-        return self.inner.goes_back
-
     def check(self, run: Run) -> None:
         """Refuse a mask file that is missing, torn, of other weights or of another request."""
-        self.inner.check(run)
+        super().check(run)
         self._load(run)
 
     def _load(self, run: Run) -> dict[str, Tensor] | None:
@@ -93,18 +68,9 @@ class SalUn(Method):
         """Make or load the mask, at the weights the run starts from."""
         masks = self._load(run) or saliency_masks(run, [self.density])[0]
         start = {name: p.detach().clone() for name, p in run.model.net.named_parameters()}
-        state = SalunState(masks, self.inner.prepare(run) or State(), start)
+        state = SalunState(self.inner.prepare(run) or State(), masks, start)
         self._put_back(run, state)
         return state
-
-    def sources(self, run: Run) -> Mapping[str, ImageSet]:
-        """The inner method's."""
-        return self.inner.sources(run)
-
-    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
-        """The inner method's passes."""
-        assert isinstance(state, SalunState)
-        return self.inner.phases(run, state.inner, epoch)
 
     @property
     def _masks_step(self) -> bool:
@@ -130,20 +96,16 @@ class SalUn(Method):
         """SGD under the mask; other optimizers are the inner method's."""
         assert isinstance(state, SalunState)
         if not self._masks_step:
-            return self.inner.optimizer(run, state.inner, slot)
+            return super().optimizer(run, state, slot)
         recipe, masks = run.recipe, self._moving(run, state)
         return MaskedSgd(
             run.parameters, masks, recipe.lr, recipe.momentum, recipe.weight_decay, run.flat
         )
 
-    def rate(self, run: Run, slot: str, epoch: float) -> float:
-        """The inner method's."""
-        return self.inner.rate(run, slot, epoch)
-
     def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Zero the gradients outside the mask, where the step itself does not."""
         assert isinstance(state, SalunState)
-        self.inner.edit_grads(run, state.inner, phase)
+        super().edit_grads(run, state, phase)
         if self._masks_step:
             return
         for parameter, mask in zip(run.parameters, self._moving(run, state), strict=True):
@@ -153,7 +115,7 @@ class SalUn(Method):
     def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
         """Put back every weight outside the mask, where the step may have moved it."""
         assert isinstance(state, SalunState)
-        self.inner.edit_weights(run, state.inner, phase)
+        super().edit_weights(run, state, phase)
         edits = type(self.inner).edit_weights is not Method.edit_weights
         if edits or not self._masks_step:
             self._put_back(run, state)
@@ -169,13 +131,8 @@ class SalUn(Method):
                 continue  # surgery: the loop refuses it unless `finish` undoes it
             parameter.copy_(start if mask is None else torch.where(mask, parameter, start))
 
-    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
-        """The inner method's."""
-        assert isinstance(state, SalunState)
-        return self.inner.after_epoch(run, state.inner, accuracies)
-
     def finish(self, run: Run, state: State) -> None:
         """Let the inner method clean up, and hold the mask once more."""
         assert isinstance(state, SalunState)
-        self.inner.finish(run, state.inner)
+        super().finish(run, state)
         self._put_back(run, state)

@@ -40,10 +40,11 @@ class Scrub(Method):
     the epoch whose error on the forget set is nearest to the last epoch's error on held-out
     images of the same classes (of all classes where samples are forgotten).
 
-    Published for CIFAR-10, ResNet-18: the defaults; small sets: AdamW, decay 0.1, alpha 0.5,
-    gamma 1, T 2, max_epochs 3, 10 epochs. The rate is theirs; the digits want about 0.01 (tried, 5
-    seeds). The authors' rates fall at epochs 3, 5 and 9, here by `schedule`. A port takes one step
-    an epoch, because its optimizer stands outside the loop; another has T = 1 and 200 steps.
+    Published for CIFAR-10, ResNet-18: the defaults; small sets: AdamW, decay 0.1, alpha 0.5, gamma
+    1, T 2, max_epochs 3, 10 epochs. With batch-norm frozen in the climb the digits collapse even at
+    a tenth of the rate (docs/methods.md). The authors' rates fall at epochs 3, 5 and 9, here by
+    `schedule`. A port takes one step an epoch, because its optimizer stands outside the loop;
+    another has T = 1 and 200 steps.
     """
 
     name: ClassVar[str] = "scrub"
@@ -59,8 +60,8 @@ class Scrub(Method):
     """Samples of a global batch of the climb; it sets how many steps that has."""
     rewind: bool = False
     """SCRUB+R: go back to the epoch whose forget error is that of unseen images."""
-    forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
-    """Batch-norm while only forget samples are read; the published code has `recipe`."""
+    forget_batch_norm: Literal["frozen", "recipe"] = "recipe"
+    """Batch-norm in the climb; the pass over the retain set sets its statistics right again."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -43,8 +43,8 @@ class Unsir(Method):
     0.1, 256 images a class; impair Adam 0.02, repair 0.01, batch 256, 1,000 retain images a class.
     Ours: 32 noise images a class, one drawn by number beside each retain sample with weight 0.5
     (the authors shuffle 20 equal batches of noise in, 0.57 a retain image of CIFAR-10), rates 2e-3
-    and 1e-3 as tried on the digits (5 seeds), where the published ones break the network. A port
-    labels the noise of all classes as one. The definition is by class: single samples are refused.
+    and 1e-3; what the digits gave is in docs/methods.md. A port labels the noise of all classes as
+    one. The definition is by class: single samples are refused.
     """
 
     name: ClassVar[str] = "unsir"

@@ -31,8 +31,8 @@ class WeightDistance(Method):
     The mean goes over all weights. From a published study of resistance to relearning, whose full
     text we could not read: the definition is its code's (`weight_dist_reg`), our reading. That
     code has alpha 1 and 100 epochs at 1e-5 and keeps the original in train mode; epochs and rate
-    here are fine-tuning's, tried on the digits (5 seeds). The term enters as its gradient, after
-    the reduction over ranks; the recorded loss is the cross-entropy alone.
+    here are fine-tuning's, with which the digits do not forget (docs/methods.md). The term enters
+    as its gradient, after the reduction over ranks; the recorded loss is the cross-entropy alone.
     """
 
     name: ClassVar[str] = "weight-distance"

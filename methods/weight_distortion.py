@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -14,6 +13,7 @@ from torch import Tensor
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.kernels import keyed
 from letheon.kernels.keyed import uniform
 from letheon.methods.distillation import require_range
 from letheon.methods.finetune import cross_entropy
@@ -25,8 +25,7 @@ def normal(seed: int, stream: str, count: int, device: torch.device) -> Tensor:
     """(count,) float64 standard normal numbers, a function of (seed, stream) on every device."""
     parts = []
     for index in torch.arange(count, device=device).split(CHUNK):
-        u = uniform(seed, stream, 0, index, 2)
-        parts.append((-2 * torch.log1p(-u[:, 0])).sqrt() * (2 * math.pi * u[:, 1]).cos())
+        parts.append(keyed.normal(seed, stream, 0, index, 1)[:, 0])
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=device)
 
 
@@ -37,7 +36,8 @@ class WeightDistortion(Method):
     `noise`: w + amount N(0, 1); `attenuate`: amount w; `drop`: zero with probability amount. From a
     published study of resistance to relearning, whose full text we could not read: the
     definitions are its code's, our reading. That code has amounts 0.02, 0.5 and 0.2 and 100 epochs
-    of fine-tuning at 1e-5; epochs and rate here are fine-tuning's, tried on the digits (5 seeds).
+    of fine-tuning at 1e-5; epochs and rate here are fine-tuning's (on the digits:
+    docs/methods.md).
     """
 
     name: ClassVar[str] = "weight-distortion"

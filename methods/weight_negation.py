@@ -21,8 +21,8 @@ class WeightNegation(Method):
 
     Khalil et al. 2025, "NoT: Federated Unlearning via Weight Negation". Only weights of two or more
     dimensions change their sign, biases and batch-norm do not: our reading, without full text or
-    code. The paper's recipe is fine-tuning's, and so are epochs and rate here; tried on the digits
-    (5 seeds).
+    code. The paper's recipe is fine-tuning's, and so are epochs and rate here; what the digits
+    gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "not"

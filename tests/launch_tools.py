@@ -12,6 +12,7 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.records import dispose, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -21,6 +22,8 @@ SCRIPTS = {
     "evaluate": evaluate,
     "prepare": prepare,
     "doctor": doctor,
+    "verify": verify,
+    "dispose": dispose,
 }
 
 

@@ -173,7 +173,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return code, *capsys.readouterr()
 
     assert call("--version") == (0, f"letheon {__version__}\n", "")
-    scripts = {path.stem for path in (ROOT / "launch").glob("*.py") if "def start()" in
+    scripts = {path.stem for path in (ROOT / "launch").rglob("*.py") if "def start()" in
                path.read_text()}  # fmt: skip
     assert scripts == set(main.COMMANDS)
     for args in ((), ("--help",), ("-h",)):

@@ -85,6 +85,7 @@ def collect(course: Course) -> RunState | None:
     for epoch, weights in enumerate(course.snapshots):
         shared |= {f"snapshot.{epoch}.{k}": v for k, v in weights.items()}
     shared |= {f"average.{k}": v for k, v in enumerate(course.step.averages)}
+    shared |= {f"reads.{k}": v for k, v in run.reads.items()}
     tensors, facts["method"] = state_dict(course.state)
     shared |= {f"method.{k}": v for k, v in tensors.items()}
     tensors, facts["optimizers"] = _optimizers(course.step)
@@ -142,6 +143,8 @@ def restore(course: Course, saved: RunState) -> None:
     course.epoch, course.phase, course.steps = facts["epoch"], facts["phase"], facts["steps"]
     for name, value in facts["seconds"].items():
         setattr(course.seconds, name, value)
+    if run.ranks.main:
+        run.reads.update(_below(tensors, "reads"))
     run.warnings[:] = facts["notes"]["warnings"]
     if f"rank.{run.ranks.rank}.random.cpu" in tensors and facts["world"] == run.ranks.world:
         _restore_own(run, _below(tensors, f"rank.{run.ranks.rank}"))

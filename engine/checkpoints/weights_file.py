@@ -5,6 +5,7 @@ Nothing pickled is ever run (`torch_file`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from letheon.errors import InputError
 
 FILE = "weights.safetensors"
 """Name of the weights in a run folder."""
+FACTS_DIGEST = "facts_digest"
+"""Entry of a file's metadata that holds the SHA-256 of all others."""
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 Value: TypeAlias = "Tensor | StoredTensor"
@@ -82,7 +85,42 @@ def write_weights(path: Path, state: dict[str, Tensor], facts: dict[str, str]) -
             f"got {path} to save weights in; its folder cannot be made ({error.strerror}); "
             "name a folder that can be written"
         ) from error
-    durable.write(path, save(state, facts))
+    durable.write(path, pack_tensors(state, facts))
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file, equal for equal content.
+
+    Its facts are in order, and their digest is one of them (`check_facts`).
+    """
+    data = memoryview(save(dict(tensors)))
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8 : 8 + size]))
+    if facts:
+        content = {**facts, FACTS_DIGEST: _facts_digest(facts)}
+        header = {"__metadata__": dict(sorted(content.items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, data[8 + size :]])
+
+
+def check_facts(path: Path, facts: Mapping[str, str]) -> None:
+    """Verify what a file says of itself against its digest, where it has one.
+
+    Raises:
+        InputError: they differ.
+    """
+    if facts.get(FACTS_DIGEST, _facts_digest(facts)) != _facts_digest(facts):
+        raise InputError(
+            f"got {path}; what it says of itself, such as its classes, is not what it was saved "
+            "with; copy the file again"
+        )
+
+
+def _facts_digest(facts: Mapping[str, str]) -> str:
+    """SHA-256 over what a file says of itself, such as the names of its classes."""
+    rest = {key: value for key, value in facts.items() if key != FACTS_DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def few(keys: list[str]) -> str:
@@ -126,7 +164,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             facts = dict(file.metadata() or {})
-            return state, facts if "letheon_format" in facts else {}
+            check_facts(path, facts)
+            return state, facts if {"letheon_format", FACTS_DIGEST} & facts.keys() else {}
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
 

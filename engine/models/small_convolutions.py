@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +57,19 @@ def speed_small_images(net: nn.Module) -> None:
     """Turn the large plain convolutions of `net` into SmallConv2d, in place; others stay."""
     for module in net.modules():
         if type(module) is nn.Conv2d and _plain(module):
+            module.__class__ = SmallConv2d
+
+
+@contextmanager
+def library_convolutions(net: nn.Module) -> Iterator[None]:
+    """Within, every convolution of `net` is torch's own, which `torch.func` can differentiate."""
+    small = [module for module in net.modules() if type(module) is SmallConv2d]
+    for module in small:
+        module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in small:
             module.__class__ = SmallConv2d
 
 

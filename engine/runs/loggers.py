@@ -37,12 +37,17 @@ class JsonLines:
         """Go on with the file at `path`, if there is one."""
         self.path = path
         self.missing, self.reason = 0, ""
-        text = path.read_bytes() if path.exists() else b""
+        self._read()
+
+    def _read(self) -> None:
+        text = self.path.read_bytes() if self.path.exists() else b""
         self._size = len(text)
         self._last = text.splitlines()[-1] if text else b""
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append; a machine that stops loses at most the line being written."""
+        if self.path.exists() and self.path.stat().st_size < self._size:
+            self._read()  # it was cut, for a run that goes on from an earlier state
         link = hashlib.sha256(self._last).hexdigest() if self._last else ""
         text = json.dumps({**line, PREVIOUS: link}, default=str).encode()
         try:

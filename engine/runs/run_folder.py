@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,14 @@ import torch
 from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.loggers import JsonLines
+from letheon.engine.runs.manifest import (
+    DISPOSAL,
+    MANIFEST,
+    SIGNATURE,
+    build_manifest,
+    trace_ancestry,
+)
+from letheon.engine.runs.signature import sign
 from letheon.errors import InputError
 from letheon.folders import (
     LOCK,
@@ -40,8 +49,8 @@ FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
-    "weights.safetensors", "reads.safetensors", "manifest.json", "manifest.sig", ORIGIN, STATE,
-    "*.partial",
+    "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
+    STATE, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""
 
@@ -93,10 +102,15 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
     resume = resume and is_unfinished(folder)
     if folder.is_dir() and _content(folder) and not overwrite and not resume:
-        states = {FINISHED: "a finished", FAILED: "a failed"}
-        state = next((s for file, s in states.items() if (folder / file).exists()), "an unfinished")
+        states = {
+            FINISHED: "a finished run", FAILED: "a failed run", "evaluation.json": "an evaluation",
+            "set.json": "a prepared set", "betons.json": "a prepared set",
+            "settings.json": "an unfinished run",
+        }  # fmt: skip
+        state = next((s for file, s in states.items() if (folder / file).exists()), "")
+        state = state or f"files that are no run ({', '.join(sorted(_content(folder))[:3])})"
         raise InputError(
-            f"got {folder}; it holds {state} run; name another folder, or allow to overwrite it",
+            f"got {folder}; it holds {state}; name another folder, or allow to overwrite it",
             option="out",
         )
     if folder.is_dir() and _content(folder) and not resume and not can_replace(folder):
@@ -165,6 +179,7 @@ class Record:
             self.folder.resolve().mkdir(parents=True, exist_ok=True)
         stays = ("metrics.jsonl", STATE) if resume else ()
         remove_own(self.folder, [name for name in OWN if name not in stays])
+        self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
@@ -172,8 +187,7 @@ class Record:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """One JSON file of the folder, atomically."""
         if self.main:
-            text = json.dumps(content, indent=2, sort_keys=True, default=str)
-            durable.write(self.folder / name, text + "\n")
+            durable.write(self.folder / name, _text(content))
 
     def log(self, kind: str, **numbers: Any) -> None:
         """Append one line to metrics.jsonl, at once on disk, to be watched."""
@@ -194,6 +208,29 @@ class Record:
             durable.write(self.folder / "metrics.jsonl", content[:length])
             self._logger = JsonLines(self.folder / "metrics.jsonl")
 
+    def _write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest, signed where the settings name a key, over all other files."""
+        read = {
+            name: json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("settings", "request", "versions")
+            if (self.folder / f"{name}.json").is_file()
+        }
+        weights = self._settings.get("weights")
+        ancestry = {} if weights is None else {"original": trace_ancestry(str(weights))}
+        log = self.folder / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        phases = {
+            line.get("phase"): line
+            for line in map(json.loads, lines)
+            if line.get("kind") == "phase"
+        }
+        metrics = {"weights": facts.get("weights"), "last_of_each_phase": phases}
+        known = {**read, **ancestry, "metrics": metrics, "facts": json.loads(_text(facts))}
+        text = build_manifest(self.folder, known, {FINISHED: _text(facts)})
+        durable.write(self.folder / MANIFEST, text)
+        if key := self._settings.get("sign"):
+            durable.write(self.folder / SIGNATURE, sign(Path(key), text.encode()))
+
     def fail(self, reason: str) -> None:
         """Mark the run as failed, by a reason."""
         self.write(FAILED, {"message": reason})
@@ -213,12 +250,18 @@ class Record:
                     f"be written ({self._logger.reason})",
                     file=sys.stderr,
                 )
+        if self.main:
+            self._write_manifest(facts)
         self.write(FINISHED, facts)
         if self.main:
             remove_own(self.folder, (STATE,))
         if self.main and self.folder != self.out:
             publish(self.out, OWN)
         self.folder = self.out
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
 
 def versions(ranks: Ranks) -> dict[str, Any]:
@@ -238,6 +281,8 @@ def versions(ranks: Ranks) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world": ranks.world,
+        "nodes": ranks.nodes,
+        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         "command": sys.argv,
         **revision(),
     }
@@ -254,9 +299,16 @@ def revision() -> dict[str, Any]:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "diff", "HEAD"], cwd=here, capture_output=True, check=True
+        ).stdout
         changed = subprocess.run(
             ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"revision": commit, "uncommitted_changes": bool(changed)}
+    return {
+        "revision": commit,
+        "uncommitted_changes": bool(changed),
+        "diff": hashlib.sha256(changes).hexdigest(),
+    }

@@ -17,7 +17,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.origin import Start, plan_start
-from letheon.engine.runs.plan import Plan, finish_run, start_run
+from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
 from letheon.engine.runs.saver import SaveOptions, Saver
 from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, run_together
@@ -69,6 +69,9 @@ def train_all(
         print(f"finished before, and left out: {', '.join(done)}", file=sys.stderr)
     jobs = [job for job in jobs if job.name not in done]
     poll = Poll(ranks, *saving.interval)
+    starting = [job for job in jobs if not job.method.from_scratch]
+    for job in starting[:1]:  # all start from one original
+        check_knowledge(job.plan, job.method, job.run)
     groups, line = group_by_memory(jobs, ranks)
     statistics: dict[Any, Any] = {}
     for job in jobs:

@@ -220,3 +220,13 @@ def _read(place: Path, options: InferenceOptions, ranks: Ranks) -> Outputs:
     outputs = assemble(own, options.taps, ranks)
     check_complete(outputs, options.unique_indices)
     return outputs
+
+
+def stored_outputs(folder: Path, images: str) -> list[Path]:
+    """List the stored outputs in `folder` that were made on the images of this digest."""
+    found = []
+    for file in sorted(folder.glob(f"{'[0-9a-f]' * 32}/{_FACTS}")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if images in text and '"samples"' in text:
+            found.append(file.parent)
+    return found

@@ -49,21 +49,22 @@ def _is_right(outputs: Outputs) -> Tensor:
     return torch.cat([part.indices for part in parts]) == outputs.labels
 
 
-def _count(outputs: Outputs, right: Tensor, rows: Tensor) -> Count:
-    """Sum over the ranks."""
-    both = torch.tensor([int((right & rows).sum()), int(rows.sum())])
-    sum_over_ranks([both], outputs.ranks)
-    return Count(*both.tolist())
-
-
-def top1(outputs: Outputs, where: Tensor | None = None) -> Count:
+def top1(outputs: Outputs, where: Tensor | None = None, right: Tensor | None = None) -> Count:
     """Count top-1 hits over the samples of all ranks with `where` (n,) bool; default all.
+
+    Args:
+        outputs: of this rank; every rank must call.
+        where: samples of this rank.
+        right: (n,) bool: the hits, where they are known already.
 
     Raises:
         RunFailed: logits that are not numbers, on every rank.
     """
-    right = _is_right(outputs)
-    return _count(outputs, right, torch.ones_like(right) if where is None else where)
+    right = _is_right(outputs) if right is None else right
+    rows = torch.ones_like(right) if where is None else where
+    both = torch.tensor([int((right & rows).sum()), int(rows.sum())])
+    sum_over_ranks([both], outputs.ranks)
+    return Count(*both.tolist())
 
 
 def per_class(outputs: Outputs, classes: int, where: Tensor | None = None) -> list[Count]:
@@ -80,10 +81,10 @@ def forgetting(train: Outputs, test: Outputs) -> dict[str, Count]:
     """Count FA, RA on the training set, TFA, TRA on the test set."""
     right = {"train": _is_right(train), "test": _is_right(test)}
     return {
-        "FA": _count(train, right["train"], train.forget),
-        "RA": _count(train, right["train"], ~train.forget),
-        "TFA": _count(test, right["test"], test.forget),
-        "TRA": _count(test, right["test"], ~test.forget),
+        "FA": top1(train, train.forget, right["train"]),
+        "RA": top1(train, ~train.forget, right["train"]),
+        "TFA": top1(test, test.forget, right["test"]),
+        "TRA": top1(test, ~test.forget, right["test"]),
     }
 
 
@@ -184,6 +185,20 @@ def accuracy_gap(case: Case) -> float:
 def accuracy_counts(case: Case) -> dict[str, list[int]]:
     """Right answers and images behind FA, RA, TFA and TRA: [correct, total] of each."""
     return {name: list(count) for name, count in case.once(counts).items()}
+
+
+@metric(
+    "earlier", title="Accuracy on earlier requests", group="Accuracy", unit="table",
+    everywhere=True, place=10,
+    schema={"type": ["object", "null"], "additionalProperties": SHARE},
+)  # fmt: skip
+def earlier_accuracy(case: Case) -> dict[str, float | None]:
+    """Top-1 accuracy on the training images that a model of the table was made to forget before
+    this request, by request; they are no part of RA. Compare it with the retrained model's.
+    """
+    if not case.earlier:
+        raise NotMeasurable("no model of the table forgot anything earlier")
+    return {text: top1(outputs).share for text, outputs in case.earlier.items()}
 
 
 @metric(

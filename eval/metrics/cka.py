@@ -12,7 +12,7 @@ The whole set is one sum in float64, over the shares of all ranks, so no batch s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
@@ -59,7 +59,7 @@ class Centered:
     own: float = 0.0  # |X'X|^2
 
     @property
-    def held(self) -> int:
+    def own_count(self) -> int:
         """Count this rank's images, m."""
         return len(self.rows) if self.places is None else len(self.places)
 
@@ -96,8 +96,8 @@ def center(
     places = None if where is None else where.nonzero()[:, 0]
     mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=device or rows.device)
     side = Centered(name, rows, places, 0, mean, mean[:0], ranks or Ranks())
-    starts = range(0, side.held, _CHUNK)
-    broken = mean.new_tensor([0.0, float(side.held)])
+    starts = range(0, side.own_count, _CHUNK)
+    broken = mean.new_tensor([0.0, float(side.own_count)])
     sizes = [mean.new_zeros(1)]
     for start in starts:
         part = side.raw(start, start + _CHUNK).to(mean.device)
@@ -121,7 +121,7 @@ def center(
 
 def _energy(x: Centered, y: Centered) -> float:
     """|X'Y|^2 = <XX', YY'>, on one rank by whichever of the two forms needs smaller products."""
-    n, (p, q) = x.held, (x.rows.shape[1], y.rows.shape[1])
+    n, (p, q) = x.own_count, (x.rows.shape[1], y.rows.shape[1])
     if x.ranks.world == 1 and n <= _CHUNK and n * (p + q) < p * q:
         left, right = x.chunk(0), y.chunk(0)
         return float(((left @ left.T) * (right @ right.T)).sum())
@@ -195,28 +195,24 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
     return compare(center("x", x), center("y", y)).value
 
 
-def legacy_cka(x: Tensor, y: Tensor, batch_size: int = 512) -> float | None:
+def legacy_cka(
+    x: Tensor, y: Tensor, batch_size: int = 512, ranks: Ranks | None = None
+) -> float | None:
     """Average each batch's biased CKA over batches: the seed's value.
 
     Its floor is near 1 for d much above `batch_size`, it depends on the order of the images, and a
     short last batch counts as much as a full one. Batches where it is not defined are left out.
+    Over several ranks each has its rows, and one batch at a time is gathered.
     """
-    return _mean_of_batches(zip(x.split(batch_size), y.split(batch_size), strict=True))
-
-
-def _mean_of_batches(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
-    values = [v for left, right in pairs if (v := linear_cka(left, right)) is not None]
+    ranks = ranks or Ranks()
+    counts = gather_rows(torch.tensor([len(x)]), ranks)
+    before, values = int(counts[: ranks.rank].sum()), []
+    for first in range(0, int(counts.sum()), batch_size):
+        start, stop = (min(max(at - before, 0), len(x)) for at in (first, first + batch_size))
+        left, right = (gather_rows(side[start:stop], ranks) for side in (x, y))
+        if (value := linear_cka(left, right)) is not None:
+            values.append(value)
     return sum(values) / len(values) if values else None
-
-
-def _batches(x: Centered, y: Centered, batch_size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images of all ranks by batches, on every rank: of no more than one at a time."""
-    counts = gather_rows(torch.tensor([x.held]), x.ranks)
-    before = int(counts[: x.ranks.rank].sum())
-    for first in range(0, x.count, batch_size):
-        start, stop = (min(max(at - before, 0), x.held) for at in (first, first + batch_size))
-        left, right = (gather_rows(each.raw(start, stop), x.ranks) for each in (x, y))
-        yield left, right
 
 
 _FLOOR = "With the rows of one model shuffled: what unrelated features reach."
@@ -278,7 +274,8 @@ def _against(case: Case, other: Passes) -> dict[str, Any]:
         result = compare(x, y)
         value = result.value
         if case.conditions.cka == "legacy" and value is not None:
-            value = _mean_of_batches(_batches(x, y))
+            left, right = (each.raw(0, each.own_count) for each in (x, y))
+            value = legacy_cka(left, right, batch_size=512, ranks=x.ranks)
         reason = NotMeasurable(result.reason or f"{x.count} images are too few")
         values[suffix] = reason if value is None else value
         if part == "all":

@@ -33,7 +33,7 @@ def by_head(test: Outputs, forgotten: Sequence[int], names: Sequence[str]) -> di
     """Make the table of `confusion` for the predictions of the model's own head."""
     rows = torch.isin(test.labels, torch.tensor(forgotten))
     said, labels = test.logits[rows].argmax(dim=1), test.labels[rows]
-    return confusion(said, labels, forgotten, names, ranks=test.ranks)
+    return confusion(said, labels, forgotten, names, most=8, ranks=test.ranks)
 
 
 def by_neighbors(
@@ -61,7 +61,7 @@ def by_neighbors(
         names=("the training set", "the test images of the forgotten classes"),
     )  # fmt: skip
     said = votes.predictions[k].cpu()
-    return confusion(said, labels, forgotten, names, ranks=test.ranks)
+    return confusion(said, labels, forgotten, names, most=8, ranks=test.ranks)
 
 
 def confusion(

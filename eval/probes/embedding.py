@@ -35,7 +35,7 @@ def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> A
     return rows[np.argsort(keys, kind="stable")[:most]]
 
 
-def _sampled(truth: Ints, forgotten: Ints, most: int, seed: int) -> Any:
+def _sample_sides(truth: Ints, forgotten: Ints, most: int, seed: int) -> Any:
     """Increasing positions of at most `most` forgotten samples and as many others."""
     gone = np.isin(truth, forgotten)
     sides = [_first(np.flatnonzero(side), most, seed) for side in (gone, ~gone)]
@@ -68,7 +68,7 @@ def embed(
     """
     table = matrix(features, "features")
     truth = classes(labels, "labels", len(table))
-    sample = _sampled(truth, classes(forgotten, "forgotten classes"), most, seed)
+    sample = _sample_sides(truth, classes(forgotten, "forgotten classes"), most, seed)
     gone = np.isin(truth[sample], classes(forgotten, "forgotten classes"))
     if len(sample) < 4:
         raise NotMeasurable(f"got {len(sample)} samples to embed; expected at least 4")
@@ -86,23 +86,23 @@ def embed(
 _MOST = 300  # forgotten test images, and as many others
 
 
-def _embedded(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+def _embedding_rows(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and labels of the test images to embed, on every rank."""
     test, forgotten = case.test, np.asarray(case.peers.forgotten, dtype=np.int64)
     truth = test.gather(test.labels)
-    places = torch.from_numpy(_sampled(truth.numpy(), forgotten, _MOST, 0))
+    places = torch.from_numpy(_sample_sides(truth.numpy(), forgotten, _MOST, 0))
     return test.gather(test.features[test.local_rows(places)]), truth[places]
 
 
 @metric(
     "embedding", title="t-SNE of the forgotten classes", group="Representation and probes",
     unit="table", needs=("whole classes", "depth full"), place=26, schema=_SCHEMA,
-    source="van der Maaten and Hinton 2008", gathers=_embedded,
+    source="van der Maaten and Hinton 2008", gathers=_embedding_rows,
 )  # fmt: skip
 def embedding(case: Case) -> dict[str, Any]:
     """Test features of the forgotten classes among others as points in the plane, to be looked at;
     each model is embedded by itself.
     """
     forgotten = torch.tensor(case.peers.forgotten, dtype=torch.int64)
-    features, labels = case.once(_embedded)
+    features, labels = case.once(_embedding_rows)
     return embed(features, labels, forgotten, most=_MOST, seed=0)

@@ -128,13 +128,13 @@ def _minimize(loss: Loss, start: NDArray[np.float64], ranks: Ranks) -> NDArray[n
         if ranks.world > 1:
             dist.broadcast(message, 0)
 
-    def shared(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def objective(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         ask(point)
         return loss(point)
 
     if ranks.main:
         options = {"maxiter": _STEPS, "maxls": 50, "gtol": 1e-4, "ftol": 64 * 2.0**-52}
-        found = minimize(shared, start, method="L-BFGS-B", jac=True, options=options)
+        found = minimize(objective, start, method="L-BFGS-B", jac=True, options=options)
         ask(found.x, last=True)
     else:
         while True:

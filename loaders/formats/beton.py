@@ -20,6 +20,7 @@ import csv
 import hashlib
 import mmap
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -92,27 +93,16 @@ class BetonImages(ImageSet):
         """Raises `InputError`: not a version 2 file, cut short, or without image and label."""
         self.file = Path(path)
         self._map, header, fields = _map_file(self.file)
-        names = [name.decode("ascii", "replace") for name in fields["name"].tolist()]
         types = fields["type"].tolist()
-        images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
-        labels = [k for k, kind in enumerate(types) if kind == INT_FIELD]
-        unknown = [name for name, kind in zip(names, types, strict=True) if kind not in _ROW_TYPES]
-        named = [k for label in LABELS for k in labels if names[k].lower() == label]
-        labels = named[:1] or labels
-        if len(images) != 1 or len(labels) != 1 or unknown:
-            raise InputError(
-                f"{path}: got the fields {', '.join(names)}, expected one image and one integer, "
-                f"or of several one called {LABELS[0]}; write the file with these"
-            )
+        self.image_field, label = _choose_fields(self.file, fields)
         row = np.dtype([(f"f{k}", _ROW_TYPES[kind]) for k, kind in enumerate(types)], align=True)
         n, start = int(header["samples"]), HEADER.itemsize + fields.nbytes
         end = int(header["table"])
         if start + n * row.itemsize > len(self._map) or not start <= end <= len(self._map):
             raise _broken(self.file, "its table ends after the file")
         rows = np.frombuffer(self._map, row, n, start)
-        self.image_field = images[0]
-        self.table: NDArray[Any] = rows[f"f{images[0]}"]  # (N,) of `IMAGE`
-        self.labels = rows[f"f{labels[0]}"].astype(np.int64)
+        self.table: NDArray[Any] = rows[f"f{self.image_field}"]  # (N,) of `IMAGE`
+        self.labels = rows[f"f{label}"].astype(np.int64)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._blobs = np.frombuffer(self._map, BLOB, (len(self._map) - end) // BLOB.itemsize, end)
         self._pieces: PieceDigests | None = None
@@ -203,25 +193,9 @@ class BetonImages(ImageSet):
         ):
             blob = self._bytes[start : start + size]
             found.append(EncodedImage(blob, height, width, mode == RAW, self.path(i)))
-        for place in self._damaged(indices, found):
+        for place in _find_damage(self._pieces, indices, found):
             found[place] = unreadable(self.path(int(indices[place])), DAMAGE)
         return found
-
-    def _damaged(
-        self, indices: NDArray[np.int64], blobs: list[EncodedImage | UnreadableImage]
-    ) -> list[int]:
-        """Which of `indices`, by their place, differ from their digests; each is verified once."""
-        if self._pieces is None:
-            return []
-        content = dict(zip(indices.tolist(), blobs, strict=True))
-        places: list[int] = []
-        left = indices
-        while (
-            damage := self._pieces.find_damage(left, lambda i: _intact(content[i]).data)
-        ) is not None:
-            places += np.flatnonzero(indices == damage).tolist()
-            left = left[left != damage]
-        return places
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Ask the system to read these blobs ahead; nothing is waited for."""
@@ -251,6 +225,38 @@ class BetonImages(ImageSet):
         with open(beside, newline="", encoding="utf-8", errors="surrogateescape") as file:
             row = next(islice(csv.DictReader(file), i, None), {})
             return str(row.get("path", ""))
+
+
+def _choose_fields(path: Path, fields: NDArray[Any]) -> tuple[int, int]:
+    """The numbers of the fields of the image and of the label; raises `InputError` if not clear."""
+    names = [name.decode("ascii", "replace") for name in fields["name"].tolist()]
+    types = fields["type"].tolist()
+    images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
+    labels = [k for k, kind in enumerate(types) if kind == INT_FIELD]
+    labels = [k for name in LABELS for k in labels if names[k].lower() == name][:1] or labels
+    if len(images) != 1 or len(labels) != 1 or not set(types) <= set(_ROW_TYPES):
+        raise InputError(
+            f"{path}: got the fields {', '.join(names)}, expected one image and one integer, "
+            f"or of several one called {LABELS[0]}; write the file with these"
+        )
+    return images[0], labels[0]
+
+
+def _find_damage(
+    pieces: PieceDigests | None,
+    indices: NDArray[np.int64],
+    blobs: Sequence[EncodedImage | UnreadableImage],
+) -> list[int]:
+    """Which of `indices`, by their place, differ from their digests; each is verified once."""
+    if pieces is None:
+        return []
+    content = dict(zip(indices.tolist(), blobs, strict=True))
+    places: list[int] = []
+    left = indices
+    while (damage := pieces.find_damage(left, lambda i: _intact(content[i]).data)) is not None:
+        places += np.flatnonzero(indices == damage).tolist()
+        left = left[left != damage]
+    return places
 
 
 def _intact(one: EncodedImage | UnreadableImage) -> EncodedImage:

@@ -22,7 +22,7 @@ from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Reader, Stream
 from letheon.loaders.datasets.image_set import ImageSet
-from letheon.methods import METHODS
+from letheon.methods import METHODS, inner_fields
 from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.grad_ascent import ascent
 from letheon.methods.random_label import RandomLabel
@@ -61,7 +61,8 @@ def assert_weights(run: Run, model: nn.Module) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_planning_changes_nothing(name: str) -> None:
     kind = METHODS[name]
-    method = kind(inner=RandomLabel()) if name == "salun" else kind()  # type: ignore[call-arg]
+    inner = {field: RandomLabel(order="sequential") for field in inner_fields(kind)}
+    method = kind(**inner)
     run = run_of(method)
     state = method.prepare(run)
     preset, before = run.model.preset, state_dict(state)[1]

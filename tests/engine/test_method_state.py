@@ -11,7 +11,7 @@ from torch import Tensor
 from letheon.engine.checkpoints.method_state import State, load_state_dict, rebuilt, state_dict
 from letheon.engine.method import Run
 from letheon.errors import RunFailed
-from letheon.methods import METHODS
+from letheon.methods import METHODS, inner_fields
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
 from tests.world import run_of, trained
@@ -61,7 +61,8 @@ def test_a_state_comes_back_as_it_was_saved() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_methods_state_can_be_saved(name: str) -> None:
     kind = METHODS[name]
-    method = kind(inner=RandomLabel()) if name == "salun" else kind()  # type: ignore[call-arg]
+    inner = {field: RandomLabel(order="sequential") for field in inner_fields(kind)}
+    method = kind(**inner)
     tensors, values = state_dict(method.prepare(run_of(method)))
     assert all(isinstance(value, Tensor) for value in tensors.values())
     assert all(isinstance(value, int | float | str | None) for value in values.values())

@@ -41,7 +41,8 @@ def methods(recipe: Recipe) -> dict[str, Method]:
     }
 
 
-METHODS = methods(RECIPE)
+METHODS = {name: method for name, method in methods(RECIPE).items() if method.recipe.epochs}
+"""Those that take steps."""
 
 
 class Steps(Loader):

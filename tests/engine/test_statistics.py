@@ -104,10 +104,11 @@ def test_covariances_of_what_layers_are_given(world: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_outputs_come_by_number(world: int) -> None:
-    images, _, numbers = samples("retain")
+    images, classes, numbers = samples("retain")
     truth = network().eval()(images)
-    for index, logits, features in on_ranks(world, work, "outputs_by_index", "retain"):
+    for index, logits, features, labels in on_ranks(world, work, "outputs_by_index", "retain"):
         assert index.tolist() == sorted(numbers.tolist())
+        assert labels.tolist() == classes[numbers.argsort()].tolist()
         assert_close([logits, features], [truth.logits.detach(), truth.features.detach()])
 
 

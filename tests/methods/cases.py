@@ -11,6 +11,7 @@ from dataclasses import replace
 from letheon.engine.method import Method
 from letheon.engine.recipe import Recipe
 from letheon.methods.akd import Akd
+from letheon.methods.amun import Amun
 from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
@@ -18,13 +19,23 @@ from letheon.methods.cf_k import CfK
 from letheon.methods.cola import Cola
 from letheon.methods.contrastive import Contrastive
 from letheon.methods.delete import Delete
+from letheon.methods.dual_optim import DualOptim
+from letheon.methods.duck import Duck
+from letheon.methods.esc import Esc
 from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
+from letheon.methods.fisher import Fisher, GolatkarFisher
+from letheon.methods.gdr_gma import GdrGma
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.hamu import Hamu
 from letheon.methods.head_distillation import HeadDistillation
+from letheon.methods.influence import Influence
+from letheon.methods.jit import Jit
 from letheon.methods.kd import Kd
+from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.lotus import Lotus
+from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.no_op import NoOp
 from letheon.methods.one_point import OnePoint
@@ -36,8 +47,12 @@ from letheon.methods.retrain import Retrain
 from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
 from letheon.methods.salun_soft import SalUnSoft
+from letheon.methods.scar import Scar
 from letheon.methods.scrub import Scrub
+from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
+from letheon.methods.ssd import Lfssd, Ssd
+from letheon.methods.task_vectors import NegMerge, TaskVector
 from letheon.methods.unsir import Unsir
 from letheon.methods.weight_distance import WeightDistance
 from letheon.methods.weight_distortion import WeightDistortion
@@ -47,6 +62,7 @@ from letheon.methods.weight_negation import WeightNegation
 def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
     """Every method by the name of its case; `gentle` is for those that climb a loss."""
     gentle = gentle or recipe
+    once = replace(recipe, epochs=0)
     return {
         "retrain": Retrain(recipe),
         "finetune": Finetune(recipe),
@@ -78,6 +94,29 @@ def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
         "pl-spkd": PlSpkd(gentle, ce_weight=1.0, sp_weight=100.0),
         "cola": Cola(recipe, collapse_epochs=1),
         "cu": Contrastive(recipe),
+        # One-shot edits, by statistics of the sets.
+        "ssd": Ssd(once, alpha=1.2),
+        "lfssd": Lfssd(once, alpha=1.05),
+        "fisher": Fisher(once),
+        "fisher-golatkar": GolatkarFisher(once),
+        "influence": Influence(once, samples=20),
+        "influence-published": Influence(once, samples=20, solver="published"),
+        "kodge": Kodge(once, samples=20),
+        "esc": Esc(once, share=0.2),
+        # Two gradients, joined.
+        "munba": Munba(recipe),
+        "gdr-gma": GdrGma(gentle, gamma=1.0, epsilon=1.0),
+        "hamu": Hamu(gentle),
+        "sfron": Sfron(gentle, alpha=2.0, every=3),
+        # Features and images of other classes.
+        "duck": Duck(recipe, until=0.0),
+        "scar": Scar(gentle, until=0.0),
+        "amun": Amun(recipe, radius=1.0, doublings=2, steps=3),
+        "jit": Jit(gentle, copies=3),
+        # Around other methods, or of several trainings.
+        "dual-optim": DualOptim(RandomLabel(recipe, order="sequential"), forget_lr=1e-3),
+        "task-vector": TaskVector(gentle),
+        "negmerge": NegMerge(gentle, rates=(0.5,) * recipe.epochs),
         "head-distillation": HeadDistillation(recipe),
         "one-point-contraction": OnePoint(recipe),
         "no-op": NoOp(replace(recipe, epochs=0)),

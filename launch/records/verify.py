@@ -1,0 +1,58 @@
+"""Verify the record of finished runs: manifest, signature, files, weights, log, request, reads.
+
+    letheon verify runs/salun
+    letheon verify runs/salun runs/spkd --json
+
+One line a check. Exit code 3 where something is not what the record says. A signed, replayable
+record of a run is what this verifies; it is no proof that a network has forgotten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from letheon.engine.distributed import Ranks
+from letheon.errors import RunFailed
+from letheon.launch.command import run_command
+from letheon.launch.records.checks import as_json, as_lines, check_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Verify that run folders are what their manifests say."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs."""
+    key: str | None = None
+    """Ed25519 public key, in hex, by which each must be signed; default: a signature is checked
+    where there is one."""
+    json: bool = False
+    """Print JSON."""
+    device: str = "cpu"
+
+
+def main(settings: Settings, ranks: Ranks) -> None:
+    """Check each run and print the lines; raises `RunFailed` at the end where some do not hold."""
+    if not ranks.main:
+        return
+    checks = {str(run): check_run(run, settings.key) for run in settings.runs}
+    if settings.json:
+        print(as_json(checks))
+    else:
+        for run in settings.runs:
+            print("\n".join(as_lines(run, checks[str(run)])))
+    failed = [run for run, found in checks.items() if any(c.state == "mismatch" for c in found)]
+    if failed:
+        raise RunFailed(f"got {', '.join(failed)}; expected what the record says; run it again")
+
+
+def start() -> None:
+    """Run from the command line to the end of the process."""
+    run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,147 @@
+"""AMUN: fine-tune on adversarial images of the forget set, under the wrong labels they get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.distributed import gather_rows
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.recipe import Recipe
+from letheon.loaders.batch import Batch
+from letheon.methods.finetune import cross_entropy
+from letheon.methods.requirements import require_between, require_positive, require_samples
+
+
+@dataclass
+class AdversarialState(State):
+    """An adversarial image of each forget sample."""
+
+    place: Tensor  # (N,) int64, its row; 0 for a retain sample
+    labels: Tensor  # (n,) int64, what the original network calls it
+    images: Tensor = rebuilt()  # (n, C, H, W), in the network's own input space
+
+
+def attack(net: nn.Module, images: Tensor, labels: Tensor, radius: Tensor, steps: int) -> Tensor:
+    """Untargeted projected gradient ascent in an l2 ball around each image.
+
+    Args:
+        net: in evaluation mode.
+        images: (B, C, H, W), what the network is given.
+        labels: (B,) int64, whose cross-entropy is raised.
+        radius: (B,) of each ball; a step is a tenth of it.
+        steps: how many.
+    """
+    size = radius[:, None, None, None]
+
+    def unit(x: Tensor) -> Tensor:
+        return F.normalize(x.flatten(1), dim=1).view(x.shape)
+
+    moved = images.clone()
+    for _ in range(steps):
+        moved.requires_grad_(True)
+        loss = F.cross_entropy(net(moved).logits, labels, reduction="sum")
+        (slope,) = torch.autograd.grad(loss, moved)
+        offset = moved.detach() + unit(slope) * size / 10 - images
+        length = offset.flatten(1).norm(dim=1)[:, None, None, None]
+        moved = images + torch.where(length > size, offset * size / length, offset)
+    return moved.detach()
+
+
+@dataclass(frozen=True)
+class Amun(Method):
+    """AMUN: cross-entropy on all training samples and on near adversarial images of forget samples.
+
+    For each forget sample x, x' is found by untargeted l2 projected gradient ascent on the original
+    network in a ball whose radius starts at `radius` and is doubled until the network's answer y'
+    is not y; then it learns D and {(x', y')} (Ebrahimpour-Boroojeny et al. 2025, "AMUN: Adversarial
+    Machine UNlearning", algorithm 1). The forget samples stay in, with their true labels, as
+    published. `data forget` is the variant without retain data, D_f and {(x', y')}.
+
+    Radius 0.01, steps of a tenth of it, SGD at 0.01 for 10 epochs are published. Here distances are
+    in units of the network's normalized input, and x' come in batches of their own, without
+    augmentation and with frozen batch-norm, spread evenly between the others so that each is seen
+    about once an epoch; the authors shuffle them in. An image that no ball up to the largest fools
+    has its last x' under the answer it gets.
+    """
+
+    name: ClassVar[str] = "amun"
+    recipe: Recipe = Recipe(epochs=10, lr=0.01)
+    radius: float = 0.01
+    """Of the first ball, in the network's input space."""
+    steps: int = 10
+    """Of the ascent, in each ball."""
+    doublings: int = 12
+    """Balls that are tried after the first."""
+    data: Literal["all", "forget"] = "all"
+    """What is learned beside the adversarial images."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require_positive("radius", self.radius)
+        require_between("steps", self.steps, 1)
+        require_between("doublings", self.doublings)
+
+    def check(self, run: Run) -> None:
+        """Refuse a request that leaves a set empty that is read."""
+        require_samples(run, self.name, retain=self.data == "all")
+
+    def prepare(self, run: Run) -> AdversarialState:
+        """Find the adversarial images, each rank those of its samples; all have all of them."""
+        model, device = run.model, run.ranks.device
+        was_training = model.training
+        model.eval()
+        rows: list[list[Tensor]] = [[], [], []]
+        shape = (0, 3, model.preset.size, model.preset.size)
+        for batch in run.loader.sweep(run.forget.nonzero().flatten().tolist()):
+            batch = batch.to(device)
+            images, labels = self._fool(model, batch)
+            for column, value in zip(rows, (batch.index, labels, images), strict=True):
+                column.append(value)
+        model.train(was_training)
+        numbers = torch.empty(0, dtype=torch.int64, device=device)
+        empty = (numbers, numbers, torch.empty(shape, dtype=model.head.weight.dtype, device=device))
+        index, labels, images = (
+            gather_rows(torch.cat([nothing, *column]), run.ranks)
+            for nothing, column in zip(empty, rows, strict=True)
+        )
+        place = torch.zeros(len(run.forget), dtype=torch.int64, device=device)
+        place[index] = torch.arange(len(index), device=device)
+        return AdversarialState(place, labels, images)
+
+    def _fool(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images that the network takes for another class, and for which."""
+        images = batch.images.clone()
+        radius = torch.full((len(images),), self.radius, dtype=images.dtype, device=images.device)
+        found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        for _ in range(self.doublings + 1):
+            tried = attack(model, batch.images, batch.labels, radius, self.steps)
+            images = torch.where(found[:, None, None, None], images, tried)
+            with torch.no_grad():
+                found |= model(images).logits.argmax(dim=1) != batch.labels
+            if bool(found.all()):
+                break
+            radius = torch.where(found, radius, radius * 2)
+        with torch.no_grad():
+            return images, model(images).logits.argmax(dim=1)
+
+    def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
+        """All samples, or the forget set; beside them the adversarial images."""
+        assert isinstance(state, AdversarialState)
+        place, labels, images = state.place, state.labels, state.images
+
+        def mislead(net: nn.Module, batch: Batch) -> Tensor:
+            rows = place[batch.index]
+            return F.cross_entropy(net(images[rows]).logits, labels[rows])
+
+        adversarial = Phase("adversarial", "forget", mislead, "frozen")
+        if self.data == "forget":
+            return [Phase("forget", "forget", cross_entropy, "frozen", beside=adversarial)]
+        every = max(1, run.loader.steps("mixed") // run.loader.steps("forget"))
+        return [Phase("all", "mixed", cross_entropy, beside=adversarial, every=every)]
