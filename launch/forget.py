@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.agreement import Facts, plan_facts
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, check_free
-from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
+from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
@@ -26,7 +27,6 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
 from letheon.engine.runs.run_folder import ORIGIN, Record
-from letheon.engine.runs.saver import SaveOptions, Saver, open_saver
 from letheon.engine.runs.stop import Poll, defer
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
