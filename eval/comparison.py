@@ -22,6 +22,7 @@ from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve
 from letheon.loaders.forget_request import forget_mask as mask_of
+from letheon.sealed import expect_shape, read_sealed
 
 RANDOM = "random"
 """Name of the untrained network's row."""
@@ -194,21 +195,22 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
             )
-        facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
-        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        facts = read_sealed(path / FINISHED)
+        settings = read_sealed(path / "settings.json")
     try:
         loaded = load_model(path, name=checkpoint.model) if run else checkpoint.load(path)
     except BrokenWeights as error:
         raise _Broken(str(error)) from error
     digest = weights_digest(loaded)
-    if facts and facts["weights"] != digest:
+    if facts and (recorded := str(facts.get("weights"))) != digest:
         raise InputError(
             f"got {path}, whose weights are {digest[:12]}; its record says "
-            f"{facts['weights'][:12]}; the file was changed: run it again"
+            f"{recorded[:12]}; the file was changed: run it again"
         )
-    seconds = facts.get("seconds")
-    spent = None if seconds is None else seconds["prepare"] + seconds["train"]
-    runs = 1 if seconds is None else seconds.get("together", 1)
+    with expect_shape(path / FINISHED):
+        seconds = facts.get("seconds")
+        spent = None if seconds is None else float(seconds["prepare"]) + float(seconds["train"])
+        runs = 1 if seconds is None else int(seconds.get("together", 1))
     recorded = str(facts.get("method", path))
     method, kind = _FIRST_EDITION.get(recorded, (recorded, "unlearning"))
     kind = facts.get("kind", kind)
@@ -229,12 +231,13 @@ def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int)
     for folder in folders:
         file = folder / "request.json"
         if file.is_file():
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            samples = None if facts["samples"] is None else tuple(facts["samples"])
-            requests[str(folder)] = Request(
-                facts["text"], tuple(facts["classes"]), samples, facts["digest"],
-                tuple(facts["notes"]),
-            )  # fmt: skip
+            facts = read_sealed(file)
+            with expect_shape(file):
+                samples = None if facts["samples"] is None else tuple(map(int, facts["samples"]))
+                requests[str(folder)] = Request(
+                    str(facts["text"]), tuple(map(int, facts["classes"])), samples,
+                    str(facts["digest"]), tuple(map(str, facts["notes"])),
+                )  # fmt: skip
     if not requests:
         raise InputError(
             "got no run that says what was forgotten; name it, such as class:3", option="forget"

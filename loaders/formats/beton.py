@@ -122,6 +122,7 @@ class BetonImages(ImageSet):
                 self.name, count = str(self.manifest["name"]), int(self.manifest["samples"])
                 self.classes = tuple(texts(self.manifest["classes"]))
                 size = self.manifest["file"]["bytes"]
+                str(self.manifest["digest"])
             except (LookupError, TypeError, ValueError) as error:
                 raise _broken(beside, " ".join(str(error).split())) from None
             if count != len(self) or size != len(self._map):
