@@ -1,12 +1,15 @@
 """Ranks of a distributed job: join them, sum and gather over them, agree on errors.
 
-torchrun says who is who through the environment; plain `python` is one rank and needs no process
-group. gloo carries CPU tensors, nccl CUDA tensors.
+torchrun, srun or mpirun say who is who through the environment; plain `python` is one rank and
+needs no process group; one that exists already is used. gloo carries CPU tensors, nccl CUDA
+tensors.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +50,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if torch.cuda.device_count() == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+        local_rank = 0  # each task sees its own GPU alone
     if local_rank >= torch.cuda.device_count():
         raise InputError(
             f"got local rank {local_rank}; this machine shows {torch.cuda.device_count()} GPUs; "
@@ -55,35 +60,105 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-LAUNCHERS = {
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "mpirun",
-    "PMI_SIZE": "mpiexec",
-}
-"""Variables that tell a process how many there are, by the launcher that sets them."""
+@dataclass(frozen=True)
+class Launcher:
+    """The variables in which a launcher tells a process its place."""
+
+    name: str
+    world: str
+    rank: str
+    local_rank: str
+    local_world: str
+    job: Sequence[str]
+    """What is equal on all processes of one start and differs between starts; the port's seed."""
 
 
-def check_launcher() -> None:
-    """Refuse several processes that know nothing of each other, in one output folder.
+LAUNCHERS = (
+    Launcher(
+        "srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "",
+        ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+    ),
+    Launcher(
+        "mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE", ("PMIX_NAMESPACE",),
+    ),
+    Launcher(
+        "mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID",)
+    ),
+)  # fmt: skip
+"""Those whose processes know their rank without torchrun: SLURM, Open MPI, MPICH and Intel MPI."""
+
+
+def adopt_launcher() -> None:
+    """Say in torchrun's variables what another launcher said in its own.
+
+    torchrun's own are left alone, so that one torchrun a node may be started by any of them. Where
+    the first process's host is not known (mpirun over several nodes), MASTER_ADDR must name it.
 
     Raises:
-        InputError: another launcher than torchrun started more than one.
+        InputError: several processes were started that are not told apart, or cannot meet.
     """
     if "WORLD_SIZE" in os.environ:
         return
-    for variable, name in LAUNCHERS.items():
-        count = os.environ.get(variable, "1")
-        if count.isdecimal() and int(count) > 1:
+    for launcher in LAUNCHERS:
+        world = os.environ.get(launcher.world, "1")
+        if not world.isdecimal() or int(world) < 2:
+            continue
+        rank = os.environ.get(launcher.rank, "")
+        if not rank.isdecimal():
             raise InputError(
-                f"got {count} processes of {name}, each of which would be a whole job; expected "
-                f"torchrun: start one torchrun per node with {name}, which starts the ranks"
+                f"got {world} processes of {launcher.name}, none of which is told its rank "
+                f"({launcher.rank}), so that each would be a whole job; expected torchrun: start "
+                f"one torchrun per node with {launcher.name}, which starts the ranks"
             )
+        local = os.environ.get(launcher.local_rank, "")
+        address = os.environ.get("MASTER_ADDR") or _first_host(launcher, int(world))
+        seed = "-".join(os.environ.get(name, "") for name in launcher.job).strip("-")
+        port = 20000 + zlib.crc32((seed or str(os.getppid())).encode()) % 10000
+        os.environ |= {
+            "RANK": rank,
+            "WORLD_SIZE": world,
+            "LOCAL_RANK": local if local.isdecimal() else "0",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": os.environ.get("MASTER_PORT") or str(port),
+        }
+        return
+
+
+def _first_host(launcher: Launcher, world: int) -> str:
+    """The host of rank 0: this one if all ranks are here, else the first of SLURM's list."""
+    here = os.environ.get(launcher.local_world, "") or os.environ.get("SLURM_NTASKS_PER_NODE", "")
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "") if launcher.name == "srun" else ""
+    if here == str(world) or os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
+    if nodes:
+        return first_node(nodes)
+    raise InputError(
+        f"got {world} processes of {launcher.name} on several nodes and no MASTER_ADDR; expected "
+        "the host of the first of them; set MASTER_ADDR to it"
+    )
+
+
+def first_node(nodes: str) -> str:
+    """Return the first host of a SLURM node list: n[09-12,20],m3 -> n09."""
+    head, bracket, rest = nodes.partition("[")
+    if "," in head or not bracket:
+        return head.partition(",")[0]
+    numbers, _, suffix = rest.partition("]")
+    return head + re.split("[-,]", numbers)[0] + re.split(r"[,\[]", suffix)[0]
 
 
 @contextmanager
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
-    """Join the process group that torchrun describes (or be the only rank); leave it at the end."""
-    check_launcher()
+    """Join the process group of the launcher (or be the only rank); leave it at the end.
+
+    A process group that exists already (Ray Train, Lightning, a notebook) is used and left as it
+    is; it must carry CPU tensors.
+    """
+    if dist.is_initialized():
+        yield _existing_ranks(device)
+        return
+    adopt_launcher()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = _device(device, local_rank)
@@ -98,6 +173,22 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _existing_ranks(device: str) -> Ranks:
+    """This process's place in a process group that somebody else made."""
+    carried = dist.get_backend_config()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = _device(device, local_rank)
+    missing = [kind for kind in sorted({"cpu", place.type}) if f"{kind}:" not in carried]
+    if missing:
+        raise InputError(
+            f"got a process group that carries {carried}; expected one for {' and '.join(missing)} "
+            "tensors, too; make it with backend cpu:gloo,cuda:nccl"
+        )
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, place)
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:

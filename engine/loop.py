@@ -412,10 +412,16 @@ def _frozen(run: Run, phase: Phase) -> bool:
     return phase.batch_norm == "frozen" or run.recipe.batch_norm == "frozen"
 
 
+def _trains(layer: nn.Module) -> bool:
+    """False for a layer whose weights a method has frozen: its running statistics rest, too."""
+    moving = [parameter.requires_grad for parameter in layer.parameters()]
+    return any(moving) or not moving
+
+
 def _set_mode(run: Run, phase: Phase) -> None:
     run.model.train()
-    if _frozen(run, phase):
-        for layer in batch_norms(run.model):
+    for layer in batch_norms(run.model):
+        if _frozen(run, phase) or not _trains(layer):
             layer.eval()
 
 
@@ -426,6 +432,7 @@ def _average_batch_norm(run: Run) -> None:
     buffers = [
         buffer
         for layer in batch_norms(run.model)
+        if _trains(layer)
         for buffer in (layer.running_mean, layer.running_var)
         if buffer is not None
     ]

@@ -57,6 +57,9 @@ class Phase:
     """Share of the epoch's batches that are read, the first of its order."""
     steps: int | None = None
     """Exactly so many batches: a longer stream is cut, a shorter one begins anew in a new order."""
+    retain_share: float = 1.0
+    """Of a ``mixed`` phase: the share of the retain samples that is read, the same samples in every
+    epoch; all forget samples are."""
     source: str = "train"
     """`train`, or one of `Method.sources`, whose images are read as a ``mixed`` stream."""
     parts: tuple[str, ...] = ()
@@ -73,6 +76,11 @@ class Phase:
                 raise InputError(f"got three interleaved phases ({self.name}); expected two")
             if self.beside.name == self.name:
                 raise InputError(f"got two interleaved phases named {self.name}; name them apart")
+        if self.retain_share < 1 and self.reads != "mixed":
+            raise InputError(
+                f"got phase {self.name}, which reads {self.reads}, with a retain share of "
+                f"{self.retain_share}; expected mixed: use share for the other streams"
+            )
         if self.source != "train" and self.reads != "mixed":
             raise InputError(
                 f"got phase {self.name}, which reads {self.reads} of {self.source}; expected "
@@ -82,7 +90,9 @@ class Phase:
     @property
     def stream(self) -> Stream:
         """What its loader is asked for."""
-        return Stream(self.reads, self.batch_size, self.image_size, self.share, self.steps)
+        return Stream(
+            self.reads, self.batch_size, self.image_size, self.share, self.steps, self.retain_share
+        )
 
 
 class Accuracies(NamedTuple):
@@ -182,7 +192,7 @@ class Run:
 
         Batch-norm is folded into its convolutions and the weights are in the type of the run's
         autocast, under which it is to be called. Runs of one process that start from the same
-        weights have one teacher. Ask it for features by `teacher_features`.
+        weights have one teacher. Ask it by `teacher_output`.
         """
         return shared_copy(self.model, self.precision)
 

@@ -47,6 +47,7 @@ from letheon.launch.inputs import (
     open_model,
     resolve_request,
 )
+from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request, forget_mask
@@ -299,10 +300,11 @@ def plan_training(
 def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     """Plan on all ranks, run, and read the record; torch's random state is left as it was."""
     with join_ranks(call.device) as ranks:
-        planned, run = together(ranks, lambda: plan(ranks))
         devices = [ranks.device] if ranks.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            train_and_save(planned, call.method, run, call.out)
+        with claim([call.out], ranks):
+            planned, run = together(ranks, lambda: plan(ranks))
+            with torch.random.fork_rng(devices):
+                train_and_save(planned, call.method, run, call.out)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
             lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, gather_objects, join_ranks
+from letheon.engine.distributed import Ranks, adopt_launcher, gather_objects, join_ranks
 from letheon.engine.method import Method
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.methods import catalogue, inner_fields
@@ -48,6 +48,7 @@ def run_several(
     fails says why in the file that torchrun prints at its end.
     """
     try:
+        adopt_launcher()
         parsed = read()
         with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
             main(parsed, ranks)

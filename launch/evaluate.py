@@ -35,8 +35,9 @@ from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
-from letheon.eval.report.write import write_report
+from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
+from letheon.launch.records.claim import claim
 from letheon.loaders.views import list_notes
 
 
@@ -103,6 +104,13 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
+    outs = [] if settings.out is None else [settings.out]
+    with claim(outs, ranks, settle_tables):
+        measure(settings, ranks)
+
+
+def measure(settings: Settings, ranks: Ranks) -> None:
+    """Measure, print and write, under the lock of the output folder."""
     comparison = together(ranks, lambda: settings.comparison(ranks))
     for line in list_notes(comparison.sets) if ranks.main else ():
         print(line, file=sys.stderr)
@@ -130,8 +138,9 @@ def main(settings: Settings, ranks: Ranks) -> None:
 def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:
     """Write the table, the report's files and what they were made under."""
     assert settings.out is not None
-    files = write_report(table.flat, settings.out, table.left_out, page=settings.page)
-    durable.write(settings.out / "evaluation.json", json.dumps(facts, indent=2, default=str) + "\n")
+    with replace_tables(settings.out) as folder:
+        files = write_report(table.flat, folder, table.left_out, page=settings.page)
+        durable.write(folder / MARK, json.dumps(facts, indent=2, default=str) + "\n")
     print("wrote", ", ".join(path.name for path in files), "to", settings.out)
 
 

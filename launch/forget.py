@@ -30,6 +30,7 @@ from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
+from letheon.launch.records.claim import claim
 from letheon.loaders.forget_request import resolve
 from letheon.methods import catalogue
 
@@ -63,12 +64,13 @@ class Settings(Forgetting):
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then forget and save."""
-    plan, run = together(ranks, lambda: settings.plan(ranks))
-    train_and_save(plan, settings.method, run, settings.out)
+    with claim([settings.out], ranks):
+        plan, run = together(ranks, lambda: settings.plan(ranks))
+        train_and_save(plan, settings.method, run, settings.out)
 
 
-def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
-    """Plan every run of several before anything is written; model and data are opened once."""
+def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
+    """Give each run of several its own folder in --out; they may differ in few things."""
     first = runs[0]
     for settings in runs:
         for field in fields(Settings):
@@ -84,16 +86,20 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
             f"got {first.out}; it is itself a run; name a folder for several", option="out"
         )
     names = job_names([(one.seed, one.method) for one in runs], catalogue())
-    each = [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
-    for settings in each:
+    return [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
+
+
+def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
+    """Plan every run of several before anything is written; model and data are opened once."""
+    for settings in runs:
         check_free(settings.out, settings.overwrite)
-    model, data, nearest = first.open_sets(ranks)
+    model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
-    for settings, name in zip(each, names, strict=True):
+    for settings in runs:
         like = jobs[0].run.loader if jobs else None
         request = resolve(settings.forget, data, settings.seed, nearest)
         plan, run = plan_forgetting(settings, settings.method, model, data, request, ranks, like)
-        jobs.append(NamedPlan(name, settings.method, plan, run, settings.out))
+        jobs.append(NamedPlan(settings.out.name, settings.method, plan, run, settings.out))
     return jobs
 
 
@@ -102,7 +108,9 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     if len(runs) == 1:
         main(runs[0], ranks)
     else:
-        train_all(together(ranks, lambda: plan_all(runs, ranks)), ranks)
+        each = together(ranks, lambda: assign_folders(runs))
+        with claim([one.out for one in each], ranks):
+            train_all(together(ranks, lambda: plan_all(each, ranks)), ranks)
 
 
 def read(args: Sequence[str]) -> list[Settings]:

@@ -14,6 +14,7 @@ COMMANDS = {
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
     "evaluate": "measure what is left, one row a model",
+    "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
 

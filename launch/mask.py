@@ -19,6 +19,7 @@ from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
 from letheon.launch.options import Forgetting
+from letheon.launch.records.claim import claim
 from letheon.loaders.forget_request import forget_mask
 from letheon.methods.saliency import saliency_masks, save_masks
 
@@ -47,15 +48,15 @@ class Settings(Forgetting):
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then sum the gradients, rank the weights and save."""
-    plan, run = together(ranks, lambda: settings.plan(ranks))
-    run.precision.apply(run.model, ranks.device)
-    masks = saliency_masks(run, settings.densities)
-    assert plan.request is not None
-    facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
-    if ranks.main:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        by_density = dict(zip(settings.densities, masks, strict=True))
-        save_masks(settings.out, by_density, facts)
+    with claim([settings.out], ranks, settle=lambda out: None):
+        plan, run = together(ranks, lambda: settings.plan(ranks))
+        run.precision.apply(run.model, ranks.device)
+        masks = saliency_masks(run, settings.densities)
+        assert plan.request is not None
+        facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
+        if ranks.main:
+            by_density = dict(zip(settings.densities, masks, strict=True))
+            save_masks(settings.out, by_density, facts)
 
 
 def start() -> None:

@@ -20,6 +20,7 @@ from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.launch.api import plan_training
 from letheon.launch.command import run_command, together
+from letheon.launch.records.claim import claim
 from letheon.methods.train import Train
 
 
@@ -51,8 +52,9 @@ class Settings(JobOptions):
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
-    plan, run = together(ranks, lambda: settings.plan(ranks))
-    train_and_save(plan, settings.method, run, settings.out)
+    with claim([settings.out], ranks):
+        plan, run = together(ranks, lambda: settings.plan(ranks))
+        train_and_save(plan, settings.method, run, settings.out)
 
 
 def start() -> None:

@@ -33,6 +33,7 @@ class Stream(NamedTuple):
     image_size: int | None = None  # pixels, for this pass alone; None: the preset's
     share: float = 1.0  # read only the first ceil(share * steps) global batches of the epoch
     steps: int | None = None  # exactly so many global batches; a shorter stream begins anew
+    retain_share: float = 1.0  # ``mixed`` alone: read only this share of the retain samples
 
     @staticmethod
     def of(stream: Stream | Reads) -> Stream:
@@ -59,6 +60,12 @@ class Stream(NamedTuple):
             raise InputError(
                 f"got a share of {stream.share} of an epoch and {stream.steps} steps, expected "
                 "one of them; leave the other out"
+            )
+        if not 0 < stream.retain_share <= 1:
+            raise InputError(
+                f"got a retain share of {stream.retain_share}, expected more than 0 and at most 1; "
+                "give such a number",
+                option="retain_share",
             )
         return stream
 

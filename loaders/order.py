@@ -63,7 +63,8 @@ def stream_sizes(
     reads, batch_size = stream.reads, stream.batch_size or batch_size
     chosen = int(forget.sum())
     kept = len(forget) - chosen
-    n = {"forget": chosen, "retain": kept, "mixed": len(forget), "paired": kept}[reads]
+    mixed = chosen + _count(kept, stream.retain_share)
+    n = {"forget": chosen, "retain": kept, "mixed": mixed, "paired": kept}[reads]
     if n == 0 or (reads == "paired" and chosen == 0):
         raise InputError(
             f"got {chosen} forget and {kept} retain samples, expected at least one of each kind "
@@ -77,8 +78,18 @@ def stream_sizes(
         )
     if stream.steps is not None:
         return (parts * -(-stream.steps // len(parts)))[: stream.steps]
-    # Rounded first: 0.07 * 100 is a little over 7.
-    return parts[: math.ceil(round(stream.share * len(parts), 9))]
+    return parts[: _count(len(parts), stream.share)]
+
+
+def _count(n: int, part: float) -> int:
+    """The whole number that is at least this part of n; rounded first: 0.07 * 100 is over 7."""
+    return math.ceil(round(part * n, 9))
+
+
+def _sample(retain: NDArray[np.int64], part: float, seed: int) -> NDArray[np.int64]:
+    """This part of the retain samples, by keyed numbers: the same ones in every epoch."""
+    keys = keyed.hash_keys(seed, "retain-share", 0, torch.from_numpy(retain), 1)[:, 0]
+    return np.sort(retain[torch.argsort(keys, stable=True).numpy()[: _count(len(retain), part)]])
 
 
 def _shuffle(
@@ -137,7 +148,11 @@ def epoch_parts(
 
     everyone = np.arange(n)
     main = {"forget": forget, "mixed": np.ones_like(forget)}.get(stream.reads, ~forget)
-    halves = [cycle(everyone[main])]
+    members = everyone[main]
+    if stream.reads == "mixed" and stream.retain_share < 1:
+        part = _sample(everyone[~forget], stream.retain_share, seed)
+        members = np.sort(np.concatenate([everyone[forget], part]))
+    halves = [cycle(members)]
     if stream.reads == "paired":
         halves.append(cycle(everyone[forget]))
     parts: list[Part] = []

@@ -10,14 +10,38 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import get_type_hints
 
 from letheon.engine.method import Method
+from letheon.methods.akd import Akd
+from letheon.methods.bad_teacher import BadTeacher
+from letheon.methods.boundary_expanding import BoundaryExpanding
+from letheon.methods.boundary_shrink import BoundaryShrink
+from letheon.methods.cf_k import CfK
+from letheon.methods.cola import Cola
+from letheon.methods.contrastive import Contrastive
+from letheon.methods.delete import Delete
+from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
+from letheon.methods.kd import Kd
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.lotus import Lotus
+from letheon.methods.neg_grad_plus import NegGradPlus
+from letheon.methods.no_op import NoOp
+from letheon.methods.one_point import OnePoint
+from letheon.methods.pl_spkd import PlSpkd
+from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.random_network import RandomNetwork
 from letheon.methods.retrain import Retrain
+from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
+from letheon.methods.salun_soft import SalUnSoft
+from letheon.methods.scrub import Scrub
 from letheon.methods.spkd import Spkd
+from letheon.methods.unsir import Unsir
+from letheon.methods.weight_distance import WeightDistance
+from letheon.methods.weight_distortion import WeightDistortion
+from letheon.methods.weight_negation import WeightNegation
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -29,7 +53,36 @@ METHODS: dict[str, type[Method]] = {
         RandomLabel,
         SalUn,
         Spkd,
+        # Fine-tuning, of a part or from disturbed weights.
+        CfK,
+        EuK,
+        WeightNegation,
+        WeightDistortion,
+        WeightDistance,
+        # The forget set alone, or in a joint loss.
+        NegGradPlus,
+        PseudoLabel,
+        Delete,
+        BoundaryShrink,
+        BoundaryExpanding,
+        SalUnSoft,
+        Unsir,
+        # Distillation.
+        Scrub,
+        BadTeacher,
+        Lotus,
+        Kd,
+        Akd,
+        Rkd,
+        PlSpkd,
+        # Contrasts.
+        Cola,
+        Contrastive,
+        # Controls.
         HeadDistillation,
+        OnePoint,
+        NoOp,
+        RandomNetwork,
     )
 }
 """Our methods by their name on the command line."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
@@ -18,6 +20,21 @@ from letheon.methods.finetune import cross_entropy
 def ascent(net: nn.Module, batch: Batch) -> Tensor:
     """Minus the mean cross-entropy: descending it raises the loss on the batch."""
     return -cross_entropy(net, batch)
+
+
+def bounded_ascent(net: nn.Module, batch: Batch) -> Tensor:
+    """Minus the mean of min(CE of a sample, ln C): a sample worse than chance pulls no further.
+
+    C is the number of classes, so the ascent ends where the network knows nothing of the samples.
+    Ours; the published code climbs without a bound.
+    """
+    logits = net(batch.images).logits
+    loss = F.cross_entropy(logits, batch.labels, reduction="none")
+    return -loss.clamp(max=math.log(logits.shape[1])).mean()
+
+
+Ascent = Literal["unbounded", "bounded"]
+ASCENTS = {"unbounded": ascent, "bounded": bounded_ascent}
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,9 @@ class GradAscent(Method):
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the seed's code has `recipe`, which turns
     the running statistics into those of the forgotten classes."""
+    ascent: Ascent = "unbounded"
+    """bounded: each sample's loss counts up to ln C, the loss of a guess among C classes."""
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the forget set."""
-        return [Phase("ascend", "forget", ascent, self.forget_batch_norm)]
+        return [Phase("ascend", "forget", ASCENTS[self.ascent], self.forget_batch_norm)]

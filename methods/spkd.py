@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import teacher_features
@@ -20,29 +18,8 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.similarity import similarity_loss
 from letheon.loaders.batch import Batch
-from letheon.loaders.order import share
-from letheon.methods.grad_ascent import ascent
-
-
-def gather_similarity(
-    student: Tensor, teacher: Tensor, total: int, squared: bool, ranks: Ranks
-) -> Tensor:
-    """Similarity loss over the rows of all ranks, scaled so that averaging over ranks is exact.
-
-    The other ranks' rows enter as constants: the sum over ranks of each rank's own partial
-    gradient is the whole gradient, without a collective in the backward pass. The loop weighs a
-    rank's loss by its share n_rank * world / total and the ranks are averaged, so the value is
-    divided by that share and multiplied by the ranks; its own gradient passes unchanged.
-    """
-    if ranks.world == 1:
-        return similarity_loss(student, teacher, squared)
-    rows = gather_rows(student.detach(), ranks, total)  # (total, D)
-    mine = share(total, ranks.rank, ranks.world)
-    whole = torch.cat([rows[: mine.start], student, rows[mine.stop :]])
-    value = similarity_loss(whole, gather_rows(teacher, ranks, total), squared)
-    unweighted = total / len(student)  # = world / share
-    # The value counts once over the ranks, the gradient of each rank's own rows fully.
-    return value.detach() + (value - value.detach()) * unweighted
+from letheon.methods.grad_ascent import ASCENTS, Ascent
+from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 
 
 @dataclass
@@ -74,6 +51,8 @@ class Spkd(Method):
     """shared: the ascent's momentum runs on into the restoring pass, as published."""
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while ascending; the published code has `recipe`."""
+    ascent: Ascent = "unbounded"
+    """bounded: each sample's loss counts up to ln C, the loss of a guess among C classes."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -84,11 +63,9 @@ class Spkd(Method):
 
     def check(self, run: Run) -> None:
         """Refuse micro-batches where similarities are between all samples of a batch."""
-        if self.gram == "gathered" and run.recipe.grad_accum_steps > 1:
-            raise InputError(
-                f"got {run.recipe.grad_accum_steps} micro-batches with similarities over the whole "
-                "batch; use gram local, which compares within each micro-batch, or one micro-batch",
-                option="grad_accum_steps",
+        if self.gram == "gathered":
+            refuse_micro_batches(
+                run, "use gram local, which compares within each micro-batch, or one micro-batch"
             )
 
     def prepare(self, run: Run) -> SpkdState:
@@ -106,13 +83,19 @@ class Spkd(Method):
             output = net(batch.images)
             ce = F.cross_entropy(output.logits, batch.labels)
             if self.gram == "gathered":
-                sp = gather_similarity(output.features, goal, batch.total, squared, ranks)
+                student = all_rows(output.features, ranks, batch.total)
+                whole = all_rows(goal, ranks, batch.total)
+                sp = count_once(similarity_loss(student, whole, squared), batch, ranks)
             else:
                 sp = similarity_loss(output.features, goal, squared)
             return self.ce_weight * ce + self.sp_weight * sp
 
         slot = "main" if self.optimizers == "shared" else "forget"
         return [
-            Phase("ascend", "forget", ascent, self.forget_batch_norm, slot),
+            self.forget_phase(run, state.teacher, slot),
             Phase("restore", "retain", restore),
         ]
+
+    def forget_phase(self, run: Run, teacher: Classifier, slot: str) -> Phase:
+        """Ascend on the forget set."""
+        return Phase("ascend", "forget", ASCENTS[self.ascent], self.forget_batch_norm, slot)

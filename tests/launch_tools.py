@@ -10,11 +10,18 @@ from typing import NamedTuple
 
 import pytest
 
-from letheon.launch import evaluate, forget, mask, prepare, train
+from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {"train": train, "forget": forget, "mask": mask, "evaluate": evaluate, "prepare": prepare}
+SCRIPTS = {
+    "train": train,
+    "forget": forget,
+    "mask": mask,
+    "evaluate": evaluate,
+    "prepare": prepare,
+    "doctor": doctor,
+}
 
 
 class Ended(NamedTuple):

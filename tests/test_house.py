@@ -213,7 +213,7 @@ WRITERS = {
 }  # fmt: skip
 MAY_WRITE = {  # file: why it does not go through letheon/durable.py
     "letheon/durable.py": "it is the one place",
-    "engine/runs/run_folder.py": "metrics.jsonl grows a line at a time, for whoever watches",
+    "letheon/folders.py": "whole folders are renamed",
     "eval/inference/cache.py": "a folder of columns that all ranks fill, renamed when whole",
     "eval/report/plots.py": "matplotlib draws into memory",
     "engine/runs/loggers.py": "a log grows a line at a time, for whoever watches",

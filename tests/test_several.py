@@ -44,7 +44,7 @@ def digest(run: Path) -> str:
 
 def rows(run: Path) -> list[dict[str, object]]:
     """What happened in each phase, the clock apart."""
-    clock = ("at", "seconds", "images_per_second", "compile_seconds", "together")
+    clock = ("at", "seconds", "images_per_second", "compile_seconds", "together", "previous")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     phases = [line for line in lines if line["kind"] == "phase"]
     return [{k: v for k, v in phase.items() if k not in clock} for phase in phases]

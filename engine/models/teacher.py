@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.models.classifier import Classifier, Head
+from letheon.engine.models.classifier import Classifier, Head, Output
 from letheon.engine.precision import Precision
 
 
@@ -38,7 +38,7 @@ def frozen_copy(model: Classifier, precision: Precision) -> Classifier:
 
 
 _copies: WeakValueDictionary[tuple[object, ...], Classifier] = WeakValueDictionary()
-_last: WeakKeyDictionary[Classifier, tuple[ref[Tensor], int, Tensor]] = WeakKeyDictionary()
+_last: WeakKeyDictionary[Classifier, tuple[ref[Tensor], int, Output]] = WeakKeyDictionary()
 
 
 def shared_copy(model: Classifier, precision: Precision) -> Classifier:
@@ -51,22 +51,32 @@ def shared_copy(model: Classifier, precision: Precision) -> Classifier:
     return teacher
 
 
-def teacher_features(teacher: Classifier, images: Tensor) -> Tensor:
-    """Compute the teacher's pooled features (B, D), without a gradient.
+def teacher_output(teacher: Classifier, images: Tensor) -> Output:
+    """Compute the teacher's logits (B, C) and pooled features (B, D), without a gradient.
 
-    The features of the last batch are remembered for the next of several runs that are fed in one
+    The output of the last batch is remembered for the next of several runs that are fed in one
     pass. (Every batch of a loader is a new tensor.) In a compiled graph it always computes.
     """
     if torch.compiler.is_compiling():
         with torch.no_grad():
-            return teacher(images).features
+            return _answer(teacher, images)
     if teacher in _last:
         seen, version, answer = _last[teacher]
         if seen() is images and version == images._version:
             return answer
     with torch.no_grad():
-        answer = teacher(images).features
+        answer = _answer(teacher, images)
     _last[teacher] = (ref(images), images._version, answer)
+    return answer
+
+
+def teacher_features(teacher: Classifier, images: Tensor) -> Tensor:
+    """Compute the teacher's pooled features (B, D), as `teacher_output`."""
+    return teacher_output(teacher, images).features
+
+
+def _answer(teacher: Classifier, images: Tensor) -> Output:
+    answer: Output = teacher(images)
     return answer
 
 

@@ -20,12 +20,41 @@ from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.loggers import JsonLines
 from letheon.errors import InputError
+from letheon.folders import (
+    LOCK,
+    can_replace,
+    clear_new_folder,
+    new_folder,
+    publish,
+    remove_own,
+    settle,
+)
 from letheon.sealed import read_sealed
 
 FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
 FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
+OWN = (
+    FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
+    "weights.safetensors", "reads.safetensors", "manifest.json", "manifest.sig", "state*",
+    "*.partial",
+)  # fmt: skip
+"""Patterns of the files that a run writes in its folder; all others are somebody else's."""
+
+
+def settle_run(out: Path) -> None:
+    """Complete or undo the replacement of a run that was interrupted; call it under its lock."""
+    settle(out, FINISHED, OWN)
+
+
+def working_folder(out: Path) -> Path:
+    """Return the folder in which a run for `out` works, equal on every rank.
+
+    It is `out` itself, unless that holds a finished run: this stays as it is until the new one, in
+    `.NAME.new` beside it, is whole and takes its place.
+    """
+    return new_folder(out) if (out / FINISHED).is_file() else out
 
 
 def failure_reason(folder: Path) -> str | None:
@@ -41,16 +70,33 @@ def check_free(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: the folder holds something and `overwrite` is false, or it cannot be made.
     """
-    if folder.exists() and not folder.is_dir():
+    try:
+        other = folder.exists() and not folder.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(
+            f"got {folder}; it cannot be looked for ({error.strerror}); name another folder",
+            option="out",
+        ) from error
+    if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and _content(folder) and not overwrite:
         states = {FINISHED: "a finished", FAILED: "a failed"}
         state = next((s for file, s in states.items() if (folder / file).exists()), "an unfinished")
         raise InputError(
             f"got {folder}; it holds {state} run; name another folder, or allow to overwrite it",
             option="out",
         )
+    if folder.is_dir() and _content(folder) and not can_replace(folder):
+        raise InputError(
+            f"got {folder} to overwrite; it is mounted, or {folder.parent} cannot be written, so "
+            "it cannot be replaced as a whole; name a folder in it",
+            option="out",
+        )
     _check_writable(folder)
+
+
+def _content(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name != LOCK]
 
 
 def check_free_file(file: Path, overwrite: bool) -> None:
@@ -80,19 +126,26 @@ def _check_writable(path: Path) -> None:
 
 
 class Record:
-    """One run's folder. Only the main rank writes; on the others every call does nothing."""
+    """One run's folder. Only the main rank writes; on the others every call does nothing.
 
-    def __init__(self, folder: Path, ranks: Ranks, settings: Mapping[str, Any]) -> None:
+    Attributes:
+        out: the folder that was asked for.
+        folder: where the run works (`working_folder`); `out` once it is finished.
+    """
+
+    def __init__(self, out: Path, ranks: Ranks, settings: Mapping[str, Any]) -> None:
         """Make the folder (its check is `check_free`) and write the settings and versions."""
-        self.folder = folder
+        self.out = out
+        self.folder = working_folder(out)
         self.main = ranks.main
         self._started = time.time()
         if not self.main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in (FINISHED, FAILED, "metrics.jsonl", "weights.safetensors"):
-            (folder / stale).unlink(missing_ok=True)
-        self._logger = JsonLines(folder / "metrics.jsonl")
+        clear_new_folder(out)  # what an unfinished run left there
+        with durable.disk_errors(self.folder):
+            self.folder.resolve().mkdir(parents=True, exist_ok=True)
+        remove_own(self.folder, OWN)
+        self._logger = JsonLines(self.folder / "metrics.jsonl")
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
 
@@ -113,8 +166,24 @@ class Record:
         self.write(FAILED, {"message": reason})
 
     def finish(self, **facts: Any) -> None:
-        """Mark the run as finished, with what it ended as."""
+        """Mark the run as finished, with what it ended as; it now replaces an earlier one.
+
+        Raises:
+            RunFailed: the disk refuses; an earlier run is as it was.
+        """
+        if self.main:
+            self._logger.flush()
+            if self._logger.missing:
+                facts["log_lines_missing"] = self._logger.missing
+                print(
+                    f"warning: {self.out}: {self._logger.missing} lines of metrics.jsonl could not "
+                    f"be written ({self._logger.reason})",
+                    file=sys.stderr,
+                )
         self.write(FINISHED, facts)
+        if self.main and self.folder != self.out:
+            publish(self.out, OWN)
+        self.folder = self.out
 
 
 def versions(ranks: Ranks) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,41 @@ from letheon.eval.report.pictures import draw_pictures
 from letheon.eval.report.plots import require_matplotlib
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
+from letheon.folders import can_replace, clear_new_folder, new_folder, publish, settle
 from letheon.spans import span
+
+MARK = "evaluation.json"
+"""Written last: a folder without it holds an unfinished evaluation."""
+OWN = (
+    MARK, "metrics.csv", "table.md", "metrics.tex", "metrics.json", "report.html", "*.partial",
+)  # fmt: skip
+"""Patterns of the files that an evaluation writes."""
+
+
+def settle_tables(out: Path) -> None:
+    """Complete or undo the replacement of tables that was interrupted; call it under the lock."""
+    settle(out, MARK, OWN)
+
+
+@contextmanager
+def replace_tables(out: Path) -> Iterator[Path]:
+    """Yield a new folder for all files of an evaluation, which then takes the place of `out`.
+
+    The block writes `MARK` last. If it raises, `out` is as it was.
+
+    Raises:
+        RunFailed: the disk refuses.
+    """
+    if not can_replace(out):  # a mount, which was found empty
+        yield out
+        return
+    clear_new_folder(out)
+    try:
+        yield new_folder(out)
+    except BaseException:
+        clear_new_folder(out)
+        raise
+    publish(out, OWN)
 
 
 @span("saving")

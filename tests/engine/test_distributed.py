@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, agree, gather_rows, require_equal, sum_over_ranks
+from letheon.engine.distributed import (
+    Ranks,
+    adopt_launcher,
+    agree,
+    first_node,
+    gather_rows,
+    join_ranks,
+    require_equal,
+    sum_over_ranks,
+)
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError, RunFailed
@@ -82,3 +94,77 @@ def test_gradient_sums_do_not_depend_on_ranks_or_batches(world: int) -> None:
         for ours, theirs, first in zip(result, expected, results[0], strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
             assert torch.equal(ours, first)
+
+
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
+MPIRUN = {
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "12345",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank", "world", "local", "address"),
+    [(SRUN, "3", "4", "1", "gpu07"), (MPIRUN, "1", "2", "1", "127.0.0.1")],
+)
+def test_the_variables_of_other_launchers_are_understood(
+    variables: dict[str, str],
+    rank: str,
+    world: str,
+    local: str,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = {**variables, next(k for k in variables if k.endswith(("PROCID", "D_RANK"))): "0"}
+    ports = []
+    for process in (variables, other):
+        monkeypatch.setattr(os, "environ", dict(process))
+        adopt_launcher()
+        ports.append(os.environ["MASTER_PORT"])
+        assert os.environ["MASTER_ADDR"] == address
+    assert ports[0] == ports[1]
+    monkeypatch.setattr(os, "environ", dict(variables))
+    adopt_launcher()
+    assert [os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == [rank, world, local]
+    monkeypatch.setattr(os, "environ", {**variables, "WORLD_SIZE": "8", "RANK": "5"})
+    adopt_launcher()  # torchrun's own, started by srun or mpirun
+    assert os.environ["RANK"] == "5" and "MASTER_ADDR" not in os.environ
+
+
+def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread = {**MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    monkeypatch.setattr(os, "environ", dict(spread))
+    with pytest.raises(InputError, match="no MASTER_ADDR"):
+        adopt_launcher()
+    monkeypatch.setattr(os, "environ", {**spread, "MASTER_ADDR": "n1"})
+    adopt_launcher()
+    assert os.environ["MASTER_ADDR"] == "n1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("n[09-12,20],m3", "n09"), ("a[3,7]-ib,b1", "a3-ib")],
+)
+def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+
+
+def in_an_existing_group(ranks: Ranks) -> tuple[int, int, float, bool]:
+    with join_ranks("cpu") as own:
+        total = torch.ones(1)
+        sum_over_ranks([total], own)
+    return own.rank, own.world, total.item(), dist.is_initialized()
+
+
+def test_a_process_group_that_exists_is_used_and_left_alone() -> None:
+    assert on_ranks(2, in_an_existing_group) == [(0, 2, 2.0, True), (1, 2, 2.0, True)]

@@ -32,7 +32,8 @@ RECIPE = Recipe(epochs=1, lr=0.005, batch_size=7)
 def methods(recipe: Recipe) -> dict[str, Method]:
     """Each method, and between them each optimiser, an average, progress and micro-batches."""
     adam = replace(recipe, optimizer="adamw")
-    return cases(recipe) | {
+    trained = {name: method for name, method in cases(recipe).items() if method.recipe.epochs}
+    return trained | {
         "finetune": Finetune(replace(recipe, optimizer="lars", ema=0.9)),
         "grad-ascent": GradAscent(replace(recipe, log_every=1)),
         "random-label-paired": RandomLabel(replace(recipe, grad_accum_steps=2), order="paired"),

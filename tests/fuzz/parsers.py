@@ -33,6 +33,7 @@ from letheon.errors import LetheonError
 from letheon.eval import comparison
 from letheon.eval.inference import cache
 from letheon.eval.inference.column_digests import digest_columns
+from letheon.folders import new_folder
 from letheon.launch import joblist
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.decode.encoded_image import from_file
@@ -208,8 +209,8 @@ def make_list_form(folder: Path) -> None:
 
 def make_parts(folder: Path) -> None:
     prepare(data(), folder / "set", 8)
-    (folder / "set").rename(parts.partial_folder(folder / "set"))
-    growing = parts.partial_folder(folder / "set") / "train"
+    (folder / "set").rename(new_folder(folder / "set"))
+    growing = new_folder(folder / "set") / "train"
     page = json.loads((growing.parent / "set.json").read_text())
     about = {key: value for key, value in page.items() if key != "parts"}
     (growing.parent / parts.ABOUT).write_bytes(seal(about))

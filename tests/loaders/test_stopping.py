@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from letheon.errors import InputError
+from letheon.folders import new_folder
 from letheon.launch import prepare
 from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.formats import arrays_writer, parts
@@ -74,7 +75,7 @@ def test_helpers_die_with_their_parent_and_parts_are_used_again(tmp_path: Path) 
             process.communicate()
     for kind in ("loader", "alone"):
         out = tmp_path / f"out-{kind}"
-        assert not out.exists() and parts.partial_folder(out).is_dir()
+        assert not out.exists() and new_folder(out).is_dir()
         images = HangingImages(tmp_path)
         write_betons({"set": images}, out)
         assert images.reads == COUNT - parts.CHUNK
@@ -114,7 +115,7 @@ def test_sigterm_is_one_line_and_a_second_run_goes_on(
         assert signal.getsignal(signal.SIGTERM) is before
     assert codes == [75] and images.reads == COUNT - parts.CHUNK  # type: ignore[attr-defined]
     assert capsys.readouterr().err.startswith("stopped by SIGTERM: ")
-    assert not parts.partial_folder(out).exists()
+    assert not new_folder(out).exists()
     (found,) = open_domains(str(out)).values()
     assert len(found) == COUNT and np.array_equal(found.labels, images.labels)
     if form == "arrays":
@@ -128,7 +129,7 @@ def test_a_damaged_part_is_made_again(damage: str, tmp_path: Path) -> None:
     images = stop_at(300, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         arrays_writer.prepare({"set": images}, tmp_path / "out", 8)
-    folder = parts.partial_folder(tmp_path / "out") / "set" / "parts"
+    folder = new_folder(tmp_path / "out") / "set" / "parts"
     data, page = folder / "0.bin", folder / "0.json"
     if damage == "cut":
         data.write_bytes(data.read_bytes()[:-5])
@@ -153,3 +154,29 @@ def test_a_class_without_images_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable image"):
         write_betons({"set": Unreadable(tmp_path)}, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_preparations_of_one_place_are_refused(tmp_path: Path) -> None:
+    """The second is refused in a line that names the first, which ends as if it were alone."""
+    refused: list[str] = []
+
+    class Second(HangingImages):
+        def read(self, i: int) -> np.ndarray:
+            if i == 100:
+                code = (
+                    "import sys; from pathlib import Path; from letheon.errors import InputError;"
+                    "from letheon.folders import lock\n"
+                    "try:\n    lock(Path(sys.argv[1])).__enter__()\n"
+                    "except InputError as error:\n    print(error)"
+                )
+                command = [sys.executable, "-c", code, str(tmp_path / "out")]
+                refused.append(subprocess.run(command, capture_output=True, text=True).stdout)
+                with pytest.raises(InputError, match="is working on it"):
+                    write_betons({"set": HangingImages(tmp_path)}, tmp_path / "out")
+            return super().read(i)
+
+    arrays_writer.prepare({"set": Second(tmp_path)}, tmp_path / "out", 8)
+    assert len(refused) == 1 and f"process {os.getpid()} on" in refused[0]
+    (found,) = open_domains(str(tmp_path / "out")).values()
+    assert len(found) == COUNT
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

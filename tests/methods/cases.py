@@ -6,16 +6,42 @@ nothing back and of runs fed together then hold it to what they promise.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from letheon.engine.method import Method
 from letheon.engine.recipe import Recipe
+from letheon.methods.akd import Akd
+from letheon.methods.bad_teacher import BadTeacher
+from letheon.methods.boundary_expanding import BoundaryExpanding
+from letheon.methods.boundary_shrink import BoundaryShrink
+from letheon.methods.cf_k import CfK
+from letheon.methods.cola import Cola
+from letheon.methods.contrastive import Contrastive
+from letheon.methods.delete import Delete
+from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
+from letheon.methods.kd import Kd
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.lotus import Lotus
+from letheon.methods.neg_grad_plus import NegGradPlus
+from letheon.methods.no_op import NoOp
+from letheon.methods.one_point import OnePoint
+from letheon.methods.pl_spkd import PlSpkd
+from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.random_network import RandomNetwork
 from letheon.methods.retrain import Retrain
+from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
+from letheon.methods.salun_soft import SalUnSoft
+from letheon.methods.scrub import Scrub
 from letheon.methods.spkd import Spkd
+from letheon.methods.unsir import Unsir
+from letheon.methods.weight_distance import WeightDistance
+from letheon.methods.weight_distortion import WeightDistortion
+from letheon.methods.weight_negation import WeightNegation
 
 
 def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
@@ -31,5 +57,29 @@ def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
         "random-label-sequential": RandomLabel(recipe, order="sequential", draw="retained"),
         "salun": SalUn(RandomLabel(recipe), density=0.3),
         "spkd": Spkd(gentle, ce_weight=1.0, sp_weight=100.0),
+        "cf-k": CfK(recipe, k=1),
+        "eu-k": EuK(recipe, k=1),
+        "not": WeightNegation(recipe),
+        "weight-distortion": WeightDistortion(recipe),
+        "weight-distance": WeightDistance(recipe),
+        "neg-grad-plus": NegGradPlus(recipe),
+        "pseudo-label": PseudoLabel(recipe),
+        "delete": Delete(recipe),
+        "boundary-shrink": BoundaryShrink(recipe),
+        "boundary-expanding": BoundaryExpanding(recipe),
+        "salun-soft": SalUnSoft(recipe),
+        "unsir": Unsir(recipe, noise_images=3, noise_steps=2, retain_share=0.6),
+        "scrub": Scrub(gentle, max_epochs=1, forget_batch_size=5),
+        "bad-teacher": BadTeacher(recipe),
+        "lotus": Lotus(recipe),
+        "kd": Kd(gentle, ce_weight=1.0, kd_weight=1.0),
+        "akd": Akd(gentle, ce_weight=1.0, kd_weight=1.0, forget_pass="pseudo-label"),
+        "rkd": Rkd(gentle, ce_weight=1.0, kd_weight=1.0),
+        "pl-spkd": PlSpkd(gentle, ce_weight=1.0, sp_weight=100.0),
+        "cola": Cola(recipe, collapse_epochs=1),
+        "cu": Contrastive(recipe),
         "head-distillation": HeadDistillation(recipe),
+        "one-point-contraction": OnePoint(recipe),
+        "no-op": NoOp(replace(recipe, epochs=0)),
+        "random-network": RandomNetwork(replace(recipe, epochs=0)),
     }

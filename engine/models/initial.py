@@ -1,0 +1,46 @@
+"""New weights for a network that exists: an untrained network of the same architecture."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from letheon.engine.models.classifier import Classifier, build, names
+from letheon.errors import InputError
+
+
+def initial_copy(model: Classifier, seed: int) -> Classifier:
+    """Initialize an untrained copy: a function of (architecture, seed), equal on every rank.
+
+    A network that `build` knows is built anew. Of any other each layer is reset by its own
+    `reset_parameters`, which may be another start than its author's. On the model's device, in its
+    dtype; the global random state is left as it was.
+
+    Raises:
+        InputError: a layer of a network of the user's own has no `reset_parameters`.
+    """
+    if model.name in names():
+        fresh = build(model.name, model.classes, seed, model.preset)
+        if _shapes(fresh) == _shapes(model):
+            return fresh.to(next(model.parameters()))
+    fresh = copy.deepcopy(model).cpu()  # where the numbers are drawn
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for path, layer in fresh.net.named_modules():
+            if not list(layer.parameters(recurse=False)):
+                continue
+            reset = getattr(layer, "reset_parameters", None)
+            if reset is None:
+                raise InputError(
+                    f"got {path or 'a network'} of kind {type(layer).__name__}, which cannot be "
+                    "initialized anew; expected a layer with reset_parameters; give it one",
+                    option="model",
+                )
+            reset()
+    return fresh.to(next(model.parameters()))
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in model.state_dict().items()}

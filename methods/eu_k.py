@@ -1,0 +1,42 @@
+"""EU-k: draw the last k layers anew and train only these on the retain set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from letheon.engine.checkpoints.method_state import State
+from letheon.engine.method import Run
+from letheon.engine.models.initial import initial_copy
+from letheon.methods.cf_k import CfK
+from letheon.methods.layers import choose_layers
+
+
+@dataclass(frozen=True)
+class EuK(CfK):
+    """EU-k, exact unlearning of k layers: CF-k, from new weights in the last k layers.
+
+    Goel et al. 2022. The new weights are those an untrained network of the same architecture has at
+    the run's seed, with its batch-norm statistics. Epochs and rate are fine-tuning's; k = 2 is
+    ours, never run beyond the digits.
+    """
+
+    name: ClassVar[str] = "eu-k"
+
+    def prepare(self, run: Run) -> State:
+        """Draw the layers anew and freeze the others."""
+        fresh = initial_copy(run.model, run.seed).net.state_dict()
+        own = run.model.net.state_dict()
+        names = choose_layers(run, self.layers, self.k)
+        homes = {name.rpartition(".")[0] for name in names}
+        buffers = [
+            key
+            for key in own
+            if key not in run.named_parameters and key.rpartition(".")[0] in homes
+        ]
+        with torch.no_grad():
+            for key in [*names, *buffers]:
+                own[key].copy_(fresh[key])
+        return super().prepare(run)

@@ -1,0 +1,52 @@
+"""Losses over relations between the samples of a batch, on all ranks: similarities, contrasts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.method import Run
+from letheon.errors import InputError
+from letheon.loaders.batch import Batch
+from letheon.loaders.order import share
+
+
+def all_rows(own: Tensor, ranks: Ranks, total: int) -> Tensor:
+    """Gather the (total, ...) rows of all ranks; a gradient flows to this rank's own alone.
+
+    The other ranks' rows enter as constants: the sum over ranks of each rank's own partial gradient
+    of one value of all rows is the whole gradient, without a collective in the backward pass. Pass
+    the value through `count_once`.
+    """
+    if ranks.world == 1:
+        return own
+    rows = gather_rows(own.detach(), ranks, total)
+    mine = share(total, ranks.rank, ranks.world)
+    return torch.cat([rows[: mine.start], own, rows[mine.stop :]])
+
+
+def count_once(value: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
+    """Scale a value that every rank computes of all rows, so that averaging over ranks is exact.
+
+    The loop weighs a rank's loss by its share n_rank * world / total and the ranks are averaged:
+    the value counts once over the ranks, the gradient of each rank's own rows fully.
+    """
+    if ranks.world == 1:
+        return value
+    unweighted = batch.total / len(batch.labels)  # = world / share
+    return value.detach() + (value - value.detach()) * unweighted
+
+
+def refuse_micro_batches(run: Run, mend: str = "use one micro-batch") -> None:
+    """Refuse micro-batches where a loss compares all samples of a batch.
+
+    Raises:
+        InputError: `mend` says what to do instead.
+    """
+    if run.recipe.grad_accum_steps > 1:
+        raise InputError(
+            f"got {run.recipe.grad_accum_steps} micro-batches with similarities over the whole "
+            f"batch; {mend}",
+            option="grad_accum_steps",
+        )
