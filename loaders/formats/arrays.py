@@ -90,8 +90,8 @@ class MappedImages(ArrayImages):
         if self._pieces is None:
             return
         damage = self._pieces.find_damage(indices // self._rows, self._piece)
-        if damage is not None:
-            first = next(int(i) for i in indices if i // self._rows == damage)
+        if damage:
+            first = next(int(i) for i in indices if i // self._rows in damage)
             raise unreadable(f"{self._place[0] / 'images.npy'}[{first}]", DAMAGE)
 
     def _piece(self, number: int) -> NDArray[np.uint8]:

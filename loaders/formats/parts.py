@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from letheon.durable import disk_errors, flush, replacing, write
 from letheon.errors import InputError, RunFailed
-from letheon.folders import clear_new_folder, lock, new_folder
+from letheon.folders import clear_new_folder, lock, new_folder, publish
 from letheon.processes import blocked_interrupts, follow_parent, in_main_thread
 from letheon.sealed import SEAL, read_sealed, seal
 
@@ -59,8 +59,7 @@ def growing(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
         with disk_errors(out):
             (folder / ABOUT).unlink()
             flush(folder)
-            folder.rename(out)
-            flush(out.parent)
+        publish(out, ())
 
 
 def go_on(folder: Path, settings: dict[str, Any]) -> None:
