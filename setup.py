@@ -49,6 +49,8 @@ setup(
         "fast": ["simplejpeg>=1.9", "turbojpeg>=0.0.2"],
         "faiss": ["faiss-cpu>=1.9"],
         "faiss-gpu": ["faiss-gpu>=1.15"],
+        "hub": ["pyarrow>=15"],
+        "timm": ["timm>=1.0"],
         "report": ["matplotlib>=3.10"],
         "dev": [
             "pytest>=8",

@@ -1,4 +1,4 @@
-"""k-NN and CKA of stored features: ours beside scikit-learn and FAISS, on random numbers.
+"""k-NN and CKA of stored features, ours beside the field's; and the memory of a rank.
 
     python benchmarks/bench_eval.py --out benchmarks/results/eval_cpu.csv
 
@@ -9,7 +9,9 @@ What is timed does not depend on the numbers. A whole evaluation beside the fiel
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,20 +19,32 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import tyro
 from harness import Results, Row, compare, row
 from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
 
+from letheon.engine.distributed import Ranks
+from letheon.engine.models.classifier import Output
+from letheon.eval.inference.extract import extract
+from letheon.eval.inference.passes import Passes
 from letheon.eval.metrics.cka import center, linear_cka
 from letheon.eval.metrics.knn import knn
+from letheon.eval.quick_row import measure
+from letheon.loaders.batch import Batch
+from letheon.loaders.order import share
 
 
 @dataclass(frozen=True)
 class Options:
     """What to time, and where the rows go."""
 
-    only: tuple[str, ...] = ("search", "cka")
-    """of search, cka"""
+    only: tuple[str, ...] = ("search", "cka", "memory")
+    """of search, cka, memory"""
+    samples: int = 60_000
+    """of the training set whose outputs the ranks hold, where memory is measured"""
     rows: tuple[int, ...] = (2000, 8000, 32000, 128000)
     """of the database that is searched; the largest is timed once"""
     images: int = 10_000
@@ -99,7 +113,81 @@ def bench_cka(options: Options, results: Results) -> None:
     results.add(compare("cka", variants, min(3, options.repeats), 0, x=f"{n} x {width}"))
 
 
-BENCHES = {"search": bench_search, "cka": bench_cka}
+class Zeros(torch.nn.Module):
+    """A network whose answers cost nothing: outputs of this width and number of classes."""
+
+    def __init__(self, width: int, classes: int = 100) -> None:
+        """Take the sizes."""
+        super().__init__()
+        self.width, self.classes = width, classes
+
+    def forward(self, images: Tensor) -> Output:
+        """Answer each image with noise keyed by its number."""
+        noise = torch.Generator().manual_seed(int(images[0, 0]))
+        features = torch.randn(len(images), self.width, generator=noise)
+        return Output(features[:, : self.classes].contiguous(), features)
+
+
+class Numbers:
+    """A loader whose images are their numbers, shared out as every loader does."""
+
+    def __init__(self, count: int, ranks: Ranks) -> None:
+        """Take the size of the set."""
+        self.count, self.ranks = count, ranks
+
+    def sweep(self, indices: object = None) -> Iterator[Batch]:
+        """Yield this rank's share."""
+        place = share(self.count, self.ranks.rank, self.ranks.world)
+        for part in torch.arange(place.start, place.stop).split(250):
+            labels, forget = part % 10, part % 10 == 0
+            yield Batch(part[:, None].float(), labels, forget, part, self.count)
+
+
+def _grow(rank: int, world: int, file: str, options: Options, pipe: Any) -> None:
+    """On one rank: evaluate, and send the growth of its largest memory in MB."""
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    ranks = Ranks(rank, world, rank)
+    warm = extract(Zeros(32, 16), Numbers(500 * world, ranks), ranks)  # type: ignore[arg-type]
+    measure(Passes("warm", {"train": warm, "test": warm, "domain/a": warm}), ranks=ranks)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    net, read = Zeros(options.width), Numbers(options.samples, ranks)
+    whole = extract(net, read, ranks)  # type: ignore[arg-type]
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    few = extract(net, Numbers(options.samples // 10, ranks), ranks)  # type: ignore[arg-type]
+    passes = Passes("model", {"train": whole, "test": few, "domain/a": few})
+    measure(passes, passes, ranks=ranks)
+    end = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send(((after - before) / 1024, (end - before) / 1024))
+    dist.destroy_process_group()
+
+
+def bench_memory(options: Options, results: Results) -> None:
+    """Peak memory of a rank over 1, 2 and 4 ranks: outputs alone, and with the quick metrics."""
+    context = mp.get_context("spawn")
+    for world in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            pipes = [context.Pipe() for _ in range(world)]
+            processes = [
+                context.Process(
+                    target=_grow, args=(rank, world, f"{folder}/meet", options, pipes[rank][1])
+                )
+                for rank in range(world)
+            ]
+            for process, (_, there) in zip(processes, pipes, strict=True):
+                process.start()
+                there.close()  # so that a rank that fails ends the wait
+            grown = [here.recv() for here, _ in pipes]
+            for process in processes:
+                process.join()
+        x = f"{options.samples} x {options.width}, {world} ranks"
+        for number, variant in enumerate(("outputs", "outputs and quick row")):
+            values = [each[number] for each in grown]
+            results.add([row("evaluation memory", variant, values, metric="peak growth of a rank",
+                             unit="MB", x=x, device="cpu")])  # fmt: skip
+
+
+BENCHES = {"memory": bench_memory, "search": bench_search, "cka": bench_cka}
 
 
 def main(options: Options) -> None:

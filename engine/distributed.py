@@ -7,8 +7,10 @@ tensors.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -246,6 +248,29 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     objects: list[Any] = [None] * ranks.world
     dist.all_gather_object(objects, own)
     return objects
+
+
+def wait_for_ranks(ranks: Ranks, seconds: float = 0.02) -> None:
+    """Wait until every rank has come here, however long the work of one takes.
+
+    No collective is pending meanwhile, so none of the others runs into its timeout: the ranks ask
+    the process group's store. Every rank must call, in the same order.
+
+    Args:
+        ranks: the job.
+        seconds: between two questions, at first; they become rarer.
+    """
+    if ranks.world == 1:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    place = f"letheon/wait/{next(_MEETINGS)}"
+    store.add(place, 1)
+    while store.add(place, 0) < ranks.world:
+        time.sleep(seconds)
+        seconds = min(1.0, 1.1 * seconds)
+
+
+_MEETINGS = itertools.count()
 
 
 def agree(ranks: Ranks, problem: str | None = None) -> None:

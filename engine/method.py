@@ -211,6 +211,10 @@ class Method:
     """True for a method that starts from new weights instead of the trained ones."""
     recipe: Recipe
 
+    def stream_seed(self, seed: int) -> int:
+        """The seed of first weights, order and augmentation, from that of the run's settings."""
+        return seed
+
     def check(self, run: Run) -> None:
         """Before anything is written, on every rank alone: refuse input that does not fit the run.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
@@ -27,6 +27,7 @@ _REASONS: dict[Need, str] = {
     "retrained": "got no retrained model besides this one; expected one trained without the "
     "forget set",
     "untrained": "got no untrained network; expected one to compare with (random control)",
+    "test": "nothing is held out: test is the same as train",
     "held-out": "got no test image of a forgotten class; expected at least one",
     "downstream": "got no downstream set; expected one",
     "whole classes": "got single samples to forget; this is defined for whole classes",
@@ -79,6 +80,7 @@ class Peers:
     untrained: Passes | None = None
     forgotten: tuple[int, ...] = ()  # class numbers; empty where single samples were forgotten
     names: tuple[str, ...] = ()  # of all classes
+    nothing_held_out: bool = False  # test images are the training images
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Case:
     subject: Subject
     peers: Peers = field(default_factory=Peers)
     conditions: Conditions = field(default_factory=Conditions)
-    ranks: Ranks = field(default_factory=Ranks)  # a metric with `everywhere` may communicate
+    ranks: Ranks = field(default_factory=Ranks)  # those of the outputs
     _results: dict[Callable[[Case], Any], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -167,11 +169,20 @@ class Case:
         return self.peers.untrained
 
     def once(self, compute: Callable[[Case], T]) -> T:
-        """Compute something that several metrics of this model share, the first time only."""
+        """Compute something that several metrics of this model share, the first time only.
+
+        Raises:
+            NotMeasurable: every time, where `compute` raised it the first time.
+        """
         if compute not in self._results:
-            self._results[compute] = compute(self)
-        result: T = self._results[compute]
-        return result
+            try:
+                self._results[compute] = compute(self)
+            except NotMeasurable as error:
+                self._results[compute] = error
+        result: Any = self._results[compute]
+        if isinstance(result, NotMeasurable):
+            raise result
+        return cast(T, result)
 
     def require(self, needs: tuple[Need, ...]) -> None:
         """Check that the ingredients of a metric are there.
@@ -185,7 +196,8 @@ class Case:
             elif need == "retrained":
                 _ = self.others
             elif (
-                (need == "held-out" and not bool(self.test.forget.any()))
+                (need == "test" and self.peers.nothing_held_out)
+                or (need == "held-out" and not bool(self.test.forget.any()))
                 or (need == "downstream" and not self.domains)
                 or (need == "whole classes" and not self.peers.forgotten)
             ):

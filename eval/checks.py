@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from letheon.engine.distributed import sum_over_ranks
 from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.inference.passes import Passes
 
@@ -83,10 +85,10 @@ def classes(values: Numbers, name: str, n: int | None = None) -> Ints:
 
 
 def check_finite(model: Passes) -> None:
-    """Check that outputs are numbers, naming the first layer that gives them.
+    """Check that outputs are numbers, naming the first layer that gives others.
 
     Raises:
-        InputError: NaN or infinity; the text has the layer, the model and the set.
+        InputError: NaN or infinity, on every rank; the text has the layer, the model and the set.
     """
     # Sets with layers first: the others can name no layer but the last two.
     for key, side in sorted(model.outputs.items(), key=lambda item: not item[1].taps):
@@ -98,9 +100,11 @@ def check_finite(model: Passes) -> None:
         for name, rows in layers.items():
             parts = rows.split(8192)
             broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
-            if broken:
+            counts = torch.tensor([broken, len(rows)])
+            sum_over_ranks([counts], side.ranks)
+            if int(counts[0]):
                 raise InputError(
-                    f"got NaN or infinite values for {broken} of {len(rows)} images in {name} of "
-                    f"{model.name} on the {key} set; expected numbers; the model has diverged: "
+                    f"got NaN or infinite values for {counts[0]} of {counts[1]} images in {name} "
+                    f"of {model.name} on the {key} set; expected numbers; the model has diverged: "
                     "lower its learning rate"
                 )

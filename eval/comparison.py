@@ -22,6 +22,7 @@ from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve
 from letheon.loaders.forget_request import forget_mask as mask_of
+from letheon.loaders.views import unwrap
 from letheon.sealed import expect_shape, read_sealed
 
 RANDOM = "random"
@@ -56,6 +57,7 @@ class Entry:
     together: int = 1  # runs that this clock counts, where one pass fed several
     seed: int | None = None
     settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
+    own_stream: bool = False  # random numbers are not those of training with the same seed
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,30 @@ class Comparison:
     def of_role(self, role: str) -> list[Entry]:
         """Select entries in this role, in order."""
         return [entry for entry in self.entries if entry.role == role]
+
+    @property
+    def nothing_held_out(self) -> bool:
+        """Whether the test images are the training images, so that no number is of others."""
+        return unwrap(self.data.train)[0] is unwrap(self.data.test)[0]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the numbers of this comparison worth less than they look."""
+        warnings = []
+        for before in self.of_role("original"):
+            for entry in self.of_role("retrained"):
+                if entry.seed is not None and entry.seed == before.seed and not entry.own_stream:
+                    warnings.append(
+                        f"{entry.name} was retrained with the seed of {before.name}, {entry.seed}: "
+                        "they share first weights and order, and every distance to this reference "
+                        "flatters; retrain with another seed, or without share_seed"
+                    )
+        if self.nothing_held_out:
+            warnings.append(
+                "nothing is held out: test is the same as train; what needs test images is not "
+                "measured; name a set with test images"
+            )
+        return warnings
 
     @property
     def sets(self) -> dict[str, ImageSet]:
@@ -216,10 +242,12 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     kind = facts.get("kind", kind)
     known = "control" if kind == "control" else "unlearned"
     seed = settings.get("seed")
+    of_method = settings.get("method")
+    own_stream = isinstance(of_method, dict) and of_method.get("share_seed") is False
     alike = {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD} | {"run": method}
     return Entry(
         name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
-        json.dumps(alike, sort_keys=True),
+        json.dumps(alike, sort_keys=True), own_stream,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.distributed import Ranks, gather_objects, gather_rows, wait_for_ranks
 from letheon.engine.runs.plan import JobOptions
-from letheon.errors import InputError
+from letheon.engine.runs.run_folder import versions
+from letheon.errors import InputError, LetheonError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
 from letheon.eval.comparison import RANDOM, Comparison, Entry, group_entries
+from letheon.eval.finished_rows import FinishedRow, FinishedRows
 from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept, sweep_together
 from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.inference.taps import stages
@@ -27,7 +29,7 @@ from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
 from letheon.eval.metrics.cka import cka_band
 from letheon.eval.probes.critic import critic_by_layer
 from letheon.eval.probes.information import BALANCED
-from letheon.eval.probes.relearn_evaluator import Lesson, Relearning, curves
+from letheon.eval.probes.relearn_evaluator import Curves, Lesson, Relearning, curves
 from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.batch import Loader
@@ -97,15 +99,15 @@ class Inference:
     batch_size: int
     ranks: Ranks
 
-    def groups(self) -> list[list[Entry]]:
-        """Divide the models into those swept together; the same on every rank."""
+    def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
+        """Divide models into those swept together; the same on every rank."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         room = int(gather_rows(torch.tensor([memory // (8 * local)]), self.ranks).min())
         sizes = [len(images) for images in self.comparison.sets.values()]
         cached = self.extent.cache is not None  # on disk, but for this rank's part of one set
-        images = max(sizes) // self.ranks.world if cached else sum(sizes)
-        return group_entries(self.comparison.entries, images, room)
+        images = -(-(max(sizes) if cached else sum(sizes)) // self.ranks.world)
+        return group_entries(entries, images, room)
 
     def sweep(self, entries: Sequence[Entry]) -> list[Passes]:
         """Run these models over all sets, with their layers at full depth."""
@@ -185,7 +187,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Measuring:
-    """One evaluation; every rank must call, and gets the same, but for relearning."""
+    """One evaluation; every rank must call, and gets the same."""
 
     job: JobOptions
     comparison: Comparison
@@ -193,6 +195,8 @@ class Measuring:
     extent: Extent
     batch_size: int
     ranks: Ranks
+    finished: FinishedRows | None = None
+    """Where rows are kept until the table is whole, and found again; None keeps none."""
 
     @property
     def inference(self) -> Inference:
@@ -214,14 +218,19 @@ class Measuring:
         table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
         waiting, known = list(entries), {}
+        reads = self.finished is not None and self.ranks.main  # it asks for the size of every file
+        facts = {entry.name: self._facts(entry, references) for entry in entries if reads}
+        finished = self.finished.load(facts) if self.finished else {}
+        skipped = finished.keys() - {entry.name for entry in references}
+        rest = [entry for entry in entries if entry.name not in skipped]
         peers: Peers | None = None
-        for group in self.inference.groups():
-            for name, subject in self.inference.subjects(group).items():
+        for group in self.inference.groups(rest) or [[]]:
+            for name, subject in self.inference.subjects(group).items() if group else ():
                 if isinstance(subject, Subject):
                     subjects[name] = subject
                 else:
                     table.left_out[name] = str(subject)
-            ready = subjects.keys() | table.left_out.keys()
+            ready = subjects.keys() | table.left_out.keys() | skipped
             if any(entry.name not in ready for entry in references):
                 continue
             peers = peers or self._peers(subjects)
@@ -229,11 +238,16 @@ class Measuring:
                 entry = waiting.pop(0)
                 if entry.name in table.left_out:
                     continue
-                table.rows.append(self._row(entry, subjects[entry.name], peers))
-                if self.extent.full:
-                    known[entry.name] = margins(subjects[entry.name].passes)
+                done = finished.get(entry.name)
+                if done is None:
+                    done = self._finish(entry, subjects[entry.name], peers)
+                    if self.finished:
+                        self.finished.save(facts.get(entry.name, {}), done.row, done.margins)
+                table.rows.append(done.row)
+                if done.margins is not None:
+                    known[entry.name] = done.margins
                 if entry not in references:
-                    del subjects[entry.name]
+                    subjects.pop(entry.name, None)
         if not table.rows:
             raise InputError("; ".join(table.left_out.values()))
         self._add_runs(table.rows, known)
@@ -252,15 +266,33 @@ class Measuring:
         return Peers(
             next(iter(in_role("original")), None), in_role("retrained"),
             untrained.passes if untrained else None,
-            tuple(of.request.classes), tuple(of.data.classes),
+            tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out,
         )  # fmt: skip
 
-    def _row(self, entry: Entry, subject: Subject, peers: Peers) -> Row:
+    def _facts(self, entry: Entry, references: Sequence[Entry]) -> dict[str, Any]:
+        """Collect what the row of a model depends on."""
+        of, sets = self.comparison, {}
+        for key, images in of.sets.items():
+            mask = hashlib.sha256(of.forget_mask(key).tobytes()).hexdigest()
+            sets[key] = [images.digest, len(images), mask]
+        models = [[e.name, e.role, e.weights] for e in references]
+        code = {k: v for k, v in versions(Ranks()).items() if k not in ("command", "threads")}
+        return {
+            "model": [entry.name, entry.role, entry.weights, entry.seed, entry.seconds],
+            "together": entry.together, "references": models, "sets": sets,
+            "request": asdict(of.request), "conditions": asdict(self.conditions),
+            "extent": [self.extent.depth, self.extent.critic, self.extent.flip],
+            "dtype": self.job.precision.resolve(self.ranks.device).dtype,
+            "device": self.ranks.device.type, "versions": code,
+        }  # fmt: skip
+
+    def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:
         case = Case(subject, peers, self.conditions, self.ranks)
         row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed))
-        if self.extent.full:
-            row.limits["critic"] = self.extent.critic
-        return row
+        if not self.extent.full:
+            return FinishedRow(row)
+        row.limits["critic"] = self.extent.critic
+        return FinishedRow(row, margins(subject.passes))
 
     def _add_runs(self, rows: Sequence[Row], known: dict[str, Tensor]) -> None:
         """Compute what needs several runs of a method, in the row of each run."""
@@ -285,19 +317,35 @@ class Measuring:
             add_stage(by_name[entry.name], SeveralRuns(alike, retrained))
 
     def relearn(self, table: Table) -> None:
-        """Enter the relearn curves; for one rank alone, the others need not wait."""
-        of, alone, read = self.comparison, Ranks(device=self.ranks.device), self.inference
+        """Enter the relearn curves; the models are shared out over the ranks, which must all call.
+
+        Raises:
+            LetheonError: the first problem of any rank, on every rank.
+        """
+        of, ranks = self.comparison, self.ranks
         held_rows = sample_rows(torch.from_numpy(of.forget_mask("test")), _HELD_MOST).tolist()
+        if of.nothing_held_out:
+            for row in table.rows:
+                row.why["relearn"] = "nothing is held out: test is the same as train"
+            return
         if not held_rows:
             for row in table.rows:
                 row.why["relearn"] = "single samples were forgotten: none of them is held out"
             return
-        by_name, entries = {}, [e for e in of.entries if e.name not in table.left_out]
-        for entry in entries:
-            images, labels = read_images(read.loader("train", entry, alone), read.balanced_rows())
-            held = read_images(read.loader("test", entry, alone), held_rows)
-            lesson = Lesson(images, labels, *held, self.extent.relearn, read.related_images(entry))
-            by_name[entry.name] = curves(entry.model, lesson, alone.device)
+        entries = [e for e in of.entries if e.name not in table.left_out]
+        own: dict[str, Curves] = {}
+        problem = None
+        try:
+            for entry in entries[ranks.rank :: ranks.world]:
+                own[entry.name] = self._curves(entry, held_rows)
+        except LetheonError as error:
+            problem = error
+        wait_for_ranks(ranks)
+        by_name: dict[str, Curves] = {}
+        for part, refusal in gather_objects((own, problem), ranks):
+            if refusal is not None:
+                raise refusal
+            by_name |= part
         original, first = (
             next((by_name[entry.name] for entry in entries if entry.role == role), None)
             for role in ("original", "retrained")
@@ -305,6 +353,13 @@ class Measuring:
         for row in table.rows:
             reference = None if by_name[row.name] is first else first
             add_stage(row, Relearning(by_name[row.name], original, reference))
+
+    def _curves(self, entry: Entry, held_rows: Sequence[int]) -> Curves:
+        alone, read = Ranks(device=self.ranks.device), self.inference
+        images, labels = read_images(read.loader("train", entry, alone), read.balanced_rows())
+        held = read_images(read.loader("test", entry, alone), held_rows)
+        lesson = Lesson(images, labels, *held, self.extent.relearn, read.related_images(entry))
+        return curves(entry.model, lesson, alone.device)
 
 
 def read_images(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

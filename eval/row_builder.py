@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letheon.engine.distributed import Ranks, gather_objects
+from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
 from letheon.errors import LetheonError, NotMeasurable, RunFailed
 from letheon.eval.case import Case
 from letheon.eval.inference.sampling import MOST
@@ -97,7 +98,8 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
 
     Args:
         case: the model beside its peers; `case.ranks` is the job, of which every rank must call.
-            Metrics that only one rank computes are shared out.
+            Each rank holds its share of the samples; what one rank computes of gathered numbers is
+            shared out.
         depth: quick leaves out the metrics that need "depth full".
         row: with name, role and seed; is completed.
 
@@ -124,17 +126,46 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
 
         to.add(metric, compute)
 
+    shared = []
     for metric in wanted:
-        if metric.everywhere:
+        if metric.plugin:
             add(metric, row)
-    _share_out([metric for metric in wanted if not metric.everywhere], row, case.ranks, add)
+            _require_equal(metric, row, case.ranks)
+        elif metric.everywhere:
+            add(metric, row)
+        else:
+            _gather(metric, case)
+            shared.append(metric)
+    _share_out(shared, row, case.ranks, add)
     order = [key for metric in wanted for key in metric.keys]
     row.values = {key: row.values[key] for key in order if key in row.values}
     if depth == "full":
         row.limits = {"membership_rows": MOST, "few_shot": SHOTS}
         if BALANCED in case.passes.outputs:
-            row.limits["information_rows"] = len(case.passes.outputs[BALANCED])
+            row.limits["information_rows"] = case.passes.outputs[BALANCED].span()[1]
     return row
+
+
+def _gather(metric: Metric, case: Case) -> None:
+    """Do what every rank takes part in; what cannot be measured is told by the metric."""
+    if metric.gathers is None:
+        return
+    with suppress(NotMeasurable):
+        case.require(metric.needs)
+        case.once(metric.gathers)
+
+
+def _require_equal(metric: Metric, row: Row, ranks: Ranks) -> None:
+    """Leave a plug-in's values out where the ranks have different ones: it read its share alone."""
+    values = {key: row.values.get(key) for key in metric.keys}
+    if any(other != values for other in gather_objects(values, ranks)):
+        for key in metric.keys:
+            row.values[key] = None
+            row.why[key] = (
+                f"metric plug-in {metric.plugin} gave other values on other ranks, each of which "
+                "holds its share of the samples; sum over the ranks of the outputs, or evaluate on "
+                "one rank"
+            )
 
 
 def _share_out(
@@ -150,6 +181,7 @@ def _share_out(
                 add(metric, own)
     except LetheonError as error:
         problem = error
+    wait_for_ranks(ranks)
     results = gather_objects((own.values, own.why, problem), ranks)
     for values, why, problem in results:
         if problem is not None:
@@ -172,7 +204,7 @@ def _conditions(case: Case) -> dict[str, Any]:
         "digest": case.passes.weights,
         "original": peers.original.passes.weights if peers.original else None,
         "retrained": peers.retrained[0].passes.weights if peers.retrained else None,
-        "samples": {key: len(outputs) for key, outputs in case.passes.outputs.items()},
+        "samples": {key: outputs.span()[1] for key, outputs in case.passes.outputs.items()},
     }
 
 

@@ -277,11 +277,13 @@ def plan_forgetting(
     Raises:
         InputError: the method refuses the run, or the ranks cannot share a batch.
     """
+    seed = method.stream_seed(job.seed)
     if method.from_scratch:
         names = model.class_names
-        model = build(model.name, model.classes, job.seed, model.preset)
+        model = build(model.name, model.classes, seed, model.preset)
         model.class_names = names
-    plan = Plan(job, method.recipe, model, data, forget_mask(request, data.train.labels), request)
+    mask = forget_mask(request, data.train.labels)
+    plan = Plan(job, method.recipe, model, data, mask, request, seed)
     run = plan.run(ranks, like)
     method.check(run)
     return plan, run

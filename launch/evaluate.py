@@ -6,6 +6,9 @@
         --runs runs/salun --depth full --relearn 100 --random-control --out runs/audit
     python launch/evaluate.py --define
 
+One that was stopped goes on when the same command is given again: finished rows lie in OUT.rows
+until the table is whole, outputs of the models in --cache where one is named.
+
 What was forgotten is read from the run folders; checkpoints from elsewhere need --forget. Prints
 the table and writes it to --out as table.md, metrics.json, .csv and .tex, with report.html where
 asked for. `docs/evaluation.md` has what each option measures.
@@ -31,6 +34,7 @@ from letheon.errors import InputError
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
+from letheon.eval.finished_rows import FinishedRows
 from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
 from letheon.eval.report.rows import prepare
@@ -76,6 +80,11 @@ class Settings(JobOptions):
         """Whether report.html is wanted."""
         return self.report or self.extent.full
 
+    @property
+    def rows_folder(self) -> Path | None:
+        """Where finished rows are kept until the table is written; None where none is."""
+        return None if self.out is None else self.out.with_name(f"{self.out.name}.rows")
+
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
         if self.out is not None:
@@ -112,16 +121,19 @@ def main(settings: Settings, ranks: Ranks) -> None:
 def measure(settings: Settings, ranks: Ranks) -> None:
     """Measure, print and write, under the lock of the output folder."""
     comparison = together(ranks, lambda: settings.comparison(ranks))
-    for line in list_notes(comparison.sets) if ranks.main else ():
+    notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
+    for line in notes if ranks.main else ():
         print(line, file=sys.stderr)
+    finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
     measuring = Measuring(
-        settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks
-    )
+        settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks,
+        finished,
+    )  # fmt: skip
     table = measuring.measure()
-    if not ranks.main:
-        return
     if settings.extent.relearn:
         measuring.relearn(table)
+    if not ranks.main:
+        return
     print(as_text(prepare(table.flat, table.left_out)))
     band = table.band
     if band["pairs"]:
@@ -130,9 +142,15 @@ def measure(settings: Settings, ranks: Ranks) -> None:
             f"({band['pairs']} pairs)"
         )
     if settings.out is not None:
-        facts = {"request": dataclasses.asdict(comparison.request), "cka_band": band}
+        facts: dict[str, Any] = {
+            "request": dataclasses.asdict(comparison.request),
+            "cka_band": band,
+        }
+        facts["notes"] = notes
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
         write(settings, table, {**facts, "versions": versions(ranks)})
+    if finished is not None:
+        finished.remove()
 
 
 def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import align_labels, model_classes
+from letheon.loaders.views import align_labels, divide_data, model_classes, unwrap
 from letheon.methods.train import Train
 
 Model: TypeAlias = "str | Path | nn.Module | Result"
@@ -43,6 +43,9 @@ class Options(TypedDict, total=False):
     loader: str
     workers: int
     unreadable: str
+    holdout: float
+    """Share of each class of `train` held out as test images, where `test` is not given."""
+    holdout_seed: int
     precision: Precision
     overwrite: bool
     batch_size: int
@@ -84,6 +87,12 @@ class Call(JobOptions):
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
     """Open training and held-out images; without the latter the training images stand in."""
+    if test is not None and job.holdout:
+        raise InputError(
+            f"got test images and a share of {job.holdout} to hold out, expected one of them; "
+            "leave one out",
+            option="holdout",
+        )
     if isinstance(train, str | Path):
         data = replace(job, data=str(train)).open_data()
         if test is None:
@@ -91,7 +100,8 @@ def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
         return replace(data, test=_image_set(job, test, "test", data.classes))
     images = _image_set(job, train, "train", None)
     held = images if test is None else _image_set(job, test, "test", images.classes)
-    return Data(images, held, tuple((name,) for name in images.classes))
+    data = Data(images, held, tuple((name,) for name in images.classes))
+    return divide_data(data, job.holdout, job.holdout_seed) if job.holdout else data
 
 
 def _image_set(
@@ -171,8 +181,9 @@ def open_model(
 
 def _tensor_shape(images: ImageSet) -> tuple[int, ...] | None:
     """Return the (C, H, W) of images that are a network's input already; None of all others."""
-    if isinstance(images, MapStyleImages) and images.tensors:
-        return tuple(images.item(0)[0].shape)
+    source, _ = unwrap(images)
+    if isinstance(source, MapStyleImages) and source.tensors:
+        return tuple(source.item(0)[0].shape)
     return None
 
 
@@ -204,7 +215,7 @@ def _check_output(model: Classifier, shape: Sequence[int]) -> None:
 def align(model: Classifier, data: Data) -> Data:
     """Name the model's classes, and return the data with labels as the model numbers them."""
     for images in (data.train, data.test):
-        if isinstance(images, MapStyleImages):
+        if isinstance(unwrap(images)[0], MapStyleImages):
             _widen_classes(images, model.class_names or tuple(map(str, range(model.classes))))
             data = replace(data, names=tuple((name,) for name in images.classes))
     names = model_classes(model.class_names, model.classes, data.classes)

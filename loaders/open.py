@@ -9,11 +9,15 @@ from letheon.errors import InputError
 from letheon.loaders.datasets import digits, layouts, list_files
 from letheon.loaders.datasets.archives import open_tree
 from letheon.loaders.datasets.cifar import read_cifar
+from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.label_files import listed_splits
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.formats import arrays
-from letheon.loaders.formats.beton_set import is_betons, open_betons
+from letheon.loaders.formats.arrow import open_arrow
+from letheon.loaders.formats.beton_set import is_betons, open_betons, open_ffcv
+from letheon.loaders.formats.shards import read_shards
+from letheon.loaders.views import divide_data
 
 
 def open_source(path: str) -> Data | dict[str, ImageSet]:
@@ -25,8 +29,11 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
     return _open(path, divide=False)
 
 
-def _open(path: str, divide: bool) -> Data | dict[str, ImageSet]:
-    """As `open_source`; with `divide`, class folders with lists of splits are train and test."""
+def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, ImageSet]:
+    """As `open_source`; with `divide`, class folders with lists of splits are train and test.
+
+    With `alone`, training images without others beside them are taken for both.
+    """
     if path == "digits":
         train, test = digits.upstream()
         return Data(train, test, tuple((name,) for name in train.classes))
@@ -34,14 +41,20 @@ def _open(path: str, divide: bool) -> Data | dict[str, ImageSet]:
         return arrays.open_arrays(Path(path))
     if is_betons(Path(path)):
         return open_betons(Path(path))
+    if (files := open_ffcv(Path(path))) is not None:
+        return files
     if (listed := list_files.open_lists(Path(path))) is not None:
         return listed
+    if (table := open_arrow(Path(path))) is not None:
+        return table
     tree = open_tree(Path(path))
     cifar = read_cifar(tree)
     if cifar is not None:
         return cifar
+    if (samples := read_shards(tree)) is not None:
+        return samples
     layout = layouts.recognize_layout(tree)
-    found = _read(tree, layout, divide)
+    found = _read(tree, layout, divide, alone)
     if isinstance(found, Data):
         notes = layouts.note_unread(tree, layout, [found.train, found.test])
         found = replace(found, notes=(*found.notes, *found.train.notes, *notes))
@@ -52,7 +65,9 @@ def _open(path: str, divide: bool) -> Data | dict[str, ImageSet]:
     return found
 
 
-def _read(tree: Tree, layout: layouts.Layout, divide: bool) -> Data | dict[str, ImageSet]:
+def _read(
+    tree: Tree, layout: layouts.Layout, divide: bool, alone: bool
+) -> Data | dict[str, ImageSet]:
     if divide and layout.kind in ("classes", "domains"):
         lists = listed_splits(tree, layout.paths)
         if lists is not None:
@@ -60,25 +75,37 @@ def _read(tree: Tree, layout: layouts.Layout, divide: bool) -> Data | dict[str, 
     if (listed := list_files.lists_beside(tree, layout)) is not None:
         return listed
     if layout.kind == "splits":
-        return layouts.splits(tree, layout)
+        return layouts.splits(tree, layout, alone)
     if layout.kind == "flat":
         return layouts.flat(tree, layout)
     return layouts.domains(tree, layout)
 
 
-def open_data(path: str) -> Data:
+def open_data(path: str, holdout: float = 0, seed: int = 0) -> Data:
     """Train and test images at `path`: "digits", a folder, an archive or a prepared set.
 
+    With `holdout`, images without a test split are divided, see `hold_out`.
+
     Raises:
-        InputError: As `open_source`, or the set has domains instead.
+        InputError: As `open_source`, the set has domains instead, or it has a test split and is to
+            be divided all the same.
     """
-    data = _open(path, divide=True)
+    data = _open(path, divide=True, alone=bool(holdout))
     if isinstance(data, Data):
-        return data
-    raise InputError(
-        f"{path}: got {len(data)} domain(s) ({', '.join(list(data)[:4])}), expected train/ and "
-        "test/ or val/ with class folders; a downstream set cannot be trained on"
-    )
+        return divide_data(data, holdout, seed) if holdout else data
+    if not holdout or len(data) > 1:
+        raise InputError(
+            f"{path}: got {len(data)} domain(s) ({', '.join(list(data)[:4])}), expected train/ and "
+            "test/ or val/ with class folders; a downstream set cannot be trained on"
+            + ("; of one folder of classes a share can be held out" if len(data) == 1 else ""),
+            option="holdout" if len(data) == 1 else "data",
+        )
+    (images,) = data.values()
+    if isinstance(images, FileImages):
+        names = layouts.class_names(images.tree, images.root, images.classes)
+    else:
+        names = tuple((name,) for name in images.classes)
+    return divide_data(Data(images, images, names, images.notes), holdout, seed)
 
 
 def open_domains(path: str) -> dict[str, ImageSet]:

@@ -29,6 +29,11 @@ class DataOptions:
     classes: str = ""
     """File with the names of the class folders in the model's order, one a line; without, folders
     that are numbers come in their order, and others sorted."""
+    holdout: float = 0
+    """Share of each class held out as test images, where the set has none, such as 0.1 of one
+    folder of classes; which they are follows from their names and `holdout_seed`."""
+    holdout_seed: int = 0
+    """Which images are held out; all runs on a set, whatever their seed, should have the same."""
     seed: int = 1
     """Order, augmentation, drawn labels and new weights follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,7 +76,7 @@ class DataOptions:
 
     def open_data(self) -> Data:
         """The upstream set, without what is unreadable where that is to be dropped."""
-        data = open_data(self.data)
+        data = open_data(self.data, self.holdout, self.holdout_seed)
         if self.classes:
             data = order_classes(data, self.classes)
         if self.unreadable == "error":

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.datasets import imagenet
+from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
+from letheon.loaders.datasets.layouts import NONE_HELD_OUT
 from letheon.loaders.decode.encoded_image import EncodedImage
 
 CHUNK = 64  # images of one task
@@ -177,16 +179,18 @@ def _add_note(data: Data, note: str) -> None:
         data.train.notes = (*data.train.notes, note)
 
 
-class ReadableImages(ImageSet):
+class SubsetImages(ImageSet):
     """Some images of a set under new numbers 0..n-1, in the old order; the classes stay."""
 
-    def __init__(self, images: ImageSet, left_out: dict[int, str]) -> None:
-        """`left_out` tells by the old number why an image is not in."""
+    def __init__(
+        self, images: ImageSet, numbers: NDArray[np.int64], left_out: Sequence[str] = ()
+    ) -> None:
+        """`numbers` are of the images that are in, sorted; `left_out` says why others are not."""
         self.images = images
-        self.numbers = np.setdiff1d(np.arange(len(images)), list(left_out))  # (n,) the old ones
+        self.numbers = numbers  # (n,)
         self.name, self.classes, self.notes = images.name, images.classes, images.notes
-        self.labels = images.labels[self.numbers]
-        self.left_out = (*images.left_out, *(left_out[i] for i in sorted(left_out)))
+        self.labels = images.labels[numbers]
+        self.left_out = (*images.left_out, *left_out)
 
     @property
     def digest(self) -> str:
@@ -214,6 +218,66 @@ class ReadableImages(ImageSet):
         return self.images.path(int(self.numbers[i]))
 
 
+def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Divide a set into train and test: of each class the `share` whose names come first by hash.
+
+    Which images these are follows from `seed` and their names alone: it is the same on every rank
+    and machine, and an image that is added moves no other but at the border. At least one image of
+    a class is on either side.
+
+    Raises:
+        InputError: A share outside 0..1, or a class of a single image.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"got the share {share}, expected one between 0 and 1", option="holdout")
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    if (counts == 1).any():
+        raise InputError(
+            f"{images.name}: got the class {images.classes[int(np.argmax(counts == 1))]!r} of one "
+            "image, expected two or more to hold one out; add images or remove the class",
+            option="holdout",
+        )
+    keys = [
+        hashlib.sha256(
+            f"{seed}\0{_own_name(images, i)}".encode("utf-8", "surrogateescape")
+        ).digest()
+        for i in range(len(images))
+    ]
+    order = np.array(sorted(range(len(images)), key=keys.__getitem__))
+    test = np.zeros(len(images), np.bool_)
+    for label in np.flatnonzero(counts):
+        members = order[images.labels[order] == label]
+        test[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    train = SubsetImages(images, np.flatnonzero(~test))
+    held = SubsetImages(images, np.flatnonzero(test))
+    train.name, held.name = f"{images.name}/train", f"{images.name}/test"
+    return train, held
+
+
+def divide_data(data: Data, share: float, seed: int) -> Data:
+    """Hold out a share of images that have no test split, see `hold_out`, and note how many.
+
+    Raises:
+        InputError: As `hold_out`, or they have one.
+    """
+    if data.test is not data.train:
+        raise InputError(
+            f"got a share of {share} to hold out of {data.train.name}, which has a test split, "
+            "expected training images alone; leave it out",
+            option="holdout",
+        )
+    train, test = hold_out(data.train, share, seed)
+    note = f"{len(test)} of {len(data.train)} images are held out (share {share}, seed {seed})"
+    notes = (*(old for old in data.notes if old != NONE_HELD_OUT), note)
+    train.notes = (*(old for old in train.notes if old != NONE_HELD_OUT), note)
+    return Data(train, test, data.names, notes)
+
+
+def _own_name(images: ImageSet, i: int) -> str:
+    """What image i is called in its set, wherever the set lies."""
+    return images.file(i) if isinstance(images, FileImages) else str(i)
+
+
 def drop_unreadable(images: ImageSet) -> ImageSet:
     """`images` without those that cannot be read; itself where all can.
 
@@ -238,7 +302,8 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
         return images
     if len(found) == len(images):
         raise InputError(f"none of the {len(images)} images can be read; first: {found[0]}")
-    readable = ReadableImages(images, found)
+    numbers = np.setdiff1d(np.arange(len(images)), list(found))
+    readable = SubsetImages(images, numbers, [found[i] for i in sorted(found)])
     lost = np.setdiff1d(images.labels, readable.labels)
     if len(lost):
         raise InputError(
@@ -276,8 +341,8 @@ def list_notes(sets: Mapping[str, ImageSet]) -> list[str]:
 def unwrap(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
     """The set itself, below other labels and choices, and the number in it of each image."""
     numbers = np.arange(len(images))
-    while isinstance(images, RelabeledImages | ReadableImages):
-        if isinstance(images, ReadableImages):
+    while isinstance(images, RelabeledImages | SubsetImages):
+        if isinstance(images, SubsetImages):
             numbers = images.numbers[numbers]
         images = images.images
     return images, numbers

@@ -72,8 +72,9 @@ class RandomLabel(Method):
     class at all, the truth included (the published code)."""
     alpha: float = 1.0
     """Weight of each retain sample beside each forget sample; mixed and paired only."""
-    forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
-    """Batch-norm in a pass over forget samples alone; the published code has `recipe`."""
+    forget_batch_norm: Literal["auto", "frozen", "recipe"] = "auto"
+    """Batch-norm in a pass over forget samples alone. auto: `recipe` where a retain pass follows
+    (sequential), `frozen` where none does (forget-only); the published code has `recipe`."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -102,7 +103,12 @@ class RandomLabel(Method):
 
         if self.order in ("mixed", "paired"):
             return [Phase("relabelled", self.order, relabel)]
-        forget = Phase("relabelled", "forget", relabel, self.forget_batch_norm)
+        alone: Literal["frozen", "recipe"] = (
+            ("frozen" if self.order == "forget-only" else "recipe")
+            if self.forget_batch_norm == "auto"
+            else self.forget_batch_norm
+        )
+        forget = Phase("relabelled", "forget", relabel, alone)
         if self.order == "forget-only":
             return [forget]
         return [forget, Phase("retain", "retain", cross_entropy)]

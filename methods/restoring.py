@@ -37,8 +37,8 @@ class Restoring(Method):
     ln C; pseudo-label: the original's best class that is kept (its PL_ names)."""
     optimizers: Literal["shared", "separate"] = "shared"
     """shared: the forget pass's momentum runs on into the restoring pass, as published."""
-    forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
-    """Batch-norm in the forget pass; the published code has `recipe`."""
+    forget_batch_norm: Literal["frozen", "recipe"] = "recipe"
+    """Batch-norm in the forget pass; the restoring pass sets its statistics right again."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -49,8 +49,9 @@ class Spkd(Method):
     """gathered: one Gram over the global batch, so the ranks do not matter; local: one per rank."""
     optimizers: Literal["shared", "separate"] = "shared"
     """shared: the ascent's momentum runs on into the restoring pass, as published."""
-    forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
-    """Batch-norm while ascending; the published code has `recipe`."""
+    forget_batch_norm: Literal["frozen", "recipe"] = "recipe"
+    """Batch-norm while ascending. Frozen, its statistics bind the ascent to weights that are no
+    longer there, and the network collapses at rates too low to forget (`docs/methods.md`)."""
     ascent: Ascent = "unbounded"
     """bounded: each sample's loss counts up to ln C, the loss of a guess among C classes."""
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.eval.evaluate import Extent
+from letheon.eval.evaluate import Extent, Measuring
 from letheon.launch import evaluate, forget
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
@@ -90,6 +91,13 @@ def test_a_full_table_exposes_head_distillation(written: Path) -> None:
     assert head["cka_original"] == pytest.approx(1)
     assert retrained["cka_original"] < 0.95
     assert head["idi"] == pytest.approx(1) and abs(retrained["idi"]) < 0.8
+    # By their ideals, measures rank a retrained model before the original and an untrained one.
+    untrained, before = rows["random"], rows["original"]
+    assert abs(retrained["idi"]) < abs(untrained["idi"]) < abs(head["idi"])
+    for key in ("agr", "completeness"):
+        assert retrained[key] > before[key] > untrained[key], key
+    published = "svc_efficacy_probabilities_published"
+    assert retrained[published] < head[published] <= before[published]
     assert all(v == pytest.approx(w) for v, w in zip(
         head["cka_by_layer"].values(), rows["original"]["cka_by_layer"].values(), strict=True
     ))  # fmt: skip
@@ -159,6 +167,43 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
     first, again = rows_of(written)["head"], rows_of(tmp_path / "again")["head"]
     for key in ("FA", "knn", "idi", "js", "cka_by_layer", "svc_efficacy_entropy"):
         assert first[key] == again[key]
+
+
+def test_a_stopped_evaluation_goes_on_from_finished_rows(
+    original: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = evaluate.Settings(
+        original=original, retrained=(runs["retrain-2"],), runs=(runs["retrain-3"], runs["head"]),
+        out=tmp_path / "table",
+    )  # fmt: skip
+    finish, measured = Measuring._finish, list[str]()
+
+    def stop(self: Measuring, entry: Any, *of: Any) -> Any:
+        if entry.name == "head" and "head" not in measured:
+            measured.append("head")
+            raise KeyboardInterrupt
+        measured.append(entry.name)
+        return finish(self, entry, *of)
+
+    monkeypatch.setattr(Measuring, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(settings, Ranks())
+    assert not settings.out.exists() and measured.pop() == "head"
+    kept = sorted((tmp_path / "table.rows").iterdir())
+    assert measured == ["original", "retrain-2", "retrain-3"] and len(kept) == 3
+    flipped = bytearray(kept[0].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    kept[0].write_bytes(bytes(flipped))  # is not trusted: that row is measured again
+    measured[:] = ["head"]
+    evaluate.main(settings, Ranks())
+    assert len(measured) == 3 and measured[-1] == "head"
+    assert not (tmp_path / "table.rows").exists()
+    monkeypatch.undo()
+    whole = replace(settings, out=tmp_path / "whole")
+    evaluate.main(whole, Ranks())
+    assert rows_of(tmp_path / "table") == rows_of(tmp_path / "whole")
+    for name in ("table.md", "metrics.csv"):
+        assert (tmp_path / "table" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
 def test_related_data_and_the_critic_of_later_layers(

@@ -22,7 +22,7 @@ def config_preset(path: Path, config: dict[str, Any], default: Preset) -> Preset
     """
     try:
         if "pretrained_cfg" in config:
-            return _timm_preset(config["pretrained_cfg"], default)
+            return timm_preset(config["pretrained_cfg"], default)
         if "image_mean" in config:
             return _transformers_preset(config, default)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -33,7 +33,12 @@ def config_preset(path: Path, config: dict[str, Any], default: Preset) -> Preset
     return None
 
 
-def _timm_preset(settings: dict[str, Any], default: Preset) -> Preset:
+def timm_preset(settings: dict[str, Any], default: Preset) -> Preset:
+    """Make the preset that timm's settings of a network say; what they leave out is `default`'s.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: a setting of another form.
+    """
     size = int(settings.get("input_size", (3, default.size, default.size))[-1])
     return dataclasses.replace(
         default,

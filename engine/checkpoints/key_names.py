@@ -140,48 +140,120 @@ _TIMM_VIT: _Rules = (  # timm's vision transformers
     (r"^norm\.|(?<=\.)norm\.", "encoder.ln."),
     (r"^head\.|(?<=\.)head\.", "heads.head."),
 )
-_HUB_VIT: _Rules = (  # transformers' ViTForImageClassification
+_HUB_VIT: _Rules = (  # transformers' ViTForImageClassification, of version 4 and of 5
     (r"^vit\.embeddings\.cls_token$", "class_token"),
     (r"^vit\.embeddings\.position_embeddings$", "encoder.pos_embedding"),
     (r"^vit\.embeddings\.patch_embeddings\.projection\.", "conv_proj."),
-    (r"^vit\.encoder\.layer\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+    (r"^vit\.(?:encoder\.layer|layers)\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
     (r"\.attention\.attention\.(query|key|value)\.", r".self_attention.\1_"),
-    (r"\.attention\.output\.dense\.", ".self_attention.out_proj."),
-    (r"\.intermediate\.dense\.", ".mlp.0."),
-    (r"\.output\.dense\.", ".mlp.3."),
+    *(
+        (rf"\.attention\.{part[0]}_proj\.", f".self_attention.{part}_")
+        for part in ("query", "key", "value")
+    ),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".self_attention.out_proj."),
+    (r"\.(?:intermediate\.dense|mlp\.fc1)\.", ".mlp.0."),
+    (r"\.(?:output\.dense|mlp\.fc2)\.", ".mlp.3."),
     (r"\.layernorm_before\.", ".ln_1."),
     (r"\.layernorm_after\.", ".ln_2."),
     (r"^vit\.layernorm\.", "encoder.ln."),
     (r"^classifier\.", "heads.head."),
 )
+_STAGE = range(4)
+_TIMM_CONVNEXT: _Rules = (
+    (r"(^|\.)stem\.", r"\1features.0."),
+    *((rf"(^|\.)stages\.{n}\.downsample\.", rf"\1features.{2 * n}.") for n in _STAGE),
+    *((rf"(^|\.)stages\.{n}\.blocks\.", rf"\1features.{2 * n + 1}.") for n in _STAGE),
+    (r"\.gamma$", ".layer_scale"),
+    (r"\.conv_dw\.", ".block.0."),
+    (r"(features\.\d\.\d+)\.norm\.", r"\1.block.2."),
+    (r"\.mlp\.fc1\.", ".block.3."),
+    (r"\.mlp\.fc2\.", ".block.5."),
+    (r"(^|\.)head\.norm\.", r"\1classifier.0."),
+    (r"(^|\.)head\.fc\.", r"\1classifier.2."),
+)
+_HUB_CONVNEXT: _Rules = (
+    (r"^classifier\.", "classifier.2."),
+    (r"^convnext\.layernorm\.", "classifier.0."),
+    (r"^convnext\.embeddings\.patch_embeddings\.", "features.0.0."),
+    (r"^convnext\.embeddings\.layernorm\.", "features.0.1."),
+    *(
+        (rf"^convnext\.encoder\.stages\.{n}\.downsampling_layer\.", f"features.{2 * n}.")
+        for n in _STAGE
+    ),
+    *((rf"^convnext\.encoder\.stages\.{n}\.layers\.", f"features.{2 * n + 1}.") for n in _STAGE),
+    (r"\.layer_scale_parameter$", ".layer_scale"),
+    (r"\.dwconv\.", ".block.0."),
+    (r"\.layernorm\.", ".block.2."),
+    (r"\.pwconv1\.", ".block.3."),
+    (r"\.pwconv2\.", ".block.5."),
+)
+_SWIN: _Rules = (  # its authors', who put a stage's merging at its end
+    (r"(^|\.)patch_embed\.proj\.", r"\1features.0.0."),
+    (r"(^|\.)patch_embed\.norm\.", r"\1features.0.2."),
+    *((rf"(^|\.)layers\.{n}\.downsample\.", rf"\1features.{2 * n + 2}.") for n in _STAGE),
+    *((rf"(^|\.)layers\.{n}\.blocks\.", rf"\1features.{2 * n + 1}.") for n in _STAGE),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+    (r"(^|\.)head\.fc\.", r"\1head."),
+)
+_TIMM_SWIN: _Rules = (  # at the start of the next
+    *((rf"(^|\.)layers\.{n}\.downsample\.", rf"\1features.{2 * n}.") for n in _STAGE),
+    *_SWIN,
+)
+_HUB_SWIN: _Rules = (  # transformers' SwinForImageClassification, of version 4 and of 5
+    (r"^swin\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^swin\.embeddings\.norm\.", "patch_embed.norm."),
+    (r"^swin\.encoder\.", ""),
+    (r"\.attention\.self\.(query|key|value)\.", r".attn.\1_"),
+    *((rf"\.attention\.{part[0]}_proj\.", f".attn.{part}_") for part in ("query", "key", "value")),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(?:self|relative_position_bias)\.relative", ".attn.relative"),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"^swin\.layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
+    *_SWIN,
+)
 _AUTHORS: tuple[tuple[Callable[[str], object], _Rules], ...] = (  # a key only they have; the rules
     (re.compile(r"\.residual_function\.").search, _RESIDUAL),
     (re.compile(r"(^|\.)layer\d\.\d\.shortcut\.\d\.").search, _SHORTCUT),
     (re.compile(r"^resnet\.embedder\.").search, _HUB_RESNET),
-    (re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.").search, _TIMM_VIT),
+    (re.compile(r"(?<!\.\d)(^|\.)blocks\.\d+\.attn\.qkv\.").search, _TIMM_VIT),
     (re.compile(r"^vit\.embeddings\.").search, _HUB_VIT),
+    (re.compile(r"(^|\.)stages\.\d\.blocks\.\d+\.conv_dw\.").search, _TIMM_CONVNEXT),
+    (re.compile(r"^convnext\.embeddings\.").search, _HUB_CONVNEXT),
+    (re.compile(r"^swin\.embeddings\.").search, _HUB_SWIN),
+    (re.compile(r"(^|\.)layers\.3\.downsample\.reduction\.").search, _TIMM_SWIN),
+    (re.compile(r"(^|\.)layers\.\d\.blocks\.\d+\.attn\.qkv\.").search, _SWIN),
 )
 
 
 def translate(state: dict[str, Value]) -> dict[str, Value]:
     """Give other authors' keys of an architecture the names that torchvision gives them.
 
-    The weights are the same; only a vision transformer's query, key and value are put together.
+    The weights are the same; only query, key and value of an attention are put together, and the
+    indices that a network computes by itself are dropped.
     """
     rules = next((r for mark, r in _AUTHORS if any(map(mark, state))), None)
     if rules is None:
         return state
     named: dict[str, Value] = {}
     for key, value in state.items():
+        if key.endswith(("relative_position_index", "attn_mask")):
+            continue
         new = key
         for pattern, put in rules:
             new = re.sub(pattern, put, new)
         if new in named:
             return state
-        named[new] = value
+        scale = new.endswith(".layer_scale") and value.dim() == 1
+        named[new] = load(value).reshape(-1, 1, 1) if scale else value
     for key in [key for key in named if key.endswith((".query_weight", ".query_bias"))]:
         names = [key.replace("query_", f"{part}_") for part in ("query", "key", "value")]
         if all(name in named for name in names):
             whole = torch.cat([load(named.pop(name)) for name in names])
-            named[key.replace("query_", "in_proj_")] = whole
+            name = "qkv." if ".attn." in key else "in_proj_"  # Swin's, and the transformer's
+            named[key.replace("query_", name)] = whole
     return named

@@ -32,6 +32,7 @@ from letheon.engine.checkpoints.weights_file import (
     weights_path,
     write_weights,
 )
+from letheon.engine.models import timm_model
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
@@ -119,7 +120,7 @@ def load_model(
         _check_digest(path, weights)
         network = Match(name, "", weights.parts[""], None, [], False, [])
     else:
-        network = find_network(path, weights, name or _config_architecture(weights.config), part)
+        network = _find_network(path, weights, name, part)
     default = preset_of(network.name).with_size(input_size(network.state))
     stored = _stored_preset(path, weights.facts) or config_preset(path, weights.config, default)
     known = preset if isinstance(preset, Preset) else stored or default
@@ -241,6 +242,18 @@ def _config_architecture(config: dict[str, Any]) -> str | None:
     """Return the architecture that a Hugging Face folder names, where we know it by that name."""
     name = config.get("architecture")
     return name if name in names() else None
+
+
+def _find_network(path: Path, weights: Weights, name: str | None, part: str | None) -> Match:
+    """Find a network of others: by the name, else by the keys, else timm's that a folder names."""
+    known = name or _config_architecture(weights.config)
+    try:
+        return find_network(path, weights, known, part)
+    except InputError:
+        kind = weights.config.get("architecture")
+        if known or "pretrained_cfg" not in weights.config or not timm_model.is_installed():
+            raise
+        return find_network(path, weights, f"{timm_model.PREFIX}{kind}", part)
 
 
 def _architecture(path: Path, weights: Weights, name: str | None) -> str:

@@ -17,7 +17,7 @@ class CheckpointOptions:
     """What a checkpoint from elsewhere is, where it does not say so; run folders say it all."""
 
     model: str | None = None
-    """Architecture, where neither the checkpoint nor its keys say it."""
+    """Architecture, where neither the checkpoint nor its keys say it; timm:NAME for one of timm."""
     part: str | None = None
     """Network of a checkpoint with several: plain, ema (a running average) or its place."""
     size: int | None = None

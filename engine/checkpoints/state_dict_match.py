@@ -23,10 +23,12 @@ from letheon.engine.checkpoints.key_names import (
 )
 from letheon.engine.checkpoints.weights_file import Value, Weights, few
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
+from letheon.engine.models.timm_model import PREFIX
 from letheon.errors import InputError
 
 T = TypeVar("T")
 
+_COMPUTED = ("num_batches_tracked", "relative_position_index")
 _AVERAGE = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|averag|shadow", re.IGNORECASE)
 
 
@@ -99,7 +101,7 @@ def _find_fits(path: Path, weights: Weights, known: Sequence[str]) -> Iterator[M
     for place, content in weights.parts.items():
         averaged = any(key.endswith("n_averaged") for key in content)
         try:
-            cleaned = translate(clean_keys(content))
+            cleaned = _rename(content, known)
         except (ValueError, RuntimeError):  # tensors that cannot be read: of no network we know
             continue
         state = {k: v for k, v in cleaned.items() if not k.endswith((".mean", ".std"))}
@@ -120,10 +122,16 @@ def _find_fits(path: Path, weights: Weights, known: Sequence[str]) -> Iterator[M
                 yield Match(name, where, inside, normalize, left_out, average, [])
 
 
+def _rename(content: Mapping[str, Value], known: Sequence[str]) -> dict[str, Value]:
+    """Clean the keys, and give them torchvision's names unless a network of timm is meant."""
+    cleaned = clean_keys(content)
+    return cleaned if any(name.startswith(PREFIX) for name in known) else translate(cleaned)
+
+
 def _nearest(path: Path, weights: Weights, name: str | None) -> Match:
     """Return the largest dict of tensors, for an error that names what differs."""
     content = max(weights.parts.values(), key=len)
-    state = translate(clean_keys(content))
+    state = _rename(content, [name or ""])
     normalize = pop_normalize(state, path)
     state = strip_prefixes(state)
     if name is None:
@@ -184,8 +192,8 @@ def fill_model(model: Classifier, path: Path, values: Mapping[str, Value]) -> No
 
 
 def _counters(expected: Mapping[str, T]) -> dict[str, T]:
-    """Find the keys that an old file may lack: the batches each batch-norm has counted."""
-    return {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
+    """Find the keys that a file may lack: batches that batch-norms counted, places in windows."""
+    return {k: v for k, v in expected.items() if k.endswith(_COMPUTED)}
 
 
 def _kind(value: Value) -> str:
@@ -225,7 +233,9 @@ def class_count(state: Mapping[str, Value], name: str) -> int | None:
 
 def input_size(state: Mapping[str, Value]) -> int | None:
     """Read a vision transformer's input size, in pixels, off its positions; None of all others."""
-    positions, patches = state.get("encoder.pos_embedding"), state.get("conv_proj.weight")
+    ours = "encoder.pos_embedding" in state
+    positions = state.get("encoder.pos_embedding" if ours else "pos_embed")
+    patches = state.get("conv_proj.weight" if ours else "patch_embed.proj.weight")
     if positions is None or patches is None or positions.dim() != 3 or patches.dim() != 4:
         return None
     side = math.isqrt(max(positions.shape[1] - 1, 0))

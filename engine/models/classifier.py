@@ -17,6 +17,7 @@ from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
+from letheon.engine.models.timm_model import PREFIX, preset_of_timm, timm_network
 from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError
 from letheon.loaders.preset import Preset
@@ -121,12 +122,15 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
         raise InputError(
             f"got {classes} classes; expected at least 2; a classifier must have a choice"
         )
-    make, _ = _MODELS[name]
     preset = preset or default
     with torch.random.fork_rng(devices=[]):
         # The generator itself: torch.manual_seed would also seed CUDA, which fork_rng leaves out.
         torch.default_generator.manual_seed(seed)
-        return Classifier(make(classes, preset.size), name, preset)
+        if name.startswith(PREFIX):
+            net = timm_network(name, classes, preset.size)
+        else:
+            net = _MODELS[name][0](classes, preset.size)
+        return Classifier(net, name, preset)
 
 
 def preset_of(name: str) -> Preset:
@@ -135,11 +139,14 @@ def preset_of(name: str) -> Preset:
     Raises:
         InputError: an unknown name.
     """
+    if name.startswith(PREFIX):
+        return preset_of_timm(name)
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(
-            f"got model {name!r}; known are {', '.join(names())}{hint}", option="model"
+            f"got model {name!r}; known are {', '.join(names())} and timm:NAME{hint}",
+            option="model",
         )
     return _MODELS[name][1]
 

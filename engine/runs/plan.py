@@ -70,6 +70,17 @@ class Plan:
     data: Data
     forget: NDArray[np.bool_]  # over the training set
     request: Request | None = None
+    stream: int | None = None  # seed of the random numbers; None for the job's
+
+    @property
+    def seed(self) -> int:
+        """Seed of first weights, order and augmentation."""
+        return self.job.seed if self.stream is None else self.stream
+
+    @property
+    def reading(self) -> JobOptions:
+        """The job's options, with the seed of the random numbers."""
+        return dataclasses.replace(self.job, seed=self.seed)
 
     def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
@@ -86,16 +97,16 @@ class Plan:
 
         def open_images(images: ImageSet) -> Loader:
             none = np.zeros(len(images), dtype=np.bool_)
-            return self.job.loader_of(images, none, preset, recipe.batch_size, ranks)
+            return self.reading.loader_of(images, none, preset, recipe.batch_size, ranks)
 
         return Run(
             model=self.model,
-            loader=self.job.loader_of(
+            loader=self.reading.loader_of(
                 self.data.train, self.forget, preset, recipe.batch_size, ranks, notes.append, like
             ),
             recipe=recipe,
             ranks=ranks,
-            seed=self.job.seed,
+            seed=self.seed,
             forget=torch.from_numpy(self.forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
             request=self.request.digest if self.request is not None else "",
@@ -116,7 +127,7 @@ class Plan:
         if self.request is not None and self.request.samples is None:
             forget = forget_mask(self.request, labels)
         preset, batch_size = self.model.preset, self.recipe.batch_size
-        return self.job.loader_of(self.data.test, forget, preset, batch_size, ranks)
+        return self.reading.loader_of(self.data.test, forget, preset, batch_size, ranks)
 
 
 def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
@@ -144,7 +155,7 @@ def start_run(plan: Plan, run: Run, out: Path) -> Record:
     for note in run.notes:
         record.log("note", text=note)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
-    torch.manual_seed(plan.job.seed * 4096 + run.ranks.rank)
+    torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
     return record
 
 

@@ -38,6 +38,7 @@ from letheon.eval.inference.extract import (
 )
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
+from letheon.loaders.order import share
 from letheon.sealed import SEAL, expect_shape, read_sealed, seal
 
 _FORMAT = 1
@@ -75,7 +76,8 @@ class Cache:
             parts: as in `extract`; only where `is_stored` says no.
 
         Returns:
-            Outputs over memory-mapped files. Writing to its tensors does not change the files.
+            This rank's share, over memory-mapped files. Writing to its tensors does not change
+            the files.
 
         Raises:
             InputError: as `extract`, or a folder that the ranks do not share or cannot be written.
@@ -89,7 +91,7 @@ class Cache:
             finally:
                 parts.close()
         agree(ranks, _problem(lambda: _verify(place, full, ranks)))
-        return _read(place, options)
+        return _read(place, options, ranks)
 
     def is_stored(self, ranks: Ranks, options: InferenceOptions) -> bool:
         """Tell whether `extract` would run no network; every rank must call, and gets the same."""
@@ -181,8 +183,9 @@ def _fill(folder: Path, parts: Iterable[dict[str, Tensor]], indices: Sequence[in
 
 
 def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | None) -> None:
-    index = torch.from_numpy(np.array(np.load(partial / _file("index"), mmap_mode="r")))
-    check_complete(index, indices)
+    index = np.array(np.load(partial / _file("index"), mmap_mode="r"))
+    expected = np.arange(len(index)) if indices is None else np.asarray(indices)
+    assert np.array_equal(index, expected), "a sweep left samples out, or gave some twice"
     digests = digest_columns(partial, sorted(path.name for path in partial.glob("*.npy")))
     durable.write(partial / _FACTS, seal({**facts, _DIGESTS: digests}))
     try:
@@ -209,12 +212,12 @@ def _verify(place: Path, facts: Facts, ranks: Ranks) -> None:
         check_columns(place, digests or {}, ranks)
 
 
-def _read(place: Path, options: InferenceOptions) -> Outputs:
-    whole = {
+def _read(place: Path, options: InferenceOptions, ranks: Ranks) -> Outputs:
+    own = {}
+    for name in columns(options.taps):
         # "c": what is written to the tensors stays in memory.
-        name: torch.from_numpy(np.load(place / _file(name), mmap_mode="c"))
-        for name in columns(options.taps)
-    }
-    outputs = assemble(whole, options.taps)
-    check_complete(outputs.index, options.unique_indices)
+        whole = np.load(place / _file(name), mmap_mode="c")
+        own[name] = torch.from_numpy(whole[share(len(whole), ranks.rank, ranks.world)])
+    outputs = assemble(own, options.taps, ranks)
+    check_complete(outputs, options.unique_indices)
     return outputs

@@ -1,7 +1,8 @@
 """One inference pass over one image set: what every metric of this package is computed from.
 
-Every sample is read once, by one rank, in evaluation mode, and stands at its own place in the
-result, so accuracies are exact sums over exact counts and two models' rows can be compared.
+Every sample is read once, by one rank, in evaluation mode, and stays there at its own place, so
+accuracies are exact sums over exact counts and two models' rows can be compared. A rank's memory
+falls with the number of ranks: it holds its share of the set, once.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from letheon.errors import InputError
 from letheon.eval.inference.taps import record_taps
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Batch, Loader
+from letheon.loaders.order import share
 
 Parts = Generator[dict[str, Tensor], None, None]
 """One rank's part of a pass, column by column, in parts."""
-_HELD_BYTES = 256 * 2**20  # on the device, before a part of the results is moved to the host
+_HELD_BYTES = 256 * 2**20  # on a device, before a part of the results is moved to the host
 
 
 @dataclass(frozen=True)
@@ -93,43 +95,94 @@ def _answer(
     return rows | {"labels": batch.labels, "forget": batch.forget, "index": batch.index}
 
 
+class Rows:
+    """This rank's rows of a pass: one buffer a column, of its final size, which answers fill.
+
+    Answers of a GPU wait there until there are `room` bytes of them, so that a batch does not wait
+    for the host.
+    """
+
+    def __init__(self, place: slice, room: int = _HELD_BYTES) -> None:
+        """Make no buffer yet: the first answer tells the widths.
+
+        Args:
+            place: this rank's share of all rows.
+            room: bytes that may wait on a device.
+        """
+        self.size, self.room = place.stop - place.start, room
+        self.problem: InputError | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._waiting: list[dict[str, Tensor]] = []
+        self._filled = self._held = 0
+
+    def add(self, answer: dict[str, Tensor]) -> None:
+        """Write the rows of a batch behind the others."""
+        self._waiting.append(answer)
+        self._held += sum(values.nbytes for values in answer.values())
+        if answer["features"].device.type == "cpu" or self._held > self.room:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move what waits on the device into the buffers."""
+        for answer in self._waiting:
+            stop = self._filled + len(answer["index"])
+            assert stop <= self.size, "a sweep gave a rank more than its share"
+            for name, values in answer.items():
+                if name not in self._buffers:
+                    shape = (self.size, *values.shape[1:])
+                    self._buffers[name] = torch.empty(shape, dtype=values.dtype)
+                self._buffers[name][self._filled : stop].copy_(values)
+            self._filled = stop
+        self._waiting, self._held = [], 0
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What was written, without a copy, by the names of `columns`; {} where nothing was."""
+        return {name: values[: self._filled] for name, values in self._buffers.items()}
+
+    def replay(self) -> Parts:
+        """Give the rows as `read_answers` does, and its error where one came."""
+        if self._filled:
+            yield self.columns
+        if self.problem is not None:
+            raise self.problem
+
+
 @torch.no_grad()
 def read_together(
     models: Sequence[nn.Module],
     loader: Loader,
-    device: torch.device,
+    ranks: Ranks,
     options: Sequence[InferenceOptions],
-) -> list[Parts]:
-    """Compute what `read_answers` gives of each model, from one reading of the images.
+) -> list[Rows]:
+    """Compute each model's answers to this rank's share of the images, which are read once.
 
-    The options of all models name the same samples. The parts of all models are held on the host,
-    until they are taken. An image that cannot be read raises its error where its part would come.
+    The options of all models name the same samples. An image that cannot be read is the `problem`
+    of each.
     """
-    options = [replace(each, precision=each.precision.resolve(device)) for each in options]
-    held: list[list[dict[str, Tensor]]] = [[] for _ in models]
-    problem = None
+    options = [replace(each, precision=each.precision.resolve(ranks.device)) for each in options]
+    rows: list[Rows] = []
     with ExitStack() as stack:
+        taps = []
+        for model, each in zip(models, options, strict=True):
+            stack.enter_context(evaluation_mode(model))
+            taps.append(stack.enter_context(record_taps(model, each.taps)))
+        problem = None
         try:
-            taps = []
-            for model, each in zip(models, options, strict=True):
-                stack.enter_context(evaluation_mode(model))
-                taps.append(stack.enter_context(record_taps(model, each.taps)))
             for batch in loader.sweep(options[0].unique_indices):
-                on_device = batch.to(device)
+                if not rows:
+                    place = share(batch.total, ranks.rank, ranks.world)
+                    rows = [Rows(place, _HELD_BYTES // len(models)) for _ in models]
+                on_device = batch.to(ranks.device)
                 for number, model in enumerate(models):
-                    answer = _answer(model, taps[number], on_device, options[number])
-                    held[number].append(_on_host([answer]))
+                    rows[number].add(_answer(model, taps[number], on_device, options[number]))
         except InputError as error:
             problem = error
-    return [_replay(parts, problem) for parts in held]
-
-
-def _replay(parts: list[dict[str, Tensor]], problem: InputError | None) -> Parts:
-    parts.reverse()
-    while parts:
-        yield parts.pop()
-    if problem is not None:
-        raise problem
+    rows = rows or [Rows(slice(0, 0)) for _ in models]
+    for each_rows in rows:
+        each_rows.flush()
+        each_rows.problem = problem
+    return rows
 
 
 def _on_host(waiting: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -159,7 +212,7 @@ def extract(
     loader: Loader,
     ranks: Ranks,
     options: InferenceOptions | None = None,
-    parts: Parts | None = None,
+    rows: Rows | None = None,
 ) -> Outputs:
     """Run a model over a set once, under the test transform, shared out over the ranks.
 
@@ -169,42 +222,39 @@ def extract(
         loader: this rank's; `sweep` is read.
         ranks: the job; every rank must call.
         options: samples, precision, taps, flip.
-        parts: this rank's part of the pass, by `read_together`; else it is computed.
+        rows: this rank's part of the pass, by `read_together`; else it is computed.
 
     Returns:
-        Outputs in sample-index order, bitwise equal on every rank.
+        This rank's share of the outputs, in sample-index order; a rank without samples has tables
+        of 0 rows and the others' widths.
 
     Raises:
         InputError: a tap that is no module, or (on every rank) an image that cannot be read.
     """
     options = options or InferenceOptions()
-    taken: list[dict[str, Tensor]] = []
-    problem = None
-    try:
-        taken.extend(parts or read_answers(model, loader, ranks.device, options))
-    except InputError as error:  # an image one rank cannot read: the others must not wait
-        problem = str(error)
-    agree(ranks, problem)
-    wide = widths(taken[0] if taken else None, options.taps, ranks)
-    whole: dict[str, Tensor] = {}
+    rows = rows or read_together([model], loader, ranks, [options])[0]
+    agree(ranks, None if rows.problem is None else str(rows.problem))
+    own = rows.columns
+    wide = widths(own or None, options.taps, ranks)
     for name, dtype in columns(options.taps).items():
-        empty = torch.zeros((0, wide[name]) if name in wide else 0, dtype=dtype)
-        whole[name] = gather_rows(torch.cat([part.pop(name) for part in taken] or [empty]), ranks)
-    order = whole["index"].argsort()
-    outputs = assemble({name: values[order] for name, values in whole.items()}, options.taps)
-    check_complete(outputs.index, options.unique_indices)
+        shape = (0, wide[name]) if name in wide else (0,)
+        own.setdefault(name, torch.zeros(shape, dtype=dtype))
+    outputs = assemble(own, options.taps, ranks)
+    check_complete(outputs, options.unique_indices)
     return outputs
 
 
-def assemble(whole: dict[str, Tensor], taps: Sequence[str]) -> Outputs:
-    """Make Outputs of columns over all ranks, in sample-index order."""
-    floats = (whole["features"], whole["logits"])
-    pooled = {name: whole[f"tap {name}"] for name in taps}
-    return Outputs(*floats, whole["labels"], whole["forget"], whole["index"], pooled)
+def assemble(own: dict[str, Tensor], taps: Sequence[str], ranks: Ranks) -> Outputs:
+    """Make Outputs of this rank's columns, in sample-index order."""
+    floats = (own["features"], own["logits"])
+    pooled = {name: own[f"tap {name}"] for name in taps}
+    return Outputs(*floats, own["labels"], own["forget"], own["index"], pooled, ranks)
 
 
-def check_complete(index: Tensor, indices: Sequence[int] | None) -> None:
-    """Check that every sample came once: 0, 1, 2, ... or these rows."""
-    numbers = range(len(index)) if indices is None else indices
-    expected = torch.tensor(list(numbers), dtype=torch.int64)
-    assert torch.equal(index, expected), "a sweep left samples out, or gave some twice"
+def check_complete(outputs: Outputs, indices: Sequence[int] | None) -> None:
+    """Check that every sample came once: 0, 1, 2, ... or these; every rank must call."""
+    start, total = outputs.span()
+    numbers = range(total) if indices is None else indices
+    expected = torch.tensor(list(numbers[start : start + len(outputs)]), dtype=torch.int64)
+    whole = total == len(numbers) and torch.equal(outputs.index, expected)
+    assert whole, "a sweep left samples out, or gave some twice"

@@ -13,7 +13,7 @@ from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.eval.inference.cache import Cache
-from letheon.eval.inference.extract import InferenceOptions, Parts, extract, read_together
+from letheon.eval.inference.extract import InferenceOptions, Rows, extract, read_together
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
 from letheon.spans import span
@@ -26,7 +26,7 @@ class Passes:
     """One model's outputs on every set, and what several rows compute of them once."""
 
     name: str
-    outputs: dict[str, Outputs]  # "train", "test", "domain/<name>", "balanced"
+    outputs: dict[str, Outputs]  # "train", "test", "domain/<name>", "balanced": this rank's share
     weights: str = ""  # digest of the weights these were made with
     _results: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -89,15 +89,14 @@ def sweep_together(
     ranks: Ranks,
     options: SweepOptions | None = None,
 ) -> list[Passes]:
-    """Run each model over each set once; every rank must call, and gets the same.
+    """Run each model over each set once; every rank must call, and holds its share of the rows.
 
     Each image is read once and shown to every model; the answers are bit for bit those of a sweep
     of each model alone. In float32 a set without taps is shown to a copy with its batch-norms
     folded, equal to the model to rounding.
 
     Args:
-        swept: models of one preset; the outputs of all are held in memory, this rank's part of one
-            set twice.
+        swept: models of one preset; this rank's share of the outputs of all is held in memory.
         loaders: "train", "test" and any "domain/<name>".
         ranks: the job.
         options: precision, flip, parts of sets, store.
@@ -128,16 +127,15 @@ def sweep_together(
             i for i, cache in enumerate(caches) if not (cache and cache.is_stored(ranks, each[i]))
         ]
         networks = {i: network(i, each[i].taps) for i in new}
-        parts: dict[int, Parts] = {}
+        rows: dict[int, Rows] = {}
         if len(new) > 1:
-            several = read_together(
-                list(networks.values()), loader, ranks.device, [each[i] for i in new]
-            )
-            parts = dict(zip(new, several, strict=True))
+            several = read_together(list(networks.values()), loader, ranks, [each[i] for i in new])
+            rows = dict(zip(new, several, strict=True))
         for i, cache in enumerate(caches):
-            net, known = networks.get(i, swept[i].model), parts.get(i)
+            net, known = networks.get(i, swept[i].model), rows.pop(i, None)
             if cache:
-                outputs[i][key] = cache.extract(net, loader, ranks, options=each[i], parts=known)
+                parts = known.replay() if known else None
+                outputs[i][key] = cache.extract(net, loader, ranks, options=each[i], parts=parts)
             else:
                 outputs[i][key] = extract(net, loader, ranks, each[i], known)
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]

@@ -13,13 +13,13 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix, vector
 from letheon.eval.inference.passes import Passes
 from letheon.eval.membership.over_seeds import SeveralRuns
 from letheon.eval.membership.roc import auc, tpr_at_fpr
-from letheon.eval.membership.sides import attack_sides
-from letheon.eval.membership.signals import log_confidence
+from letheon.eval.membership.sides import attack_sides, forget_logits
+from letheon.eval.membership.signals import gather_signal, log_confidence
 from letheon.eval.metrics.registry import metric
 
 if TYPE_CHECKING:
@@ -196,11 +196,17 @@ REFERENCES = 4
 def _rmia(case: Case) -> tuple[Floats, Floats]:
     """RMIA scores of the forget images and of held-out images of their classes."""
     sides = case.once(attack_sides)
+    asked = sides.held_out & ~sides.population
+    if not bool(asked.any() and sides.population.any()):
+        raise NotMeasurable(
+            f"got {int(sides.held_out.sum())} held-out images of the forgotten classes; expected "
+            "at least 2: one to ask about and one of the population it is compared with"
+        )
 
     def parts(passes: Passes) -> list[Tensor]:
-        train, test = passes.outputs["train"], passes.outputs["test"]
-        read = ((train, sides.forget.index), (test, sides.held_out), (test, sides.population))
-        return [log_confidence(of.logits[rows], of.labels[rows]) for of, rows in read]
+        inside = gather_signal(forget_logits(case, passes), log_confidence)
+        test = gather_signal(passes.outputs["test"], log_confidence)
+        return [inside, test[asked], test[sides.population]]
 
     ours = parts(case.passes)
     references = [parts(other.passes) for other in case.others[:REFERENCES]]
@@ -214,18 +220,21 @@ def _rmia(case: Case) -> tuple[Floats, Floats]:
 
 @metric(
     "rmia_auc", title="RMIA AUC", group=_GROUP, unit="share", better="50 %",
-    needs=("retrained", "depth full"), reads=_rmia, source="Zarifzadeh et al. 2024", place=12,
+    needs=("retrained", "test", "depth full"), everywhere=True,
+    source="Zarifzadeh et al. 2024", place=12,
 )  # fmt: skip
 def rmia_auc(case: Case) -> float:
     """AUC of the RMIA score, the share of population images z for which the likelihood ratio of x
-    to z reaches gamma, with 1 to 4 reference models.
+    to z reaches gamma, with 1 to 4 reference models; half of the held-out images of the forgotten
+    classes are the population, the others are asked about.
     """
     return auc(*case.once(_rmia))
 
 
 @metric(
     "rmia_tpr_1pct", title="RMIA TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("retrained", "depth full"), reads=_rmia, source="Zarifzadeh et al. 2024", place=13,
+    needs=("retrained", "test", "depth full"), everywhere=True,
+    source="Zarifzadeh et al. 2024", place=13,
 )  # fmt: skip
 def rmia_tpr_1pct(case: Case) -> float:
     """Largest true-positive rate of the RMIA score at no more than 1 % false positives."""

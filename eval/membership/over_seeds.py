@@ -11,8 +11,8 @@ from torch import Tensor
 
 from letheon.errors import NotMeasurable
 from letheon.eval.inference.passes import Passes
-from letheon.eval.inference.sampling import sample_rows
-from letheon.eval.membership.signals import margin
+from letheon.eval.membership.sides import select_logits
+from letheon.eval.membership.signals import gather_signal, margin
 
 T = TypeVar("T")
 LEAST = 3
@@ -21,10 +21,13 @@ _SAMPLED = 2_000  # forget images, at most
 
 
 def margins(model: Passes) -> Tensor:
-    """(n,) float64 margins of the sampled forget images, the same images for every model."""
+    """(n,) float64 margins of the sampled forget images, the same images for every model.
+
+    They are on every rank, all of which must call.
+    """
     train = model.outputs["train"]
-    rows = sample_rows(train.forget, _SAMPLED)
-    return margin(train.logits[rows], train.labels[rows])
+    rows = train.sample(train.forget, _SAMPLED)
+    return gather_signal(select_logits(train, rows), margin)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, classes, vector
-from letheon.eval.membership.sides import attack_sides
-from letheon.eval.membership.signals import margin
+from letheon.eval.membership.sides import attack_sides, forget_logits
+from letheon.eval.membership.signals import gather_signal, margin
 from letheon.eval.metrics.registry import metric
 
 if TYPE_CHECKING:
@@ -129,14 +129,15 @@ _GROUP = "Membership inference"
 
 def _attack(case: Case) -> Attack:
     """`class_matched` on the true-class margin."""
-    sides = case.once(attack_sides)
-    forget, test = (margin(side.logits, side.labels) for side in (sides.forget, sides.test))
-    return class_matched(forget, sides.forget.labels, test, sides.test.labels)
+    sides, of_forget = case.once(attack_sides), forget_logits(case, case.passes)
+    labels = of_forget.gather(of_forget.labels)
+    scores = (gather_signal(side, margin) for side in (of_forget, case.test))
+    return class_matched(next(scores), labels, next(scores), sides.labels)
 
 
 @metric(
     "mia_auc", title="AUC, class-matched", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), reads=_attack, place=8,
+    needs=("test", "depth full"), everywhere=True, place=8,
 )  # fmt: skip
 def mia_auc(case: Case) -> float:
     """Area under the ROC curve of the true-class margin, forget images against held-out images of
@@ -147,7 +148,7 @@ def mia_auc(case: Case) -> float:
 
 @metric(
     "mia_within_class_auc", title="AUC within classes", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), reads=_attack, place=9,
+    needs=("test", "depth full"), everywhere=True, place=9,
 )  # fmt: skip
 def mia_within_class_auc(case: Case) -> float:
     """Mean over the forgotten classes of the AUC within the class, weighted by its images."""
@@ -156,7 +157,7 @@ def mia_within_class_auc(case: Case) -> float:
 
 @metric(
     "mia_tpr_1pct", title="TPR at 1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("depth full",), reads=_attack, source="Carlini et al. 2022", place=10,
+    needs=("test", "depth full"), everywhere=True, source="Carlini et al. 2022", place=10,
 )  # fmt: skip
 def mia_tpr_1pct(case: Case) -> float:
     """Largest share of forget images found with at most 1 % of the held-out images of the same
@@ -167,7 +168,7 @@ def mia_tpr_1pct(case: Case) -> float:
 
 @metric(
     "mia_tpr_01pct", title="TPR at 0.1 % FPR", group=_GROUP, unit="share", better="low",
-    needs=("depth full",), reads=_attack, source="Carlini et al. 2022", place=11,
+    needs=("test", "depth full"), everywhere=True, source="Carlini et al. 2022", place=11,
 )  # fmt: skip
 def mia_tpr_01pct(case: Case) -> float:
     """Largest share of forget images found with at most 0.1 % of the held-out images of the same

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from letheon.eval.inference.sampling import sample_rows
+from letheon.eval.inference.passes import Passes
 from letheon.eval.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -17,21 +17,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sides:
-    """Outputs by what they are to an attack."""
+    """Which samples are what to an attack; masks of the test set are over all ranks, in order."""
 
-    forget: Outputs  # at most MOST training images
-    retain: Outputs  # at most MOST training images
-    test: Outputs  # all held-out images
+    members: Tensor  # rows of this rank: its part of at most MOST training images of the forget set
+    retain: Tensor  # rows of this rank: its part of at most MOST training images of the retain set
+    labels: Tensor  # (n,) int64 of all held-out images
     held_out: Tensor  # (n,) bool: held-out images of the forgotten samples' classes
-    population: Tensor  # (n,) bool: the rest; where every class is asked about, every second image
+    population: Tensor
+    """(n,) bool: images of these classes that RMIA compares with, every second one. Images of
+    other classes would not do: beside what a model says of a class it has forgotten, they all lie
+    on one side, and the attack sees nothing."""
+
+
+def select_logits(outputs: Outputs, rows: Tensor) -> Outputs:
+    """Select samples of this rank without their features."""
+    return replace(outputs, features=outputs.features[:, :0], taps={}).where(rows)
+
+
+def forget_logits(case: Case, passes: Passes) -> Outputs:
+    """Select what any model of the case answers to the forget images that are attacked."""
+    return select_logits(passes.outputs["train"], case.once(attack_sides).members)
 
 
 def attack_sides(case: Case) -> Sides:
-    """Divide the passes of one model."""
+    """Divide the samples of one model; every rank must call."""
     train, test = case.train, case.test
-    forget = train.where(sample_rows(train.forget))
-    retain = train.where(sample_rows(~train.forget))
-    held_out = torch.isin(test.labels, forget.labels.unique())
-    if bool(held_out.all()):
-        held_out = torch.arange(len(test)) % 2 == 0
-    return Sides(forget, retain, test, held_out, ~held_out)
+    members, retain = train.sample(train.forget), train.sample(~train.forget)
+    labels = test.gather(test.labels)
+    held_out = torch.isin(labels, train.gather(train.labels[members]).unique())
+    every_class = bool(held_out.all())
+    second = torch.zeros_like(held_out)
+    second[held_out.nonzero()[1::2, 0]] = True
+    if every_class:  # then the two halves are of the same classes
+        held_out = ~second
+    return Sides(members, retain, labels, held_out, second)

@@ -5,10 +5,13 @@ Each is defined row by row: no value depends on the other samples of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from letheon.errors import InputError, NotMeasurable, RunFailed
+from letheon.eval.outputs import Outputs
 
 
 def _check(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,6 +39,22 @@ def _check(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"expected 0 to {logits.shape[1] - 1}"
         )
     return logits.double(), labels.long()[:, None]
+
+
+def gather_signal(of: Outputs, signal: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(n,) float64 signal of the samples of all ranks, in index order, on every rank.
+
+    Each rank computes its own; all must call.
+
+    Raises:
+        NotMeasurable: no sample on any rank.
+        RunFailed: logits that are not finite.
+    """
+    own = torch.zeros(0, dtype=torch.float64)
+    values = of.gather(signal(of.logits, of.labels) if len(of) else own)
+    if not len(values):
+        raise NotMeasurable("got no samples; expected at least one")
+    return values
 
 
 def _others(logits: Tensor, column: Tensor) -> Tensor:
@@ -100,12 +119,15 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return label_term.gather(1, column)[:, 0] - terms.scatter(1, column, 0.0).sum(1)
 
 
-def features(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Compute SVC-efficacy's five features by name: four are (n, 1), probabilities (n, C)."""
-    return {
-        "confidence": confidence(logits, labels)[:, None],
-        "entropy": entropy(logits, labels)[:, None],
-        "correctness": correctness(logits, labels)[:, None],
-        "modified entropy": modified_entropy(logits, labels)[:, None],
-        "probabilities": logits.double().softmax(1),
-    }
+SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "confidence": confidence,
+    "entropy": entropy,
+    "correctness": correctness,
+    "modified entropy": modified_entropy,
+}
+"""SVC-efficacy's features of one number, by name; the fifth is `probabilities`."""
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(n, C) float64 softmax of logits."""
+    return logits.double().softmax(1)

@@ -6,9 +6,11 @@ Attacks that need several models are in `many_models`; the per-sample signals th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -17,21 +19,29 @@ from torch import Tensor
 
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix, vector
-from letheon.eval.membership.sides import attack_sides
-from letheon.eval.membership.signals import entropy, features, loss
-from letheon.eval.metrics.registry import metric
+from letheon.eval.membership.sides import attack_sides, forget_logits, select_logits
+from letheon.eval.membership.signals import SIGNALS, entropy, gather_signal, loss, probabilities
+from letheon.eval.metrics.registry import Part, metric
 from letheon.kernels.keyed import permutation
 
 if TYPE_CHECKING:
     from letheon.eval.case import Case
 
 
+CAP = 5_000
+"""Samples of a side that SVC-efficacy reads, at most; the cost grows with its square."""
+
+
+def _sample_places(n: int, count: int, seed: int, stream: str) -> Tensor:
+    """`count` of n positions, increasing; which ones depends on (seed, stream, n) only."""
+    if count >= n:
+        return torch.arange(n)
+    return permutation(seed, stream, 0, n)[:count].sort().values
+
+
 def _sample_rows(rows: Floats, count: int, seed: int, stream: str) -> Floats:
-    """`count` of `rows`, in their order; which ones depends on (seed, stream, len(rows)) only."""
-    if count >= len(rows):
-        return rows
-    sample = permutation(seed, stream, 0, len(rows))[:count].sort().values
-    return rows[sample.numpy()]
+    """`count` of `rows`, in their order."""
+    return rows[_sample_places(len(rows), count, seed, stream).numpy()]
 
 
 def _two_sides(members: Floats, others: Floats) -> tuple[Floats, NDArray[Any]]:
@@ -41,7 +51,7 @@ def _two_sides(members: Floats, others: Floats) -> tuple[Floats, NDArray[Any]]:
 
 
 def svc_efficacy(
-    retain: Numbers, test: Numbers, forget: Numbers, *, cap: int = 5_000, seed: int = 0
+    retain: Numbers, test: Numbers, forget: Numbers, *, cap: int = CAP, seed: int = 0
 ) -> float:
     """SVC-efficacy: the share of the forget set that the attack judges *not* a member.
 
@@ -79,20 +89,6 @@ def svc_efficacy(
     others = _sample_rows(outside, size, seed, "svc others")
     attack = SVC(C=3, gamma="auto", kernel="rbf").fit(*_two_sides(members, others))
     return float(1 - np.mean(attack.predict(_sample_rows(rows, cap, seed, "svc forget"))))
-
-
-def svc_efficacies(
-    retain: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    forget: tuple[Tensor, Tensor],
-) -> dict[str, float]:
-    """SVC-efficacy on each of the five published features, by name.
-
-    Papers that print one "MIA" print the value for confidence. Each argument is (logits (n, C),
-    labels (n,)) of one set. Modified entropy is by definition, not as the released code has it.
-    """
-    sides = [features(*side) for side in (retain, test, forget)]
-    return {name: svc_efficacy(*(side[name] for side in sides)) for name in sides[0]}
 
 
 def lr_entropy(retain: Numbers, test: Numbers, forget: Numbers) -> float:
@@ -152,89 +148,153 @@ def loss_two_sample(
 
 
 _GROUP = "Membership inference"
+_FORMS = {
+    "_published": Part(
+        " (published)",
+        "As published: where whole classes are forgotten, only test images of the other classes "
+        "are non-members.",
+    )
+}
+_STREAMS = {"retain": "svc members", "test": "svc others", "forget": "svc forget"}
+PROBABILITIES = "probabilities"
 
 
-def _svc(case: Case) -> dict[str, float]:
-    """`svc_efficacies` of the model; non-members are all test images, as published."""
-    sides = case.once(attack_sides)
-    parts = (sides.retain, sides.test, sides.forget)
-    return svc_efficacies(*((side.logits, side.labels) for side in parts))
+def _svc_inputs(case: Case) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+    """Form -> feature -> (n, d) of retain, test and forget images, on every rank.
+
+    Of the probabilities, which are one row a sample, only those are gathered that the attack reads.
+    """
+    sides, train, test = case.once(attack_sides), case.train, case.test
+    parts = {"retain": (train, sides.retain), "forget": (train, sides.members)}
+    of = {side: select_logits(outputs, rows) for side, (outputs, rows) in parts.items()}
+    of["test"] = test
+    values = {
+        name: {side: gather_signal(each, signal)[:, None] for side, each in of.items()}
+        for name, signal in SIGNALS.items()
+    }
+    kept = ~torch.isin(sides.labels, torch.tensor(case.peers.forgotten, dtype=torch.int64))
+    forms = {"": torch.ones_like(kept)} | ({} if bool(kept.all()) else {"_published": kept})
+    inputs: dict[str, dict[str, tuple[Tensor, ...]]] = {}
+    for form, asked in forms.items():
+        inputs[form] = {
+            name: (each["retain"], each["test"][asked], each["forget"])
+            for name, each in values.items()
+        }
+        rows = {side: torch.arange(each.span()[1]) for side, each in of.items()}
+        rows["test"] = asked.nonzero()[:, 0]
+        size = min(len(rows["retain"]), len(rows["test"]), CAP)
+        tables = []
+        for side, stream in _STREAMS.items():
+            count = CAP if side == "forget" else size
+            places = rows[side][_sample_places(len(rows[side]), count, 0, stream)]
+            tables.append(of[side].gather(of[side].logits[of[side].local_rows(places)]))
+        inputs[form][PROBABILITIES] = tuple(tables)
+    return inputs
+
+
+def _svc(case: Case, feature: str) -> dict[str, float | NotMeasurable]:
+    """Compute SVC-efficacy on a feature in both forms; they are one where no class is forgotten."""
+    inputs = case.once(_svc_inputs)
+    values: dict[str, float | NotMeasurable] = {}
+    for form, by_name in inputs.items():
+        sides: Sequence[Tensor] = by_name[feature]
+        if feature == PROBABILITIES:
+            sides = [probabilities(side) for side in sides]
+        try:
+            values[form] = svc_efficacy(*sides)
+        except NotMeasurable as error:
+            values[form] = error
+    return {"_published": values[""], **values}
 
 
 @metric(
     "svc_efficacy_confidence", title="SVC-efficacy (confidence)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=1,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
+    source="Jia et al. 2023", place=1,
 )  # fmt: skip
-def svc_confidence(case: Case) -> float:
+def svc_confidence(case: Case) -> dict[str, float | NotMeasurable]:
     """Share of the forget set that a support vector classifier (RBF, C = 3), trained with retain
     images as members and test images as non-members on the probability of the true class, calls
     non-members. What papers call MIA. For whole classes about 100 % whatever was forgotten.
     """
-    return case.once(_svc)["confidence"]
+    return _svc(case, "confidence")
 
 
 @metric(
     "svc_efficacy_entropy", title="SVC-efficacy (entropy)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=2,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
+    source="Jia et al. 2023", place=2,
 )  # fmt: skip
-def svc_entropy(case: Case) -> float:
+def svc_entropy(case: Case) -> dict[str, float | NotMeasurable]:
     """The attack of SVC-efficacy on the entropy of the prediction."""
-    return case.once(_svc)["entropy"]
+    return _svc(case, "entropy")
 
 
 @metric(
     "svc_efficacy_correctness", title="SVC-efficacy (correctness)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=3,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
+    source="Jia et al. 2023", place=3,
 )  # fmt: skip
-def svc_correctness(case: Case) -> float:
+def svc_correctness(case: Case) -> dict[str, float | NotMeasurable]:
     """The attack of SVC-efficacy on whether the prediction is right."""
-    return case.once(_svc)["correctness"]
+    return _svc(case, "correctness")
 
 
 @metric(
     "svc_efficacy_modified_entropy", title="SVC-efficacy (mod. entropy)", group=_GROUP,
-    unit="share", better="as retrained", needs=("depth full",), reads=_svc,
-    source="Song and Mittal 2021", place=4,
+    unit="share", better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs,
+    parts=_FORMS, source="Song and Mittal 2021", place=4,
 )  # fmt: skip
-def svc_modified_entropy(case: Case) -> float:
+def svc_modified_entropy(case: Case) -> dict[str, float | NotMeasurable]:
     """The attack of SVC-efficacy on -(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i), by
     definition; released code computes something else.
     """
-    return case.once(_svc)["modified entropy"]
+    return _svc(case, "modified entropy")
 
 
 @metric(
     "svc_efficacy_probabilities", title="SVC-efficacy (probabilities)", group=_GROUP, unit="share",
-    better="as retrained", needs=("depth full",), reads=_svc, source="Jia et al. 2023", place=5,
+    better="as retrained", needs=("test", "depth full"), gathers=_svc_inputs, parts=_FORMS,
+    source="Jia et al. 2023", place=5,
 )  # fmt: skip
-def svc_probabilities(case: Case) -> float:
+def svc_probabilities(case: Case) -> dict[str, float | NotMeasurable]:
     """The attack of SVC-efficacy on the whole vector of probabilities."""
-    return case.once(_svc)["probabilities"]
+    return _svc(case, "probabilities")
+
+
+def _entropies(case: Case) -> list[Tensor]:
+    """(n,) entropies of retain, test and forget images."""
+    retain = select_logits(case.train, case.once(attack_sides).retain)
+    parts = (retain, case.test, forget_logits(case, case.passes))
+    return [gather_signal(side, entropy) for side in parts]
 
 
 @metric(
     "lr_entropy", title="LR-entropy", group=_GROUP, unit="share", better="as retrained",
-    needs=("depth full",), source="Chundawat et al. 2023", place=6,
+    needs=("test", "depth full"), gathers=_entropies, source="Chundawat et al. 2023", place=6,
 )  # fmt: skip
 def lr_entropy_of_model(case: Case) -> float:
     """Share of the forget set that a balanced logistic regression on entropy, trained on retain
     against test images, calls members; note the opposite direction to SVC-efficacy.
     """
-    sides = case.once(attack_sides)
-    parts = (sides.retain, sides.test, sides.forget)
-    return lr_entropy(*(entropy(side.logits, side.labels) for side in parts))
+    return lr_entropy(*case.once(_entropies))
+
+
+def _losses(case: Case) -> tuple[Tensor, Tensor]:
+    """(n,) losses of the forget images and of held-out images of their classes."""
+    held_out = case.once(attack_sides).held_out
+    inside = gather_signal(forget_logits(case, case.passes), loss)
+    return inside, gather_signal(case.test, loss)[held_out]
 
 
 @metric(
     "loss_two_sample", title="Loss two-sample", group=_GROUP, unit="share", better="50 %",
-    needs=("depth full",), source="Kurmanji et al. 2023", place=7,
+    needs=("test", "depth full"), gathers=_losses, source="Kurmanji et al. 2023", place=7,
 )  # fmt: skip
 def loss_two_sample_of_model(case: Case) -> float:
     """Cross-validated accuracy of a logistic regression that tells forget images from held-out
     images of the same classes by their loss.
     """
-    sides = case.once(attack_sides)
-    held = sides.test.where(sides.held_out)
-    inside, outside = (loss(side.logits, side.labels) for side in (sides.forget, held))
+    inside, outside = case.once(_losses)
     folds = min(10, len(inside), len(outside))
     return loss_two_sample(inside, outside, folds=folds, seed=0)

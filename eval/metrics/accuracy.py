@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from letheon.engine.distributed import sum_over_ranks
 from letheon.errors import NotMeasurable, RunFailed
 from letheon.eval.metrics.registry import SHARE, Summary, metric
 from letheon.eval.outputs import Outputs
@@ -36,10 +37,11 @@ class Count(NamedTuple):
 def _is_right(outputs: Outputs) -> Tensor:
     """(n,) bool: the largest logit is the label's (the first of equal ones counts as largest)."""
     parts = [part.max(dim=1) for part in outputs.logits.split(8192)]  # NaN where a row has any
-    broken = sum(int(part.values.isnan().sum()) for part in parts)
-    if broken:
+    broken = torch.tensor([sum(int(part.values.isnan().sum()) for part in parts), len(outputs)])
+    sum_over_ranks([broken], outputs.ranks)
+    if int(broken[0]):
         raise RunFailed(
-            f"got NaN logits for {broken} of {len(outputs)} samples; expected numbers; "
+            f"got NaN logits for {int(broken[0])} of {int(broken[1])} samples; expected numbers; "
             "the model has diverged: lower its learning rate"
         )
     if len(outputs) == 0:
@@ -47,15 +49,21 @@ def _is_right(outputs: Outputs) -> Tensor:
     return torch.cat([part.indices for part in parts]) == outputs.labels
 
 
+def _count(outputs: Outputs, right: Tensor, rows: Tensor) -> Count:
+    """Sum over the ranks."""
+    both = torch.tensor([int((right & rows).sum()), int(rows.sum())])
+    sum_over_ranks([both], outputs.ranks)
+    return Count(*both.tolist())
+
+
 def top1(outputs: Outputs, where: Tensor | None = None) -> Count:
-    """Count top-1 hits over the samples with `where` (n,) bool; default all.
+    """Count top-1 hits over the samples of all ranks with `where` (n,) bool; default all.
 
     Raises:
-        RunFailed: logits that are not numbers.
+        RunFailed: logits that are not numbers, on every rank.
     """
     right = _is_right(outputs)
-    rows = torch.ones_like(right) if where is None else where
-    return Count(int((right & rows).sum()), int(rows.sum()))
+    return _count(outputs, right, torch.ones_like(right) if where is None else where)
 
 
 def per_class(outputs: Outputs, classes: int, where: Tensor | None = None) -> list[Count]:
@@ -64,16 +72,18 @@ def per_class(outputs: Outputs, classes: int, where: Tensor | None = None) -> li
     rows = torch.ones_like(right) if where is None else where
     correct = torch.bincount(outputs.labels[right & rows], minlength=classes)
     total = torch.bincount(outputs.labels[rows], minlength=classes)
+    sum_over_ranks([correct, total], outputs.ranks)
     return [Count(*pair) for pair in zip(correct.tolist(), total.tolist(), strict=True)]
 
 
 def forgetting(train: Outputs, test: Outputs) -> dict[str, Count]:
     """Count FA, RA on the training set, TFA, TRA on the test set."""
+    right = {"train": _is_right(train), "test": _is_right(test)}
     return {
-        "FA": top1(train, train.forget),
-        "RA": top1(train, ~train.forget),
-        "TFA": top1(test, test.forget),
-        "TRA": top1(test, ~test.forget),
+        "FA": _count(train, right["train"], train.forget),
+        "RA": _count(train, right["train"], ~train.forget),
+        "TFA": _count(test, right["test"], test.forget),
+        "TRA": _count(test, right["test"], ~test.forget),
     }
 
 
@@ -81,8 +91,11 @@ ACCURACIES = ("FA", "RA", "TFA", "TRA")
 
 
 def counts(case: Case) -> dict[str, Count]:
-    """`forgetting` of one model."""
-    return forgetting(case.train, case.test)
+    """`forgetting` of one model; test images that are training images count as none."""
+    found = forgetting(case.train, case.test)
+    return found | (
+        dict.fromkeys(("TFA", "TRA"), Count(0, 0)) if case.peers.nothing_held_out else {}
+    )
 
 
 def _share(case: Case, name: str) -> float:
@@ -115,8 +128,8 @@ def retain_accuracy(case: Case) -> float:
 
 
 @metric(
-    "TFA", title="TFA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
-    source="Kim et al. 2025, 'Are We Truly Forgetting?'", place=3,
+    "TFA", title="TFA", group="Accuracy", unit="share", better="as retrained", needs=("test",),
+    everywhere=True, source="Kim et al. 2025, 'Are We Truly Forgetting?'", place=3,
     summary=Summary("TFA %", "accuracy on test images of the forgotten classes", 3),
 )  # fmt: skip
 def test_forget_accuracy(case: Case) -> float:
@@ -125,8 +138,8 @@ def test_forget_accuracy(case: Case) -> float:
 
 
 @metric(
-    "TRA", title="TRA", group="Accuracy", unit="share", better="as retrained", everywhere=True,
-    source="Kim et al. 2025", place=4,
+    "TRA", title="TRA", group="Accuracy", unit="share", better="as retrained", needs=("test",),
+    everywhere=True, source="Kim et al. 2025", place=4,
     summary=Summary("TRA %", "accuracy on test images of the other classes", 4),
 )  # fmt: skip
 def test_retain_accuracy(case: Case) -> float:
@@ -175,7 +188,7 @@ def accuracy_counts(case: Case) -> dict[str, list[int]]:
 
 @metric(
     "accuracy_by_class", title="Accuracy by class", group="Accuracy", unit="table",
-    everywhere=True, place=9,
+    needs=("test",), everywhere=True, place=9,
     schema={"type": "array", "items": SHARE},
 )  # fmt: skip
 def accuracy_by_class(case: Case) -> list[Any]:

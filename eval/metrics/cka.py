@@ -6,13 +6,13 @@ estimate does not reach 0 for independent ones: with n images it stays near d / 
 isotropic d-dimensional features, so every value comes with its floor, the expected value when the
 images of one side are shuffled. The unbiased estimate (Song et al. 2012, equation 5) has no floor.
 
-The whole set is one sum in float64, so no batch size enters. ``legacy`` is the seed's mean of
-biased values of single batches, for comparison only.
+The whole set is one sum in float64, over the shares of all ranks, so no batch size enters.
+``legacy`` is the seed's mean of biased values of single batches, for comparison only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
 from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.inference.passes import Passes
 from letheon.eval.metrics.registry import NUMBERS_BY_NAME, Part, Summary, metric
@@ -43,68 +43,110 @@ class Cka(NamedTuple):
 
 @dataclass(frozen=True)
 class Centered:
-    """One representation of n images, about its mean, with what only it determines."""
+    """One representation of n images, about its mean, with what only it determines.
+
+    Letters: m of the n images are this rank's, in d dimensions.
+    """
 
     name: str
-    rows: Tensor  # (n, d) as given
+    rows: Tensor  # (m or more, d) as given
+    places: Tensor | None  # (m,) int64: which of the rows are meant; None for all
+    count: int  # n, over all ranks
     mean: Tensor  # (d,) float64
-    lengths: Tensor  # (n,) float64: |x - mean|^2
+    lengths: Tensor  # (m,) float64: |x - mean|^2
+    ranks: Ranks
+    scale: float = 0.0  # largest size of a value, over all ranks
     own: float = 0.0  # |X'X|^2
 
+    @property
+    def held(self) -> int:
+        """Count this rank's images, m."""
+        return len(self.rows) if self.places is None else len(self.places)
+
+    def raw(self, start: int, stop: int) -> Tensor:
+        """(at most stop - start, d) rows of this rank as given."""
+        if self.places is None:
+            return self.rows[start:stop]
+        return self.rows[self.places[start:stop]]
+
     def chunk(self, start: int) -> Tensor:
-        """(at most _CHUNK, d) float64 centered rows from `start`, on the device."""
-        part = self.rows[start : start + _CHUNK]
-        return part.to(self.mean.device).double() - self.mean
+        """(at most _CHUNK, d) float64 centered rows of this rank from `start`, on the device."""
+        return self.raw(start, start + _CHUNK).to(self.mean.device).double() - self.mean
 
 
-def center(name: str, rows: Tensor, device: torch.device | None = None) -> Centered:
+def center(
+    name: str,
+    rows: Tensor,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
+    where: Tensor | None = None,
+) -> Centered:
     """Center one side; its self term is then computed once for all comparisons.
 
     Args:
         name: what messages call it: the layer, the model and the set.
-        rows: (n, d) floating point, in memory of any kind.
+        rows: (m, d) floating point, in memory of any kind: this rank's.
         device: where the arithmetic is done; default that of the rows.
+        ranks: the job whose other ranks hold the other rows, all of which must call; default: none.
+        where: (m,) bool: the rows that are meant; they are read in place, not copied.
 
     Raises:
-        RunFailed: values that are not finite; the text names the side.
+        RunFailed: values that are not finite, on every rank; the text names the side.
     """
-    parts = rows.split(_CHUNK)
-    broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
-    if broken:
+    places = None if where is None else where.nonzero()[:, 0]
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=device or rows.device)
+    side = Centered(name, rows, places, 0, mean, mean[:0], ranks or Ranks())
+    starts = range(0, side.held, _CHUNK)
+    broken = mean.new_tensor([0.0, float(side.held)])
+    sizes = [mean.new_zeros(1)]
+    for start in starts:
+        part = side.raw(start, start + _CHUNK).to(mean.device)
+        broken[0] += int((~part.isfinite()).any(dim=1).sum())
+        sizes.append(part.abs().max().double()[None])
+    sum_over_ranks([broken], side.ranks)
+    n = int(broken[1])
+    if int(broken[0]):
         raise RunFailed(
-            f"got NaN or infinite features for {broken} of {len(rows)} images in {name}; "
+            f"got NaN or infinite features for {int(broken[0])} of {n} images in {name}; "
             "expected numbers; the model that made them has diverged"
         )
-    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=device or rows.device)
-    for part in parts:
-        mean += part.to(mean.device).double().sum(dim=0) / len(rows)
-    side = Centered(name, rows, mean, mean[:0])
-    starts = range(0, max(len(rows), 1), _CHUNK)
-    lengths = torch.cat([side.chunk(start).square().sum(dim=1) for start in starts])
-    side = replace(side, lengths=lengths)
+    for start in starts:
+        mean += side.raw(start, start + _CHUNK).to(mean.device).double().sum(dim=0) / n
+    sum_over_ranks([mean], side.ranks)
+    lengths = [mean[:0], *(side.chunk(start).square().sum(dim=1) for start in starts)]
+    scale = float(gather_rows(torch.cat(sizes).max()[None], side.ranks).max())
+    side = replace(side, count=n, lengths=torch.cat(lengths), scale=scale)
     return replace(side, own=_energy(side, side))
 
 
 def _energy(x: Centered, y: Centered) -> float:
-    """|X'Y|^2 = <XX', YY'>, by whichever of the two forms needs the smaller products."""
-    n, (p, q) = len(x.rows), (x.rows.shape[1], y.rows.shape[1])
-    if n <= _CHUNK and n * (p + q) < p * q:
+    """|X'Y|^2 = <XX', YY'>, on one rank by whichever of the two forms needs smaller products."""
+    n, (p, q) = x.held, (x.rows.shape[1], y.rows.shape[1])
+    if x.ranks.world == 1 and n <= _CHUNK and n * (p + q) < p * q:
         left, right = x.chunk(0), y.chunk(0)
         return float(((left @ left.T) * (right @ right.T)).sum())
     cross = torch.zeros(p, q, dtype=torch.float64, device=x.mean.device)
     for start in range(0, n, _CHUNK):
         cross.addmm_(x.chunk(start).T, y.chunk(start))
+    sum_over_ranks([cross], x.ranks)
     return float(cross.square().sum())
 
 
-def _unbiased_hsic(energy: float, a: Tensor, b: Tensor) -> float:
+def _sum(values: Tensor, ranks: Ranks) -> float:
+    """Sum the numbers of all ranks."""
+    total = values.sum()[None]
+    sum_over_ranks([total], ranks)
+    return float(total)
+
+
+def _unbiased_hsic(energy: float, x: Centered, y: Centered) -> float:
     """Song et al. 2012, equation 5, from |X'Y|^2 and the squared lengths of the centered rows.
 
     With zero-diagonal Gram matrices of centered rows, 1'K1 = -sum a, (K1)_i = -a_i and
     tr(KL) = |X'Y|^2 - sum ab. The estimate does not change when rows are centered.
     """
-    n = len(a)
-    both, left, right = float((a * b).sum()), float(a.sum()), float(b.sum())
+    n, a, b = x.count, x.lengths, y.lengths
+    both, left, right = (_sum(each, x.ranks) for each in (a * b, a, b))
     total = energy - both + left * right / ((n - 1) * (n - 2)) - 2 * both / (n - 2)
     return total / (n * (n - 3))
 
@@ -117,34 +159,33 @@ def _ratio(cross: float, own: float, other: float) -> float | None:
 
 def _constant(side: Centered) -> bool:
     """No spread beyond the rounding of float32 features."""
-    scale = max(
-        (float(part.abs().max()) for part in side.rows.split(_CHUNK) if part.numel()), default=0.0
-    )
-    return bool(side.lengths.max() <= side.rows.shape[1] * (scale * 2.0**-22) ** 2)
+    longest = torch.cat([side.lengths, side.mean.new_zeros(1)]).max()[None]
+    longest = gather_rows(longest, side.ranks).max()
+    return bool(longest <= side.rows.shape[1] * (side.scale * 2.0**-22) ** 2)
 
 
 def compare(x: Centered, y: Centered) -> Cka:
     """Compute CKA of two representations of the same images in the same order and on one device.
 
     The floor is tr(XX') tr(YY') / ((n - 1) |X'X| |Y'Y|): for centered Gram matrices the mean of
-    <K, PLP'> over all permutations P is tr(K) tr(L) / (n - 1).
+    <K, PLP'> over all permutations P is tr(K) tr(L) / (n - 1). Every rank must call.
     """
-    n = len(x.rows)
-    if n != len(y.rows):
-        raise InputError(f"got {n} images in {x.name} and {len(y.rows)} in {y.name}; use the same")
+    n = x.count
+    if n != y.count:
+        raise InputError(f"got {n} images in {x.name} and {y.count} in {y.name}; use the same")
     if n < 2:
         return Cka(None, None, None, f"{n} images; CKA needs at least 2")
     for side in (x, y):
         if _constant(side):
             return Cka(None, None, None, f"{side.name} is constant over the images")
     cross = _energy(x, y)
-    shuffled = float(x.lengths.sum()) * float(y.lengths.sum()) / (n - 1)
+    shuffled = _sum(x.lengths, x.ranks) * _sum(y.lengths, y.ranks) / (n - 1)
     unbiased = None
     if n > 3:
         unbiased = _ratio(
-            _unbiased_hsic(cross, x.lengths, y.lengths),
-            _unbiased_hsic(x.own, x.lengths, x.lengths),
-            _unbiased_hsic(y.own, y.lengths, y.lengths),
+            _unbiased_hsic(cross, x, y),
+            _unbiased_hsic(x.own, x, x),
+            _unbiased_hsic(y.own, y, y),
         )
     return Cka(_ratio(cross, x.own, y.own), unbiased, _ratio(shuffled, x.own, y.own))
 
@@ -160,9 +201,22 @@ def legacy_cka(x: Tensor, y: Tensor, batch_size: int = 512) -> float | None:
     Its floor is near 1 for d much above `batch_size`, it depends on the order of the images, and a
     short last batch counts as much as a full one. Batches where it is not defined are left out.
     """
-    pairs = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    return _mean_of_batches(zip(x.split(batch_size), y.split(batch_size), strict=True))
+
+
+def _mean_of_batches(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
     values = [v for left, right in pairs if (v := linear_cka(left, right)) is not None]
     return sum(values) / len(values) if values else None
+
+
+def _batches(x: Centered, y: Centered, batch_size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images of all ranks by batches, on every rank: of no more than one at a time."""
+    counts = gather_rows(torch.tensor([x.held]), x.ranks)
+    before = int(counts[: x.ranks.rank].sum())
+    for first in range(0, x.count, batch_size):
+        start, stop = (min(max(at - before, 0), x.held) for at in (first, first + batch_size))
+        left, right = (gather_rows(each.raw(start, stop), x.ranks) for each in (x, y))
+        yield left, right
 
 
 _FLOOR = "With the rows of one model shuffled: what unrelated features reach."
@@ -183,7 +237,7 @@ def side(passes: Passes, part: str, device: torch.device) -> Centered:
         test = passes.outputs["test"]
         rows = {"forget": test.forget, "retain": ~test.forget}.get(part)
         label = f"the pooled features of {passes.name} on the test set ({part})"
-        return center(label, test.features if rows is None else test.features[rows], device)
+        return center(label, test.features, device, test.ranks, rows)
 
     return passes.once(f"cka {part} on {device}", compute)
 
@@ -193,7 +247,8 @@ def layer(passes: Passes, tap: str, device: torch.device) -> Centered:
 
     def compute() -> Centered:
         label = f"layer {tap} of {passes.name} on the test set"
-        return center(label, passes.outputs["test"].taps[tap], device)
+        test = passes.outputs["test"]
+        return center(label, test.taps[tap], device, test.ranks)
 
     return passes.once(f"cka layer {tap} on {device}", compute)
 
@@ -205,10 +260,11 @@ def check_same_images(model: Passes, other: Passes) -> None:
         InputError: other images or labels.
     """
     left, right = model.outputs["test"], other.outputs["test"]
-    if not (left.index.equal(right.index) and left.labels.equal(right.labels)):
+    same = left.index.equal(right.index) and left.labels.equal(right.labels)
+    if not bool(left.gather(torch.tensor([same])).all()):
         raise InputError(
-            f"got different test sets for {model.name} ({len(left)} images) and {other.name} "
-            f"({len(right)}); measure both on the same"
+            f"got different test sets for {model.name} ({left.span()[1]} images) and {other.name} "
+            f"({right.span()[1]}); measure both on the same"
         )
 
 
@@ -222,8 +278,8 @@ def _against(case: Case, other: Passes) -> dict[str, Any]:
         result = compare(x, y)
         value = result.value
         if case.conditions.cka == "legacy" and value is not None:
-            value = legacy_cka(x.rows, y.rows, batch_size=512)
-        reason = NotMeasurable(result.reason or f"{len(x.rows)} images are too few")
+            value = _mean_of_batches(_batches(x, y))
+        reason = NotMeasurable(result.reason or f"{x.count} images are too few")
         values[suffix] = reason if value is None else value
         if part == "all":
             unbiased = result.unbiased
@@ -302,7 +358,7 @@ def cka_band(retrained: Sequence[Passes], ranks: Ranks | None = None) -> dict[st
 
     Args:
         retrained: passes of models retrained with different seeds.
-        ranks: the arithmetic is done on its device; no communication.
+        ranks: the arithmetic is done on its device; every rank must call.
 
     Returns:
         "low", "mean", "high" of the exact CKA of pooled test features over all pairs, and "pairs";

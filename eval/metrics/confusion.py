@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, sum_over_ranks
 from letheon.errors import NotMeasurable
 from letheon.eval.metrics.knn import knn
 from letheon.eval.metrics.registry import NAMES, SHARE, metric
@@ -32,7 +32,8 @@ _SCHEMA = {
 def by_head(test: Outputs, forgotten: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """Make the table of `confusion` for the predictions of the model's own head."""
     rows = torch.isin(test.labels, torch.tensor(forgotten))
-    return confusion(test.logits[rows].argmax(dim=1), test.labels[rows], forgotten, names, most=8)
+    said, labels = test.logits[rows].argmax(dim=1), test.labels[rows]
+    return confusion(said, labels, forgotten, names, ranks=test.ranks)
 
 
 def by_neighbors(
@@ -50,15 +51,17 @@ def by_neighbors(
     """
     rows = torch.isin(test.labels, torch.tensor(forgotten))
     labels = test.labels[rows]
-    if not len(labels):
+    total = train.span()[1]
+    if not len(test.gather(labels)):
         raise NotMeasurable("got no test image of a forgotten class; expected at least one")
-    if k > len(train):
-        raise NotMeasurable(f"got {len(train)} training images; expected at least k = {k}")
+    if k > total:
+        raise NotMeasurable(f"got {total} training images; expected at least k = {k}")
     votes = knn(
         train.features, train.labels, test.features[rows], labels, (k,), ranks=ranks,
         names=("the training set", "the test images of the forgotten classes"),
     )  # fmt: skip
-    return confusion(votes.predictions[k].cpu(), labels, forgotten, names, most=8)
+    said = votes.predictions[k].cpu()
+    return confusion(said, labels, forgotten, names, ranks=test.ranks)
 
 
 def confusion(
@@ -67,6 +70,7 @@ def confusion(
     forgotten: Sequence[int],
     names: Sequence[str],
     most: int = 8,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Compute the shares of what each forgotten class is called.
 
@@ -76,6 +80,7 @@ def confusion(
         forgotten: class numbers, one line of the table each.
         names: of all classes.
         most: columns for classes that are not forgotten, the most named first; the rest is summed.
+        ranks: the job, whose ranks hold the other samples and must call; default: none.
 
     Returns:
         "rows": names of the forgotten classes that have images; "columns": names; "shares": a list
@@ -83,6 +88,7 @@ def confusion(
     """
     table = torch.zeros(len(names), len(names), dtype=torch.int64)
     table.index_put_((labels, predictions), torch.ones_like(labels), accumulate=True)
+    sum_over_ranks([table], ranks or Ranks())
     lines = [c for c in forgotten if int(table[c].sum())]
     named = table.sum(dim=0)
     others = [c for c in range(len(names)) if c not in set(forgotten) and int(named[c])]
@@ -99,7 +105,7 @@ def confusion(
 
 @metric(
     "head_confusion", title="Head confusion", group="Representation and probes", unit="table",
-    needs=("whole classes", "depth full"), place=24, schema=_SCHEMA,
+    needs=("whole classes", "test", "depth full"), everywhere=True, place=24, schema=_SCHEMA,
 )  # fmt: skip
 def head_confusion(case: Case) -> dict[str, Any]:
     """Shares of what the model's head calls the test images of each forgotten class."""
@@ -108,12 +114,11 @@ def head_confusion(case: Case) -> dict[str, Any]:
 
 @metric(
     "knn_confusion", title="k-NN confusion", group="Representation and probes", unit="table",
-    needs=("whole classes", "depth full"), place=25, schema=_SCHEMA,
+    needs=("whole classes", "test", "depth full"), everywhere=True, place=25, schema=_SCHEMA,
 )  # fmt: skip
 def knn_confusion(case: Case) -> dict[str, Any]:
     """Shares of what the 5 nearest training images in feature space call the test images of each
     forgotten class.
     """
-    alone = Ranks(device=case.ranks.device)
     names = case.peers.names
-    return by_neighbors(case.train, case.test, case.peers.forgotten, names, k=5, ranks=alone)
+    return by_neighbors(case.train, case.test, case.peers.forgotten, names, k=5, ranks=case.ranks)

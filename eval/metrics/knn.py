@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
 from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.metrics.accuracy import Count
-from letheon.eval.metrics.knn_splits import split
+from letheon.eval.metrics.knn_splits import Rule, split
 from letheon.eval.metrics.registry import SHARES_BY_NAME, Summary, metric
 from letheon.eval.outputs import Outputs
 from letheon.eval.search.neighbors import Proposer, nearest
@@ -42,9 +42,9 @@ Space = Literal["pooled", "logits"]
 class Neighbors:
     """What k-NN says of each query, for each k."""
 
-    counts: dict[int, Count]  # k -> queries whose vote is their label
+    counts: dict[int, Count]  # k -> queries of all ranks whose vote is their label
     predictions: dict[int, Tensor]  # k -> (Q,) int64
-    index: Tensor  # (Q, max k) int64, positions in the database, nearest first
+    index: Tensor  # (Q, max k) int64, positions in the database of all ranks, nearest first
     recall: float = 1.0  # share of the true neighbors found; below 1 for faiss-ivf and -cagra only
 
     @property
@@ -53,20 +53,27 @@ class Neighbors:
         return {k: count.share for k, count in self.counts.items()}
 
 
-def _check(name: str, vectors: Tensor, labels: Tensor) -> None:
-    if vectors.ndim != 2 or len(vectors) != len(labels) or len(vectors) == 0:
+def _check(name: str, vectors: Tensor, labels: Tensor, ranks: Ranks) -> int:
+    """Check shapes and numbers on every rank; the number of rows over all of them."""
+    fits = vectors.ndim == 2 and len(vectors) == len(labels)
+    # A sum of numbers that are not all finite is not finite, and is made much faster than a mask.
+    parts = vectors.split(8192) if fits and len(vectors) else ()
+    parts = tuple(part for part in parts if not bool(part.sum().isfinite()))
+    broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
+    counts = torch.tensor([len(vectors), broken, not fits], dtype=torch.int64)
+    sum_over_ranks([counts], ranks)
+    rows, broken, wrong = counts.tolist()
+    if wrong or not rows:
         raise InputError(
             f"got {name} of shape {tuple(vectors.shape)} with {len(labels)} labels; "
             "expected (n, D) with n labels, n > 0"
         )
-    # A sum of numbers that are not all finite is not finite, and is made much faster than a mask.
-    parts = [part for part in vectors.split(8192) if not bool(part.sum().isfinite())]
-    broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in parts)
     if broken:
         raise RunFailed(
-            f"got NaN or infinite values in {broken} of {len(vectors)} rows of {name}; "
+            f"got NaN or infinite values in {broken} of {rows} rows of {name}; "
             "expected numbers; the model that made them has diverged"
         )
+    return rows
 
 
 def _votes(labels: Tensor, similarity: Tensor, classes: int, temperature: float | None) -> Tensor:
@@ -107,15 +114,18 @@ def knn(
     """Classify each query by its nearest database rows.
 
     Args:
-        database: (N, D) floating point, in memory of any kind.
+        database: (N, D) floating point, in memory of any kind; of several ranks this one's rows.
         labels: (N,) int64, the database's classes, not negative.
-        queries: (Q, D).
+        queries: (Q, D), of several ranks this one's.
         query_labels: (Q,) int64.
         ks: numbers of neighbors; one search at the largest, its prefixes for the others.
         metric: cosine (a zero row is orthogonal to everything) or l2.
-        ranks: each rank searches its share of the database, on its device, and gets the whole
-            answer; all pass the same. Default: this process alone, on the database's device.
+        ranks: the job whose ranks hold the other rows and queries; each searches its rows on its
+            device. Default: this process alone, on the database's device.
         **options: see `Options`.
+
+    Returns:
+        Counts over the queries of all ranks, predictions and neighbors of this rank's.
 
     Raises:
         InputError: shapes that do not fit, k outside 1..N, T not positive.
@@ -124,24 +134,29 @@ def knn(
     names = options.get("names", ("the database", "the queries"))
     temperature = options.get("temperature", 0.07)
     weighted = options.get("weights", "uniform") == "temperature"
-    _check(names[0], database, labels)
-    _check(names[1], queries, query_labels)
+    ranks = ranks or Ranks(device=database.device)
+    rows = _check(names[0], database, labels, ranks)
+    _check(names[1], queries, query_labels, ranks)
     ks = sorted(set(ks))
-    if not ks or ks[0] < 1 or ks[-1] > len(database):
+    if not ks or ks[0] < 1 or ks[-1] > rows:
         raise InputError(
-            f"got k = {', '.join(map(str, ks))} for {names[0]} of {len(database)} samples; "
-            f"expected each k in 1..{len(database)}",
+            f"got k = {', '.join(map(str, ks))} for {names[0]} of {rows} samples; "
+            f"expected each k in 1..{rows}",
             option="ks",
         )
     if weighted and not temperature > 0:
         raise InputError(f"got temperature {temperature}; expected a number above 0")
     near = nearest(database, queries, ks[-1], metric, options.get("backend", "auto"), ranks)
+    labels = gather_rows(labels, ranks)  # one number a row
     classes = int(labels.max()) + 1
     voters = labels.to(near.places.device)[near.places]  # (Q, max k)
     heat = temperature if weighted else None
     truth = query_labels.to(voters.device)
     predictions = {k: _votes(voters[:, :k], near.similarity[:, :k], classes, heat) for k in ks}
-    counts = {k: Count(int((p == truth).sum()), len(truth)) for k, p in predictions.items()}
+    hits = [int((p == truth).sum()) for p in predictions.values()]
+    sums = torch.tensor([*hits, len(truth)], dtype=torch.int64)
+    sum_over_ranks([sums], ranks)
+    counts = {k: Count(int(right), int(sums[-1])) for k, right in zip(ks, sums, strict=False)}
     return Neighbors(counts, predictions, near.places, near.recall)
 
 
@@ -150,11 +165,24 @@ def vectors(outputs: Outputs, space: Space = "pooled") -> Tensor:
     return outputs.features if space == "pooled" else outputs.logits
 
 
+def _part(outputs: Outputs, part: Literal["database", "queries"], rule: Rule) -> Tensor:
+    """(k,) rows of this rank in a part of the split of all."""
+    parts = split(outputs.span()[1], rule)
+    return outputs.local_rows(parts.database if part == "database" else parts.queries)
+
+
 def _between(case: Case, source: str, target: str) -> Neighbors:
     """Search one domain's database part with another's query part."""
     of, domains = case.conditions, case.domains
-    database = split(len(domains[source]), of.split).database
-    queries = split(len(domains[target]), of.split).queries
+    database = _part(domains[source], "database", of.split)
+    queries = _part(domains[target], "queries", of.split)
+    sides = ((domains[source], database), (domains[target], queries))
+    known, asked = (side.gather(side.labels[rows]) for side, rows in sides)
+    if len(known) and len(asked) and not bool(torch.isin(asked, known).any()):
+        raise NotMeasurable(
+            f"got no query of {target} whose class has an image in the database part of {source}; "
+            "expected classes of several images, or no vote can be right"
+        )
     return knn(
         vectors(domains[source], of.space)[database],
         domains[source].labels[database],
@@ -170,9 +198,23 @@ def _between(case: Case, source: str, target: str) -> Neighbors:
     )
 
 
+def _shares(case: Case, source: str, target: str) -> dict[int, float | None]:
+    """Accuracy at each k; None where no class of the queries is in the database."""
+    try:
+        return _between(case, source, target).accuracy
+    except NotMeasurable as error:
+        case.once(_reasons)[f"{source} to {target}"] = str(error)
+        return dict.fromkeys(case.conditions.ks)
+
+
+def _reasons(case: Case) -> dict[str, str]:
+    """Why some domains have no accuracy, in the order they were measured."""
+    return {}
+
+
 def _within(case: Case) -> dict[str, dict[int, float | None]]:
     """Domain -> accuracy at each k."""
-    return {name: _between(case, name, name).accuracy for name in case.domains}
+    return {name: _shares(case, name, name) for name in case.domains}
 
 
 @metric(
@@ -190,7 +232,7 @@ def knn_accuracy(case: Case) -> float:
     first = case.conditions.ks[0]
     shares = [v for each in case.once(_within).values() if (v := each[first]) is not None]
     if not shares:
-        raise NotMeasurable("no samples")
+        raise NotMeasurable("; ".join(case.once(_reasons).values()) or "no samples")
     return fmean(shares)
 
 
@@ -217,7 +259,7 @@ def domain_matrix(case: Case) -> dict[str, dict[str, float | None]]:
         source: {
             target: within[source][first]
             if source == target
-            else _between(case, source, target).accuracy[first]
+            else _shares(case, source, target)[first]
             for target in within
         }
         for source in within

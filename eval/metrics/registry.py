@@ -26,10 +26,20 @@ from letheon.errors import InputError
 
 Unit = Literal["share", "score", "nats", "steps", "seconds", "table"]
 """share: a fraction, printed in per cent; table: what pictures are drawn from, no column."""
-Better = Literal["as retrained", "high", "low", "50 %", "1", ""]
+Better = Literal["as retrained", "high", "low", "50 %", "0", "1", ""]
 """Which values are good; "" for context."""
+IDEALS: Mapping[Better, str] = {
+    "as retrained": "Best when equal to the retrained models'.",
+    "high": "Larger is better.",
+    "low": "Smaller is better.",
+    "50 %": "Best at 50 %, chance.",
+    "0": "Best at 0; further from it on either side is worse.",
+    "1": "Best at 1.",
+}
+"""What each direction means, for a reader."""
 Need = Literal[
-    "original", "reference", "retrained", "untrained", "held-out", "downstream", "whole classes",
+    "original", "reference", "retrained", "untrained", "test", "held-out", "downstream",
+    "whole classes",
     "depth full", "several runs", "relearning",
 ]  # fmt: skip
 """What a metric cannot do without.
@@ -37,6 +47,7 @@ Need = Literal[
 - ``original``: the model before forgetting.
 - ``reference``: the first retrained model; ``retrained``: one besides the model itself.
 - ``untrained``: a network with new weights.
+- ``test``: test images that are not the training images.
 - ``held-out``: test images of the forgotten classes; ``whole classes``: no single samples.
 - ``downstream``: images of another set.
 - ``depth full``: computed in a full evaluation only.
@@ -105,8 +116,12 @@ class Facts(TypedDict, total=False):
     stage: Stage
     reads: Callable[..., Any] | None
     """A computation that several metrics share; one rank computes all of them."""
+    gathers: Callable[..., Any] | None
+    """What every rank takes part in before one computes the metric: each holds its share of the
+    samples. The function gathers the numbers or rows that are needed, and the metric reads them
+    with `case.once`."""
     everywhere: bool
-    """Computed on every rank at the same time: it is cheap, or the ranks share its work."""
+    """Computed on every rank at the same time, each from its own samples, with sums over ranks."""
     parts: Mapping[str, Part]
     """Suffix -> part; the function then returns {suffix: value}, with "" for the metric itself."""
     summary: Summary | None
@@ -141,6 +156,7 @@ class Metric:
     source: str = ""
     stage: Stage = "model"
     reads: Callable[..., Any] | None = None
+    gathers: Callable[..., Any] | None = None
     everywhere: bool = False
     parts: Mapping[str, Part] = field(default_factory=dict)
     summary: Summary | None = None

@@ -127,14 +127,14 @@ def agl(model: Row, retrained: Row) -> float:
 
 
 @metric(
-    "agr", title="AGR", group=_GROUP, better="high", stage="scores",
+    "agr", title="AGR", group=_GROUP, better="1", stage="scores",
     needs=("retrained",), place=8, source="after Kim, Cha and Kim 2026, arXiv 2503.06991",
     verified=False,
 )  # fmt: skip
 def agr(model: Row, retrained: Row) -> float:
     """Representation side: (1 - |CKA gap|)(1 - |k-NN gap|). CKA is the likeness to a retrained
     model: for the retrained side the mean between independent retrained models, or 1 where there is
-    one.
+    one. Read it beside the original's: where that is as near 1, it cannot tell what was forgotten.
     """
     likeness = {"cka_retrained": 1.0, **numbers(retrained)}
     return _closeness(model, likeness, ("cka_retrained", "knn"))

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from letheon.errors import NotMeasurable
-from letheon.eval.checks import Numbers, classes, matrix
+from letheon.eval.checks import Ints, Numbers, classes, matrix
 from letheon.eval.metrics.registry import metric
 from letheon.kernels.keyed import hash_keys
 
@@ -33,6 +33,13 @@ def _first(rows: np.ndarray[Any, np.dtype[np.int64]], most: int, seed: int) -> A
     """At most `most` of the positions, the same ones for every model that has these rows."""
     keys = hash_keys(seed, "embedding", 0, torch.from_numpy(rows), 1)[:, 0].numpy()
     return rows[np.argsort(keys, kind="stable")[:most]]
+
+
+def _sampled(truth: Ints, forgotten: Ints, most: int, seed: int) -> Any:
+    """Increasing positions of at most `most` forgotten samples and as many others."""
+    gone = np.isin(truth, forgotten)
+    sides = [_first(np.flatnonzero(side), most, seed) for side in (gone, ~gone)]
+    return np.sort(np.concatenate(sides))
 
 
 def embed(
@@ -61,10 +68,8 @@ def embed(
     """
     table = matrix(features, "features")
     truth = classes(labels, "labels", len(table))
-    gone = np.isin(truth, classes(forgotten, "forgotten classes"))
-    sample = np.sort(
-        np.concatenate([_first(np.flatnonzero(side), most, seed) for side in (gone, ~gone)])
-    )
+    sample = _sampled(truth, classes(forgotten, "forgotten classes"), most, seed)
+    gone = np.isin(truth[sample], classes(forgotten, "forgotten classes"))
     if len(sample) < 4:
         raise NotMeasurable(f"got {len(sample)} samples to embed; expected at least 4")
     part = table[sample]
@@ -74,18 +79,30 @@ def embed(
     plane = TSNE(perplexity=perplexity, init="random" if part.shape[1] < 2 else "pca",
                  random_state=seed)  # fmt: skip
     points = plane.fit_transform(part)
-    shown = np.where(gone[sample], truth[sample], -1)
+    shown = np.where(gone, truth[sample], -1)
     return {"points": np.round(points.astype(float), 3).tolist(), "labels": shown.tolist()}
+
+
+_MOST = 300  # forgotten test images, and as many others
+
+
+def _embedded(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and labels of the test images to embed, on every rank."""
+    test, forgotten = case.test, np.asarray(case.peers.forgotten, dtype=np.int64)
+    truth = test.gather(test.labels)
+    places = torch.from_numpy(_sampled(truth.numpy(), forgotten, _MOST, 0))
+    return test.gather(test.features[test.local_rows(places)]), truth[places]
 
 
 @metric(
     "embedding", title="t-SNE of the forgotten classes", group="Representation and probes",
     unit="table", needs=("whole classes", "depth full"), place=26, schema=_SCHEMA,
-    source="van der Maaten and Hinton 2008",
+    source="van der Maaten and Hinton 2008", gathers=_embedded,
 )  # fmt: skip
 def embedding(case: Case) -> dict[str, Any]:
     """Test features of the forgotten classes among others as points in the plane, to be looked at;
     each model is embedded by itself.
     """
     forgotten = torch.tensor(case.peers.forgotten, dtype=torch.int64)
-    return embed(case.test.features, case.test.labels, forgotten, most=300, seed=0)
+    features, labels = case.once(_embedded)
+    return embed(features, labels, forgotten, most=_MOST, seed=0)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from letheon.engine.distributed import gather_objects, wait_for_ranks
 from letheon.errors import NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix
 from letheon.eval.inference.passes import Passes
@@ -149,6 +150,8 @@ def idi(
 def information_of(model: Passes) -> dict[str, float]:
     """Layer -> `information` on "to be forgotten" in its pooled outputs, in nats; kept in `model`.
 
+    The layers are shared out over the ranks, which must all call.
+
     Raises:
         NotMeasurable: no balanced pass with layers, or too few samples.
     """
@@ -157,20 +160,37 @@ def information_of(model: Passes) -> dict[str, float]:
         side = model.outputs.get(BALANCED)
         if side is None or not side.taps:
             raise NotMeasurable("got no pass with layers over forget and retain images")
-        layers = {**side.taps, "features": side.features}
-        return {name: information(rows, side.forget, seed=0) for name, rows in layers.items()}
+        layers, member = {**side.taps, "features": side.features}, side.gather(side.forget)
+        own: dict[str, float | NotMeasurable] = {}
+        for turn, (name, rows) in enumerate(layers.items()):
+            whole = side.gather(rows)  # one layer at a time, of few samples
+            if turn % side.ranks.world == side.ranks.rank:
+                try:
+                    own[name] = information(whole, member, seed=0)
+                except NotMeasurable as error:
+                    own[name] = error
+        wait_for_ranks(side.ranks)
+        found = {k: v for part in gather_objects(own, side.ranks) for k, v in part.items()}
+        values: dict[str, float] = {}
+        for name in layers:
+            value = found[name]
+            if isinstance(value, NotMeasurable):
+                raise value
+            values[name] = value
+        return values
 
     return model.once("information", compute)
 
 
 @metric(
-    "idi", title="IDI", group="Representation and probes", better="low",
+    "idi", title="IDI", group="Representation and probes", better="0",
     needs=("original", "retrained", "depth full"), source="Jeon et al. 2026, arXiv 2405.17878",
-    reads=information_of, place=7,
+    everywhere=True, place=7,
 )  # fmt: skip
 def information_difference(case: Case) -> float:
     """Information Difference Index: what the layers tell about 'is it forgotten' beyond the
-    retrained model, over the same of the original; 0 ideal, 1 as if nothing was done. InfoNCE on
+    retrained model, over the same of the original; 1 as if nothing was done, below 0 less than the
+    retrained model tells, as of a network that knows nothing at all. InfoNCE on
     held-out samples, with a linear critic (ours) or one built of the later layers, as the paper
     has it (critic layers).
     """
@@ -181,7 +201,7 @@ def information_difference(case: Case) -> float:
 
 @metric(
     "information_by_layer", title="Information by layer", group="Representation and probes",
-    unit="table", needs=("depth full",), reads=information_of, place=27,
+    unit="table", needs=("depth full",), everywhere=True, place=27,
     schema=NUMBERS_BY_NAME,
 )  # fmt: skip
 def information_by_layer(case: Case) -> dict[str, float]:

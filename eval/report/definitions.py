@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from letheon.eval.metrics.registry import OTHER, Definition, Metric, Summary, metrics
+from letheon.eval.metrics.registry import IDEALS, OTHER, Definition, Metric, Summary, metrics
 
 _UNKNOWN = "No definition is on file for this number."
 
@@ -24,9 +24,10 @@ def define(key: str) -> Definition:
 
 
 def define_all() -> Iterator[str]:
-    """Yield one line a metric, its key and its definition, in the reports' order."""
+    """Yield one line a metric: its key, its definition and its ideal, in the reports' order."""
     for key, metric in metrics().items():
-        yield f"{key}: {metric.definition(key).text}"
+        of = metric.definition(key)
+        yield " ".join([f"{key}: {of.text}", IDEALS.get(of.better, "No value is better.")])
 
 
 def order(keys: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from letheon.eval.metrics.reference import Band
+from letheon.eval.metrics.registry import IDEALS, Better
 from letheon.eval.report.definitions import define, format_title, format_value
 from letheon.eval.report.pictures import Picture
 from letheon.eval.report.rows import Prepared
@@ -112,7 +113,7 @@ def _table(group: str, keys: Sequence[str], prepared: Prepared) -> str:
     lines += [_line(row, keys, prepared) for row in rows]
     texts = "".join(
         f'<dt id="def-{escape(key)}">{escape(format_title(key))}</dt><dd>{escape(define(key).text)}'
-        f"{_better(define(key).better)}</dd>"
+        f"{_ideal(define(key).better)}</dd>"
         for key in keys
     )
     return f"""<section><h2>{escape(group)}</h2>
@@ -123,15 +124,8 @@ def _table(group: str, keys: Sequence[str], prepared: Prepared) -> str:
 {_reasons(rows, keys)}</section>"""
 
 
-def _better(better: str) -> str:
-    words = {
-        "as retrained": "Best when equal to the retrained models'.",
-        "high": "Larger is better.",
-        "low": "Smaller is better.",
-        "50 %": "Best at 50 %, chance.",
-        "1": "Best at 1.",
-    }
-    return f" <em>{words[better]}</em>" if better in words else ""
+def _ideal(better: Better) -> str:
+    return f" <em>{IDEALS[better]}</em>" if better in IDEALS else ""
 
 
 def _reasons(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
 from letheon.eval.search import faiss_index
 from letheon.eval.search.scores import Metric, Scores
 from letheon.kernels.keyed import permutation
@@ -233,50 +234,70 @@ def nearest(
 ) -> Nearest:
     """The k nearest database rows of each query, nearest first, ties to the lower position.
 
+    Over several ranks database and queries stay where they are: the queries of each rank in turn
+    are shown to all, each searches its own rows, and the k best of all ranks' answers are the
+    answer. Nothing depends on how rows are shared out.
+
     Args:
-        database: (N, D) floating point and finite, N below 2^26, the same on every rank; it may
-            lie in host memory or a memory-mapped file whatever the device.
-        queries: (Q, D), Q > 0, the same on every rank.
-        k: in 1..N.
+        database: (N, D) floating point and finite, this rank's rows; it may lie in host memory or
+            a memory-mapped file whatever the device. Over all ranks below 2^26 rows.
+        queries: (Q, D), this rank's; over all ranks at least one.
+        k: in 1..N over all ranks.
         metric: cosine or l2.
         backend: what proposes candidates. With float32 the proof is by the bound (D + 8) 2^-24 on
             the error of an inner product of unit vectors; with bfloat16 by four times the largest
             error seen among the rescored pairs; faiss-ivf and faiss-cagra have none.
-        ranks: each rank searches its share of the database on its device, and all get the whole
-            answer; default: this process alone, on the database's device.
+        ranks: the job, all of whose ranks call; each searches on its device. Default: this process
+            alone, on the database's device.
 
     Returns:
-        On the device, the same on every rank.
+        For this rank's queries, on the device; places are positions over all ranks' rows in rank
+        order, `recall` is over all queries.
     """
-    n = len(database)
-    assert n < 2**_INDEX_BITS, "positions do not fit the key"
     ranks = ranks or Ranks(device=database.device)
-    start = ranks.rank * n // ranks.world
-    own = database[start : (ranks.rank + 1) * n // ranks.world]
-    tile = _TILE.get(ranks.device.type, _TILE["cpu"])
-    scores = Scores(own, queries, metric, ranks, tile)
-    if len(own):
-        places, values = _local(scores, min(k, len(own)), backend)
-        keys = _keys(values, places + start)
-    else:
-        keys = torch.zeros(len(queries), 0, dtype=torch.int64, device=ranks.device)
-    if ranks.world > 1:
-        padded = torch.full((1, len(queries), k), _LEAST, device=ranks.device)
-        padded[0, :, : keys.shape[1]] = keys
-        keys = gather_rows(padded, ranks).movedim(0, 1).flatten(1).topk(k, dim=1).values
-    places, values = _decode(keys)
+    sizes = gather_rows(torch.tensor([[len(database), len(queries)]]), ranks)
+    start = int(sizes[: ranks.rank, 0].sum())
+    assert int(sizes[:, 0].sum()) < 2**_INDEX_BITS, "positions do not fit the key"
+    scores = Scores(database, queries, metric, ranks, _TILE.get(ranks.device.type, _TILE["cpu"]))
+    answer = torch.zeros(0, k, dtype=torch.int64, device=ranks.device)
+    for turn, count in enumerate(sizes[:, 1].tolist()):
+        scores.queries = _of_rank(scores.own, turn, count, ranks)
+        keys = answer.new_full((count, k), _LEAST)
+        if count and len(database):
+            places, values = _local(scores, min(k, len(database)), backend)
+            keys[:, : places.shape[1]] = _keys(values, places + start)
+        if ranks.world > 1:
+            keys = gather_rows(keys[None], ranks).movedim(0, 1).flatten(1).topk(k, dim=1).values
+        if turn == ranks.rank:
+            answer = keys
+    places, values = _decode(answer)
     found = Nearest(places, values * scores.unit - scores.offset)
     if backend in _APPROXIMATE:
         return found._replace(recall=_recall(database, queries, found, metric, ranks))
     return found
 
 
+def _of_rank(own: Tensor, turn: int, count: int, ranks: Ranks) -> Tensor:
+    """(count, D) rows of rank `turn`, on every rank."""
+    if ranks.world == 1:
+        return own
+    rows = own.contiguous() if turn == ranks.rank else own.new_empty(count, own.shape[1])
+    dist.broadcast(rows, turn)
+    return rows
+
+
 def _recall(
     database: Tensor, queries: Tensor, result: Nearest, metric: Metric, ranks: Ranks
 ) -> float:
-    """Share of the true neighbors that were found, over a fixed sample of the queries."""
+    """Share of the true neighbors that were found, over a fixed sample of all ranks' queries."""
     k = result.places.shape[1]
-    sample = permutation(0, "recall", 0, len(queries))[:_SAMPLED]
+    sizes = gather_rows(torch.tensor([len(queries)]), ranks)
+    start = int(sizes[: ranks.rank].sum())
+    sample = permutation(0, "recall", 0, int(sizes.sum()))[:_SAMPLED] - start
+    sample = sample[(sample >= 0) & (sample < len(queries))]
     exact = nearest(database, queries[sample.to(queries.device)], k, metric, "torch", ranks)
     ours = result.places[sample.to(result.places.device)]
-    return float((ours[:, :, None] == exact.places[:, None, :]).any(dim=2).double().mean())
+    hits = (ours[:, :, None] == exact.places[:, None, :]).any(dim=2).double()
+    both = torch.tensor([float(hits.sum()), float(hits.numel())], dtype=torch.float64)
+    sum_over_ranks([both], ranks)
+    return float(both[0] / both[1])

@@ -22,8 +22,9 @@ _RANGE = 2.0**60  # norms within 1/_RANGE.._RANGE cannot leave float32's range i
 class Scores:
     """score(q, x_i) = q . (x_i - center) scale_i + bias_i, at most about 1 in size.
 
-    `database` holds this rank's rows, wherever they lie; `queries` and all arithmetic are on
-    `ranks.device`. What scores are relative to is the same on every rank.
+    `database` holds this rank's rows, wherever they lie, and `own` its queries, on `ranks.device`
+    as all arithmetic; `queries` are those being asked, of any rank. What scores are relative to is
+    the same on every rank, all of which must make theirs at the same time.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Scores:
         wide = queries.to(self.device).double()
         if metric == "cosine":
             norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-            self.queries = wide / torch.where(norms > 0, norms, 1.0)  # (Q, D) float64
+            self.own = self.queries = wide / torch.where(norms > 0, norms, 1.0)  # (q, D) float64
             lengths = self._lengths()
             filled = torch.where(lengths > 0, lengths, 1.0).sqrt()
             self.scale = 1 / filled  # (N,) float64
@@ -48,21 +49,23 @@ class Scores:
             self.plain = bool(((filled < _RANGE) & (filled > 1 / _RANGE)).all())
             return
         # Distances do not change when both sides move: the smaller the vectors, the less is lost.
-        sums = [torch.zeros_like(wide[0]), wide.new_tensor(len(database))]
+        sums = [wide.new_zeros(wide.shape[1]), wide.new_tensor(len(database))]
         for rows in self._tiles():
             sums[0] += rows.sum(dim=0)
         sum_over_ranks(sums, ranks)
         self.center = sums[0] / sums[1]
         if database.dtype != torch.float64:
             self.center = self.center.float().double()  # any center will do: one float32 can hold
-        self.queries = wide - self.center
-        lengths, query_lengths = self._lengths(), self.queries.square().sum(dim=1, keepdim=True)
-        far = float(gather_rows(torch.cat([lengths, lengths.new_zeros(1)]), ranks).max())
-        self.unit = max(float(query_lengths.max()) ** 0.5 * far**0.5 + far / 2, 1e-300)
+        self.own = self.queries = wide - self.center
+        lengths, query_lengths = self._lengths(), self.own.square().sum(dim=1, keepdim=True)
+        ends = [torch.cat([each.flatten(), lengths.new_zeros(1)]).max()
+                for each in (lengths, query_lengths)]  # fmt: skip
+        far, long = gather_rows(torch.stack(ends)[None], ranks).amax(dim=0).tolist()
+        self.unit = max(long**0.5 * far**0.5 + far / 2, 1e-300)
         self.scale = torch.full_like(lengths, 1 / self.unit)
         self.bias = lengths / (-2 * self.unit)
         self.offset = query_lengths / 2
-        self.plain = 1 / _RANGE < self.unit < _RANGE and float(query_lengths.max()) < _RANGE
+        self.plain = 1 / _RANGE < self.unit < _RANGE and long < _RANGE
 
     def center_rows(self, rows: Tensor) -> Tensor:
         """Center raw database rows: (..., D) float64 on the device."""
@@ -71,12 +74,15 @@ class Scores:
 
     def _tiles(self) -> Iterator[Tensor]:
         """Yield all rows by (n, D) float64, few at once."""
+        if not len(self.database):
+            return
         for rows in self.database.split(max(1, self.held // self.database.shape[1])):
             yield self.center_rows(rows)
 
     def _lengths(self) -> Tensor:
         """(N,) float64: |x - center|^2."""
-        return torch.cat([rows.square().sum(dim=1) for rows in self._tiles()])
+        none = torch.zeros(0, dtype=torch.float64, device=self.device)
+        return torch.cat([none, *(rows.square().sum(dim=1) for rows in self._tiles())])
 
     def tiles(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield tiles: the first position, (n, D) float64 centered, scaled rows, (n,) biases."""

@@ -27,7 +27,7 @@ step forget $forget --out "$out/l1-sparse" l1-sparse --epochs 10 --lr 0.1 --alph
 step forget $forget --out "$out/random-label" random-label --epochs 6 --lr 0.02
 step mask --seed "${SEED:-1}" --data digits --forget class:3,8 --weights "$out/original" --out "$out/masks.safetensors" --overwrite
 step forget $forget --out "$out/salun" salun --mask "$out/masks.safetensors" --density 0.5 random-label --epochs 6 --lr 0.02
-step forget $forget --out "$out/spkd" spkd --epochs 8 --lr 1.6e-4
+step forget $forget --out "$out/spkd" spkd --epochs 8 --lr 2.5e-3
 step evaluate --data digits --downstream digits --original "$out/original" --retrained "$out/retrain" \
     --runs "$out/finetune" "$out/grad-ascent" "$out/l1-sparse" "$out/random-label" "$out/salun" "$out/spkd" \
     --out "$out/table" --overwrite

@@ -173,7 +173,7 @@ def open_tree(path: Path) -> Tree:
 
 def _with_archives(folder: Folder) -> Tree:
     """`folder`, or where it holds archives and no image, what is in them as if unpacked there."""
-    paths = [path for path in folder.files if path.lower().endswith(NAMES) and "/" not in path]
+    paths = [p for p in folder.files if p.lower().endswith(NAMES if "/" not in p else ".tar")]
     if not paths or any(looks_like_image(path) for path in folder.files):
         return folder
     parts: dict[str, Tree] = {}

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.datasets.tree import Tree
+from letheon.loaders.decode import jpeg
 from letheon.loaders.decode.encoded_image import EncodedImage, from_file
-from letheon.loaders.decode.pillow import decode
 
 
 class FileImages(ImageSet):
@@ -49,7 +49,8 @@ class FileImages(ImageSet):
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Image i decoded; raises `UnreadableImage` naming the file."""
-        return decode(self.file_bytes(i), self.path(i))
+        data = np.frombuffer(self.file_bytes(i), np.uint8)
+        return jpeg.pixels(data, self.path(i))
 
     def encoded_image(self, i: int) -> EncodedImage:
         """The JPEG of image i, or its pixels; raises `UnreadableImage`."""

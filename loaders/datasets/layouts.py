@@ -31,6 +31,7 @@ from letheon.loaders.datasets.label_files import (
 from letheon.loaders.datasets.tree import SUFFIXES, Tree, bytewise, looks_like_image
 
 HELD_OUT = ("test", "val", "valid", "validation")
+NONE_HELD_OUT = "nothing is held out: test is the same as train"
 # A folder's name as one of a split: "train", "testing", "seg_train", "val_images".
 SPLIT = re.compile(
     r"(?:.*[^a-z])?(train(?:ing)?|test(?:ing)?|val(?:id|idation)?|eval(?:uation)?|dev)"
@@ -138,8 +139,10 @@ def class_set(
     return images
 
 
-def splits(tree: Tree, layout: Layout) -> Data:
+def splits(tree: Tree, layout: Layout, alone: bool = False) -> Data:
     """Train and held-out images; of several held-out splits, the first with train's classes.
+
+    With `alone`, training images that have none beside them are the test images too.
 
     Raises:
         InputError: No held-out split has the classes of the training images, or labels.
@@ -150,17 +153,20 @@ def splits(tree: Tree, layout: Layout) -> Data:
     train = _split_set(tree, layout, folder, f"{name}/train", None)
     if train is None:
         raise _missing_labels(tree, layout, folder)
+    if not there and alone:
+        return Data(train, train, class_names(tree, layout.root, train.classes), (NONE_HELD_OUT,))
     if not there:
         raise InputError(
             f"{tree.root}: got {folder}/ alone, expected {', '.join(HELD_OUT[:-1])} beside it; "
-            "add held-out images"
+            "add held-out images, or hold out a share of these",
+            option="holdout",
         )
     for split in there:
         test = _split_set(tree, layout, split, f"{name}/{split}", train.classes)
         if test is not None:
             others = [other for other in there if other != split]
             notes = tuple(f"{other}/ is there too and is not read" for other in others)
-            return Data(train, test, class_names(tree, layout, train.classes), notes)
+            return Data(train, test, class_names(tree, layout.root, train.classes), notes)
     found = bytewise(children(tree, layout.paths, _inner(tree, layout, there[0], train.classes)))
     differ = bytewise(set(found) ^ set(train.classes))
     if not found or not differ:
@@ -275,7 +281,7 @@ def flat(tree: Tree, layout: Layout) -> Data:
             tree.root.name, tree, layout.paths, numbers, labels.classes, layout.root
         )
     called = tuple((c, labels.words[c]) if c in labels.words else (c,) for c in labels.classes)
-    return Data(images, images, called, ("nothing is held out: test is the same as train",))
+    return Data(images, images, called, (NONE_HELD_OUT,))
 
 
 def split_by_lists(tree: Tree, layout: Layout, lists: dict[str, list[str]]) -> Data:
@@ -296,7 +302,7 @@ def split_by_lists(tree: Tree, layout: Layout, lists: dict[str, list[str]]) -> D
             )
         name = f"{tree.root.name}/{split}"
         sets[split] = ListedImages(name, tree, paths, labels, classes, layout.root)
-    return Data(sets["train"], sets["test"], class_names(tree, layout, classes))
+    return Data(sets["train"], sets["test"], class_names(tree, layout.root, classes))
 
 
 def note_unread(tree: Tree, layout: Layout, sets: Collection[ImageSet]) -> tuple[str, ...]:
@@ -322,7 +328,7 @@ def note_unread(tree: Tree, layout: Layout, sets: Collection[ImageSet]) -> tuple
     )
 
 
-def class_names(tree: Tree, layout: Layout, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+def class_names(tree: Tree, root: str, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """The names of each class: its folder's, then words for it.
 
     The words come from a list beside the splits or above them, ``classes.txt``, ``words.txt`` or
@@ -330,10 +336,10 @@ def class_names(tree: Tree, layout: Layout, classes: Sequence[str]) -> tuple[tup
     WordNet ids from ImageNet's list, and for CUB's ``001.Wren`` from the folder itself.
     """
     words: dict[str, tuple[str, ...]] = {wnid: (word,) for wnid, word in imagenet.words().items()}
-    parts = layout.root.split("/")
+    parts = root.split("/")
     above = ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts))]
     lists = ("classes.txt", "LOC_synset_mapping.txt", "words.txt")
-    texts = [f"{root}{file}" for root in reversed(above) for file in lists]
+    texts = [f"{place}{file}" for place in reversed(above) for file in lists]
     there = set(texts) & set(tree.files)
     for text in [text for text in texts if text in there][:1]:
         for line in tree.read(text).decode("utf-8-sig", "replace").splitlines():

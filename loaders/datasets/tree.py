@@ -167,8 +167,12 @@ class Bundle(Tree):
         return tree.read(inner)
 
     def _find(self, path: str) -> tuple[Tree, str]:
-        top, _, inner = path.partition("/")
-        return (self._parts[top], inner) if top in self._parts else (self._folder, path)
+        at = path.find("/")
+        while at > 0:
+            if path[:at] in self._parts:
+                return self._parts[path[:at]], path[at + 1 :]
+            at = path.find("/", at + 1)
+        return self._folder, path
 
 
 def _loops(root: Path, base: str, name: str) -> bool:

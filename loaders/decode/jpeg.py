@@ -2,14 +2,15 @@
 
 Fastest first: TurboJPEG 3 on the crop alone, simplejpeg, Pillow. (torchvision and OpenCV lie
 between the last two; torchvision's decoder is deprecated.) All of them give Pillow's pixels to the
-bit, since all are libjpeg-turbo with its accurate transforms. Whatever one of them warns about is
-decoded again by Pillow, so an image is unreadable here exactly where it is for the plain loader.
+bit, since all are libjpeg-turbo with its accurate transforms. An image that one of them warns about
+is damaged and unreadable; what one of them cannot read at all is left to Pillow.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import threading
 from collections.abc import Callable
 from typing import Literal, Protocol, get_args
@@ -22,6 +23,8 @@ from letheon.loaders.decode.pillow import decode, pixel_limit, unreadable
 
 Codec = Literal["turbo", "simplejpeg", "pillow"]
 Box = tuple[int, int, int, int]  # top, left, height, width
+# libjpeg's own words for damage; its other errors are fatal, or not of the data.
+_WARNINGS = re.compile(r"Corrupt JPEG|Premature end|Inconsistent progression|Invalid SOS param")
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -55,7 +58,9 @@ class _Whole:
             return None
         try:
             image = self._function(data)
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError) as error:
+            if _WARNINGS.search(str(error)):
+                raise ValueError(str(error)) from None
             return None
         top, left, h, w = box or (0, 0, *image.shape[:2])
         return image[top : top + h, left : left + w]
@@ -92,6 +97,26 @@ def _decoder(codec: Codec | None) -> _Decoder | None:
     return kept[codec]
 
 
+def _try_decoder(
+    data: NDArray[np.uint8],
+    name: str,
+    shape: tuple[int, int] | None,
+    box: Box | None,
+    halvings: int,
+    codec: Codec | None,
+) -> NDArray[np.uint8] | None:
+    """What this thread's decoder makes of the image; None where that is for Pillow to say.
+
+    Raises:
+        UnreadableImage: The decoder warned of damage.
+    """
+    decoder = _decoder(codec)
+    try:
+        return None if decoder is None else decoder.decode(data, shape, box, halvings)
+    except ValueError as error:
+        raise unreadable(name, str(error)) from None
+
+
 def header(data: NDArray[np.uint8]) -> tuple[int, int, int] | None:
     """Height, width and number of colours, read from the frame's header; None if there is none."""
     start = bytes(data[:2])
@@ -120,8 +145,7 @@ def pixels(
     Raises:
         UnreadableImage: As `decode`, or the image is not of `shape`.
     """
-    decoder = _decoder(codec)
-    image = None if decoder is None else decoder.decode(data, shape)
+    image = _try_decoder(data, name, shape, None, 0, codec)
     if image is not None:
         return image
     image = decode(bytes(data), name)
@@ -145,13 +169,12 @@ def crop(
     averages squares of pixels. Only TurboJPEG does so.
     """
     top, left, h, w = box
-    decoder = _decoder(codec)
     # A file cut short ends without its mark, and rows below the box are never looked at.
-    if decoder is not None and bytes(data[-2:]) == b"\xff\xd9":
+    if bytes(data[-2:]) == b"\xff\xd9":
         halvings = 0
         while at_least and halvings < 3 and min(h, w) >> (halvings + 1) >= at_least:
             halvings += 1
-        part = decoder.decode(data, shape, box, halvings)
+        part = _try_decoder(data, name, shape, box, halvings, codec)
         if part is not None:
             return part
     return pixels(data, name, shape, codec)[top : top + h, left : left + w]

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from letheon.errors import InputError, UnreadableImage
+from letheon.loaders.decode.jpeg_feed import load_jpeg
 
 DEEP_FORMATS = ("PNG", "PPM")  # in which Pillow's 32-bit mode holds 16-bit values
+JPEG = b"\xff\xd8"
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # 67 million: over any photograph of the usual sets, under 0.3 GB decoded
 # What is decoded, by content and whatever the suffix. Pillow knows more, among them EPS, for which
@@ -51,7 +53,7 @@ def decode(data: bytes, name: str, max_pixels: int | None = None) -> NDArray[np.
     Nothing is decoded before the stated size has passed the cap. Texts in a PNG are not read.
 
     Raises:
-        UnreadableImage: Empty, truncated, not an image, or more than `max_pixels`
+        UnreadableImage: Empty, truncated, damaged, not an image, or more than `max_pixels`
             (by default `pixel_limit`); `name` is in it.
     """
     if not data:
@@ -64,6 +66,8 @@ def decode(data: bytes, name: str, max_pixels: int | None = None) -> NDArray[np.
                 width, height = image.size
                 if width * height > limit:
                     raise unreadable(name, f"{width} x {height} pixels, over {limit}")
+                if data.startswith(JPEG):
+                    load_jpeg(image, data)
                 return to_rgb(image, name)
     except UnreadableImage:
         raise
@@ -92,7 +96,7 @@ def to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
         return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise unreadable(name, f"grey values of mode {image.mode}, whose white is not known")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _drop_texts(data: bytes) -> bytes:

@@ -10,7 +10,7 @@ import ctypes.util
 import functools
 import importlib.util
 import os
-from ctypes import c_int, c_size_t, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from letheon.loaders.decode.pillow import pixel_limit
 
 DECOMPRESS = 1  # TJINIT_DECOMPRESS
 RGB = 0  # TJPF_RGB
+WARNING = 0  # TJERR_WARNING
 SUBSAMPLING, WIDTH, HEIGHT, COLORS = 4, 5, 6, 8  # TJPARAM_*
 GRAYS_AND_COLORS = (0, 1, 2)  # TJCS_RGB, YCbCr, grey; the others are CMYK
 # Columns of the smallest unit that is decoded whole, by TJSAMP_*: 444 422 420 grey 440 411 441.
@@ -53,6 +54,8 @@ def library() -> ctypes.CDLL | None:
             lib.tj3Init.restype, lib.tj3Init.argtypes = c_void_p, [c_int]
             lib.tj3Destroy.restype, lib.tj3Destroy.argtypes = None, [c_void_p]
             lib.tj3Get.argtypes = [c_void_p, c_int]
+            lib.tj3GetErrorCode.argtypes = [c_void_p]
+            lib.tj3GetErrorStr.restype, lib.tj3GetErrorStr.argtypes = c_char_p, [c_void_p]
             lib.tj3DecompressHeader.argtypes = [c_void_p, c_void_p, c_size_t]
             lib.tj3SetCroppingRegion.argtypes = [c_void_p, _Region]
             lib.tj3SetScalingFactor.argtypes = [c_void_p, _Scale]
@@ -86,8 +89,8 @@ class Turbo:
 
         Only the units that the box touches are transformed, and rows below it are not read. With
         `halvings` the result is 2, 4 or 8 times smaller, its box rounded to that grid. None where
-        the library warns, fails, meets CMYK, or finds another size than `shape` or one over the
-        cap, before anything is decoded.
+        the library fails, meets CMYK, or finds another size than `shape` or one over the cap,
+        before anything is decoded; raises `ValueError` with the library's words where it warns.
         """
         lib, handle, length = self._lib, self._handle, len(data)
         start = data.__array_interface__["data"][0]
@@ -124,5 +127,7 @@ class Turbo:
         out = np.empty((h, last - first, 3), dtype=np.uint8)
         place = out.__array_interface__["data"][0]
         if lib.tj3Decompress8(handle, start, length, place, 0, RGB):
+            if lib.tj3GetErrorCode(handle) == WARNING:
+                raise ValueError(lib.tj3GetErrorStr(handle).decode("ascii", "replace"))
             return None
         return out[:, left - first : left - first + w]

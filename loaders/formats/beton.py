@@ -48,7 +48,12 @@ HEADER = np.dtype(
 FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "u1", 1024)])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
 BLOB = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
-_ROW_TYPES = {0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: IMAGE, 3: np.dtype("<u8, <u8")}
+# By ffcv's numbers: float, int, image, bytes, array, JSON, tensor.
+_ROW_TYPES = {
+    0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: IMAGE, 3: np.dtype("<u8, <u8"),
+    4: np.dtype("<u8"), 5: np.dtype("<u8, <u8"), 6: np.dtype("<u8"),
+}  # fmt: skip
+LABELS = ("label", "labels", "target", "targets", "class", "y")  # of several integers, the label
 INT_FIELD, IMAGE_FIELD = 1, 2
 MAX_CLASSES = 2**20  # of a file that has no manifest to name them
 
@@ -92,10 +97,12 @@ class BetonImages(ImageSet):
         images = [k for k, kind in enumerate(types) if kind == IMAGE_FIELD]
         labels = [k for k, kind in enumerate(types) if kind == INT_FIELD]
         unknown = [name for name, kind in zip(names, types, strict=True) if kind not in _ROW_TYPES]
-        if len(images) != 1 or not labels or unknown:
+        named = [k for label in LABELS for k in labels if names[k].lower() == label]
+        labels = named[:1] or labels
+        if len(images) != 1 or len(labels) != 1 or unknown:
             raise InputError(
-                f"{path}: got the fields {', '.join(names)}, expected one image and an integer "
-                "label beside numbers and bytes; write the file with these"
+                f"{path}: got the fields {', '.join(names)}, expected one image and one integer, "
+                f"or of several one called {LABELS[0]}; write the file with these"
             )
         row = np.dtype([(f"f{k}", _ROW_TYPES[kind]) for k, kind in enumerate(types)], align=True)
         n, start = int(header["samples"]), HEADER.itemsize + fields.nbytes
@@ -103,10 +110,9 @@ class BetonImages(ImageSet):
         if start + n * row.itemsize > len(self._map) or not start <= end <= len(self._map):
             raise _broken(self.file, "its table ends after the file")
         rows = np.frombuffer(self._map, row, n, start)
-        label = next((k for k in labels if names[k] == "label"), labels[0])
         self.image_field = images[0]
         self.table: NDArray[Any] = rows[f"f{images[0]}"]  # (N,) of `IMAGE`
-        self.labels = rows[f"f{label}"].astype(np.int64)
+        self.labels = rows[f"f{labels[0]}"].astype(np.int64)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._blobs = np.frombuffer(self._map, BLOB, (len(self._map) - end) // BLOB.itemsize, end)
         self._pieces: PieceDigests | None = None
@@ -244,6 +250,17 @@ def _read_manifest(path: Path, samples: int, size: int) -> dict[str, Any]:
                 raise TypeError("a name that is no text")
     check_format(beside, manifest, FORMAT, UNSEALED)
     return manifest
+
+
+def is_beton(path: Path) -> bool:
+    """Whether the file starts as ffcv's do: version, fields, a page of a power of two."""
+    with open_regular(path) as file:
+        start = file.read(HEADER.itemsize)
+    if len(start) < HEADER.itemsize:
+        return False
+    head = np.frombuffer(start, HEADER, 1)[0]
+    page = int(head["page"])
+    return head["version"] == VERSION and 1 <= head["fields"] <= 64 and page.bit_count() == 1
 
 
 def _map_file(path: Path) -> tuple[mmap.mmap, Any, NDArray[Any]]:

@@ -16,16 +16,19 @@ from typing import Any
 from letheon.durable import write
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.datasets.layouts import SPLIT
 from letheon.loaders.formats.arrays import as_data, check_format, check_name, texts
-from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton import BetonImages, is_beton
 from letheon.loaders.formats.beton_writer import BetonReport, write_beton
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.formats.parts import growing
+from letheon.loaders.formats.shards import pair_splits
 from letheon.sealed import read_sealed, seal
 
 FORMAT = "letheon-betons-2"
 UNSEALED = "letheon-betons-1"  # of versions that noted no digests that can be verified
 ABOUT = "betons.json"
+SUFFIXES = (".beton", ".ffcv", ".dat")  # of ffcv's files, whose name is up to their writer
 
 
 def write_betons(
@@ -81,3 +84,32 @@ def open_betons(path: Path) -> Data | dict[str, ImageSet]:
             f"{path / ABOUT}: got a broken page ({' '.join(str(error).split())[:200]}), expected "
             "what prepare wrote; prepare it again"
         ) from None
+
+
+def open_ffcv(path: Path) -> Data | dict[str, ImageSet] | None:
+    """Read a file that ffcv wrote, or a folder of them, by the splits in their names; else None.
+
+    Raises:
+        InputError: a broken file, or fields that do not say which is the image or the label.
+    """
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    else:
+        return None
+    files = [file for file in files if file.is_file() and is_beton(file)]
+    if not files:
+        return None
+    sets = {_split_of(file) if len(files) > 1 else file.stem: BetonImages(file) for file in files}
+    classes = max((images.classes for images in sets.values()), key=len)
+    for images in sets.values():
+        if not images.manifest:  # numbers alone: a split may lack the last class
+            images.classes = classes
+    return pair_splits(sets)
+
+
+def _split_of(file: Path) -> str:
+    """The split in a name such as train_500_0.50_90.ffcv, else the name."""
+    word = file.stem.partition("_")[0]
+    return word if SPLIT.fullmatch(word.lower()) else file.stem

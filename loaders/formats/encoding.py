@@ -15,6 +15,7 @@ from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.decode import jpeg
 from letheon.loaders.decode.pillow import MAX_PIXELS, decode, open_image
 
 MAX_SIDE = 2**16 - 1  # the table keeps sides in 16 bits
@@ -76,7 +77,7 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     original: bytes | None = None
     if isinstance(images, FileImages):
         original = images.file_bytes(i)
-        pixels = decode(original, images.path(i), encoding.max_pixels)
+        pixels = _pixels(original, images.path(i), encoding.max_pixels)
         kind = _inspect(original, images.file(i), remarks)
         if kind != ("JPEG", 1) and kind != ("JPEG", 3):
             original = None
@@ -100,6 +101,15 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     if buffer.tell() > encoding.page:
         raise _refuse(images, i, f"{buffer.tell()} bytes, over a page of {encoding.page}")
     return Admitted(buffer.getvalue(), height, width, False, (*remarks, "encoded"))
+
+
+def _pixels(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """(H, W, 3) by the decoder of every loader, so that damage is the same for all of them."""
+    encoded = np.frombuffer(data, np.uint8)
+    size = jpeg.header(encoded)
+    if size is None or size[0] * size[1] > max_pixels:
+        return decode(data, name, max_pixels)  # the cap applies before anything is decoded
+    return jpeg.pixels(encoded, name)
 
 
 def _inspect(data: bytes, name: str, remarks: list[str]) -> tuple[str, int]:

@@ -186,3 +186,112 @@ def hub_resnet(s: State) -> State:
             path += f".layer.{int(number) - 1}.{kinds[what]}"
         out[f"{path}.{kind}"] = value
     return out
+
+
+def timm_convnext(s: State) -> State:
+    """A ConvNeXt's weights by the keys of timm."""
+    inside = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
+    return _stages(s, "stem", "stages.{n}.downsample", "stages.{n}.blocks.{b}", inside, "gamma") | {
+        f"head.{part}.{kind}": s[f"classifier.{place}.{kind}"]
+        for part, place in (("norm", 0), ("fc", 2))
+        for kind in ("weight", "bias")
+    }
+
+
+def hub_convnext(s: State) -> State:
+    """A ConvNeXt's weights by the keys of transformers."""
+    inside = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
+    base = "convnext.encoder.stages.{n}"
+    out = _stages(
+        s, "stem", base + ".downsampling_layer", base + ".layers.{b}", inside,
+        "layer_scale_parameter",
+    )  # fmt: skip
+    names = {"stem.0": "patch_embeddings", "stem.1": "layernorm"}
+    for old, new in names.items():
+        for kind in ("weight", "bias"):
+            out[f"convnext.embeddings.{new}.{kind}"] = out.pop(f"{old}.{kind}")
+    for kind in ("weight", "bias"):
+        out[f"convnext.layernorm.{kind}"] = s[f"classifier.0.{kind}"]
+        out[f"classifier.{kind}"] = s[f"classifier.2.{kind}"]
+    return out
+
+
+def _stages(
+    s: State, stem: str, between: str, block: str, inside: dict[str, str], scale: str
+) -> State:
+    out: State = {}
+    for key, value in s.items():
+        top, number, *rest = key.split(".")
+        if top != "features":
+            continue
+        n = int(number) // 2
+        if number == "0":
+            out[".".join([stem, *rest])] = value
+        elif int(number) % 2 == 0:
+            out[".".join([between.format(n=n), *rest])] = value
+        elif rest[1] == "layer_scale":
+            out[f"{block.format(n=n, b=rest[0])}.{scale}"] = value.flatten()
+        else:
+            out[f"{block.format(n=n, b=rest[0])}.{inside[rest[2]]}.{rest[3]}"] = value
+    return out
+
+
+def timm_swin(s: State) -> State:
+    """A Swin's weights by the keys of timm, which merges at the start of a stage."""
+    return _swin(s, 0) | {f"head.fc.{kind}": s[f"head.{kind}"] for kind in ("weight", "bias")}
+
+
+def authors_swin(s: State) -> State:
+    """A Swin's weights by its authors' keys: merging at a stage's end, indices of 49 x 49."""
+    out = _swin(s, 1) | {f"head.{kind}": s[f"head.{kind}"] for kind in ("weight", "bias")}
+    places = [key for key in out if key.endswith("relative_position_bias_table")]
+    for key in places:
+        index = torch.zeros(49, 49, dtype=torch.int64)
+        out[key.replace("bias_table", "index")] = index
+    return out | {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}
+
+
+def hub_swin(s: State) -> State:
+    """A Swin's weights by the keys of transformers."""
+    inside = {
+        "attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense", "norm1": "layernorm_before", "norm2": "layernorm_after",
+    }  # fmt: skip
+    out: State = {}
+    for key, value in _swin(s, 1).items():
+        stem, _, kind = key.rpartition(".")
+        block = re.fullmatch(r"(layers\.\d\.blocks\.\d)\.(.*)", stem)
+        if key.startswith("patch_embed."):
+            part = "patch_embeddings.projection" if ".proj." in key else "norm"
+            out[f"swin.embeddings.{part}.{kind}"] = value
+        elif key.startswith("norm."):
+            out[f"swin.layernorm.{kind}"] = value
+        elif block is None:
+            out[f"swin.encoder.{key}"] = value
+        elif block[2] == "attn.qkv":
+            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                out[f"swin.encoder.{block[1]}.attention.self.{part}.{kind}"] = rows.clone()
+        elif block[2] == "attn":
+            out[f"swin.encoder.{block[1]}.attention.self.{kind}"] = value
+        else:
+            out[f"swin.encoder.{block[1]}.{inside[block[2]]}.{kind}"] = value
+    return out | {f"classifier.{kind}": s[f"head.{kind}"] for kind in ("weight", "bias")}
+
+
+def _swin(s: State, late: int) -> State:
+    """All but the head; `late` is 1 where a stage ends with its merging."""
+    out: State = {}
+    for key, value in s.items():
+        key = key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+        top, number, *rest = key.split(".")
+        if key.endswith("relative_position_index") or top == "head":
+            continue
+        if top != "features":
+            out[key] = value
+        elif number == "0":
+            out[f"patch_embed.{'proj' if rest[0] == '0' else 'norm'}.{rest[1]}"] = value
+        elif int(number) % 2 == 0:
+            out[".".join([f"layers.{int(number) // 2 - late}.downsample", *rest])] = value
+        else:
+            out[".".join([f"layers.{int(number) // 2}.blocks", *rest])] = value
+    return out

@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from letheon.engine.checkpoints.key_names import clean_keys, load, translate
 from letheon.engine.checkpoints.model_file import load_model
 from letheon.engine.models.classifier import Classifier, build
+from tests.engine import test_timm_and_hub
 from tests.engine.files import refusal, saved, state_of
 from tests.engine.foreign_networks import (
     ResidualFunctionResNet,
     ShortcutResNet,
+    authors_swin,
+    hub_convnext,
     hub_resnet,
+    hub_swin,
     hub_vit,
+    timm_convnext,
+    timm_swin,
     timm_vit,
     vit_logits,
 )
@@ -161,11 +169,24 @@ KINDS: dict[str, Kind] = {  # row of the table: architecture, what is saved, wha
         "resnet18", lambda s: {k.replace("fc.", "fc.1."): v for k, v in s.items()}, same,
     ),
 }  # fmt: skip
-OTHERS = {  # rows with a test of their own
-    "CIFAR ResNet-18, shortcut and linear", "CIFAR ResNet-18, residual_function",
-    "timm's ViT", "safetensors", "timm folder", "transformers' ResNet folder",
-    "transformers' ViT folder", "torch before 1.6",
-}  # fmt: skip
+LARGE: dict[str, Kind] = {  # written once each
+    "timm's Swin": ("swin_t", timm_swin, same),
+    "Swin of its authors": ("swin_t", authors_swin, same),
+    "transformers' Swin folder": ("swin_t", hub_swin, same),
+    "timm's ConvNeXt": ("convnext_tiny", timm_convnext, same),
+    "transformers' ConvNeXt folder": ("convnext_tiny", hub_convnext, same),
+}
+OTHERS = {  # rows with a test of their own, by its name
+    "CIFAR ResNet-18, shortcut and linear": "test_other_authors_resnet18_computes_the_same",
+    "CIFAR ResNet-18, residual_function": "test_other_authors_resnet18_computes_the_same",
+    "timm's ViT": "test_a_vit_by_timm_and_by_transformers",
+    "transformers' ViT folder": "test_a_vit_by_timm_and_by_transformers",
+    "timm folder": "test_a_resnet_folder_of_transformers_and_one_of_timm",
+    "transformers' ResNet folder": "test_a_resnet_folder_of_transformers_and_one_of_timm",
+    "safetensors": "test_safetensors_of_others",
+    "torch before 1.6": "test_a_kind_is_read_without_its_architecture",  # each, as "old"
+    "timm's networks": "test_a_network_of_timm_by_name",
+}
 
 
 def equal(model: Classifier, expected: State) -> bool:
@@ -191,10 +212,41 @@ def test_a_kind_is_read_without_its_architecture(tmp_path: Path, kind: str, zipp
         assert loaded.preset.std == (0.2470, 0.2435, 0.2616) and "std" not in line
 
 
+@cache
+def large(name: str) -> State:
+    return state(name)
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_the_keys_of_a_large_kind_become_ours(kind: str) -> None:
+    name, save, _ = LARGE[kind]
+    own = {k: v for k, v in large(name).items() if not k.endswith("relative_position_index")}
+    named = translate(clean_keys(save(own)))
+    assert not set(named) ^ set(own)
+    assert all(torch.equal(load(named[key]), value) for key, value in own.items())
+
+
+def test_a_large_kind_is_read_without_its_architecture(tmp_path: Path) -> None:
+    own = large("swin_t")
+    (tmp_path / "hub").mkdir()
+    save_file(hub_swin(own), tmp_path / "hub" / "model.safetensors", {"format": "pt"})
+    loaded = load_model(tmp_path / "hub")
+    assert (loaded.name, loaded.classes) == ("swin_t", 4) and equal(loaded, own)
+
+
+def test_safetensors_of_others(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "x.safetensors")
+    assert equal(load_model(tmp_path / "x.safetensors"), state())
+
+
 def test_the_table_in_docs_has_these_rows() -> None:
     table = DOC.read_text(encoding="utf-8").partition("## Checkpoints")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+?) \|", table, re.M)[1:]
-    assert sorted(row for row in rows if not row.startswith("-")) == sorted([*KINDS, *OTHERS])
+    assert sorted(row for row in rows if not row.startswith("-")) == sorted(
+        [*KINDS, *LARGE, *OTHERS]
+    )
+    for test in OTHERS.values():
+        assert hasattr(test_timm_and_hub, test) or test in globals()
 
 
 @pytest.mark.parametrize("kind", [ShortcutResNet, ResidualFunctionResNet])

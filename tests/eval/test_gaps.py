@@ -8,6 +8,9 @@ from scipy.stats import bootstrap
 
 from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.metrics import reference, scores
+from letheon.eval.report import verdict
+from letheon.eval.report.rows import prepare
+from letheon.eval.report.tables import as_text
 
 RETRAINED = {
     "FA": 0.0,
@@ -115,3 +118,47 @@ def test_bad_references_are_the_users_error() -> None:
         reference.reference([])
     with pytest.raises(RunFailed, match="NaN"):
         reference.reference([{"RA": float("nan")}])
+
+
+def oracle_rows(count: int, seed: int = 0, shift: float = 0.0) -> list[dict[str, object]]:
+    """Rows of models whose accuracies are drawn alike, around a place that may be shifted."""
+    draw = np.random.default_rng(seed)
+    places = {"FA": 0.1 + shift, "RA": 0.9, "TFA": 0.1 + shift, "TRA": 0.8}
+    return [
+        {"name": f"r{i}", "role": "retrained"}
+        | {key: float(place + 0.01 * draw.normal()) for key, place in places.items()}
+        for i in range(count)
+    ]
+
+
+def test_a_retrained_model_is_flagged_at_no_more_than_the_level() -> None:
+    flagged = [
+        verdict.p_value(model, others) <= verdict.LEVEL
+        for seed in range(300)
+        for model, *others in [oracle_rows(verdict.ORACLES + 1, seed)]
+    ]
+    assert np.mean(flagged) < 0.09  # 0.05 is expected; its standard error is 0.013
+
+
+def test_a_leak_of_known_size_is_found() -> None:
+    retrained = oracle_rows(verdict.ORACLES)
+    (leaks,) = oracle_rows(1, 1, shift=0.5)
+    assert verdict.p_value(leaks, retrained) == pytest.approx(1 / 20)
+
+
+def test_the_verdict_is_one_line_a_model() -> None:
+    original = {"name": "before", "role": "original", "FA": 1.0, "RA": 0.9, "TFA": 0.8, "TRA": 0.8}
+    kept = {**original, "name": "kept", "role": "control", "FA": 0.98}
+    (good,) = oracle_rows(1, 7)
+    good |= {"name": "good", "role": "unlearned"}
+    many = [original, *oracle_rows(20), good, kept]
+    near, far = verdict.judge(many)
+    assert near.startswith("good: closer to the retrained models; could be one of the 20")
+    assert far.startswith("kept: closer to the original model; is not one of the 20")
+    few = verdict.judge([original, *oracle_rows(3), good])
+    assert few == [
+        "good: closer to the retrained models; whether it could be one of the retrained models is "
+        "not decidable from 3: a p-value of 5% needs 19"
+    ]
+    assert verdict.judge([original, good]) == []
+    assert "verdict: " + few[0] in as_text(prepare([original, *oracle_rows(3), good]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from letheon.errors import InputError, RunFailed
+from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.case import Case, Conditions, Subject
 from letheon.eval.inference.passes import Passes
-from letheon.eval.metrics.knn import domain_matrix, knn, knn_by_domain
+from letheon.eval.metrics.knn import domain_matrix, knn, knn_accuracy, knn_by_domain
 from letheon.eval.metrics.knn_splits import split
 from letheon.eval.outputs import Outputs
 from letheon.eval.search import neighbors
@@ -240,3 +241,14 @@ def test_a_graph_on_a_gpu_is_refused_without_one_and_says_what_it_finds(
     want = by_definition(x, q, 5, "cosine")
     true = [len(set(a) & set(b)) / 5 for a, b in zip(found.places.tolist(), want, strict=True)]
     assert 0 < found.recall < 1 and found.recall == pytest.approx(np.mean(true))
+
+
+def test_classes_of_one_image_have_a_reason_and_no_accuracy() -> None:
+    art, photo = domain(90, 1), domain(60, 2)
+    art = replace(art, labels=torch.arange(90))
+    case = case_of({"art": art})
+    with pytest.raises(NotMeasurable, match=r"no query of art .* several images"):
+        knn_accuracy(case)
+    both = case_of({"art": art, "photo": photo})
+    assert knn_by_domain(both)["art"] == {"5": None}
+    assert knn_accuracy(both) == knn_accuracy(case_of({"photo": photo})) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError, RunFailed
 from letheon.eval.case import Case, Peers, Subject
+from letheon.eval.comparison import Comparison, Entry
 from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept
 from letheon.eval.metrics.cka import cka_band, legacy_cka, linear_cka
 from letheon.eval.metrics.knn_splits import split
 from letheon.eval.outputs import Outputs
 from letheon.eval.quick_row import Conditions, measure
 from letheon.eval.row_builder import build_row
+from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.forget_request import Request
 from tests.eval.sweeping import sweep
 from tests.eval.test_features import CLASSES, loader
 
@@ -210,3 +214,34 @@ def test_stored_passes_give_the_same_row(tmp_path: Path) -> None:
 def test_sets_that_every_metric_needs_must_be_given() -> None:
     with pytest.raises(InputError, match="expected train and test"):
         sweep(Swept("a", build("small", CLASSES)), {"train": loader(Ranks())}, Ranks())
+
+
+def test_training_images_are_not_printed_as_test() -> None:
+    model, other = passes("a", 1), passes("r", 2)
+    for each in (model, other):
+        each.outputs["test"] = each.outputs["train"]
+    peers = Peers(retrained=(Subject(other),), names=tuple("abcd"), nothing_held_out=True)
+    row = build_row(Case(Subject(model), peers), "full")
+    known = build_row(Case(Subject(model), replace(peers, nothing_held_out=False)), "full")
+    assert known.values["TFA"] == known.values["FA"]  # what would be printed
+    for key in ("TFA", "TRA", "accuracy_by_class", "completeness", "mia_auc", "rmia_auc",
+                "svc_efficacy_confidence", "svc_efficacy_confidence_published"):  # fmt: skip
+        assert row.values[key] is None and "nothing is held out" in row.why[key], key
+    assert row.values["counts"]["TFA"] == [0, 0] and row.values["FA"] == known.values["FA"]
+
+
+def test_what_flatters_a_comparison_is_told() -> None:
+    images, request = loader(Ranks()).images, Request("class:2", (2,), None, "d")
+    others = loader(Ranks(), 30).images
+    net = build("small", CLASSES)
+    entries = [
+        Entry("original", "original", net, "w", seed=1),
+        Entry("same", "retrained", net, "w", seed=1),
+        Entry("own", "retrained", net, "w", seed=1, own_stream=True),
+        Entry("other", "retrained", net, "w", seed=2),
+    ]
+    whole = Comparison(entries, Data(images, others, ()), {}, request)
+    (line,) = whole.warnings
+    assert line.startswith("same was retrained with the seed of original, 1")
+    train_only = Comparison(entries[:1], Data(images, images, ()), {}, request)
+    assert train_only.nothing_held_out and "nothing is held out" in train_only.warnings[0]

@@ -14,11 +14,14 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC
 
 from letheon.errors import InputError, LetheonError, NotMeasurable, RunFailed
+from letheon.eval.case import Case, Peers, Subject
+from letheon.eval.inference.passes import Passes
 from letheon.eval.membership import challenge as challenge
 from letheon.eval.membership import many_models as models
 from letheon.eval.membership import roc as curves
 from letheon.eval.membership import signals as signals
 from letheon.eval.membership import single_model as attacks
+from letheon.eval.outputs import Outputs
 from letheon.kernels.keyed import permutation
 
 
@@ -48,13 +51,13 @@ def by_definition(logits: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
 def test_signals_are_their_definitions(classes: int) -> None:
     logits, y = some_logits(50, classes)
     want = by_definition(logits.numpy(), y.numpy())
-    got = {name: f[:, 0] for name, f in signals.features(logits, y).items() if f.shape[1] == 1}
+    got = {name: signal(logits, y) for name, signal in signals.SIGNALS.items()}
     got |= {"loss": signals.loss(logits, y), "margin": signals.margin(logits, y)}
     assert got.keys() == want.keys()
     for name, values in got.items():
         np.testing.assert_allclose(values, want[name], rtol=1e-9, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(
-        signals.features(logits, y)["probabilities"], np.exp(log_softmax(logits.numpy(), 1))
+        signals.probabilities(logits), np.exp(log_softmax(logits.numpy(), 1))
     )
 
 
@@ -195,22 +198,6 @@ def test_svc_efficacy_sides_and_degenerate_features() -> None:
         attacks.svc_efficacy(high, low, np.zeros((3, 2)))
     with pytest.raises(RunFailed, match="NaN"):
         attacks.svc_efficacy(high, low * np.nan, low)
-
-
-def test_svc_efficacies_have_one_value_a_feature() -> None:
-    side = some_logits(30, 3)
-    got = attacks.svc_efficacies(side, some_logits(20, 3), some_logits(10, 3))
-    assert list(got) == [
-        "confidence",
-        "entropy",
-        "correctness",
-        "modified entropy",
-        "probabilities",
-    ]
-    retain, test, forget = (
-        signals.entropy(*some_logits(n, 3)).numpy()[:, None] for n in (30, 20, 10)
-    )
-    assert got["entropy"] == attacks.svc_efficacy(retain, test, forget)
 
 
 def test_lr_entropy_is_the_share_called_member() -> None:
@@ -409,3 +396,60 @@ def test_challenge_score_multiplies_the_ratios() -> None:
     assert challenge.challenge_score(0.5, (0.9, 1.0), (0.8, 0.5)) == pytest.approx(0.5 * 0.9 * 1.6)
     with pytest.raises(NotMeasurable):
         challenge.challenge_score(0.5, (0.9, 0.0), (0.8, 0.5))
+
+
+def logits_of(probability: torch.Tensor, labels: torch.Tensor, classes: int = 4) -> torch.Tensor:
+    """Logits under which the true class has this probability, the others what is left, evenly."""
+    rest = ((1 - probability) / (classes - 1)).log()
+    return rest[:, None].repeat(1, classes).scatter(1, labels[:, None], probability.log()[:, None])
+
+
+def whole_class(member: float, held_out: float, seed: int) -> Subject:
+    """Outputs of a model on a forgotten class, 1: what it says of members and of held-out images.
+
+    Every other class has probability 0.9 on both sides; all are jittered by a factor near 1.
+    """
+    draw, sets = torch.Generator().manual_seed(seed), {}
+    for key, n, level in (("train", 200, member), ("test", 120, held_out)):
+        labels = torch.arange(n) % 4
+        jitter = 0.95 + 0.1 * torch.rand(n, generator=draw).double()
+        p = torch.where(labels == 1, torch.full((n,), level, dtype=torch.float64), 0.9) * jitter
+        none = torch.zeros(n, 1)
+        sets[key] = Outputs(none, logits_of(p, labels), labels, labels == 1, torch.arange(n))
+    return Subject(Passes(str(seed), sets))
+
+
+def test_rmia_sees_the_members_of_a_whole_class() -> None:
+    """A population of other classes does not do: all lie on one side, and it gives 0.5."""
+    retrained = tuple(whole_class(1e-6, 1e-6, seed) for seed in (1, 2))
+    peers = Peers(retrained=retrained, forgotten=(1,), names=tuple("abcd"))
+    leaks, forgets = whole_class(1e-3, 1e-6, 3), whole_class(1e-6, 1e-6, 4)
+    assert curves.mia_auc(Case(leaks, peers)) == 1
+    # Its score is a rank among 15 images: a held-out one above all of them ties with the members.
+    assert models.rmia_auc(Case(leaks, peers)) > 0.85
+    assert 0.3 < models.rmia_auc(Case(forgets, peers)) < 0.7
+    few = whole_class(1e-3, 1e-6, 5)
+    test = few.passes.outputs["test"]
+    one = torch.cat([(test.labels != 1).nonzero()[:, 0], (test.labels == 1).nonzero()[:1, 0]])
+    few.passes.outputs["test"] = test.where(one.sort().values)
+    with pytest.raises(NotMeasurable, match="1 held-out images.* at least 2"):
+        models.rmia_auc(Case(few, peers))
+
+
+def test_svc_efficacy_has_the_published_form_beside_that_on_all_test_images() -> None:
+    draw = torch.Generator().manual_seed(0)
+    model = whole_class(1e-2, 1e-2, 6)
+    for side in model.passes.outputs.values():
+        side.logits.add_(2 * torch.randn(side.logits.shape, generator=draw))
+    train, test = model.passes.outputs["train"], model.passes.outputs["test"]
+    case = Case(model, Peers(forgotten=(1,), names=tuple("abcd")))
+    got = attacks.svc_probabilities(case)
+    kept = test.labels != 1
+    for form, rows in (("", kept | True), ("_published", kept)):
+        of = (train.logits[~train.forget], test.logits[rows], train.logits[train.forget])
+        sides = [signals.probabilities(each) for each in of]
+        assert got[form] == attacks.svc_efficacy(*sides)
+    assert got[""] != got["_published"]
+    single = Case(model, Peers(names=tuple("abcd")))  # single samples: the forms are one
+    both = attacks.svc_probabilities(single)
+    assert both[""] == both["_published"] == got[""]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, gather_rows, wait_for_ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
+from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.inference.extract import InferenceOptions, extract
-from letheon.eval.inference.passes import Swept
+from letheon.eval.inference.passes import Passes, Swept
+from letheon.eval.membership.over_seeds import margins
 from letheon.eval.metrics.knn import knn
 from letheon.eval.quick_row import measure
+from letheon.eval.row_builder import build_row
 from letheon.eval.search.neighbors import nearest
+from letheon.loaders.order import share
 from tests.eval.sweeping import sweep
+from tests.eval.test_audit import NAMES, flat, outputs, subject
 from tests.eval.test_features import CLASSES, loader
 from tests.eval.test_knn import METRICS, clusters
 from tests.eval.test_store import stored
@@ -25,14 +31,17 @@ from tests.pool import on_ranks
 
 def passed(ranks: Ranks) -> dict[str, Any]:
     model = build("small", CLASSES, seed=3)
-    whole = extract(model, loader(ranks), ranks)
+    own = extract(model, loader(ranks), ranks)
     few = extract(
         model, loader(ranks), ranks, InferenceOptions((5,))
     )  # two of three ranks get nothing
+    assert few.features.shape[1] == own.features.shape[1]
+    assert len(own) <= -(-47 // ranks.world)
+    labels, forget, index = (own.gather(each) for each in (own.labels, own.forget, own.index))
     return {
-        "exact": [whole.labels.tolist(), whole.forget.tolist(), whole.index.tolist()],
-        "few": few.index.tolist(),
-        "close": torch.cat([whole.features, whole.logits], dim=1).tolist(),
+        "exact": [labels.tolist(), forget.tolist(), index.tolist()],
+        "few": few.gather(few.index).tolist(),
+        "close": own.gather(torch.cat([own.features, own.logits], dim=1)).tolist(),
     }
 
 
@@ -60,9 +69,11 @@ def neighbours(ranks: Ranks) -> list[Any]:
         x, labels = torch.cat([x, x[:50]]), torch.cat([labels, labels[:50]])  # ties over ranks
         q, truth = clusters(30, seed=1)
         q, truth = torch.cat([q, x[:5]]), torch.cat([truth, labels[:5]])
-        got = knn(x, labels, q, truth, (1, 100), metric, ranks=ranks)
-        few = nearest(x[:2], q, 2, metric, ranks=ranks)  # less than one row a rank
-        found.append([got.accuracy, got.index.tolist(), few.places.tolist()])
+        rows, asked, two = (share(len(t), ranks.rank, ranks.world) for t in (x, q, x[:2]))
+        got = knn(x[rows], labels[rows], q[asked], truth[asked], (1, 100), metric, ranks=ranks)
+        few = nearest(x[:2][two], q[asked], 2, metric, ranks=ranks)  # less than one row a rank
+        places = [gather_rows(each, ranks).tolist() for each in (got.index, few.places)]
+        found.append([got.accuracy, *places])
     return found
 
 
@@ -71,8 +82,8 @@ def kept(ranks: Ranks, folder: Path) -> dict[str, Any]:
     first, again = stored(place, ranks), stored(place, ranks, seed=8)
     few = stored(place, ranks, indices=(5,))
     return {
-        "same": torch.equal(first.logits, again.logits) and few.index.tolist() == [5],
-        "close": first.logits.tolist(),
+        "same": torch.equal(first.logits, again.logits) and few.gather(few.index).tolist() == [5],
+        "close": first.gather(first.logits).tolist(),
     }
 
 
@@ -85,6 +96,38 @@ def row(ranks: Ranks) -> dict[str, Any]:
     return measure(*sides, ranks=ranks)
 
 
+def audited(ranks: Ranks) -> dict[str, Any]:
+    """A full row of outputs that are shared out, beside peers."""
+
+    def part(passes: Passes) -> Passes:
+        own = {}
+        for key, whole in passes.outputs.items():
+            rows = torch.arange(len(whole))[share(len(whole), ranks.rank, ranks.world)]
+            own[key] = replace(whole.where(rows), ranks=ranks)
+        return replace(passes, outputs=own)
+
+    def sharded(name: str, seed: int) -> Subject:
+        made = subject(name, seed)
+        made.passes.outputs["domain/art"] = outputs(50, seed * 10 + 3, 4)
+        made.passes.outputs["domain/photo"] = outputs(70, seed * 10 + 4, 5)
+        return replace(made, passes=part(made.passes))
+
+    retrained = tuple(sharded(f"r{seed}", seed) for seed in (2, 3))
+    of = Peers(sharded("original", 1), retrained, sharded("random", 4).passes, (1,), NAMES)
+    legacy = Conditions(ks=(5, 1), cka="legacy", weights="temperature", metric="l2")
+    model = sharded("a", 5)
+    row = build_row(Case(model, of, ranks=ranks), "full").as_dict()
+    other = build_row(Case(model, of, legacy, ranks), "quick").as_dict()
+    return {"row": row, "legacy": other, "margins": margins(model.passes).tolist()}
+
+
+def apart(ranks: Ranks) -> list[float]:
+    """Ranks that take differently long meet without a collective."""
+    for turn in range(3):
+        wait_for_ranks(ranks, 0.001 * (1 + ranks.rank + turn))
+    return [0.0]
+
+
 def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return {
         "passed": passed(ranks),
@@ -92,6 +135,8 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "neighbours": neighbours(ranks),
         "kept": kept(ranks, folder),
         "row": row(ranks),
+        "audited": audited(ranks),
+        "apart": apart(ranks),
     }
 
 
@@ -146,3 +191,16 @@ def test_one_row(results: Results, world: int) -> None:
     assert many["knn_domains"] == one["knn_domains"]
     assert many["cka_retrained"] == pytest.approx(one["cka_retrained"], abs=1e-6)
     assert many["conditions"] == one["conditions"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_metric_of_shared_out_samples_is_that_of_one_rank(
+    results: Results, world: int
+) -> None:
+    one, many = (flat(results[n][0]["audited"]) for n in (1, world))
+    assert set(many) == set(one) and len(one) > 200
+    for key, value in one.items():
+        if "/embedding/points" in key:  # a picture: t-SNE magnifies rounding
+            continue
+        near = pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value
+        assert many[key] == near, key

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from letheon.engine.distributed import Ranks
+from letheon.eval.finished_rows import FinishedRows
 from letheon.eval.report.rows import Prepared, prepare
 from letheon.eval.report.tables import as_markdown, as_text
+from letheon.eval.row_builder import Row
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -86,3 +92,18 @@ def test_conditions_are_printed_where_all_rows_share_them() -> None:
     assert "- " + want in as_markdown(prepared(rows)).splitlines()
     rows[0] = {**rows[0], "conditions": {**under, "metric": "cosine"}}
     assert want not in as_text(prepared(rows))
+
+
+def test_finished_rows_come_back_as_they_were_or_not_at_all(tmp_path: Path) -> None:
+    rows, margins = FinishedRows(tmp_path / "rows", Ranks()), torch.tensor([0.1, -3.0]).double()
+    row = Row("a", seed=3, values={"FA": 0.1 + 0.2, "counts": {"FA": [1, 3]}}, why={"idi": "none"})
+    rows.save({"weights": "w"}, row, margins)
+    wanted = {"a": {"weights": "w"}, "b": {"weights": "v"}}
+    found = rows.load(wanted)
+    assert list(found) == ["a"] and found["a"].row.as_dict() == row.as_dict()
+    assert found["a"].margins is not None and torch.equal(found["a"].margins, margins)
+    (file,) = (tmp_path / "rows").iterdir()
+    file.write_text(file.read_text(encoding="utf-8").replace("0.30000000000000004", "0.31"))
+    assert rows.load(wanted) == {}
+    rows.remove()
+    assert not (tmp_path / "rows").exists()

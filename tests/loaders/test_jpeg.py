@@ -103,6 +103,55 @@ def test_broken_images_are_named_and_nothing_large_is_decoded(codec: jpeg.Codec)
         jpeg.pixels(good, "x", (10, 10), codec=codec)
 
 
+def damaged(data: Bytes) -> dict[str, Bytes]:
+    """The JPEG with its second half in ways that Pillow alone reads without a word."""
+    raw, half = data.tobytes(), len(data) // 2
+    scan = raw.index(b"\xff\xda") + 14
+    forms = {
+        "zeros": raw[:half] + bytes(len(raw) - half - 2) + raw[-2:],
+        "gone": raw[:half] + raw[-2:],
+        "twice": raw[: half + 300] + raw[half:],
+        "end lost": raw[:-2],
+        "mark": raw[: scan + 200] + b"\xff\xc8" + raw[scan + 202 :],
+        "more": raw[:-2] + bytes(40) + raw[-2:],
+    }
+    return {name: np.frombuffer(form, np.uint8) for name, form in forms.items()}
+
+
+@pytest.mark.parametrize("codec", jpeg.available())
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 4}])
+def test_what_libjpeg_warns_about_is_unreadable(codec: jpeg.Codec, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (83, 121, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), **options)
+    assert np.array_equal(jpeg.pixels(data, "x", codec=codec), truth(data))
+    for name, form in damaged(data).items():
+        if (name, codec) == ("twice", "pillow") and "restart_marker_blocks" in options:
+            continue  # within a part that ends by itself, which Pillow does not tell
+        with pytest.raises(InputError, match=f"^{name}: .*unreadable"):
+            jpeg.pixels(form, name, codec=codec)
+
+
+@pytest.mark.parametrize("codec", jpeg.available())
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (8, 8), (17, 3), (64, 16)])
+@pytest.mark.parametrize(
+    "kind", ["plain", "grey", "flat", "restarts", "progressive", "CMYK", "exif"]
+)
+def test_whole_images_of_every_kind_are_not_damaged(
+    codec: jpeg.Codec, size: tuple[int, int], kind: str
+) -> None:
+    image = picture(*size).convert({"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB"))
+    if kind == "flat":
+        image = Image.new("RGB", image.size, (255, 255, 255))
+    options: dict[str, Any] = {"optimize": kind == "flat", "progressive": kind == "progressive"}
+    if kind == "restarts":
+        options["restart_marker_blocks"] = 1
+    if kind == "exif":  # a small picture inside is no part of the image
+        options["exif"] = b"Exif\0\0" + encoded(picture(20, 30)).tobytes()
+    data = encoded(image, **options)
+    for form in (data, *(np.concatenate([data, end]) for end in (np.zeros(9, np.uint8), data))):
+        assert np.array_equal(jpeg.pixels(form, "x", codec=codec), truth(data))
+
+
 def test_other_formats_and_trailing_bytes_are_read(tmp_path: Any) -> None:
     out = io.BytesIO()
     picture().save(out, "PNG")

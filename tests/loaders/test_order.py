@@ -161,6 +161,21 @@ def test_more_steps_than_an_epoch_begin_anew_in_a_new_order(reads: Reads) -> Non
     ]
 
 
+def test_a_retain_share_is_one_draw_beside_all_forget_samples() -> None:
+    def parts_of(share: float, epoch: int) -> tuple[list[int], list[int]]:
+        samples = [i for batch in flat(Stream("mixed", retain_share=share), epoch) for i in batch]
+        return [i for i in samples if FORGET[i]], [i for i in samples if not FORGET[i]]
+
+    forget, retain = parts_of(0.3, 4)
+    other_forget, other_retain = parts_of(0.3, 5)
+    assert sorted(forget) == sorted(other_forget) == np.flatnonzero(FORGET).tolist()
+    assert sorted(retain) == sorted(other_retain) and len(set(retain)) == 25  # 0.3 * 81, up
+    assert retain != other_retain  # in another order
+    assert set(parts_of(0.1, 4)[1]) < set(retain)
+    assert flat(Stream("mixed", retain_share=1.0)) == flat("mixed")
+    assert sum(order.stream_sizes(Stream("mixed", retain_share=0.3), FORGET, 16)) == 45
+
+
 def test_more_paired_steps_than_an_epoch_cycle_both_halves() -> None:
     once = len(order.stream_sizes("retain", FORGET, 16))
     parts = order.epoch_parts(Stream("paired", steps=2 * once), FORGET, 16, 7, 4)
@@ -176,6 +191,7 @@ def test_more_paired_steps_than_an_epoch_cycle_both_halves() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("stream", [
     Stream("retain", 12, steps=17), Stream("mixed", share=0.3), Stream("paired", 9, steps=20),
+    Stream("mixed", retain_share=0.4),
 ])  # fmt: skip
 def test_ranks_share_out_every_stream(stream: Stream, world: int) -> None:
     alone = order.epoch_parts(stream, FORGET, 16, 7, 3)
@@ -188,6 +204,7 @@ def test_ranks_share_out_every_stream(stream: Stream, world: int) -> None:
 
 @pytest.mark.parametrize("wrong", [
     Stream("mixed", share=0.5, steps=3), Stream("mixed", share=0.0), Stream("mixed", share=1.5),
+    Stream("mixed", retain_share=0.0), Stream("mixed", retain_share=1.5),
     Stream("mixed", steps=0), Stream("mixed", batch_size=0), Stream("mixed", image_size=0),
 ])  # fmt: skip
 def test_streams_out_of_range_are_refused(wrong: Stream) -> None:

@@ -39,13 +39,17 @@ def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Beton
 def broken(
     images: BetonImages, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[BetonImages, list[int]]:
-    """The same file with the second half of two JPEGs wiped out, and those samples."""
+    """The same file with the second half of two JPEGs wiped out, and those samples.
+
+    The second keeps the mark of its end, without which Pillow itself would refuse it.
+    """
     samples = np.flatnonzero(images.table["mode"] == 0)[[0, 5]].tolist()
     data = bytearray(images.file.read_bytes())
     for i in samples:
         (one,) = images.read_encoded(np.array([i]))
         start = int(images.table["pointer"][i])
-        data[start + len(one.data) // 2 : start + len(one.data)] = bytes(-(-len(one.data) // 2))
+        end = len(one.data) - (2 if i == samples[1] else 0)
+        data[start + len(one.data) // 2 : start + end] = bytes(end - len(one.data) // 2)
     out = tmp_path_factory.mktemp("broken") / "broken.beton"
     out.write_bytes(data)
     return BetonImages(out), samples

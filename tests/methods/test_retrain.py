@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 import torch
 
+from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
+from letheon.engine.models.classifier import build
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
+from letheon.launch.api import plan_forgetting
 from letheon.launch.command import parse
 from letheon.loaders.batch import Batch, Reads, Stream
+from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.forget_request import Request
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
 from tests.launch_tools import ROOT, SCRIPTS
-from tests.world import PRESET, network, run_of, trained
+from tests.world import PRESET, images, network, run_of, trained
 
 RECIPE = Recipe(epochs=1, lr=0.1, batch_size=64, momentum=0.0, weight_decay=0.3)
 
@@ -111,3 +117,22 @@ def test_the_presets_parse_and_grow_where_ffcv_imagenet_does(
             assert method.recipe.rate(2) == method.recipe.lr > method.recipe.rate(3)
             assert method.recipe.rate(epochs) == 0 == method.recipe.rate(0)
     assert grow == sizes.index(192)
+
+
+def test_a_retrain_draws_from_a_stream_of_its_own() -> None:
+    """First weights, order and augmentation are not those of training with the same seed."""
+    own, shared = Retrain(RECIPE), Retrain(RECIPE, share_seed=True)
+    data, ranks = images(), Ranks()
+    request = Request("class:2", (2,), None, "d")
+    job = JobOptions(seed=1, device="cpu", loader="torch", workers=0)
+    model = build("small", 4, job.seed)
+    plans = [plan_forgetting(job, each, model, Data(data, data, ()), request, ranks)
+             for each in (shared, own)]  # fmt: skip
+    (same, alike), (plan, run) = plans
+    assert same.seed == alike.seed == 1 == plan.job.seed
+    assert plan.seed == run.seed == own.stream_seed(1) not in (1, own.stream_seed(2))
+    first = [p.model.net.state_dict()["conv1.weight"] for p in (same, plan)]
+    trained = build("small", 4, 1).net.state_dict()["conv1.weight"]
+    assert torch.equal(first[0], trained) and not torch.equal(first[1], trained)
+    orders = [torch.cat([b.index for b in r.loader.train("mixed", 0)]) for r in (alike, run)]
+    assert not torch.equal(orders[0], orders[1])

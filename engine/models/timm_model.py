@@ -1,0 +1,84 @@
+"""Networks of timm, ``timm:NAME``, with timm's own preset; the one file that imports timm."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from torch import nn
+
+from letheon.engine.checkpoints.hub_config import timm_preset
+from letheon.errors import InputError
+from letheon.loaders.preset import Preset
+
+PREFIX = "timm:"
+_DEFAULT = Preset(size=224)
+
+
+def is_installed() -> bool:
+    """Whether timm can be imported."""
+    return importlib.util.find_spec("timm") is not None
+
+
+def timm_network(name: str, classes: int, size: int) -> nn.Module:
+    """Build timm's network `name`, after the prefix, with new weights; nothing is downloaded.
+
+    Raises:
+        InputError: timm is not installed, does not know the name, or cannot build it so.
+    """
+    kind = _check_name(name)
+    import timm
+
+    options = {"img_size": size} if size != preset_of_timm(name).size else {}
+    try:
+        try:
+            net = timm.create_model(kind, pretrained=False, num_classes=classes, **options)
+        except TypeError:  # most networks take images of any size
+            net = timm.create_model(kind, pretrained=False, num_classes=classes)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"got model {name}, which timm cannot build for {size} pixels ({reason}); give another "
+            "size",
+            option="size",
+        ) from error
+    for module in net.modules():
+        if type(module) is timm.layers.Linear:  # torch's own, but for scripts
+            module.__class__ = nn.Linear
+    return net
+
+
+def preset_of_timm(name: str) -> Preset:
+    """Return how timm's network wants its images, by its pretrained_cfg.
+
+    Raises:
+        InputError: as `timm_network`, or a setting that is none of ours.
+    """
+    kind = _check_name(name)
+    import timm
+
+    known = timm.models.get_pretrained_cfg(kind)
+    try:
+        return timm_preset({} if known is None else known.to_dict(), _DEFAULT)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"got model {name}, whose images timm makes in another way ({error}); expected "
+            "bilinear or bicubic interpolation; choose another of its weights' names",
+            option="model",
+        ) from error
+
+
+def _check_name(name: str) -> str:
+    """The name without its prefix, if timm is there and knows it."""
+    kind = name.removeprefix(PREFIX)
+    if not is_installed():
+        raise InputError(
+            f"got model {name}, and timm is not installed; pip install '.[timm]' in the checkout",
+            option="model",
+        )
+    import timm
+
+    if not timm.is_model(kind):
+        near = timm.list_models(f"*{kind}*")[:3]
+        hint = f"; did you mean {' or '.join(PREFIX + one for one in near)}?" if near else ""
+        raise InputError(f"got model {name}, which timm does not know{hint}", option="model")
+    return kind
