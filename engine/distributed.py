@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +36,8 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     device: torch.device = torch.device("cpu")
+    nodes: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
+    """Which ranks are on which host, with its versions; filled in before a run starts."""
 
     @property
     def main(self) -> bool:
@@ -250,6 +252,21 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     return objects
 
 
+def is_first_to_fail(ranks: Ranks) -> bool:
+    """Whether no other rank has said yet why it ends; asked while this one's error is on its way.
+
+    By the store that the ranks met through: it needs no rank to wait for another.
+    """
+    if ranks.world == 1 or not dist.is_initialized():
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        first = store.compare_set("letheon/first to fail", "", str(ranks.rank))
+    except Exception:  # the store has gone with its host: better twice than never
+        return True
+    return bool(first == str(ranks.rank).encode())
+
+
 def wait_for_ranks(ranks: Ranks) -> None:
     """Wait until every rank has come here, however long the work of one takes.
 
@@ -274,7 +291,9 @@ def agree(ranks: Ranks, problem: str | None = None) -> None:
     """Meet the other ranks; if any has a problem, raise the first one as InputError on all."""
     first = next((text for text in gather_objects(problem, ranks) if text is not None), None)
     if first is not None:
-        raise InputError(first)
+        refusal = InputError(first)
+        refusal.everywhere = True
+        raise refusal
 
 
 def require_equal(ranks: Ranks, what: str, value: str) -> None:

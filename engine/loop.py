@@ -283,7 +283,9 @@ class Pass:
             sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
             tally.record(self.run)
         if not all(_frozen(self.run, tally.phase) for tally in self._tallies):
-            _average_batch_norm(self.run)
+            idle = any(tally.phase.name in self.step.idle for tally in self._tallies)
+            parts = sum(tally.parts for tally in self._tallies)
+            _average_batch_norm(self.run, parts if idle else None)
         for tally in self._tallies:
             self._close(tally, compiling)
 
@@ -330,6 +332,7 @@ class _Tally:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
         self.position, self.rate = 0, 0.0
+        self.parts = 0  # batches of which this rank had samples
         # Reads of each training sample; samples of other sources have numbers of their own.
         self.counts = []
         if self.phase.source == "train":
@@ -345,6 +348,7 @@ class _Tally:
         here = torch.where(loss.isfinite(), self.steps, self.position)
         self.broken = torch.minimum(self.broken, here)
         self.position += 1
+        self.parts += len(batch.labels) > 0
 
     def record(self, run: Run) -> None:
         """Add the pass's reads of each sample to those of its phase, once summed over ranks."""
@@ -442,10 +446,22 @@ def _set_mode(run: Run, phase: Phase) -> None:
             layer.eval()
 
 
-def _average_batch_norm(run: Run) -> None:
-    """Make the running statistics equal on all ranks: their mean."""
+def _average_batch_norm(run: Run, parts: int | None) -> None:
+    """Make the running statistics equal on all ranks: their mean.
+
+    `parts` is given where ranks had no sample of some batch: how many this one had a part of. The
+    mean is weighted by it, and the layers' counts of batches are the largest.
+    """
     if run.ranks.world == 1:
         return
+    weight = 1.0
+    if parts is not None:
+        total = torch.tensor(float(parts), dtype=torch.float64, device=run.ranks.device)
+        sum_over_ranks([total], run.ranks)
+        weight = parts * run.ranks.world / float(total)
+        for layer in batch_norms(run.model):
+            if layer.num_batches_tracked is not None:
+                dist.all_reduce(layer.num_batches_tracked, dist.ReduceOp.MAX)
     buffers = [
         buffer
         for layer in batch_norms(run.model)
@@ -453,6 +469,8 @@ def _average_batch_norm(run: Run) -> None:
         for buffer in (layer.running_mean, layer.running_var)
         if buffer is not None
     ]
+    if weight != 1.0:
+        torch._foreach_mul_(buffers, weight)
     sum_over_ranks(buffers, run.ranks)
     for buffer in buffers:
         buffer /= dist.get_world_size()

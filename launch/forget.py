@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
+from letheon.engine.runs.agreement import Facts, plan_facts
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.several import NamedPlan, train_all
@@ -72,7 +73,7 @@ class Settings(Forgetting):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then forget and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks))
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         train_and_save(plan, settings.method, run, settings.out)
 
 
@@ -118,7 +119,12 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     else:
         each = together(ranks, lambda: assign_folders(runs))
         with claim([one.out for one in each], ranks):
-            train_all(together(ranks, lambda: plan_all(each, ranks)), ranks)
+            train_all(together(ranks, lambda: plan_all(each, ranks), _facts_of_all), ranks)
+
+
+def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:
+    every = {job.name: plan_facts(job.plan, job.run) for job in jobs}
+    return {f"{key} of {name}": v for name, facts in every.items() for key, v in facts.items()}
 
 
 def read(args: Sequence[str]) -> list[Settings]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
+from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.signature import check_key
@@ -61,7 +62,7 @@ class Settings(JobOptions):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks))
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         train_and_save(plan, settings.method, run, settings.out)
 
 

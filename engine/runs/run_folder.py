@@ -38,6 +38,7 @@ from letheon.folders import (
     remove_own,
     settle,
 )
+from letheon.sealed import read_sealed
 
 FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
@@ -71,7 +72,7 @@ def failure_reason(folder: Path) -> str | None:
     """Why the run of a folder failed; None where it is finished, or still runs."""
     if (folder / FINISHED).is_file() or not (folder / FAILED).is_file():
         return None
-    return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["message"])
+    return str(read_sealed(folder / FAILED).get("message"))
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -90,10 +91,15 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
     if folder.is_dir() and _content(folder) and not overwrite:
-        states = {FINISHED: "a finished", FAILED: "a failed"}
-        state = next((s for file, s in states.items() if (folder / file).exists()), "an unfinished")
+        states = {
+            FINISHED: "a finished run", FAILED: "a failed run", "evaluation.json": "an evaluation",
+            "set.json": "a prepared set", "betons.json": "a prepared set",
+            "settings.json": "an unfinished run",
+        }  # fmt: skip
+        state = next((s for file, s in states.items() if (folder / file).exists()), "")
+        state = state or f"files that are no run ({', '.join(sorted(_content(folder))[:3])})"
         raise InputError(
-            f"got {folder}; it holds {state} run; name another folder, or allow to overwrite it",
+            f"got {folder}; it holds {state}; name another folder, or allow to overwrite it",
             option="out",
         )
     if folder.is_dir() and _content(folder) and not can_replace(folder):
@@ -244,6 +250,8 @@ def versions(ranks: Ranks) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world": ranks.world,
+        "nodes": ranks.nodes,
+        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         "command": sys.argv,
         **revision(),
     }

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
-from letheon.engine.runs.plan import Plan, finish_run, start_run
+from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
 from letheon.engine.runs.run_folder import Record
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
@@ -44,6 +44,9 @@ def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
         RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
+    starting = [job for job in jobs if not job.method.from_scratch]
+    for job in starting[:1]:  # all start from one original
+        check_knowledge(job.plan, job.method, job.run)
     groups, line = group_by_memory(jobs, ranks)
     statistics: dict[Any, Any] = {}
     for job in jobs:

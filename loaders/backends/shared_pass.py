@@ -80,7 +80,12 @@ def shared_pass(
     first, numbers = backends[0], list(readers.values())
     preset = first.preset.with_size(next(iter(readers)).image_size)
     plan = plan_pass([first.parts(stream, epoch) for stream in readers], _room(first, preset))
-    for k, batch in serve(plan, lambda parts: first.make_batches(parts, epoch, preset)):
+    batches = serve(
+        plan,
+        lambda parts: first.make_batches(parts, epoch, preset),
+        lambda part: first.empty_batch(part, preset),
+    )
+    for k, batch in batches:
         yield numbers[k], batch
 
 
@@ -162,13 +167,20 @@ def _turns(streams: Sequence[Sequence[Part]]) -> list[tuple[int, int]]:
     return [(stream, number) for _, stream, number in sorted(turns)]
 
 
-def serve(plan: Plan, make: Callable[[list[Part]], Iterator[Batch]]) -> Iterator[tuple[int, Batch]]:
+def serve(
+    plan: Plan,
+    make: Callable[[list[Part]], Iterator[Batch]],
+    make_empty: Callable[[Part], Batch],
+) -> Iterator[tuple[int, Batch]]:
     """(stream, batch) of each serving; a chunk is let go after the last that takes from it."""
     last = {chunk: k for k, turn in enumerate(plan.servings) for chunk, _, _ in turn.pieces}
     source = make(plan.chunks)
     made: dict[int, Batch] = {}
     count = 0
     for k, (stream, part, pieces) in enumerate(plan.servings):
+        if not pieces:  # fewer samples in the global batch than ranks
+            yield stream, make_empty(part)
+            continue
         while count <= max(chunk for chunk, _, _ in pieces):
             made[count] = next(source)
             assert len(made[count].labels) == plan.chunks[count].total  # none was left out
