@@ -16,6 +16,7 @@ from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
+from letheon.engine.runs.saver import SaveOptions
 from letheon.errors import InputError, suggest
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     """Read as retain images what the model was made to forget earlier, in place of leaving such
     images out."""
     overwrite: bool
+    saving: SaveOptions
     batch_size: int
     """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
 
@@ -92,6 +94,7 @@ class Call(JobOptions):
     accept_chance: bool = False
     relearn_earlier: bool = False
     overwrite: bool = False
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
