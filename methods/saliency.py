@@ -100,8 +100,9 @@ def load_masks(
                 name: unpack(file.get_tensor(f"{density:g}/{name}"), torch.Size(shapes[name]))
                 for name in names
             }
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"got {path}; expected a mask file that can be read ({error}); check the path",
+            f"got {path}; expected a mask file that can be read ({reason}); check the path",
             option="mask",
         ) from error

@@ -38,6 +38,7 @@ from letheon.folders import (
     remove_own,
     settle,
 )
+from letheon.sealed import read_sealed
 
 FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
@@ -73,7 +74,7 @@ def failure_reason(folder: Path) -> str | None:
     """Why the run of a folder failed; None where it is finished, or still runs."""
     if (folder / FINISHED).is_file() or not (folder / FAILED).is_file():
         return None
-    return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["message"])
+    return str(read_sealed(folder / FAILED).get("message"))
 
 
 def is_unfinished(folder: Path) -> bool:
