@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from letheon.engine.runs.manifest import (
     trace_ancestry,
 )
 from letheon.engine.runs.signature import sign
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.folders import (
     LOCK,
     can_replace,
@@ -48,6 +49,8 @@ STATE = "state"
 """Folder of the saved states of an unfinished run."""
 FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
+_AGAIN = "again"
+"""Entry of that file: the disk was the reason, and the same command may end otherwise."""
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
     "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
@@ -81,7 +84,19 @@ def is_unfinished(folder: Path) -> bool:
     """Whether the folder holds a run that was stopped and can go on."""
     if not (folder / ORIGIN).is_file() or (folder / FINISHED).exists():
         return False
-    return not (folder / FAILED).exists() or (folder / STATE).is_dir()
+    failed = folder / FAILED
+    if not failed.exists() or (folder / STATE).is_dir():
+        return True
+    return bool(read_sealed(failed).get(_AGAIN))
+
+
+def has_only_started(folder: Path) -> bool:
+    """Whether a run died there before it had said what it is made of: nothing is lost with it."""
+    names = _content(folder)
+    return bool(names) and all(
+        name in ("settings.json", "versions.json") or name.endswith(durable.PARTIAL)
+        for name in names
+    )
 
 
 def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
@@ -101,7 +116,7 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
         ) from error
     if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    resume = resume and is_unfinished(folder)
+    resume = resume and folder.is_dir() and (is_unfinished(folder) or has_only_started(folder))
     if folder.is_dir() and _content(folder) and not overwrite and not resume:
         states = {
             FINISHED: "a finished run", FAILED: "a failed run", "evaluation.json": "an evaluation",
@@ -232,9 +247,11 @@ class Record:
         if key := self._settings.get("sign"):
             durable.write(self.folder / SIGNATURE, sign(Path(key), text.encode()))
 
-    def fail(self, reason: str) -> None:
-        """Mark the run as failed, by a reason."""
-        self.write(FAILED, {"message": reason})
+    def fail(self, reason: Exception) -> None:
+        """Mark the run as failed, by a reason; where the disk is that, as one that may go on."""
+        with suppress(RunFailed):  # a full disk: the reason itself is what counts
+            disk = isinstance(reason.__cause__, OSError)
+            self.write(FAILED, {"message": str(reason), **({_AGAIN: True} if disk else {})})
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as; it now replaces an earlier one.
