@@ -81,7 +81,11 @@ def file_digest(path: Path) -> str:
 
 def run_digest(folder: Path) -> str:
     """Weights, reads, request and metrics lines without times of a run folder."""
-    log = [line for line in lines(folder) if line["kind"] != "note"]
+    log = [
+        {name: value for name, value in line.items() if name != "together"}  # of its clock
+        for line in lines(folder)
+        if line["kind"] != "note"  # of free memory
+    ]
     files = ("weights.safetensors", "reads.safetensors")
     request = folder / "request.json"
     asked = json.loads(request.read_text()) if request.exists() else None
