@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,8 @@ def broken_link(path: Path) -> int | None:
     None where the chain is whole; lines of old logs, which have no link, are not checked.
     """
     link = ""
+    if not path.exists():
+        return None
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
             line = json.loads(text)
@@ -88,3 +90,14 @@ def broken_link(path: Path) -> int | None:
             return number
         link = hashlib.sha256(text).hexdigest()
     return None
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the reports of a log, those that are damaged or have no kind left out."""
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "kind" in line:
+            yield line

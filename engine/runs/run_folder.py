@@ -20,7 +20,7 @@ import torch
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.loggers import JsonLines
+from letheon.engine.runs.loggers import JsonLines, broken_link, read_lines
 from letheon.engine.runs.manifest import (
     DISPOSAL,
     MANIFEST,
@@ -193,7 +193,7 @@ class Record:
             clear_new_folder(out)  # what an unfinished run left there
         with durable.disk_errors(self.folder):
             self.folder.resolve().mkdir(parents=True, exist_ok=True)
-        stays = ("metrics.jsonl", STATE) if resume else ()
+        stays = ("metrics.jsonl", STATE, ORIGIN) if resume else ()
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
@@ -234,12 +234,7 @@ class Record:
         weights = self._settings.get("weights")
         ancestry = {} if weights is None else {"original": trace_ancestry(str(weights))}
         log = self.folder / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        phases = {
-            line.get("phase"): line
-            for line in map(json.loads, lines)
-            if line.get("kind") == "phase"
-        }
+        phases = {line.get("phase"): line for line in read_lines(log) if line["kind"] == "phase"}
         metrics = {"weights": facts.get("weights"), "last_of_each_phase": phases}
         known = {**read, **ancestry, "metrics": metrics, "facts": json.loads(_text(facts))}
         text = build_manifest(self.folder, known, {FINISHED: _text(facts)})
@@ -268,6 +263,13 @@ class Record:
                     f"be written ({self._logger.reason})",
                     file=sys.stderr,
                 )
+        if self.main and (line := broken_link(self.folder / "metrics.jsonl")) is not None:
+            facts["log_damaged_from"] = line
+            print(
+                f"warning: {self.out}: line {line} of metrics.jsonl is not as it was written; the "
+                "weights do not depend on it",
+                file=sys.stderr,
+            )
         if self.main:
             self._write_manifest(facts)
         self.write(FINISHED, facts)

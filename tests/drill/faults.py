@@ -223,7 +223,7 @@ def _use(drill: Drill, kind: str, folder: Path) -> Use:
         victim = copy("set-" + kind.rpartition(" ")[2])
         args = tuple(str(victim) if "images" in word else word for word in training)
         job = Job(kind, "train", args, "run", run_digest)
-    return Use(victim, job, drill.expected.get(kind, ""))
+    return Use(victim, job, drill.expected.get(f"flip {kind}", ""))
 
 
 def flip(drill: Drill, kind: str, number: int) -> Outcome:
@@ -235,7 +235,7 @@ def flip(drill: Drill, kind: str, number: int) -> Outcome:
     if not use.expected:
         if use.job.run(folder).code:
             raise SystemExit(f"the drill could not use an undamaged {kind}")
-        use.expected = drill.expected[kind] = use.job.digest(folder / use.job.out)
+        use.expected = drill.expected[f"flip {kind}"] = use.job.digest(folder / use.job.out)
         shutil.rmtree(folder / use.job.out)
     files = [use.victim] if use.victim.is_file() else sorted(
         path for path in use.victim.rglob("*") if path.is_file() and path.stat().st_size
@@ -368,7 +368,7 @@ def stop_and_resume(drill: Drill, kind: str, number: int) -> Outcome:
     rng = random.Random(f"resume {kind} {number}")
     stops = [rng.randint(1, 9) for _ in range(4)]
     every = rng.choice((1, 2, 3))
-    folder = drill.clean("resume")
+    folder = drill.clean("stops")
     found = Outcome("resume, bitwise", kind, number, len(stops))
     answer = folder / "answer"
 

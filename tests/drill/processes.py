@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -151,12 +152,14 @@ def fork(work: Callable[[], object]) -> int:
     process = os.fork()
     if process:
         return process
+    code = 1
     try:
         work()
+        code = 0
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    finally:  # whatever happens, such as a full disk while that is printed
+        os._exit(code)
 
 
 def run_job(
@@ -172,12 +175,12 @@ def run_job(
     Args:
         script: its name.
         args: its command line.
-        folder: where events count; beside it lies what is printed.
+        folder: where events count.
         faults: by rank.
         world: ranks; several are started, and ended, as torchrun does.
         after: seconds until the process (of one rank) is killed from outside.
     """
-    log = folder.parent / f"{folder.name}.log"
+    log = Path(tempfile.gettempdir()) / f"letheon-drill-{os.getpid()}.log"  # not on a full disk
     log.unlink(missing_ok=True)
     none = Fault(kill_self, 0)
     faults = {rank: (faults or {}).get(rank, none) for rank in range(world)}
@@ -203,6 +206,7 @@ def run_job(
             time.sleep(0.003)
     hung |= not _session_ends(process, deadline)
     text = log.read_text(errors="replace") if log.exists() else ""
+    log.unlink(missing_ok=True)
     events = [int(line[7:]) for line in text.splitlines() if line.startswith("events ")]
     return End(os.waitstatus_to_exitcode(status), text, max(events, default=0), hung)
 
