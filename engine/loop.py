@@ -351,6 +351,7 @@ class Pass:
         assert before is not None
         self.bad = found
         course.now = None
+        self.step.optimizers.clear()  # those that this pass has made; the others are restored
         restore(course, before)
         return True
 

@@ -135,10 +135,13 @@ def report_first(one: Source, number: int, tally: Tally, mean: float) -> NoRetur
         RunFailed: on every rank.
     """
     position, phase = tally.first_broken(one.run), tally.phase.name
-    samples: list[int] = []
-    if position < tally.steps:
-        samples = one.samples(number, position)
-        one.log("nonfinite", epoch=one.epoch, phase=phase, steps=[position + 1], samples=[samples])
+    if position >= tally.steps:
+        raise RunFailed(
+            f"got no finite loss in the {tally.steps} steps of phase {phase} of epoch {one.epoch}, "
+            f"at rate {tally.rate:g}; expected finite numbers; lower lr or epochs"
+        )
+    samples = one.samples(number, position)
+    one.log("nonfinite", epoch=one.epoch, phase=phase, steps=[position + 1], samples=[samples])
     raise RunFailed(
         f"got a mean loss of {mean} in phase {phase} of epoch {one.epoch}, at rate "
         f"{tally.rate:g}; the first loss that is not finite was that of step {position + 1} of "
