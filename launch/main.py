@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
+from functools import partial
 from importlib import import_module
 
 from letheon import __version__
+from letheon.saved_help import run_or_show
 
 COMMANDS = {
     "prepare": "check an image set once and store it for fast reading",
@@ -33,13 +35,18 @@ def main() -> None:
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
         room = "records." if name in RECORDS else ""
-        import_module(f"letheon.launch.{room}{name}").start()
+        run_or_show([name, *rest], partial(start, f"letheon.launch.{room}{name}"))
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         known = ", ".join(COMMANDS)
         print(f"error: got command {name!r}; expected one of {known}{hint}", file=sys.stderr)
         sys.exit(2)
+
+
+def start(script: str) -> None:
+    """Import a script, which takes a second, and run it."""
+    import_module(script).start()
 
 
 def usage() -> str:
