@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
+HELP = ("--help", "-h")
 RECORDS = ("verify", "dispose")
 """Those that lie in records/."""
 
@@ -28,14 +29,14 @@ RECORDS = ("verify", "dispose")
 def main() -> None:
     """Run the script that the first argument names; the others are its options."""
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if name in ("--help", "-h"):
+    if name in HELP:
         print(usage())
     elif name == "--version":
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
         room = "records." if name in RECORDS else ""
-        run_or_show([name, *rest], partial(start, f"letheon.launch.{room}{name}"))
+        run_or_show([name, *rest], HELP, partial(start, f"letheon.launch.{room}{name}"))
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
@@ -40,20 +40,24 @@ class _Recorder:
         return getattr(self.stream, name)
 
 
-def run_or_show(args: Sequence[str], run: Callable[[], None]) -> None:
+def run_or_show(args: Sequence[str], flags: Collection[str], run: Callable[[], None]) -> None:
     """Show the saved help where `args` ask for help alone; else run, and save the help it prints.
 
     Args:
-        args: the command and its arguments. Options beside --help may change its text (a file of
-            settings, say), so with any of them nothing is saved.
+        args: the command and its arguments. Options beside the one for help may change its text (a
+            file of settings, say), so with any of them nothing is saved.
+        flags: the options that ask for help.
         run: the command; it leaves by SystemExit where it was asked for help.
     """
-    file = _file(args)
+    file = _file(args) if _asks_for_help(args, flags) else None
     if file is None:
         run()
         return
+    text = ""
     with suppress(OSError, UnicodeDecodeError):
-        sys.stdout.write(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+    if text:
+        sys.stdout.write(text)
         return
     recorder = _Recorder(sys.stdout)
     sys.stdout = recorder
@@ -67,13 +71,16 @@ def run_or_show(args: Sequence[str], run: Callable[[], None]) -> None:
         sys.stdout = recorder.stream
 
 
+def _asks_for_help(args: Sequence[str], flags: Collection[str]) -> bool:
+    options = [arg for arg in args if arg.startswith("-")]
+    return bool(options) and set(options) <= set(flags)
+
+
 def _file(args: Sequence[str]) -> Path | None:
     """Name the file of the help that `args` ask for; None where it is not to be saved."""
-    flags = {arg for arg in args if arg.startswith("-")}
-    plain = flags in ({"--help"}, {"-h"})
-    if not plain or "RANK" in os.environ:
-        return None
-    if any(entry_points(group=f"letheon.{kind}") for kind in ("methods", "metrics")):
+    if "RANK" in os.environ or any(
+        entry_points(group=f"letheon.{kind}") for kind in ("methods", "metrics")
+    ):
         return None
     with suppress(RuntimeError, PackageNotFoundError):  # no home folder; a copy without tyro
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

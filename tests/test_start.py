@@ -71,7 +71,7 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             raise SystemExit(code)
 
         try:
-            saved_help.run_or_show(args, run)
+            saved_help.run_or_show(args, ("--help", "-h"), run)
         except SystemExit as end:
             assert end.code == code
         return len(runs)
