@@ -18,12 +18,13 @@ COMMANDS = {
     "evaluate": "measure what is left, one row a model",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
+    "export": "write a model for torchvision, timm, ONNX or a Hugging Face folder",
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
 HELP = ("--help", "-h")
-RECORDS = ("verify", "dispose")
-"""Those that lie in records/."""
+ROOMS = {"verify": "records.", "dispose": "records.", "export": "export."}
+"""Those that lie in a folder of their own."""
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
-        room = "records." if name in RECORDS else ""
+        room = ROOMS.get(name, "")
         run_or_show([name, *rest], HELP, partial(start, f"letheon.launch.{room}{name}"))
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
