@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,7 +50,11 @@ def write_state(path: Path, model: Classifier, form: str) -> None:
         )
     if form == "timm":
         state = timm_state(model)[1]
-    durable.write(path, pack(state) if path.suffix == ".safetensors" else _torch_file(state))
+    if path.suffix == ".safetensors":
+        durable.write(path, pack(state))
+        return
+    with durable.replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def plain_state(model: Classifier) -> dict[str, Tensor]:
@@ -91,12 +94,6 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save  # here: as in weights_file, whose files say more
 
     return save(dict(state), metadata={"format": "pt"})
-
-
-def _torch_file(state: Mapping[str, Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return buffer.getvalue()
 
 
 def write_onnx(path: Path, model: Classifier) -> str:
