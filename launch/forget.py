@@ -70,6 +70,7 @@ class Settings(Forgetting):
         """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite, resume=True)
         check_key(self.sign)
+        self.tracking.check()
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -109,6 +110,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
+        settings.tracking.check()
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings in runs:

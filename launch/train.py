@@ -54,6 +54,7 @@ class Settings(JobOptions):
         """Find everything that can be wrong with the input, before anything is written."""
         check_free(self.out, self.overwrite, resume=True)
         check_key(self.sign)
+        self.tracking.check()
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
