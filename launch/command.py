@@ -26,7 +26,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, join_ranks
+from letheon.engine.distributed import (
+    Ranks,
+    adopt_launcher,
+    explain_timeout,
+    is_first_to_fail,
+    join_ranks,
+)
 from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
@@ -66,6 +72,11 @@ def run_several(
                     speaks = is_first_to_fail(ranks)
                     place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                     place *= ranks.world > 1
+                if who := explain_timeout(error, traceback.format_exc()):
+                    raise RunFailed(
+                        f"got no answer within the timeout: {who}; stacks of all ranks are in "
+                        "the run folder; mend that host, or raise the timeout"
+                    ) from error
                 raise
     except Stopped as stop:
         _end_stopped(str(stop))

@@ -66,7 +66,7 @@ class Settings(Forgetting):
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)

@@ -50,7 +50,7 @@ class Settings(JobOptions):
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
