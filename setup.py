@@ -54,6 +54,7 @@ setup(
         "timm": ["timm>=1.0"],
         "report": ["matplotlib>=3.10"],
         "dev": [
+            "pyyaml>=6",
             "pytest>=8",
             "ruff>=0.9",
             "mypy>=1.14",

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.rendezvous import rendezvous
 
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.watch import Watch, end_when_deaf
@@ -30,6 +31,10 @@ from letheon.loaders.order import share
 from letheon.processes import end_with_launcher
 
 T = TypeVar("T")
+
+
+START = 300.0
+"""Seconds that the ranks wait for each other at the start, at least: hosts import at their pace."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +195,10 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout)
     rank, world = ranks.rank, ranks.world
-    store, _, _ = next(iter(dist.rendezvous("env://", rank, world, timeout=limit)))
+    longer = timedelta(seconds=max(timeout, START))
+    store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=longer)))
     store.set_timeout(limit)
-    store = meet(store, rank, world, timeout)
+    store = meet(store, rank, world, max(timeout, START))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     _watch = Watch(store, rank, world)
     try:

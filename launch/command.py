@@ -84,6 +84,7 @@ def run_several(
         line = error_line(error, place)
         if speaks:
             print(line, file=sys.stderr, flush=True)
+            write_end(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED, line)
         write_torchrun_error(line)
         sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
     except Exception as error:
@@ -105,6 +106,7 @@ def _end_stopped(reason: str) -> NoReturn:
     line = f"stopped: {reason}; the same command goes on from the last save"
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
+        write_end(STOPPED, line)
     write_torchrun_error(line)
     sys.exit(STOPPED)
 
@@ -118,6 +120,16 @@ def error_line(error: Exception, place: str = "") -> str:
     option = getattr(error, "option", "").rpartition(".")[2].replace("_", "-")
     flag = f"--{option}: " if option else ""
     return f"error: {place}{flag}{' '.join(str(error).split())}"
+
+
+def write_end(code: int, line: str) -> None:
+    """Write how the command has ended to the file that LETHEON_END_FILE names, if it does.
+
+    For batch scripts: torchrun ends with 1 whatever its ranks end with.
+    """
+    if path := os.environ.get("LETHEON_END_FILE"):
+        with contextlib.suppress(RunFailed):  # the line itself has been printed already
+            durable.write(Path(path), f"{code} {line}\n")
 
 
 def write_torchrun_error(line: str, stack: str = "") -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from letheon import durable
 from letheon.errors import RunFailed
@@ -140,7 +140,7 @@ def name_ranks(
 
 
 def write_stacks(rank: int, text: str) -> None:
-    """Write a rank's stacks to the run folder, or to standard error where it is not on this host."""
+    """Write a rank's stacks to the run folder; to standard error where it is not on this host."""
     folder = PLACE.folder
     if folder is None or not folder.is_dir():
         print(f"rank {rank}:\n{text}", file=sys.stderr, flush=True)

@@ -96,7 +96,7 @@ class Plan:
 
     def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
-        recipe = self.recipe
+        recipe = self.recipe.divide_batch(ranks.world)
         if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
             raise InputError(
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
