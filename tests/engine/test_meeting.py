@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.watch import name_ranks
+from letheon.engine.recipe import Recipe
 from letheon.errors import RunFailed
 
 
@@ -66,3 +68,11 @@ def test_those_that_are_waited_for_are_named(
     after = {r: place(f"n{r}", steps[r], numbers[r]) for r in (0, 1)}
     text = name_ranks(before, after, 0)
     assert all(word in text for word in words), text
+
+
+def test_the_micro_batches_follow_from_the_ranks() -> None:
+    recipe = Recipe(batch_size=100, rank_batch=16)
+    counts = {world: recipe.divide_batch(world).grad_accum_steps for world in (1, 2, 3, 8)}
+    assert counts == {1: 7, 2: 4, 3: 3, 8: 1}  # 100, 50, 34 and 13 images a rank
+    assert replace(recipe, grad_accum_steps=5).divide_batch(8).grad_accum_steps == 5
+    assert Recipe(batch_size=100).divide_batch(1).grad_accum_steps == 1
