@@ -102,8 +102,8 @@ class Plan:
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
                 option="batch_norm",
             )
-        if ranks.main:  # asks for the size of every file: one that is gone is found before training
-            self.set_digests()
+        # Asks for the size of every file: one that is gone is found before training.
+        digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset
         data, forget = self.split
         notes = list_notes({"train": data.train})
@@ -125,6 +125,7 @@ class Plan:
             forget=torch.from_numpy(forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
             request=self.request.digest if self.request is not None else "",
+            images=digest,
             precision=self.job.precision.resolve(ranks.device),
             notes=notes,
             held_out=lambda: self._held_out(ranks),
