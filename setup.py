@@ -41,7 +41,6 @@ setup(
         "pillow>=11",
         "safetensors>=0.5",
         "tyro>=1.0",
-        "tqdm>=4.66",
     ],
     extras_require={
         "ffcv": ["ffcv>=1.0.2; python_version < '3.12'"],

@@ -22,7 +22,6 @@ sample once whatever the number of ranks.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from itertools import repeat
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
@@ -40,9 +38,11 @@ from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
+from letheon.engine.runs.progress import LineLog, Shown, TrainingLine
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
+from letheon.progress import say
 from letheon.spans import span
 
 Log = Callable[..., None]
@@ -72,10 +72,14 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
             a forget sample, the ranks' weights differ, or the method left its model changed.
     """
     seconds = Seconds()
+    line = TrainingLine(run.ranks.main)
     for one in passes(method, run, seconds, log):
         one.begin()
-        for batch, other in _with_bar(run, one):
+        for batch, other in line.watch(
+            [one.shown()], one.batches(), one.steps, lambda item: item[0].total
+        ):
             one.take(batch, other)
+    line.close()
     return seconds
 
 
@@ -167,7 +171,7 @@ def _settle_precision(run: Run) -> None:
     if line:
         run.notes.append(line)
         if run.ranks.main:
-            print(line, file=sys.stderr)
+            say(line)
 
 
 def _open_sources(method: Method, run: Run) -> dict[str, Loader]:
@@ -212,6 +216,7 @@ class Pass:
         self.loader = sources.get(phase.source, run.loader)
         self.steps = self.loader.steps(phase.stream)
         self.together = 1  # runs that are fed in this pass
+        self.losses: dict[str, float] = {}  # mean loss by phase, once it is closed
         self._tallies = [_Tally(phase, self.steps)]
         if phase.beside is not None:
             self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
@@ -267,12 +272,18 @@ class Pass:
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
 
-    def _progress(self) -> _Progress | None:
+    def shown(self, name: str = "") -> Shown:
+        """What the line of progress shows of it; `name` is that of one of several runs."""
+        phase, epochs = self.phase.name, self.run.recipe.epochs
+        tally = self._tallies[0]
+        return Shown(name, phase, self.epoch, epochs, self.later, lambda: tally.sums, self.losses)
+
+    def _progress(self) -> LineLog | None:
         """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
         if not self.run.recipe.log_every or not self.run.ranks.main:
             return None
         write = partial(self.log, "steps", epoch=self.epoch, phase=self.phase.name)
-        return _Progress(self.run.recipe.log_every, write)
+        return LineLog(self.run.recipe.log_every, write)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""
@@ -294,6 +305,7 @@ class Pass:
         total, samples, forget, retain = tally.sums.tolist()
         elapsed = time.perf_counter() - self.started - compiling
         mean = total / samples
+        self.losses[phase.name] = mean
         self.log(
             "phase",
             epoch=self.epoch,
@@ -364,64 +376,12 @@ class _Tally:
         return int(self.broken) + 1
 
 
-class _Progress:
-    """Every `every` steps, a line with the mean loss of this rank's samples since the last one.
-
-    Without waiting for the device: what the steps added up to is copied to the host when a line is
-    due, and read when the next one is, by when the copy is long done.
-    """
-
-    def __init__(self, every: int, write: Callable[..., None]):
-        """`write(step=..., loss=..., lr=...)` is called once a line."""
-        self.every, self.write = every, write
-        self._before = (0.0, 0.0)  # loss and samples at the last line
-        self._sent: tuple[Tensor, torch.cuda.Event | None, int, float] | None = None
-
-    def step(self, number: int, sums: Tensor, rate: float) -> None:
-        """After step `number`, counted from one; `sums` holds loss and samples so far, on top."""
-        if number % self.every:
-            return
-        self.read()
-        if sums.is_cuda:
-            host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-            host.copy_(sums, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        else:
-            host, done = sums.clone(), None
-        self._sent = (host, done, number, rate)
-
-    def read(self) -> None:
-        """Write the line that is on its way, if any; also at the end of the pass."""
-        if self._sent is None:
-            return
-        host, done, number, rate = self._sent
-        self._sent = None
-        if done is not None:
-            done.synchronize()
-        loss, samples = host[:2].tolist()
-        mean = (loss - self._before[0]) / (samples - self._before[1])
-        self._before = (loss, samples)
-        self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
-
-
 def _audit(phase: Phase, forget: int, retain: int) -> None:
     """By index, not by the loader's flag: a phase read only what it says it reads."""
     if phase.reads == "retain" and forget:
         raise RunFailed(f"phase {phase.name} reads retain but met {forget} forget samples")
     if phase.reads == "forget" and retain:
         raise RunFailed(f"phase {phase.name} reads forget but met {retain} retain samples")
-
-
-def _with_bar(run: Run, one: Pass) -> Iterator[tuple[Batch, Batch | None]]:
-    """The pass's batches, with a progress bar on rank 0 of a terminal."""
-    yield from tqdm(
-        one.batches(),
-        total=one.steps,
-        desc=f"epoch {one.epoch + 1}/{run.recipe.epochs} {one.phase.name}",
-        disable=None if run.ranks.main else True,
-        leave=False,
-    )
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

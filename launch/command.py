@@ -28,7 +28,9 @@ from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, 
 from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.errors import InputError, LetheonError, RunFailed
+from letheon.launch.console.summary import open_console
 from letheon.methods import catalogue, inner_fields
+from letheon.progress import clear
 
 T = TypeVar("T")
 
@@ -50,31 +52,34 @@ def run_several(
     Anything else is raised, for its traceback, unless another rank has failed before. Under
     torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
-    speaks = os.environ.get("RANK", "0") == "0"
-    place = ""
-    try:
-        adopt_launcher()
-        parsed = read()
-        with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
-            try:
-                main(parsed, ranks)
-            except Exception as error:  # before the others notice that this rank has gone
-                if not (isinstance(error, LetheonError) and error.everywhere):
-                    speaks = is_first_to_fail(ranks)
-                    place = f"on {socket.gethostname()} (rank {ranks.rank}): "
-                    place *= ranks.world > 1
-                raise
-    except (InputError, RunFailed) as error:
-        line = error_line(error, place)
-        if speaks:
-            print(line, file=sys.stderr, flush=True)
-        write_torchrun_error(line)
-        sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
-    except Exception as error:
-        if place and not speaks:
-            sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
-        write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
-        raise
+    with open_console(sys.argv) as console:
+        speaks = os.environ.get("RANK", "0") == "0"
+        place = ""
+        try:
+            adopt_launcher()
+            parsed = read()
+            with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
+                try:
+                    main(parsed, ranks)
+                except Exception as error:  # before the others notice that this rank has gone
+                    if not (isinstance(error, LetheonError) and error.everywhere):
+                        speaks = is_first_to_fail(ranks)
+                        place = f"on {socket.gethostname()} (rank {ranks.rank}): "
+                        place *= ranks.world > 1
+                    raise
+        except (InputError, RunFailed) as error:
+            line = error_line(error, place)
+            code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED
+            if speaks:
+                console.fail(line, code)
+            write_torchrun_error(line)
+            sys.exit(code)
+        except Exception as error:
+            if place and not speaks:
+                sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
+            clear()
+            write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
+            raise
 
 
 def error_line(error: Exception, place: str = "") -> str:

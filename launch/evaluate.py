@@ -19,8 +19,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,12 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
+from letheon.launch.console.summary import Summary, console
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import list_notes
+from letheon.progress import clear, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     )
     notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
     for line in notes if ranks.main else ():
-        print(line, file=sys.stderr)
+        say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
     measuring = Measuring(
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks,
@@ -153,13 +154,16 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         measuring.relearn(table)
     if not ranks.main:
         return
-    print(as_text(prepare(table.flat, table.left_out)))
     band = table.band
-    if band["pairs"]:
-        print(
-            f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
-            f"({band['pairs']} pairs)"
-        )
+    if console().prints:
+        clear()
+        print(as_text(prepare(table.flat, table.left_out)))
+        if band["pairs"]:
+            print(
+                f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
+                f"({band['pairs']} pairs)"
+            )
+    written: list[Path] = []
     if settings.out is not None:
         facts: dict[str, Any] = {
             "request": dataclasses.asdict(comparison.request),
@@ -167,9 +171,21 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         }
         facts["notes"] = notes
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
-        write(settings, table, {**facts, "versions": versions(ranks)})
+        written = write(settings, table, {**facts, "versions": versions(ranks)})
+    console().close(summarize(settings, comparison, table, written))
     if finished is not None:
         finished.remove()
+
+
+def summarize(settings: Settings, of: Comparison, table: Table, written: Sequence[Path]) -> Summary:
+    """Say what was measured, and where the page or the tables lie."""
+    done = f"measured {len(table.rows)} models that were to forget {of.request.text}"
+    facts = {"rows": table.flat, "left_out": table.left_out, "files": [*map(str, written)]}
+    page = next((path for path in written if path.suffix == ".html"), None)
+    if page is not None:
+        return Summary("evaluate", done, facts, page.absolute().as_uri())
+    out = None if settings.out is None else str(settings.out.absolute())
+    return Summary("evaluate", done, facts, out)
 
 
 def check_originals(settings: Settings, of: Comparison, ranks: Ranks) -> None:
@@ -185,13 +201,13 @@ def check_originals(settings: Settings, of: Comparison, ranks: Ranks) -> None:
         check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
 
 
-def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:
-    """Write the table, the report's files and what they were made under."""
+def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> list[Path]:
+    """Write the table, the report's files and what they were made under; return their paths."""
     assert settings.out is not None
     with replace_tables(settings.out) as folder:
         files = write_report(table.flat, folder, table.left_out, page=settings.page)
         durable.write(folder / MARK, json.dumps(facts, indent=2, default=str) + "\n")
-    print("wrote", ", ".join(path.name for path in files), "to", settings.out)
+    return [settings.out / path.name for path in files]
 
 
 def start() -> None:

@@ -19,6 +19,7 @@ from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words
 from letheon.launch.options import Forgetting
 from letheon.launch.records.claim import claim
 from letheon.methods.saliency import saliency_masks, save_masks
@@ -55,6 +56,24 @@ def main(settings: Settings, ranks: Ranks) -> None:
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
             save_masks(settings.out, by_density, facts)
+            console().close(summarize(settings, plan))
+
+
+def summarize(settings: Settings, plan: Plan) -> Summary:
+    """Say what was ranked, and how the masks are used."""
+    assert plan.request is not None
+    count = len(settings.densities)
+    done = f"ranked the weights of {plan.model.name} for {plan.request.text}: {count} masks"
+    following = command_line(
+        "forget",
+        [
+            *data_words(settings.data), "--weights", settings.weights, "--forget", settings.forget,
+            "--out", settings.out.with_name("salun"), "salun", "--mask", settings.out,
+            "random-label",
+        ],
+    )  # fmt: skip
+    facts = {"densities": settings.densities, "request": plan.request.text}
+    return Summary("mask", done, facts, str(settings.out.absolute()), following)
 
 
 def start() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +31,7 @@ from letheon.loaders.forget_request import Request, forget_mask, leave_out_earli
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import align_labels, list_notes, model_classes, unwrap
+from letheon.progress import note, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +175,8 @@ def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
         RunFailed: as `run_method`; the folder then holds the reason and no weights.
     """
     check_knowledge(plan, method, run)
-    for note in run.notes:
-        print(note, file=sys.stderr)
+    for text in run.notes:
+        note(text)
     record = start_run(plan, run, out)
     try:
         seconds = run_method(method, run, record.log)
@@ -204,8 +204,8 @@ def start_run(plan: Plan, run: Run, out: Path) -> Record:
         assert request is not None
         earlier = [dataclasses.asdict(one) for one in plan.model.requests]
         record.write("request.json", {**dataclasses.asdict(request), "earlier": earlier})
-    for note in run.notes:
-        record.log("note", text=note)
+    for text in run.notes:
+        record.log("note", text=text)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
     torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
     return record
@@ -235,5 +235,5 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
         record.log("warning", text=collapse)
     if run.ranks.main:
         for warning in run.warnings:
-            print(f"warning: {record.folder}: {warning}", file=sys.stderr)
+            say(f"warning: {record.folder}: {warning}")
     record.finish(**facts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from letheon.engine.runs.run_folder import Record
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.memory import free_bytes
+from letheon.progress import note
 
 SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 
@@ -53,8 +53,8 @@ def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
         job.run.notes.append(line)
         job.run.shared = statistics
     if ranks.main:
-        for note in dict.fromkeys(note for job in jobs for note in job.run.notes):
-            print(note, file=sys.stderr)
+        for text in dict.fromkeys(text for job in jobs for text in job.run.notes):
+            note(text)
     records: dict[str, Record] = {}
     finished: list[str] = []
     failed: dict[str, Exception] = {}
