@@ -21,6 +21,7 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ from letheon.errors import InputError
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, check_images, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
+from letheon.eval.examples import find_examples
 from letheon.eval.finished_rows import FinishedRows
 from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
+from letheon.eval.report.facts import describe_comparison
+from letheon.eval.report.pictures import select_rows
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
@@ -171,7 +175,8 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         }
         facts["notes"] = notes
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
-        written = write(settings, table, {**facts, "versions": versions(ranks)})
+        facts["versions"] = versions(ranks)
+        written = write(settings, measuring, table, facts)
     console().close(summarize(settings, comparison, table, written))
     if finished is not None:
         finished.remove()
@@ -201,11 +206,21 @@ def check_originals(settings: Settings, of: Comparison, ranks: Ranks) -> None:
         check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
 
 
-def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> list[Path]:
+def write(
+    settings: Settings, measuring: Measuring, table: Table, facts: Mapping[str, Any]
+) -> list[Path]:
     """Write the table, the report's files and what they were made under; return their paths."""
     assert settings.out is not None
+    head, examples = None, None
+    if settings.page:
+        of, now = measuring.comparison, datetime.now().astimezone()
+        head = describe_comparison(of, settings.data, settings.downstream, facts["versions"], now)
+        order = [row["name"] for row in select_rows(prepare(table.flat), "name")]
+        examples = find_examples(measuring.inference, order)
     with replace_tables(settings.out) as folder:
-        files = write_report(table.flat, folder, table.left_out, page=settings.page)
+        files = write_report(
+            table.flat, folder, table.left_out, page=settings.page, facts=head, examples=examples
+        )
         durable.write(folder / MARK, json.dumps(facts, indent=2, default=str) + "\n")
     return [settings.out / path.name for path in files]
 
