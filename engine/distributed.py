@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
+from letheon.processes import end_with_launcher
 
 T = TypeVar("T")
 
@@ -153,8 +155,10 @@ def first_node(nodes: str) -> str:
 
 
 @contextmanager
-def join_ranks(device: str = "auto") -> Iterator[Ranks]:
+def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
     """Join the process group of the launcher (or be the only rank); leave it at the end.
+
+    A rank that another waits for longer than `timeout` seconds ends the job.
 
     A process group that exists already (Ray Train, Lightning, a notebook) is used and left as it
     is; it must carry CPU tensors.
@@ -163,6 +167,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         yield _existing_ranks(device)
         return
     adopt_launcher()
+    end_with_launcher()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = _device(device, local_rank)
@@ -171,7 +176,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     if world > 1:
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield ranks
     finally:

@@ -19,6 +19,7 @@ from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
+from letheon.engine.models.batch_norm import set_mode
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 
@@ -47,7 +48,7 @@ class Step:
             0-dim: the mean loss over this rank's samples, before the step; of a loss in parts,
             their sum.
         """
-        optimizer = self._optimizer(phase)
+        optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
             group["lr"] = rate
         backward = self._parts_backward if phase.parts else self._backward
@@ -151,10 +152,11 @@ class Step:
             return [self.run.flat.weights]
         return [parameter.detach() for parameter in self.run.parameters]
 
-    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        if phase.slot not in self.optimizers:
-            self.optimizers[phase.slot] = self.method.optimizer(self.run, self.state, phase.slot)
-        return self.optimizers[phase.slot]
+    def slot_optimizer(self, slot: str) -> torch.optim.Optimizer:
+        """The optimizer of a slot; built when it is first asked for."""
+        if slot not in self.optimizers:
+            self.optimizers[slot] = self.method.optimizer(self.run, self.state, slot)
+        return self.optimizers[slot]
 
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
         """The phase's loss; where the run asks for it, compiled once a name."""
@@ -171,6 +173,13 @@ class Step:
         if self.run.precision.compile != "off" and shape not in self.shapes:
             self.shapes.add(shape)
             self.compile_seconds += time.perf_counter() - started
+
+
+def rehearse(step: Step, phase: Phase, batch: Batch) -> None:
+    """Forward and backward without a step; running statistics and random numbers move."""
+    set_mode(step.run, phase)
+    step._backward(phase, batch)
+    step.reducer.clear()
 
 
 def assemble(method: Method, run: Run, state: State) -> Step:

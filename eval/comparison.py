@@ -26,6 +26,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, leave_out_earlier, resolve
 from letheon.loaders.forget_request import forget_mask as mask_of
 from letheon.loaders.views import SubsetImages, unwrap
+from letheon.sealed import expect_shape, read_sealed
 
 RANDOM = "random"
 """Name of the untrained network's row."""
@@ -304,21 +305,22 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
             )
-        facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
-        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        facts = read_sealed(path / FINISHED)
+        settings = read_sealed(path / "settings.json")
     try:
         loaded = load_model(path, name=checkpoint.model) if run else checkpoint.load(path)
     except BrokenWeights as error:
         raise _Broken(str(error)) from error
     digest = weights_digest(loaded)
-    if facts and facts["weights"] != digest:
+    if facts and (recorded := str(facts.get("weights"))) != digest:
         raise InputError(
             f"got {path}, whose weights are {digest[:12]}; its record says "
-            f"{facts['weights'][:12]}; the file was changed: run it again"
+            f"{recorded[:12]}; the file was changed: run it again"
         )
-    seconds = facts.get("seconds")
-    spent = None if seconds is None else seconds["prepare"] + seconds["train"]
-    runs = 1 if seconds is None else seconds.get("together", 1)
+    with expect_shape(path / FINISHED):
+        seconds = facts.get("seconds")
+        spent = None if seconds is None else float(seconds["prepare"]) + float(seconds["train"])
+        runs = 1 if seconds is None else int(seconds.get("together", 1))
     recorded = str(facts.get("method", path))
     method, kind = _FIRST_EDITION.get(recorded, (recorded, "unlearning"))
     kind = facts.get("kind", kind)
@@ -343,7 +345,7 @@ def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int)
     for folder in folders:
         file = folder / "request.json"
         if file.is_file():
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts = read_sealed(file)
             requests[str(folder)] = Request.from_facts(facts, file)
             before = (Request.from_facts(one, file) for one in facts.get("earlier", ()))
             earlier |= {one.numbers for one in before}

@@ -90,7 +90,7 @@ def forget(
         )
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
-            check_free(call.out, call.overwrite)
+            check_free(call.out, call.overwrite, resume=True)
             data = open_images(call, train, test)
             network = open_model(model, data, preset)
             if call.relearn_earlier:
@@ -144,7 +144,7 @@ def train(
         )
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
-            check_free(call.out, call.overwrite)
+            check_free(call.out, call.overwrite, resume=True)
             data = open_images(call, train, test)
             if isinstance(model, str):
                 known = None if preset is None else build_preset(preset)
@@ -308,7 +308,7 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
         with claim([call.out], ranks):
             planned, run = together(ranks, lambda: plan(ranks), lambda one: plan_facts(*one))
             with torch.random.fork_rng(devices):
-                train_and_save(planned, call.method, run, call.out)
+                train_and_save(planned, call.method, run, call.out, call.saving, call.overwrite)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
             lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

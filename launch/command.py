@@ -1,7 +1,8 @@
 """How every script starts and ends: arguments to a dataclass, mistakes to one line, exit codes.
 
-0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 1: a fault of Letheon's own, with
-its traceback. `docs/python.md` states them; they do not change.
+0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 75: stopped by a signal, to be
+started again. 1: a fault of Letheon's own, with its traceback. `docs/python.md` states them; they
+do not change.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -27,8 +29,9 @@ from letheon import durable
 from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, join_ranks
 from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
+from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
-from letheon.launch.console.summary import open_console
+from letheon.launch.console.summary import console, open_console
 from letheon.methods import catalogue, inner_fields
 from letheon.progress import clear
 
@@ -52,13 +55,13 @@ def run_several(
     Anything else is raised, for its traceback, unless another rank has failed before. Under
     torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
-    with open_console(sys.argv) as console:
+    with open_console(sys.argv) as screen:
         speaks = os.environ.get("RANK", "0") == "0"
         place = ""
         try:
             adopt_launcher()
             parsed = read()
-            with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
+            with listen(), _join(parsed[0]) as ranks:
                 try:
                     main(parsed, ranks)
                 except Exception as error:  # before the others notice that this rank has gone
@@ -67,19 +70,37 @@ def run_several(
                         place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                         place *= ranks.world > 1
                     raise
+        except Stopped as stop:
+            _end_stopped(str(stop))
         except (InputError, RunFailed) as error:
             line = error_line(error, place)
             code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED
             if speaks:
-                console.fail(line, code)
+                screen.fail(line, code)
             write_torchrun_error(line)
             sys.exit(code)
         except Exception as error:
+            if name := last_signal():  # what the same signal has ended cannot be waited for
+                _end_stopped(f"by {name} before it could save ({type(error).__name__})")
             if place and not speaks:
                 sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
             clear()
             write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
             raise
+
+
+def _join(settings: Any) -> AbstractContextManager[Ranks]:
+    timeout = getattr(settings, "timeout", 1800.0)
+    return join_ranks(getattr(settings, "device", "auto"), timeout)
+
+
+def _end_stopped(reason: str) -> NoReturn:
+    """Say in one line that a signal has stopped the job, and exit with its code."""
+    line = f"stopped: {reason}; the same command goes on from the last save"
+    if os.environ.get("RANK", "0") == "0":
+        console().fail(line, STOPPED)
+    write_torchrun_error(line)
+    sys.exit(STOPPED)
 
 
 def error_line(error: Exception, place: str = "") -> str:

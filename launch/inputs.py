@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from letheon.engine.checkpoints import model_file
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     """Read as retain images what the model was made to forget earlier, in place of leaving such
     images out."""
     overwrite: bool
+    saving: SaveOptions
     batch_size: int
     """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
 
@@ -92,6 +94,7 @@ class Call(JobOptions):
     accept_chance: bool = False
     relearn_earlier: bool = False
     overwrite: bool = False
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:

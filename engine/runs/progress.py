@@ -47,7 +47,7 @@ class HostCopy:
         return numbers
 
 
-class LineLog:
+class Progress:
     """Every `every` steps, a line with the mean loss of this rank's samples since the last one.
 
     What the steps added up to is copied to the host when a line is due, and read when the next one
@@ -57,7 +57,7 @@ class LineLog:
     def __init__(self, every: int, write: Callable[..., None]):
         """`write(step=..., loss=..., lr=...)` is called once a line."""
         self.every, self.write = every, write
-        self._before = (0.0, 0.0)  # loss and samples at the last line
+        self.before = (0.0, 0.0)  # loss and samples at the last line
         self._copy = HostCopy()
         self._sent: tuple[int, float] | None = None
 
@@ -76,8 +76,8 @@ class LineLog:
         number, rate = self._sent
         self._sent = None
         loss, samples, *_ = self._copy.read()
-        mean = (loss - self._before[0]) / (samples - self._before[1])
-        self._before = (loss, samples)
+        mean = (loss - self.before[0]) / (samples - self.before[1])
+        self.before = (loss, samples)
         self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
 
 
