@@ -4,6 +4,7 @@
         --runs runs/salun runs/spkd --downstream digits --out runs/table
     python launch/evaluate.py --original runs/original --retrained runs/retrain-1 runs/retrain-2 \
         --runs runs/salun --depth full --relearn 100 --random-control --out runs/audit
+    python launch/evaluate.py runs/digits --report --out runs/digits/table
     python launch/evaluate.py --define
 
 One that was stopped goes on when the same command is given again: finished rows lie in OUT.rows
@@ -20,12 +21,13 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
@@ -48,7 +50,8 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
-from letheon.launch.console.summary import Summary, console
+from letheon.launch.console.summary import Summary, command_line, console, data_words
+from letheon.launch.jobs.find_runs import find_runs
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
@@ -60,6 +63,9 @@ from letheon.progress import clear, say
 class Settings(JobOptions):
     """Measure what any number of models still know of what they were to forget."""
 
+    folder: tyro.conf.Positional[Path | None] = None
+    """Folder of runs: original, retrained and the others are found by their records, where they are
+    not named."""
     original: Path | None = None
     """The model before forgetting: a run folder or a checkpoint."""
     retrained: tuple[Path, ...] = ()
@@ -90,6 +96,18 @@ class Settings(JobOptions):
     overwrite: bool = False
     define: bool = False
     """Print what each metric means, and stop."""
+
+    def expand(self) -> Settings:
+        """Return the settings with the runs that the folder holds."""
+        if self.folder is None:
+            return self
+        found = find_runs(self.folder)
+        return replace(
+            self,
+            original=self.original or found.original,
+            retrained=self.retrained or found.retrained,
+            runs=self.runs or found.runs,
+        )
 
     @property
     def page(self) -> bool:
@@ -131,6 +149,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
+    settings = together(ranks, settings.expand)
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
         measure(settings, ranks)
@@ -190,7 +209,11 @@ def summarize(settings: Settings, of: Comparison, table: Table, written: Sequenc
     if page is not None:
         return Summary("evaluate", done, facts, page.absolute().as_uri())
     out = None if settings.out is None else str(settings.out.absolute())
-    return Summary("evaluate", done, facts, out)
+    if settings.folder is None:
+        return Summary("evaluate", done, facts, out)
+    words = [*data_words(settings.data), settings.folder, "--report", "--out"]
+    following = command_line("evaluate", [*words, settings.folder / "table"])
+    return Summary("evaluate", done, facts, out, following)
 
 
 def check_originals(settings: Settings, of: Comparison, measuring: Measuring) -> None:

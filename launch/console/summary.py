@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.engine.runs.run_folder import FINISHED
-from letheon.progress import choose_mode, clear, format_seconds
+from letheon.progress import choose_mode, clear, format_seconds, note
 
 OPTIONS = ("--quiet", "--json")
 HELP = """Every script also takes --quiet (errors, warnings and results alone) and --json (one JSON
@@ -43,6 +43,8 @@ class Console:
 
     quiet: bool = False
     json: bool = False
+    part: bool = False
+    """Whether what runs now is a step of a longer command, whose own summary follows."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -52,6 +54,9 @@ class Console:
 
     def close(self, summary: Summary) -> None:
         """Print the summary, on the first rank."""
+        if self.part:
+            note(f"{summary.done}: {summary.out}")
+            return
         clear()
         seconds = time.perf_counter() - self.started
         if self.json:
