@@ -45,6 +45,7 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
+from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
@@ -83,6 +84,9 @@ class Settings(JobOptions):
     out: Path | None = None
     """Folder for what is written; default: only print."""
     overwrite: bool = False
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     define: bool = False
     """Print what each metric means, and stop."""
 
@@ -125,6 +129,15 @@ def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, measure, print and write."""
     if settings.define:
         print("\n".join(define_all()))
+        return
+    if settings.dry_run:
+        of = settings.comparison(check_world(settings.dry_run, ranks))
+        if not settings.accept_chance:
+            check_originals(settings, of, Ranks(device=ranks.device))
+        heads = [entry.model.head for entry in of.entries]
+        values = sum(head.in_features + head.out_features for head in heads)
+        sizes = {key: len(images) for key, images in of.sets.items()}
+        print(describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values))
         return
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
