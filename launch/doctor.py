@@ -30,7 +30,7 @@ from letheon.engine.runs.run_folder import revision, versions
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.kernels.keyed import permutation
 from letheon.launch.command import run_command
-from letheon.launch.planning.estimate import PlannedJob, estimate
+from letheon.launch.planning.estimate import JobForecast, estimate
 from letheon.loaders.backends.memory import free_bytes
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.decode import jpeg
@@ -67,13 +67,12 @@ class Settings:
     """The image set of the job: is it readable here, and the same on every rank?"""
     out: Path = Path()
     """Where the job will write: free space and speed of its disk."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     json: bool = False
     """Print one JSON object instead of lines."""
     estimate: bool = False
     """Predict rate, hours, memory and disk of training on --data, from a probe of 20 steps."""
-    job: PlannedJob = field(default_factory=PlannedJob)
+    job: JobForecast = field(default_factory=JobForecast)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

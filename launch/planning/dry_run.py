@@ -57,7 +57,7 @@ class RunPlan:
     world: int
     passes: tuple[PassPlan, ...]
     reduced_bytes: int  # that each rank gives to the all-reduce of a step
-    kept_bytes: int  # weights, optimizer and what the method may keep, at most
+    state_bytes: int  # weights, optimizer and what the method may keep, at most
     activation_bytes: int  # of the largest part of a batch on one rank; 0: not known
 
 
@@ -198,7 +198,7 @@ def as_text(run: RunPlan) -> str:
         lines.append("  no steps: its work is done before the first")
     lines.append(f"  all-reduce of {run.reduced_bytes / 1e6:.2f} MB a step")
     lines.append(
-        f"  memory a rank, at most: {run.kept_bytes / GIB:.2f} GiB of weights, gradient, optimizer "
+        f"  memory a rank, at most: {run.state_bytes / GIB:.2f} GiB of weights, gradient, optimizer "
         f"and what the method keeps, and {run.activation_bytes / GIB:.2f} GiB of activations in "
         "float32"
     )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -70,7 +71,7 @@ def reduce_seconds(count: int, nodes: int, bandwidth: float) -> float:
 
 
 @dataclass(frozen=True)
-class PlannedJob:
+class JobForecast:
     """The job that --estimate predicts: training of a model on the images of --data."""
 
     model: str = "resnet50"
@@ -92,7 +93,9 @@ class PlannedJob:
             raise InputError(f"got {self.bandwidth} GB/s; expected more", option="bandwidth")
 
 
-def estimate(job: PlannedJob, data: str, device: str, ranks: Ranks) -> Iterator[str]:
+def estimate(
+    job: JobForecast, data: str, device: Literal["auto", "cpu", "cuda"], ranks: Ranks
+) -> Iterator[str]:
     """Probe two batch sizes on every rank, and yield what follows for the planned job.
 
     Every rank must call. The all-reduce between nodes is taken to hide nothing behind the backward
