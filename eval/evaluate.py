@@ -57,6 +57,9 @@ class Extent:
     """Folder where outputs are kept and found again; on a file system that all ranks share."""
     flip: bool = False
     """Show each image mirrored too and average the two answers (test-time flip)."""
+    shift: bool = False
+    """Show each image moved by a pixel too, up and left and down and right; its own answer counts
+    half (test-time shift)."""
 
     def __post_init__(self) -> None:
         if self.relearn < 0:
@@ -122,7 +125,9 @@ class Inference:
             taps = stages(entry.model) if extent.full else ()
             swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
         precision = self.job.precision.resolve(ranks.device)
-        options = SweepOptions(precision, extent.flip, parts, self._store())
+        options = SweepOptions(
+            precision, extent.flip, parts=parts, store=self._store(), shift=extent.shift
+        )
         return sweep_together(swept, loaders, ranks, options)
 
     def subjects(self, entries: Sequence[Entry]) -> dict[str, Subject | InputError]:
@@ -356,7 +361,8 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         "together": entry.together, "sets": sets, "request": asdict(of.request),
         "references": [[e.name, e.role, e.weights] for e in _references(of)],
         "conditions": asdict(conditions),
-        "extent": [read.extent.depth, read.extent.critic, read.extent.flip],
+        "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
+        + (["shift"] if read.extent.shift else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
         "device": read.ranks.device.type, "versions": code,
     }  # fmt: skip
