@@ -175,6 +175,10 @@ def test_every_method_unlearns_the_network(name: str) -> None:
     method = METHODS[name]
     run = run_of(method)
     start = weights(run)
+    if name == "scar":  # GELU's features may lie below zero, as ConvNeXt's
+        with pytest.raises(InputError, match="features below zero"):
+            run_method(method, run)
+        return
     run_method(method, run)
     after = weights(run)
     assert torch.equal(after["whitening.weight"], start["whitening.weight"]) or method.from_scratch
