@@ -14,7 +14,8 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
+from letheon.processes import end_with_launcher
 
 T = TypeVar("T")
 
@@ -36,6 +38,8 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     device: torch.device = torch.device("cpu")
+    nodes: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
+    """Which ranks are on which host, with its versions; filled in before a run starts."""
 
     @property
     def main(self) -> bool:
@@ -151,8 +155,10 @@ def first_node(nodes: str) -> str:
 
 
 @contextmanager
-def join_ranks(device: str = "auto") -> Iterator[Ranks]:
+def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
     """Join the process group of the launcher (or be the only rank); leave it at the end.
+
+    A rank that another waits for longer than `timeout` seconds ends the job.
 
     A process group that exists already (Ray Train, Lightning, a notebook) is used and left as it
     is; it must carry CPU tensors.
@@ -161,6 +167,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         yield _existing_ranks(device)
         return
     adopt_launcher()
+    end_with_launcher()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = _device(device, local_rank)
@@ -169,7 +176,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     if world > 1:
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield ranks
     finally:
@@ -250,6 +257,21 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     return objects
 
 
+def is_first_to_fail(ranks: Ranks) -> bool:
+    """Whether no other rank has said yet why it ends; asked while this one's error is on its way.
+
+    By the store that the ranks met through: it needs no rank to wait for another.
+    """
+    if ranks.world == 1 or not dist.is_initialized():
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        first = store.compare_set("letheon/first to fail", "", str(ranks.rank))
+    except Exception:  # the store has gone with its host: better twice than never
+        return True
+    return bool(first == str(ranks.rank).encode())
+
+
 def wait_for_ranks(ranks: Ranks) -> None:
     """Wait until every rank has come here, however long the work of one takes.
 
@@ -274,7 +296,9 @@ def agree(ranks: Ranks, problem: str | None = None) -> None:
     """Meet the other ranks; if any has a problem, raise the first one as InputError on all."""
     first = next((text for text in gather_objects(problem, ranks) if text is not None), None)
     if first is not None:
-        raise InputError(first)
+        refusal = InputError(first)
+        refusal.everywhere = True
+        raise refusal
 
 
 def require_equal(ranks: Ranks, what: str, value: str) -> None:

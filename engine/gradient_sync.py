@@ -61,6 +61,8 @@ class Buckets(Alone):
     ):
         """`static` promises DDP that every backward pass reaches the same parameters."""
         self._parameters = parameters
+        # Backward passes until DDP has its final buckets; the first of a static graph is not seen.
+        self.warmup = 2 if static else 1
         self.ddp = DistributedDataParallel(
             model,
             device_ids=[ranks.device] if ranks.device.type == "cuda" else None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Accuracies, Run
 from letheon.errors import LetheonError, RunFailed
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Batch, Loader
 
 SAMPLES = 1_000
 """Retain images that the look for a collapse reads, at most."""
@@ -107,3 +109,18 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
             found.append((answer == batch.labels, batch.forget, batch.labels))
     run.model.train(was_training)
     return found
+
+
+@contextmanager
+def explain_memory(run: Run, batch: Batch) -> Iterator[None]:
+    """Say what would fit where the memory of a step does not."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        count = run.recipe.grad_accum_steps
+        raise RunFailed(
+            f"got no memory left on {run.ranks.device} for {len(batch.labels)} samples a rank in "
+            f"{count} micro-batch{'es' * (count > 1)} ({str(error).partition('.')[0]}); expected "
+            f"less at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a "
+            f"batch_size of {batch.total // 2}; what was saved last stays"
+        ) from error

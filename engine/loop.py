@@ -28,22 +28,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from letheon.engine.checkpoints.loop_state import Course, pass_state
 from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import require_equal, sum_over_ranks
-from letheon.engine.health import check_finite, measure_accuracies
+from letheon.engine.health import check_finite, explain_memory, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
+from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
+from letheon.engine.runs.progress import Progress
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
 from letheon.spans import span
+
+if TYPE_CHECKING:
+    from letheon.engine.checkpoints.saver import Saver
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -60,8 +67,15 @@ class Seconds:
     together: int = 1  # runs, at most, that were fed in one pass; their steps are in `train` too
 
 
-def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Seconds:
+def run_method(
+    method: Method,
+    run: Run,
+    log: Log = lambda *_, **__: None,
+    saver: Saver | None = None,
+) -> Seconds:
     """Train `run.model` in place as `method` says.
+
+    With a `saver` the run goes on from the state that it has found, and is saved on its way.
 
     Returns:
         The seconds spent; equal weights on every rank are checked by digest after `prepare` and
@@ -70,16 +84,21 @@ def run_method(method: Method, run: Run, log: Log = lambda *_, **__: None) -> Se
     Raises:
         RunFailed: on every rank: a phase's mean loss or a weight is not finite, a retain phase met
             a forget sample, the ranks' weights differ, or the method left its model changed.
+        Stopped: a signal came, and the state is saved.
     """
     seconds = Seconds()
-    for one in passes(method, run, seconds, log):
+    for one in passes(method, run, seconds, log, saver):
         one.begin()
         for batch, other in _with_bar(run, one):
             one.take(batch, other)
+            if saver is not None:
+                saver.after_step()
     return seconds
 
 
-def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pass]:
+def passes(
+    method: Method, run: Run, seconds: Seconds, log: Log, saver: Saver | None = None
+) -> Iterator[Pass]:
     """Yield the run as the passes over the data it asks for; the caller begins and feeds each.
 
     What lies before, between and after the passes is done here, and `seconds` filled in. Raises as
@@ -87,6 +106,8 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
     """
     run.epoch = run.epoch.to(run.ranks.device)
     known = len(run.notes)
+    if saver is not None:
+        saver.prepare(run)
     _settle_precision(run)
     run.precision.apply(run.model, run.ranks.device)
     shapes = _shapes(run)
@@ -97,26 +118,36 @@ def passes(method: Method, run: Run, seconds: Seconds, log: Log) -> Iterator[Pas
     sources = _open_sources(method, run)
     seconds.prepare = time.perf_counter() - started
     step = assemble(method, run, state)
+    course = Course(run, step, state, seconds, sources)
     for note in run.notes[known:]:
         log("note", text=note)
     cache = cache_watch()
-    snapshots: list[dict[str, Tensor]] = []
-    steps = 0
-    for epoch in range(run.recipe.epochs):
+    saved = saver.start(course) if saver is not None else None
+    for epoch in range(course.epoch, run.recipe.epochs):
         run.epoch.fill_(epoch)
         run.epoch_number = epoch
         phases = method.phases(run, state, epoch)
-        for later, phase in zip(reversed(range(len(phases))), phases, strict=True):
-            one = Pass(run, step, phase, epoch, later, log, sources)
+        for number, phase in enumerate(phases):
+            if number < course.phase:
+                continue  # before the run was stopped
+            later = len(phases) - 1 - number
+            course.now = one = Pass(run, step, phase, epoch, later, log, sources)
+            if saved is not None and (own := pass_state(saved, run.ranks)) is not None:
+                one.load_state_dict(*own)
+            saved = None
             yield one
             one.close()
-            steps += one.steps
+            course.now, course.phase = None, number + 1
+            course.steps += one.steps
             seconds.train += time.perf_counter() - one.started
             seconds.together = max(seconds.together, one.together)
-        check_finite(run, f"after step {steps}, the end of epoch {epoch}")
-        decision = _decide(method, run, state, epoch, snapshots, log)
+        check_finite(run, f"after step {course.steps}, the end of epoch {epoch}")
+        decision = _decide(method, run, state, epoch, course.snapshots, log)
         if decision != "go on":
             break
+        course.epoch, course.phase = epoch + 1, 0
+        if saver is not None and course.epoch < run.recipe.epochs:
+            saver.after_epoch()
     step.finish()
     seconds.compile, seconds.start = step.compile_seconds, cache()
     seconds.train -= seconds.compile
@@ -216,6 +247,8 @@ class Pass:
         if phase.beside is not None:
             self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
         self._sources = sources
+        self._saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.skip = 0  # steps that were taken before the run was stopped
 
     @property
     def shareable(self) -> bool:
@@ -224,26 +257,46 @@ class Pass:
 
     def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
         """This rank's batches of the phase, each with that of the phase beside it."""
-        main = self.loader.train(self.phase.stream, self.epoch)
+        main = self.loader.train(self.phase.stream, self.epoch, self.skip)
         beside = self.phase.beside
         if beside is None:
             yield from zip(main, repeat(None), strict=False)
             return
         loader = self._sources.get(beside.source, self.run.loader)
         stream = beside.stream._replace(share=1.0, steps=self._tallies[1].steps)
-        others = loader.train(stream, self.epoch)
-        for position, batch in enumerate(main):
+        others = loader.train(stream, self.epoch, -(-self.skip // self.phase.every))
+        for position, batch in enumerate(main, self.skip):
             yield batch, next(others) if position % self.phase.every == 0 else None
         assert next(others, None) is None
 
     def begin(self) -> None:
         """Before the first batch."""
-        _set_mode(self.run, self.phase)
+        set_mode(self.run, self.phase)
         for tally in self._tallies:
             tally.start(self.run)
         self.compiled = self.step.compile_seconds
-        self.progress = self._progress()
+        self.progress = _progress(self)
         self.started = time.perf_counter()
+        if self._saved is not None:
+            _continue(self, self._tallies, *self._saved)
+            self._saved = None
+
+    @property
+    def position(self) -> int:
+        """Steps taken, those before the run was stopped among them."""
+        return getattr(self._tallies[0], "position", self.skip)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """This rank's tensors in the middle of the pass, and values that are ready for JSON.
+
+        Only the first rank's values are complete: it alone writes lines of progress.
+        """
+        return self._saved or _collect(self, self._tallies)  # saved: not begun again yet
+
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on where `state_dict` was asked, once the pass begins."""
+        self._saved = (tensors, values)
+        self.skip = values["tallies"][0]["position"]
 
     @span("compute")
     def take(self, batch: Batch, other: Batch | None = None) -> None:
@@ -259,20 +312,14 @@ class Pass:
     def _take(self, tally: _Tally, batch: Batch) -> None:
         run, phase = self.run, tally.phase
         if len(self._tallies) > 1:
-            _set_mode(run, phase)
+            set_mode(run, phase)
         moment = self.epoch + tally.position / tally.steps
         tally.rate = self.step.method.rate(run, phase.slot, moment)
-        loss = self.step.take(phase, batch, tally.rate)
+        with explain_memory(run, batch):
+            loss = self.step.take(phase, batch, tally.rate)
         tally.add(loss, batch, run.forget[batch.index].sum() if phase.source == "train" else None)
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
-
-    def _progress(self) -> _Progress | None:
-        """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
-        if not self.run.recipe.log_every or not self.run.ranks.main:
-            return None
-        write = partial(self.log, "steps", epoch=self.epoch, phase=self.phase.name)
-        return _Progress(self.run.recipe.log_every, write)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""
@@ -282,8 +329,10 @@ class Pass:
         for tally in self._tallies:
             sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
             tally.record(self.run)
-        if not all(_frozen(self.run, tally.phase) for tally in self._tallies):
-            _average_batch_norm(self.run)
+        if not all(freezes_batch_norm(self.run, tally.phase) for tally in self._tallies):
+            idle = any(tally.phase.name in self.step.idle for tally in self._tallies)
+            parts = sum(tally.parts for tally in self._tallies)
+            average_batch_norm(self.run, parts if idle else None)
         for tally in self._tallies:
             self._close(tally, compiling)
 
@@ -318,6 +367,39 @@ class Pass:
             )
 
 
+def _progress(one: Pass) -> Progress | None:
+    """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
+    if not one.run.recipe.log_every or not one.run.ranks.main:
+        return None
+    write = partial(one.log, "steps", epoch=one.epoch, phase=one.phase.name)
+    return Progress(one.run.recipe.log_every, write)
+
+
+def _collect(one: Pass, tallies: list[_Tally]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `_continue` gives back to a pass."""
+    parts = [tally.state_dict(f"{k}.") for k, tally in enumerate(tallies)]
+    if one.progress is not None:
+        one.progress.read()
+    return {name: tensor for tensors, _ in parts for name, tensor in tensors.items()}, {
+        "tallies": [values for _, values in parts],
+        "progress": None if one.progress is None else list(one.progress.before),
+        "seconds": time.perf_counter() - one.started,
+        "compiling": one.step.compile_seconds - one.compiled,
+    }
+
+
+def _continue(
+    one: Pass, tallies: list[_Tally], tensors: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    """Give a pass that has begun again the sums and clocks it was stopped with."""
+    for k, tally in enumerate(tallies):
+        tally.load_state_dict(tensors, values["tallies"][k], f"{k}.")
+    if one.progress is not None and values["progress"] is not None:
+        one.progress.before = (values["progress"][0], values["progress"][1])
+    one.started -= values["seconds"]
+    one.compiled -= values["compiling"]
+
+
 class _Tally:
     """What the batches of one phase of a pass add up to, on the device."""
 
@@ -330,6 +412,7 @@ class _Tally:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
         self.position, self.rate = 0, 0.0
+        self.parts = 0  # batches of which this rank had samples
         # Reads of each training sample; samples of other sources have numbers of their own.
         self.counts = []
         if self.phase.source == "train":
@@ -345,6 +428,7 @@ class _Tally:
         here = torch.where(loss.isfinite(), self.steps, self.position)
         self.broken = torch.minimum(self.broken, here)
         self.position += 1
+        self.parts += len(batch.labels) > 0
 
     def record(self, run: Run) -> None:
         """Add the pass's reads of each sample to those of its phase, once summed over ranks."""
@@ -353,52 +437,33 @@ class _Tally:
             reads = count.cpu()
             run.reads[name] = run.reads[name] + reads if name in run.reads else reads
 
+    def state_dict(self, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """This rank's tensors under names that begin with `place`, and what is equal on all."""
+        tensors = {f"{place}{name}": tensor for name, tensor in self._tensors()}
+        tensors[f"{place}parts"] = torch.tensor(self.parts)
+        return tensors, {"position": self.position, "rate": self.rate}
+
+    def load_state_dict(
+        self, tensors: dict[str, Tensor], values: dict[str, Any], place: str
+    ) -> None:
+        """Fill a tally that has started with what `state_dict` gave."""
+        for name, tensor in self._tensors():
+            tensor.copy_(tensors[f"{place}{name}"])
+        self.position, self.rate = values["position"], values["rate"]
+        self.parts = int(tensors[f"{place}parts"])
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in vars(self).items():
+            tensors = value if isinstance(value, list) else [value]
+            for k, tensor in enumerate(tensors):
+                if isinstance(tensor, Tensor):
+                    yield f"{name}.{k}", tensor
+
     def first_broken(self, run: Run) -> int:
         """The first step, counted from one, whose loss was not finite on some rank."""
         if run.ranks.world > 1:
             dist.all_reduce(self.broken, dist.ReduceOp.MIN)
         return int(self.broken) + 1
-
-
-class _Progress:
-    """Every `every` steps, a line with the mean loss of this rank's samples since the last one.
-
-    Without waiting for the device: what the steps added up to is copied to the host when a line is
-    due, and read when the next one is, by when the copy is long done.
-    """
-
-    def __init__(self, every: int, write: Callable[..., None]):
-        """`write(step=..., loss=..., lr=...)` is called once a line."""
-        self.every, self.write = every, write
-        self._before = (0.0, 0.0)  # loss and samples at the last line
-        self._sent: tuple[Tensor, torch.cuda.Event | None, int, float] | None = None
-
-    def step(self, number: int, sums: Tensor, rate: float) -> None:
-        """After step `number`, counted from one; `sums` holds loss and samples so far, on top."""
-        if number % self.every:
-            return
-        self.read()
-        if sums.is_cuda:
-            host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-            host.copy_(sums, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        else:
-            host, done = sums.clone(), None
-        self._sent = (host, done, number, rate)
-
-    def read(self) -> None:
-        """Write the line that is on its way, if any; also at the end of the pass."""
-        if self._sent is None:
-            return
-        host, done, number, rate = self._sent
-        self._sent = None
-        if done is not None:
-            done.synchronize()
-        loss, samples = host[:2].tolist()
-        mean = (loss - self._before[0]) / (samples - self._before[1])
-        self._before = (loss, samples)
-        self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
 
 
 def _audit(phase: Phase, forget: int, retain: int) -> None:
@@ -414,45 +479,8 @@ def _with_bar(run: Run, one: Pass) -> Iterator[tuple[Batch, Batch | None]]:
     yield from tqdm(
         one.batches(),
         total=one.steps,
+        initial=one.skip,
         desc=f"epoch {one.epoch + 1}/{run.recipe.epochs} {one.phase.name}",
         disable=None if run.ranks.main else True,
         leave=False,
     )
-
-
-def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The batch-norm layers of a model, in its own order."""
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-
-def _frozen(run: Run, phase: Phase) -> bool:
-    return phase.batch_norm == "frozen" or run.recipe.batch_norm == "frozen"
-
-
-def _trains(layer: nn.Module) -> bool:
-    """False for a layer whose weights a method has frozen: its running statistics rest, too."""
-    moving = [parameter.requires_grad for parameter in layer.parameters()]
-    return any(moving) or not moving
-
-
-def _set_mode(run: Run, phase: Phase) -> None:
-    run.model.train()
-    for layer in batch_norms(run.model):
-        if _frozen(run, phase) or not _trains(layer):
-            layer.eval()
-
-
-def _average_batch_norm(run: Run) -> None:
-    """Make the running statistics equal on all ranks: their mean."""
-    if run.ranks.world == 1:
-        return
-    buffers = [
-        buffer
-        for layer in batch_norms(run.model)
-        if _trains(layer)
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    ]
-    sum_over_ranks(buffers, run.ranks)
-    for buffer in buffers:
-        buffer /= dist.get_world_size()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.order import stream_sizes
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(net, batch) -> scalar to descend, the mean over this rank's samples. Pure: no host sync."""
@@ -133,6 +135,8 @@ class Run:
     precision: Precision = field(default_factory=Precision)
     request: str = ""
     """Digest of what is to be forgotten; empty where nothing says."""
+    images: str = ""
+    """Digest of the training images; on the first rank alone, which looks at every file."""
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
     epoch_number: int = 0
@@ -179,6 +183,14 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the order of `named_parameters`."""
         return list(self.named_parameters.values())
+
+    def smallest_batch(self, stream: Stream, samples: int | None = None) -> int:
+        """Samples of the smallest global batch of a stream of the training set.
+
+        `samples` is the size of another set, which is read as a whole.
+        """
+        forget = self.forget.cpu().numpy() if samples is None else np.zeros(samples, np.bool_)
+        return min(stream_sizes(stream, forget, self.recipe.batch_size))
 
     def add_module(self, name: str, module: nn.Module) -> nn.Module:
         """Train further parameters beside the network's, such as an adapter or a noise image.

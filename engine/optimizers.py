@@ -195,6 +195,8 @@ class MaskedSgd(torch.optim.Optimizer):
                 for parameter, mask in zip(parameters, masks, strict=True)
             ]
         self.momenta = [torch.zeros_like(tensor) for tensor in like]
+        for parameter, buffer in zip(parameters, self.momenta, strict=False):
+            self.state[parameter]["momentum_buffer"] = buffer  # the flat one is the first's
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

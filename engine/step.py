@@ -19,6 +19,7 @@ from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
+from letheon.engine.models.batch_norm import set_mode
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 
@@ -38,6 +39,7 @@ class Step:
     compile_seconds: float = 0.0
     edits_grads: bool = True  # False where the method has no edit of its own
     averages: list[Tensor] = field(default_factory=list)  # of `_weights`; empty without an EMA
+    idle: frozenset[str] = frozenset()  # phases in which ranks have no sample of some batch
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
         """Step on this rank's part of one global batch, which is on the device.
@@ -46,7 +48,7 @@ class Step:
             0-dim: the mean loss over this rank's samples, before the step; of a loss in parts,
             their sum.
         """
-        optimizer = self._optimizer(phase)
+        optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         backward = self._parts_backward if phase.parts else self._backward
@@ -72,6 +74,8 @@ class Step:
     def _backward(self, phase: Phase, batch: Batch) -> Tensor:
         """Leave the gradient, the mean over the ranks, in `.grad`; return the loss."""
         run, losses = self.run, []
+        if not len(batch.labels):
+            losses.append(self._zero_loss())
         for piece, last in pieces(batch, run.recipe.grad_accum_steps):
             started = time.perf_counter()
             with self.reducer.backward(last):
@@ -114,6 +118,8 @@ class Step:
             self._note_compile(phase, piece, started)
             share = len(piece.labels) / len(batch.labels)
             losses.append(torch.stack([value.detach() for value in values.values()]).sum() * share)
+        if not len(batch.labels):
+            losses.append(self._zero_loss())
         flat = [one for grads in parts.values() for one in grads]
         sum_over_ranks(flat, run.ranks)
         if run.ranks.world > 1:
@@ -129,6 +135,10 @@ class Step:
         run.grad_parts = parts
         return torch.stack(losses).sum()
 
+    def _zero_loss(self) -> Tensor:
+        """Loss of a rank that has no sample of a global batch; the scaler gets its scale by one."""
+        return self.scaler.scale(torch.zeros((), device=self.run.ranks.device))
+
     def finish(self) -> None:
         """After the last step: where an average of the weights was kept, it is what remains."""
         for average, weight in zip(self.averages, self._weights(), strict=True):
@@ -142,10 +152,11 @@ class Step:
             return [self.run.flat.weights]
         return [parameter.detach() for parameter in self.run.parameters]
 
-    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        if phase.slot not in self.optimizers:
-            self.optimizers[phase.slot] = self.method.optimizer(self.run, self.state, phase.slot)
-        return self.optimizers[phase.slot]
+    def slot_optimizer(self, slot: str) -> torch.optim.Optimizer:
+        """The optimizer of a slot; built when it is first asked for."""
+        if slot not in self.optimizers:
+            self.optimizers[slot] = self.method.optimizer(self.run, self.state, slot)
+        return self.optimizers[slot]
 
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
         """The phase's loss; where the run asks for it, compiled once a name."""
@@ -164,6 +175,13 @@ class Step:
             self.compile_seconds += time.perf_counter() - started
 
 
+def rehearse(step: Step, phase: Phase, batch: Batch) -> None:
+    """Forward and backward without a step; running statistics and random numbers move."""
+    set_mode(step.run, phase)
+    step._backward(phase, batch)
+    step.reducer.clear()
+
+
 def assemble(method: Method, run: Run, state: State) -> Step:
     """Join the ranks' gradients as the run asks, and prepare the rest of the step."""
     if run.ranks.world > 1 and run.recipe.batch_norm == "sync":
@@ -174,7 +192,32 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     step = Step(method, run, state, reducer, scaler)
     step.edits_grads = type(method).edit_grads is not Method.edit_grads
     step.averages = [weight.clone() for weight in step._weights()]
+    step.idle = idle_phases(method, run, state)
+    if step.idle and run.recipe.batch_norm == "sync":
+        raise RunFailed(
+            f"got a batch of fewer samples than {run.ranks.world} ranks in {min(step.idle)} with "
+            "batch-norm sync, in which every rank takes part; use batch-norm local or frozen, or "
+            "start fewer ranks"
+        )
     return step
+
+
+def idle_phases(method: Method, run: Run, state: State) -> frozenset[str]:
+    """Names of the phases with a global batch of fewer samples than there are ranks."""
+    if run.ranks.world == 1:
+        return frozenset()
+    streams = {
+        (phase.stream, phase.source): phase.name
+        for epoch in range(run.recipe.epochs)
+        for phase in _all(method, run, state, epoch)
+    }
+    others = any(source != "train" for _, source in streams)
+    sizes = {name: len(images) for name, images in method.sources(run).items()} if others else {}
+    return frozenset(
+        name
+        for (stream, source), name in streams.items()
+        if run.smallest_batch(stream, sizes.get(source)) < run.ranks.world
+    )
 
 
 def _align_layouts(parameters: list[nn.Parameter]) -> None:
@@ -190,7 +233,7 @@ def _reducer(method: Method, run: Run, state: State) -> Alone:
     if way == "none" or not run.parameters:
         return Alone(run.model, run.parameters)
     epochs = run.recipe.epochs
-    phases = [phase for epoch in range(min(epochs, 1)) for phase in _all(method, run, state, epoch)]
+    phases = _all(method, run, state, 0) if epochs else []
     if way == "ddp" and run.precision.tune_step and run.precision.reduce == "auto":
         steps = sum(run.loader.steps(phase.stream) for phase in phases) * epochs
         if worth_trying(steps):
@@ -198,7 +241,8 @@ def _reducer(method: Method, run: Run, state: State) -> Alone:
             run.notes.append(line)
             if run.ranks.main:
                 print(line, file=sys.stderr)
-    if way == "flat" or hasattr(run.model, "extra"):  # buckets wait for parameters no phase uses
+    # Buckets wait for parameters no phase uses, and for ranks that have no sample in a batch.
+    if way == "flat" or hasattr(run.model, "extra") or idle_phases(method, run, state):
         return Flat(run.model, run.parameters, run.ranks, run.precision.wire)
     static = _one_graph(method, run, state)
     return Buckets(run.model, run.parameters, run.ranks, run.precision.wire, static)
@@ -224,6 +268,8 @@ def pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
     Each takes every count-th row, so that the two halves of a ``paired`` batch are in all of them.
     `total` stays that of the whole batch: the losses, weighted by their samples, add up to its own.
     """
+    if not len(batch.labels):
+        return
     if count == 1:
         yield batch, True
         return

@@ -20,6 +20,8 @@ from letheon.eval.search.scores import Metric as Similarity
 T = TypeVar("T")
 DOMAIN = "domain/"
 """Prefix of the keys of downstream sets."""
+EARLIER = "earlier/"
+"""Prefix of the keys of the training images that were forgotten before this request."""
 ITSELF = "this is the reference itself"
 _REASONS: dict[Need, str] = {
     "original": "got no original model; expected one to compare with",
@@ -113,6 +115,12 @@ class Case:
         """Outputs on the downstream sets by name."""
         outputs = self.passes.outputs.items()
         return {key.removeprefix(DOMAIN): o for key, o in outputs if key.startswith(DOMAIN)}
+
+    @property
+    def earlier(self) -> dict[str, Outputs]:
+        """Outputs on the training images of each earlier request, by its text."""
+        outputs = self.passes.outputs.items()
+        return {key.removeprefix(EARLIER): o for key, o in outputs if key.startswith(EARLIER)}
 
     @property
     def original(self) -> Subject:

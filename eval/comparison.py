@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.checkpoints.options import CheckpointOptions
@@ -19,10 +21,12 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, failure_reason
 from letheon.errors import InputError
+from letheon.eval.case import DOMAIN, EARLIER
 from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.forget_request import Request, resolve
+from letheon.loaders.forget_request import Request, leave_out_earlier, resolve
 from letheon.loaders.forget_request import forget_mask as mask_of
-from letheon.loaders.views import unwrap
+from letheon.loaders.views import SubsetImages, unwrap
+from letheon.sealed import expect_shape, read_sealed
 
 RANDOM = "random"
 """Name of the untrained network's row."""
@@ -55,6 +59,9 @@ class Entry:
     seconds: float | None = None  # of forgetting: preparation and training
     together: int = 1  # runs that this clock counts, where one pass fed several
     seed: int | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the images that a run folder's record names, by split."""
+    counts: Mapping[str, int] = field(default_factory=dict)  # of these images
     settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
     own_stream: bool = False  # random numbers are not those of training with the same seed
 
@@ -68,6 +75,10 @@ class Comparison:
     domains: dict[str, ImageSet]
     request: Request
     left_out: dict[str, str] = field(default_factory=dict)  # model -> why it cannot be measured
+    opened: Data | None = None  # `data` before images forgotten earlier were taken out
+    forget: NDArray[np.bool_] | None = None  # over the training images, where some are left out
+    earlier: dict[str, ImageSet] = field(default_factory=dict)
+    """Training images of each earlier request, by its text; they are no retain images."""
 
     def of_role(self, role: str) -> list[Entry]:
         """Select entries in this role, in order."""
@@ -100,11 +111,14 @@ class Comparison:
     @property
     def sets(self) -> dict[str, ImageSet]:
         """Every image set by its key in a model's passes."""
-        named = {f"domain/{name}": images for name, images in self.domains.items()}
+        named = {f"{DOMAIN}{name}": images for name, images in self.domains.items()}
+        named |= {f"{EARLIER}{text}": images for text, images in self.earlier.items()}
         return {"train": self.data.train, "test": self.data.test, **named}
 
     def forget_mask(self, key: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """(n,) bool: which images of a set belong to what was forgotten."""
+        if key == "train" and self.forget is not None:
+            return self.forget
         labels = self.sets[key].labels
         if key == "train" or (key == "test" and self.request.samples is None):
             return mask_of(self.request, labels)
@@ -154,6 +168,13 @@ def open_comparison(
     paths = [*first, *((path, "retrained") for path in retrained), *((path, "") for path in runs)]
     if not paths:
         raise InputError("got no model; expected original, retrained or runs", option="runs")
+    unused = sorted({*checkpoint.changes, *(["part"] if checkpoint.part else [])})
+    if unused and all((path / "settings.json").is_file() for path, _ in paths):
+        raise InputError(
+            f"got {', '.join(unused)} for run folders, whose files say it; leave it out, or name "
+            "a checkpoint from elsewhere",
+            option=unused[0],
+        )
     names = _names([path for path, _ in paths])
     entries, left_out = [], {}
     for (path, role), name in zip(paths, names, strict=True):
@@ -175,7 +196,61 @@ def open_comparison(
     if random_control:
         before = sum(entry.role in ("original", "retrained") for entry in entries)
         entries.insert(before, _random(entries, job.seed))
-    return Comparison(entries, data, domains, request, left_out)
+    return assemble_comparison(entries, data, domains, request, left_out)
+
+
+def assemble_comparison(
+    entries: list[Entry],
+    data: Data,
+    domains: dict[str, ImageSet],
+    request: Request,
+    left_out: dict[str, str] | None = None,
+) -> Comparison:
+    """Make the comparison; what a model forgot before `request` is a set of its own.
+
+    Raises:
+        InputError: sample numbers of other images were forgotten earlier.
+    """
+    every = [one for entry in entries for one in entry.model.requests]
+    earlier = {one.numbers: one for one in every if one.numbers != request.numbers}
+    found = Comparison(entries, data, domains, request, left_out or {}, data)
+    if not earlier:
+        return found
+    rest, forget = leave_out_earlier(data, request, list(earlier.values()))
+    labels = data.train.labels
+    now = mask_of(request, labels)
+    sets: dict[str, ImageSet] = {
+        one.text: SubsetImages(data.train, np.flatnonzero(mask_of(one, labels) & ~now))
+        for one in earlier.values()
+    }
+    named = {text: images for text, images in sets.items() if len(images)}
+    return replace(found, data=rest, forget=forget, earlier=named)
+
+
+def check_images(entries: Sequence[Entry], data: Data | None) -> None:
+    """Compare the images opened now with those that the run folders' records name, by digest.
+
+    Asks the size of every file, so one rank is enough.
+
+    Raises:
+        InputError: they differ; the text says which run, which split, and by how many images.
+    """
+    if data is None or not any(entry.data for entry in entries):
+        return
+    now = {"train": data.train, "test": data.test}
+    for entry in entries:
+        for split, images in now.items():
+            known = entry.data.get(split)
+            if known is None or known == images.digest:
+                continue
+            before = entry.counts.get(split)
+            count = f"{before} then, {len(images)} now" if before else f"{len(images)} now"
+            raise InputError(
+                f"got other {split} images than {entry.name} was made with: {count}, digest "
+                f"{known[:12]} then, {images.digest[:12]} now; give the images of the run, or "
+                "allow other images where that is meant",
+                option="other_images",
+            )
 
 
 def _random(entries: Sequence[Entry], seed: int) -> Entry:
@@ -205,6 +280,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+def _content(folder: Path) -> str:
+    names = sorted(os.listdir(folder))
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "nothing"
+
+
 class _Broken(InputError):
     """A model that cannot be measured, though nothing is wrong with the others."""
 
@@ -216,25 +296,31 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     if run:
         if (reason := failure_reason(path)) is not None:
             raise _Broken(f"got {path}, a run that failed: {reason}")
+        if not any((path / file).is_file() for file in (FINISHED, "settings.json")):
+            raise InputError(
+                f"got {path}; it is no run folder (it holds {_content(path)}); expected one of "
+                "train or forget, or a checkpoint; name that"
+            )
         if not (path / FINISHED).is_file():
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
             )
-        facts = json.loads((path / FINISHED).read_text(encoding="utf-8"))
-        settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        facts = read_sealed(path / FINISHED)
+        settings = read_sealed(path / "settings.json")
     try:
         loaded = load_model(path, name=checkpoint.model) if run else checkpoint.load(path)
     except BrokenWeights as error:
         raise _Broken(str(error)) from error
     digest = weights_digest(loaded)
-    if facts and facts["weights"] != digest:
+    if facts and (recorded := str(facts.get("weights"))) != digest:
         raise InputError(
             f"got {path}, whose weights are {digest[:12]}; its record says "
-            f"{facts['weights'][:12]}; the file was changed: run it again"
+            f"{recorded[:12]}; the file was changed: run it again"
         )
-    seconds = facts.get("seconds")
-    spent = None if seconds is None else seconds["prepare"] + seconds["train"]
-    runs = 1 if seconds is None else seconds.get("together", 1)
+    with expect_shape(path / FINISHED):
+        seconds = facts.get("seconds")
+        spent = None if seconds is None else float(seconds["prepare"]) + float(seconds["train"])
+        runs = 1 if seconds is None else int(seconds.get("together", 1))
     recorded = str(facts.get("method", path))
     method, kind = _FIRST_EDITION.get(recorded, (recorded, "unlearning"))
     kind = facts.get("kind", kind)
@@ -245,7 +331,8 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     alike = {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD} | {"run": method}
     return Entry(
         name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
-        json.dumps(alike, sort_keys=True), own_stream,
+        facts.get("data", {}), facts.get("images", {}), json.dumps(alike, sort_keys=True),
+        own_stream,
     )  # fmt: skip
 
 
@@ -254,22 +341,23 @@ def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int)
     requests: dict[str, Request] = {}
     if forget is not None:
         requests["forget"] = resolve(forget, data, seed)
+    earlier: set[tuple[str, str]] = set()
     for folder in folders:
         file = folder / "request.json"
         if file.is_file():
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            samples = None if facts["samples"] is None else tuple(facts["samples"])
-            requests[str(folder)] = Request(
-                facts["text"], tuple(facts["classes"]), samples, facts["digest"],
-                tuple(facts["notes"]),
-            )  # fmt: skip
+            facts = read_sealed(file)
+            requests[str(folder)] = Request.from_facts(facts, file)
+            before = (Request.from_facts(one, file) for one in facts.get("earlier", ()))
+            earlier |= {one.numbers for one in before}
+    # The original of a second request is a run that forgot the first.
+    requests = {name: one for name, one in requests.items() if one.numbers not in earlier}
     if not requests:
         raise InputError(
             "got no run that says what was forgotten; name it, such as class:3", option="forget"
         )
     (first, request), *rest = requests.items()
     for name, other in rest:
-        if (other.digest, other.samples is None) != (request.digest, request.samples is None):
+        if other.numbers != request.numbers:
             raise InputError(
                 f"got {first}, which forgot {request.text}, and {name}, which forgot {other.text}; "
                 "compare runs of one request"

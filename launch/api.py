@@ -7,7 +7,6 @@ caller holds. Nothing handed in is modified: the work is done on copies.
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,11 +23,12 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.eval.case import Conditions
-from letheon.eval.comparison import Comparison, Entry
+from letheon.eval.comparison import Comparison, Entry, assemble_comparison
 from letheon.eval.evaluate import Extent, Measuring
 from letheon.launch.command import together
 from letheon.launch.inputs import (
@@ -50,7 +49,7 @@ from letheon.launch.inputs import (
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data
-from letheon.loaders.forget_request import Request, forget_mask
+from letheon.loaders.forget_request import Request
 from letheon.methods import catalogue, inner_fields
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.train import Train
@@ -91,9 +90,11 @@ def forget(
         )
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
-            check_free(call.out, call.overwrite)
+            check_free(call.out, call.overwrite, resume=True)
             data = open_images(call, train, test)
             network = open_model(model, data, preset)
+            if call.relearn_earlier:
+                network.requests = ()
             data = align(network, data)
             if call.method.from_scratch and isinstance(model, nn.Module | Result):
                 raise InputError(
@@ -143,13 +144,15 @@ def train(
         )
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
-            check_free(call.out, call.overwrite)
+            check_free(call.out, call.overwrite, resume=True)
             data = open_images(call, train, test)
             if isinstance(model, str):
                 known = None if preset is None else build_preset(preset)
                 network = build(model, len(data.classes), call.seed, known)
             else:
                 network = open_model(model, data, preset)
+            if call.relearn_earlier:
+                network.requests = ()
             data = align(network, data)
             return plan_training(call, call.method, network, data, ranks)
 
@@ -213,7 +216,7 @@ def evaluate(
                 entries.append(_entry(model, role, network.eval(), [e.name for e in entries]))
             domains = {} if downstream is None else call.open_domains(downstream)
             request = resolve_request(forget, data, call.seed)
-            return Comparison(entries, data, domains, request)
+            return assemble_comparison(entries, data, domains, request)
 
         comparison = together(ranks, plan)
         measuring = Measuring(call, comparison, Conditions(), Extent(), batch_size, ranks)
@@ -252,8 +255,7 @@ def build_method(method: str | Method) -> Method:
         return method
     known = catalogue()
     if method not in known:
-        near = difflib.get_close_matches(str(method), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = suggest(str(method), known)
         raise InputError(
             f"got method {method!r}; expected one of {', '.join(known)}, or a Method{hint}",
             option="method",
@@ -279,11 +281,11 @@ def plan_forgetting(
     """
     seed = method.stream_seed(job.seed)
     if method.from_scratch:
-        names = model.class_names
+        names, requests = model.class_names, model.requests
         model = build(model.name, model.classes, seed, model.preset)
-        model.class_names = names
-    mask = forget_mask(request, data.train.labels)
-    plan = Plan(job, method.recipe, model, data, mask, request, seed)
+        model.class_names, model.requests = names, requests
+    accept = bool(getattr(job, "accept_chance", False))
+    plan = Plan(job, method.recipe, model, data, request, accept, seed)
     run = plan.run(ranks, like)
     method.check(run)
     return plan, run
@@ -293,7 +295,7 @@ def plan_training(
     job: JobOptions, method: Method, model: Classifier, data: Data, ranks: Ranks
 ) -> tuple[Plan, Run]:
     """Plan training on all images; nothing is written."""
-    plan = Plan(job, method.recipe, model, data, np.zeros(len(data.train), dtype=bool))
+    plan = Plan(job, method.recipe, model, data)
     run = plan.run(ranks)
     method.check(run)
     return plan, run
@@ -304,9 +306,9 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     with join_ranks(call.device) as ranks:
         devices = [ranks.device] if ranks.device.type == "cuda" else []
         with claim([call.out], ranks):
-            planned, run = together(ranks, lambda: plan(ranks))
+            planned, run = together(ranks, lambda: plan(ranks), lambda one: plan_facts(*one))
             with torch.random.fork_rng(devices):
-                train_and_save(planned, call.method, run, call.out)
+                train_and_save(planned, call.method, run, call.out, call.saving, call.overwrite)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
             lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -316,7 +318,7 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     name = record["method"] if out is None else out.name
     return Result(
         _restore(model, run.model), record, metrics, planned.request, out, name, call.seed,
-        run.model.preset,
+        run.model.preset, run.model.requests,
     )  # fmt: skip
 
 
@@ -326,10 +328,12 @@ def _restore(model: Model, trained: Classifier) -> nn.Module:
         model = model.model
     if isinstance(model, nn.Module):
         own = copy.deepcopy(model)
-        net = own.net if isinstance(own, Classifier) else own
+        net = own
+        if isinstance(own, Classifier):
+            net, own.requests = own.net, trained.requests
     else:
         fresh = Classifier(trained.plain_net(), trained.name, trained.preset)
-        fresh.class_names = trained.class_names
+        fresh.class_names, fresh.requests = trained.class_names, trained.requests
         return fresh.cpu().eval()
     net.load_state_dict(trained.net.state_dict())
     return own

@@ -1,7 +1,8 @@
 """How every script starts and ends: arguments to a dataclass, mistakes to one line, exit codes.
 
-0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 1: a fault of Letheon's own, with
-its traceback. `docs/python.md` states them; they do not change.
+0: done. 2: bad input. 3: the run failed (numbers, ranks, disk). 75: stopped by a signal, to be
+started again. 1: a fault of Letheon's own, with its traceback. `docs/python.md` states them; they
+do not change.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, adopt_launcher, gather_objects, join_ranks
+from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, join_ranks
 from letheon.engine.method import Method
+from letheon.engine.runs.agreement import Facts, agree_on_start
+from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.methods import catalogue, inner_fields
 
@@ -43,34 +48,65 @@ def run_several(
 ) -> None:
     """Run `main` on the several settings that `read` makes of one command line, on one device.
 
-    An `InputError` ends the process with exit code 2 and a `RunFailed` with 3, both in one line
-    from the first rank. Anything else is raised, for its traceback. Under torchrun every rank that
-    fails says why in the file that torchrun prints at its end.
+    An `InputError` ends the process with exit code 2 and a `RunFailed` with 3, both in one line:
+    of the first rank where all have the error, else of the rank that fails first, with its host.
+    Anything else is raised, for its traceback, unless another rank has failed before. Under
+    torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
+    speaks = os.environ.get("RANK", "0") == "0"
+    place = ""
     try:
         adopt_launcher()
         parsed = read()
-        with join_ranks(getattr(parsed[0], "device", "auto")) as ranks:
-            main(parsed, ranks)
+        with listen(), _join(parsed[0]) as ranks:
+            try:
+                main(parsed, ranks)
+            except Exception as error:  # before the others notice that this rank has gone
+                if not (isinstance(error, LetheonError) and error.everywhere):
+                    speaks = is_first_to_fail(ranks)
+                    place = f"on {socket.gethostname()} (rank {ranks.rank}): "
+                    place *= ranks.world > 1
+                raise
+    except Stopped as stop:
+        _end_stopped(str(stop))
     except (InputError, RunFailed) as error:
-        line = error_line(error)
-        if os.environ.get("RANK", "0") == "0":
+        line = error_line(error, place)
+        if speaks:
             print(line, file=sys.stderr, flush=True)
         write_torchrun_error(line)
         sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
     except Exception as error:
+        if name := last_signal():  # what the same signal has ended cannot be waited for
+            _end_stopped(f"by {name} before it could save ({type(error).__name__})")
+        if place and not speaks:
+            sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
         write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
 
 
-def error_line(error: Exception) -> str:
+def _join(settings: Any) -> AbstractContextManager[Ranks]:
+    timeout = getattr(settings, "timeout", 1800.0)
+    return join_ranks(getattr(settings, "device", "auto"), timeout)
+
+
+def _end_stopped(reason: str) -> NoReturn:
+    """Say in one line that a signal has stopped the job, and exit with its code."""
+    line = f"stopped: {reason}; the same command goes on from the last save"
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+    write_torchrun_error(line)
+    sys.exit(STOPPED)
+
+
+def error_line(error: Exception, place: str = "") -> str:
     """Return the one line a user sees: "error: ", the option's flag where there is one, the text.
 
-    An option inside another ("recipe.lr") has the flag of its last part, as the parser gives it.
+    `place` comes before all. An option inside another ("recipe.lr") has the flag of its last part,
+    as the parser gives it.
     """
     option = getattr(error, "option", "").rpartition(".")[2].replace("_", "-")
     flag = f"--{option}: " if option else ""
-    return f"error: {flag}{' '.join(str(error).split())}"
+    return f"error: {place}{flag}{' '.join(str(error).split())}"
 
 
 def write_torchrun_error(line: str, stack: str = "") -> None:
@@ -179,18 +215,23 @@ def _with_inner(method: type[Method], inner: Any) -> type[Method]:
     )
 
 
-def together(ranks: Ranks, check: Callable[[], T]) -> T:
+def together(
+    ranks: Ranks, check: Callable[[], T], facts: Callable[[T], Facts] = lambda result: {}
+) -> T:
     """Run `check` on every rank; if any refuses its input, raise the first rank's error on all.
+
+    `facts` states what the result is; where it differs between ranks, all refuse it.
 
     Whatever can fail on bad input goes through here, so that no rank waits for one that has left.
     """
     result: list[T] = []
     problem: LetheonError | None = None
+    stated: Facts = {}
     try:
         result.append(check())
+        if ranks.world > 1:
+            stated = facts(result[0])
     except LetheonError as error:
         problem = error
-    first = next((e for e in gather_objects(problem, ranks) if e is not None), None)
-    if first is not None:
-        raise first
+    agree_on_start(ranks, problem, stated)
     return result[0]

@@ -25,14 +25,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.distributed import Ranks
+from letheon.engine.models.original_check import Look, check_original
+from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
 from letheon.eval.case import Conditions
-from letheon.eval.comparison import Comparison, open_comparison
+from letheon.eval.comparison import Comparison, check_images, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.finished_rows import FinishedRows
 from letheon.eval.related_images import find_related
@@ -42,6 +46,8 @@ from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
 from letheon.launch.records.claim import claim
+from letheon.loaders.batch import Loader
+from letheon.loaders.preset import Preset
 from letheon.loaders.views import list_notes
 
 
@@ -62,6 +68,11 @@ class Settings(JobOptions):
     downstream: str | None = None
     """Set for k-NN: `digits`, or <domain>/<class>/ folders such as Office-Home, with
     <domain>_list.txt files if there are some (DomainNet-126); default: none."""
+    accept_chance: bool = False
+    """Measure though the original is sure of its answers and right by chance alone."""
+    other_images: bool = False
+    """Measure on other images than those the runs were made with; by default they are refused,
+    since numbers of samples would mean other images, and accuracies be of others."""
     random_control: bool = False
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
@@ -101,6 +112,8 @@ class Settings(JobOptions):
             self, self.original, self.retrained, self.runs, self.checkpoint, self.forget,
             self.downstream, self.random_control,
         )  # fmt: skip
+        if ranks.main and not self.other_images:
+            check_images(found.entries, found.opened)
         if self.extent.related is not None:
             find_related(
                 self.extent.related, found, self.seed, 1
@@ -120,7 +133,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
 def measure(settings: Settings, ranks: Ranks) -> None:
     """Measure, print and write, under the lock of the output folder."""
-    comparison = together(ranks, lambda: settings.comparison(ranks))
+    comparison = together(
+        ranks,
+        lambda: settings.comparison(ranks),
+        lambda one: comparison_facts(settings, one.request, one.opened or one.data, ranks),
+    )
     notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
     for line in notes if ranks.main else ():
         print(line, file=sys.stderr)
@@ -129,6 +146,8 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks,
         finished,
     )  # fmt: skip
+    if not settings.accept_chance:
+        check_originals(settings, comparison, ranks)
     table = measuring.measure()
     if settings.extent.relearn:
         measuring.relearn(table)
@@ -151,6 +170,19 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         write(settings, table, {**facts, "versions": versions(ranks)})
     if finished is not None:
         finished.remove()
+
+
+def check_originals(settings: Settings, of: Comparison, ranks: Ranks) -> None:
+    """Refuse an original that does not know the images; see `check_original`."""
+    images, forget = of.sets["train"], of.forget_mask("train")
+    precision = settings.precision.resolve(ranks.device)
+    for entry in of.of_role("original"):
+
+        def open_as(preset: Preset) -> Loader:
+            return settings.loader_of(images, forget, preset, settings.batch_size, ranks)
+
+        loader, mask = open_as(entry.model.preset), torch.from_numpy(forget)
+        check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
 
 
 def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:

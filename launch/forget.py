@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
+from letheon.engine.runs.agreement import Facts, plan_facts
 from letheon.engine.runs.plan import Plan, train_and_save
-from letheon.engine.runs.run_folder import check_free
+from letheon.engine.runs.run_folder import FINISHED, check_free
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
@@ -60,10 +62,11 @@ class Settings(Forgetting):
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite)
+        check_free(self.out, self.overwrite, resume=True)
         check_key(self.sign)
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
@@ -72,20 +75,22 @@ class Settings(Forgetting):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then forget and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks))
-        train_and_save(plan, settings.method, run, settings.out)
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
+        train_and_save(
+            plan, settings.method, run, settings.out, settings.saving, settings.overwrite
+        )
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
     """Give each run of several its own folder in --out; they may differ in few things."""
     first = runs[0]
     for settings in runs:
-        for field in fields(Settings):
-            if field.name in ("method", "seed"):
+        for one in fields(Settings):
+            if one.name in ("method", "seed"):
                 continue
-            if getattr(settings, field.name) != getattr(first, field.name):
+            if getattr(settings, one.name) != getattr(first, one.name):
                 raise InputError(
-                    f"got another {field.name} for one of several runs; only the method, its "
+                    f"got another {one.name} for one of several runs; only the method, its "
                     "options and --seed may differ; say the rest before the first method"
                 )
     if (first.out / "settings.json").exists():
@@ -99,7 +104,8 @@ def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
 def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
     """Plan every run of several before anything is written; model and data are opened once."""
     for settings in runs:
-        check_free(settings.out, settings.overwrite)
+        if not (settings.out / FINISHED).is_file():
+            check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
@@ -118,7 +124,13 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     else:
         each = together(ranks, lambda: assign_folders(runs))
         with claim([one.out for one in each], ranks):
-            train_all(together(ranks, lambda: plan_all(each, ranks)), ranks)
+            jobs = together(ranks, lambda: plan_all(each, ranks), _facts_of_all)
+            train_all(jobs, ranks, each[0].saving, each[0].overwrite)
+
+
+def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:
+    every = {job.name: plan_facts(job.plan, job.run) for job in jobs}
+    return {f"{key} of {name}": v for name, facts in every.items() for key, v in facts.items()}
 
 
 def read(args: Sequence[str]) -> list[Settings]:

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from letheon.engine.checkpoints import model_file
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
@@ -47,7 +48,13 @@ class Options(TypedDict, total=False):
     """Share of each class of `train` held out as test images, where `test` is not given."""
     holdout_seed: int
     precision: Precision
+    accept_chance: bool
+    """Go on though the network is sure of its answers and right by chance alone."""
+    relearn_earlier: bool
+    """Read as retain images what the model was made to forget earlier, in place of leaving such
+    images out."""
     overwrite: bool
+    saving: SaveOptions
     batch_size: int
     """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
 
@@ -72,6 +79,8 @@ class Result:
     seed: int
     preset: Preset
     """How the network wants its images."""
+    requests: tuple[Request, ...] = ()
+    """All that the network was made to forget, the oldest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +91,10 @@ class Call(JobOptions):
     forget: str = ""
     method: Method = field(default_factory=Train)
     out: Path = Path()
+    accept_chance: bool = False
+    relearn_earlier: bool = False
     overwrite: bool = False
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
 
 def open_images(job: JobOptions, train: Images, test: Images = None) -> Data:
@@ -149,8 +161,9 @@ def open_model(
     if isinstance(model, str | Path):
         return model_file.load_model(Path(model), preset=given)
     if isinstance(model, Result):
-        given = given or model.preset
-        model = model.model
+        own = open_model(model.model, data, given or model.preset)
+        own.requests = model.requests
+        return own
     if isinstance(model, Classifier):
         own = copy.deepcopy(model)
         if given is not None:
@@ -265,6 +278,7 @@ def build_call(train: Images, options: Options, **settings: Any) -> Call:
     if extra := set(options) - known:
         raise InputError(
             f"got option {sorted(extra)[0]}; expected one of {', '.join(sorted(known))}"
+            f"{suggest(sorted(extra)[0], known)}"
         )
     if not isinstance(train, str | Path):
         settings.setdefault("workers", 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from letheon.engine.method import Method
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 
 
 def split(args: Sequence[str], methods: Collection[str], flags: Collection[str]) -> list[list[str]]:
@@ -47,6 +47,7 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
                 raise InputError(
                     f"got {section[0] if section else 'nothing'} where a method begins; expected "
                     f"one of {', '.join(methods)} before and after each +"
+                    f"{suggest(section[0], methods) if section else ''}"
                 )
     jobs = []
     for section in sections:

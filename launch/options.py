@@ -31,6 +31,14 @@ class Forgetting(JobOptions):
     """For top:K, the set whose nearest classes are meant: `digits`, or <domain>/<class>/ or
     <class>/ folders."""
 
+    relearn_earlier: bool = False
+    """Read as retain images what the model was made to forget earlier; by default such images are
+    left out, since reading them teaches them again."""
+
+    accept_chance: bool = False
+    """Go on though the original is sure of its answers and right by chance alone, which mostly
+    means another order of the classes or another preset."""
+
     def open(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
         """Load the model, the data in its class numbers and the request; equal on every rank."""
         model, data, nearest = self.open_sets(ranks)
@@ -39,6 +47,8 @@ class Forgetting(JobOptions):
     def open_sets(self, ranks: Ranks) -> tuple[Classifier, Data, list[int] | None]:
         """Load what does not depend on the seed: model, data and, for top:K, the class ranking."""
         model = self.checkpoint.load(self.weights)
+        if self.relearn_earlier:
+            model.requests = ()
         data = self.upstream(model)
         nearest = self._rank_classes(model, ranks) if self.forget.startswith("top:") else None
         return model, data, nearest

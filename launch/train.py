@@ -14,9 +14,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
+from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.signature import check_key
@@ -44,10 +46,11 @@ class Settings(JobOptions):
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    saving: SaveOptions = field(default_factory=SaveOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite)
+        check_free(self.out, self.overwrite, resume=True)
         check_key(self.sign)
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
@@ -61,8 +64,10 @@ class Settings(JobOptions):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks))
-        train_and_save(plan, settings.method, run, settings.out)
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
+        train_and_save(
+            plan, settings.method, run, settings.out, settings.saving, settings.overwrite
+        )
 
 
 def start() -> None:

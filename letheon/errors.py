@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Say which of the known names a mistyped one may mean: "; did you mean X?", or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
 
 class LetheonError(Exception):
     """Base class of everything Letheon raises on purpose."""
+
+    everywhere: bool = False
+    """True where every rank of the job raises it: then only the first one prints it."""
 
 
 class InputError(LetheonError):

@@ -38,6 +38,12 @@ def follow_parent(by_signal: bool = True) -> None:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
+def end_with_launcher() -> None:
+    """Let this rank have a SIGTERM when torchrun dies, which the run saves itself on; on Linux."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
 def in_main_thread() -> bool:
     """Whether helpers started here may follow by signal."""
     return threading.current_thread() is threading.main_thread()

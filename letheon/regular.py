@@ -45,7 +45,7 @@ def read_regular(path: Path | str, largest: int) -> bytes:
         OSError: as `open_regular`, or it is larger.
     """
     with open_regular(path) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise OSError(errno.EFBIG, f"over {largest} bytes", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise OSError(errno.EFBIG, f"{size} bytes, over {largest}", str(path))
+        return file.read()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if SEAL in content and content[SEAL] != _digest(rest):
         raise _broken(path, "its content is not what its digest says")
     return content
+
+
+@contextmanager
+def expect_shape(path: Path) -> Iterator[None]:
+    """Look into the content of a JSON file: what is not as it was written raises `InputError`."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise _broken(path, f"{type(error).__name__}: {error}") from None
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -128,6 +128,22 @@ def make_loader(
     return loader
 
 
+_CLASSES: dict[type, Kind] = {
+    TorchLoader: "torch",
+    TensorLoader: "tensor",
+    BetonLoader: "beton",
+    FfcvLoader: "ffcv",
+    DaliLoader: "dali",
+    ShardedLoader: "resident",
+    ResidentLoader: "resident",
+}
+
+
+def kind_of(loader: Loader) -> str:
+    """The kind that a loader of ours is of; of another its class's name."""
+    return _CLASSES.get(type(loader), type(loader).__name__)
+
+
 def choose_backend(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:
     """The backend for these images on this device, and why.
 

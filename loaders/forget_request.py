@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from letheon.errors import InputError
 from letheon.kernels import keyed
-from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.views import SubsetImages
 
 FORMS = "class:3,8 class:truck file:LIST random:100 top:100 samples:LIST"
 
@@ -28,6 +30,40 @@ class Request:
     samples: tuple[int, ...] | None  # sorted, unique numbers in the training set
     digest: str  # SHA-256 in hex of the unique numbers, sorted, joined by commas
     notes: tuple[str, ...] = ()  # such as an id that stood twice
+    data: str = ""  # digest of the training images, where the numbers are those of samples
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any], where: object) -> Request:
+        """Read a request from the JSON of its fields; `where` names it in messages.
+
+        Raises:
+            InputError: A field is missing, or the numbers do not have the digest beside them.
+        """
+        try:
+            classes = tuple(int(number) for number in facts["classes"])
+            listed = facts["samples"]
+            samples = None if listed is None else tuple(int(number) for number in listed)
+            request = cls(
+                str(facts["text"]), classes, samples, str(facts["digest"]),
+                tuple(map(str, facts.get("notes", ()))), str(facts.get("data", "")),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"got the request of {where}, which cannot be read ({error!r}), expected its "
+                "numbers and their digest; copy the file again"
+            ) from None
+        own = _digest(classes if samples is None else samples)
+        if own != request.digest:
+            raise InputError(
+                f"got the request of {where} with numbers of digest {own[:12]}, expected "
+                f"{request.digest[:12]}, which stands beside them; copy the file again"
+            )
+        return request
+
+    @property
+    def numbers(self) -> tuple[str, str]:
+        """What is compared between requests: the kind of its numbers, and their digest."""
+        return "classes" if self.samples is None else "samples", self.digest
 
 
 def resolve(
@@ -102,6 +138,59 @@ def forget_mask(request: Request, labels: NDArray[np.int64]) -> NDArray[np.bool_
     mask = np.zeros(len(labels), dtype=np.bool_)
     mask[list(request.samples)] = True
     return mask
+
+
+def leave_out_earlier(
+    data: Data, request: Request | None, earlier: Sequence[Request]
+) -> tuple[Data, NDArray[np.bool_]]:
+    """Take out of the images what was forgotten earlier, which would be taught again as retained.
+
+    What `request` names stays. The images keep their names; they have new numbers, those of the
+    set itself are in the view's `numbers`.
+
+    Returns:
+        The data, itself where nothing is taken out, and the (N,) forget mask over its training
+        images.
+
+    Raises:
+        InputError: Samples of another set were forgotten earlier, or nothing is left to be
+            retained.
+    """
+    labels = data.train.labels
+    forget = np.zeros(len(labels), np.bool_) if request is None else forget_mask(request, labels)
+    gone = np.zeros_like(forget)
+    held = np.zeros(len(data.test), np.bool_)
+    for one in earlier:
+        if one.samples is not None and one.data and one.data != data.train.digest:
+            raise InputError(
+                f"got a model that forgot {one.text}, sample numbers of images of digest "
+                f"{one.data[:12]}, for images of digest {data.train.digest[:12]}, expected the "
+                "same; name that set, or read as retained whatever was forgotten earlier",
+                option="relearn_earlier",
+            )
+        gone |= forget_mask(one, labels)
+        held |= np.isin(data.test.labels, one.classes)
+    gone &= ~forget
+    if not gone.any():
+        return data, forget
+    if (gone | forget).all():
+        raise InputError(
+            f"got {_texts(earlier)} forgotten earlier, which with the request leaves no training "
+            "image to be retained, expected some; name fewer"
+        )
+    train = SubsetImages(data.train, np.flatnonzero(~gone))
+    if data.test is data.train:
+        test: ImageSet = train
+    else:
+        held &= ~np.isin(data.test.labels, request.classes if request is not None else ())
+        test = SubsetImages(data.test, np.flatnonzero(~held)) if held.any() else data.test
+    note = f"left out {int(gone.sum())} training images forgotten earlier: {_texts(earlier)}"
+    train.notes = (*train.notes, note)
+    return replace(data, train=train, test=test), forget[~gone]
+
+
+def _texts(requests: Sequence[Request]) -> str:
+    return ", ".join(request.text for request in requests)
 
 
 def request_samples(text: str, listed: Sequence[int], data: Data) -> Request:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.loaders.datasets import digits, layouts, list_files
 from letheon.loaders.datasets.archives import open_tree
 from letheon.loaders.datasets.cifar import read_cifar
@@ -47,6 +48,11 @@ def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, Imag
         return listed
     if (table := open_arrow(Path(path))) is not None:
         return table
+    if not Path(path).exists():
+        raise InputError(
+            f"got {path}, which does not exist, expected digits, or a folder or an archive of "
+            f"images; check the path{suggest_path(path)}"
+        )
     tree = open_tree(Path(path))
     cifar = read_cifar(tree)
     if cifar is not None:
@@ -63,6 +69,17 @@ def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, Imag
         first = next(iter(found.values()))
         first.notes = (*first.notes, *layouts.note_unread(tree, layout, found.values()))
     return found
+
+
+def suggest_path(path: str) -> str:
+    """Say which set, or which entry of the nearest folder there is, a mistyped path may mean."""
+    place = Path(path)
+    while not place.parent.is_dir():
+        place = place.parent
+    names = [name for name in os.listdir(place.parent) if not name.startswith(".")]
+    beside = [*names, "digits"] if len(Path(path).parts) == 1 else names
+    hint = suggest(place.name, beside)
+    return f"; {place.parent} is there{hint}" if hint and place != Path(path) else hint
 
 
 def _read(

@@ -17,7 +17,7 @@ from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.factory import CacheOptions, Kind, make_loader
 from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import drop_unreadable, order_classes
+from letheon.loaders.views import drop_unreadable, order_classes, unwrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class DataOptions:
         """
         if isinstance(like, ResidentLoader):
             return like.resplit(forget, batch_size, self.seed)
-        workers = 0 if isinstance(images, ArrayImages) else self.workers
+        workers = 0 if isinstance(unwrap(images)[0], ArrayImages) else self.workers
         rank, world, device = place
         reader = Reader(self.seed, rank, world, workers, device, self.block)
         return make_loader(

@@ -48,16 +48,14 @@ def share(count: int, rank: int, world: int) -> slice:
     return slice(rank * count // world, (rank + 1) * count // world)
 
 
-def stream_sizes(
-    stream: Stream | Reads, forget: NDArray[np.bool_], batch_size: int, world: int = 1
-) -> list[int]:
+def stream_sizes(stream: Stream | Reads, forget: NDArray[np.bool_], batch_size: int) -> list[int]:
     """Global batch sizes of one epoch; for ``paired`` those of the retain half.
 
-    `batch_size` is for a stream that names none.
+    `batch_size` is for a stream that names none. A batch may have fewer samples than there are
+    ranks: some then have an empty part of it.
 
     Raises:
-        InputError: The stream is empty, one of its batches has fewer samples than ranks, or as
-            `Stream.of`.
+        InputError: The stream is empty, or as `Stream.of`.
     """
     stream = Stream.of(stream)
     reads, batch_size = stream.reads, stream.batch_size or batch_size
@@ -71,11 +69,6 @@ def stream_sizes(
             f"that a '{reads}' phase reads; change the forget request"
         )
     parts = sizes(n, batch_size)
-    if min(parts) < world:
-        raise InputError(
-            f"got a '{reads}' batch of {min(parts)} samples for {world} processes, expected at "
-            "least one sample each; start fewer processes or change the batch size"
-        )
     if stream.steps is not None:
         return (parts * -(-stream.steps // len(parts)))[: stream.steps]
     return parts[: _count(len(parts), stream.share)]
@@ -137,7 +130,7 @@ def epoch_parts(
         InputError: As `stream_sizes`.
     """
     stream = Stream.of(stream)
-    counts = stream_sizes(stream, forget, batch_size, world)
+    counts = stream_sizes(stream, forget, batch_size)
     n, needed = len(forget), sum(counts)
 
     def cycle(members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -66,9 +66,10 @@ class Amun(Method):
 
     Radius 0.01, steps of a tenth of it, SGD at 0.01 for 10 epochs are published. Here distances are
     in units of the network's normalized input, and x' come in batches of their own, without
-    augmentation and with frozen batch-norm, spread evenly between the others so that each is seen
-    about once an epoch; the authors shuffle them in. An image that no ball up to the largest fools
-    has its last x' under the answer it gets.
+    augmentation, spread evenly between the others so that each is seen about once an epoch;
+    batch-norm follows the recipe (frozen in these steps alone it collapses on the digits); the
+    authors shuffle them in. An image that no ball up to the largest fools has its last x' under the
+    answer it gets.
     """
 
     name: ClassVar[str] = "amun"
@@ -140,8 +141,9 @@ class Amun(Method):
             rows = place[batch.index]
             return F.cross_entropy(net(images[rows]).logits, labels[rows])
 
-        adversarial = Phase("adversarial", "forget", mislead, "frozen")
+        adversarial = Phase("adversarial", "forget", mislead)
         if self.data == "forget":
+            adversarial = replace(adversarial, batch_norm="frozen")
             return [Phase("forget", "forget", cross_entropy, "frozen", beside=adversarial)]
         every = max(1, run.loader.steps("mixed") // run.loader.steps("forget"))
         return [Phase("all", "mixed", cross_entropy, beside=adversarial, every=every)]

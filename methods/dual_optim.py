@@ -27,7 +27,7 @@ class DualOptim(Wrapper):
     The forget rate follows the inner recipe's schedule.
 
     Weight decay 0.05 is the authors' script's; their rates differ from method to method, and 1e-4
-    is ours, tuned on the digits, 3 seeds. The variant with AdamW for both is an inner `optimizer
+    is ours, never tuned. The variant with AdamW for both is an inner `optimizer
     adamw`.
     """
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Run
 from letheon.errors import InputError
-from letheon.loaders.batch import Batch
+from letheon.loaders.batch import Batch, Stream
 from letheon.loaders.order import share
 
 
@@ -39,7 +39,7 @@ def count_once(value: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
 
 
 def refuse_micro_batches(run: Run, mend: str = "use one micro-batch") -> None:
-    """Refuse micro-batches where a loss compares all samples of a batch.
+    """Refuse micro-batches where a loss compares all samples of a batch, and ranks without one.
 
     Raises:
         InputError: `mend` says what to do instead.
@@ -49,4 +49,11 @@ def refuse_micro_batches(run: Run, mend: str = "use one micro-batch") -> None:
             f"got {run.recipe.grad_accum_steps} micro-batches with similarities over the whole "
             f"batch; {mend}",
             option="grad_accum_steps",
+        )
+    if run.smallest_batch(Stream("retain")) < run.ranks.world:
+        raise InputError(
+            f"got a retain batch of fewer samples than {run.ranks.world} ranks with similarities "
+            "over the whole batch, to which every rank adds; start fewer ranks or use another "
+            "batch size",
+            option="batch_size",
         )

@@ -53,6 +53,12 @@ class Ssd(Method):
     def prepare(self, run: Run) -> State:
         """Shrink the weights."""
         counts = {"forget": int(run.forget.sum()), "all": len(run.forget)}
+        most = counts["all"] / counts["forget"]  # I_D holds the forget set's own share
+        if self.importance == "sample" and self.alpha >= most:
+            run.warnings.append(
+                f"alpha {self.alpha:g} changes no weight: the forget set is one in {most:.3g} "
+                f"samples, so that none can be {most:.3g} times as important; lower alpha"
+            )
         forget, everything = (
             [total / counts[part] for total in self.importances(run, part)]
             for part in ("forget", "all")

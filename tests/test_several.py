@@ -111,9 +111,9 @@ def test_one_that_diverges_leaves_the_others(
     assert not (out / "grad-ascent" / "run.json").exists()
     ended = scripts("evaluate", "--original", original, "--runs", out / "grad-ascent")
     assert ended.code == 0 and "a run that failed: " in ended.out + ended.err
-    # As a single run: a folder that is there is refused, and replaced where that is asked for.
+    # As a single run: a failed one is refused, and replaced where that is asked for.
     ended = scripts("forget", *args, *joined({"": RUNS["finetune"], "x": "grad-ascent"}))
-    assert ended.code == 2 and "a finished run" in ended.err
+    assert ended.code == 2 and "a failed run" in ended.err
     ended = scripts("forget", *args, "--overwrite", *joined({"": RUNS["finetune"], "x": "spkd"}))
     assert ended.code == 0, ended.err
     assert (out / "spkd" / "run.json").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -50,11 +52,15 @@ def network(seed: int = 0, classes: int = 4) -> Classifier:
         return Classifier(net, "test", PRESET)
 
 
-def run_of(method: Method, ranks: Ranks | None = None, seed: int = 0) -> Run:
-    """A run of `method` on the small world."""
+def run_of(
+    method: Method, ranks: Ranks | None = None, seed: int = 0, forgotten: Sequence[int] = ()
+) -> Run:
+    """A run of `method` on the small world; `forgotten` are samples in place of a class."""
     ranks = ranks or Ranks()
     data = images()
     forget = np.isin(data.labels, FORGOTTEN)
+    if forgotten:
+        forget = np.isin(np.arange(len(data)), forgotten)
     loader = TorchLoader(
         data, forget, PRESET, method.recipe.batch_size, Reader(seed, ranks.rank, ranks.world)
     )
@@ -65,7 +71,7 @@ def run_of(method: Method, ranks: Ranks | None = None, seed: int = 0) -> Run:
         ranks=ranks,
         seed=seed,
         forget=torch.from_numpy(forget),
-        forget_classes=FORGOTTEN,
+        forget_classes=() if forgotten else FORGOTTEN,
     )
 
 

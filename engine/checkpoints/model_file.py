@@ -35,6 +35,7 @@ from letheon.engine.checkpoints.weights_file import (
 from letheon.engine.models import timm_model
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
+from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset
 from letheon.spans import span
 
@@ -52,7 +53,8 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
     """Save the weights as safetensors, all or nothing, even if the machine stops.
 
     The file's metadata say the architecture, the class names (null where unknown), the preset, the
-    digest and what `extra` adds; the keys are the architecture's own. Call it on one rank.
+    digest, what the model was made to forget and what `extra` adds; the keys are the
+    architecture's own. Call it on one rank.
 
     Args:
         path: a `.safetensors` file, or a folder that gets `weights.safetensors`.
@@ -76,6 +78,8 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
         "preset": json.dumps(dataclasses.asdict(model.preset)),
         "digest": digest,
     }
+    if model.requests:
+        facts["requests"] = json.dumps([dataclasses.asdict(one) for one in model.requests])
     extra = extra or {}
     assert not facts.keys() & extra.keys()
     state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
@@ -143,6 +147,7 @@ def load_model(
     model = build(network.name, count or classes or 2, preset=known)
     fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
+    model.requests = _stored_requests(path, weights.facts)
     if not ours:
         fixed = {"mean", "std"} if network.normalize is not None else set()
         fixed |= {"size"} if input_size(network.state) else set()
@@ -290,6 +295,15 @@ def _stored_preset(path: Path, facts: dict[str, str]) -> Preset | None:
             f"got {path} whose preset cannot be read ({error}); expected the fields of Preset; "
             "save the model again"
         ) from error
+
+
+def _stored_requests(path: Path, facts: dict[str, str]) -> tuple[Request, ...]:
+    """Read what the model of a file was made to forget."""
+    try:
+        stored = json.loads(facts.get("requests", "[]"))
+    except ValueError:
+        stored = [{}]
+    return tuple(Request.from_facts(one, path) for one in stored)
 
 
 def _stored_names(path: Path, facts: dict[str, str], classes: int) -> tuple[str, ...] | None:

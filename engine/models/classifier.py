@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -20,7 +19,8 @@ from letheon.engine.models.small_convolutions import SmallConv2d
 from letheon.engine.models.speed_cnn import SpeedCnn
 from letheon.engine.models.timm_model import PREFIX, preset_of_timm, timm_network
 from letheon.engine.models.vgg import CifarVgg
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
+from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset
 
 
@@ -55,6 +55,7 @@ class Classifier(nn.Module):
         self.name = name
         self.preset = preset
         self.class_names: tuple[str, ...] | None = None
+        self.requests: tuple[Request, ...] = ()  # what it was made to forget, the oldest first
         self.head_path = _last_linear(net)
         linear = net.get_submodule(self.head_path)
         if type(linear) not in (nn.Linear, Head):
@@ -143,10 +144,9 @@ def preset_of(name: str) -> Preset:
     if name.startswith(PREFIX):
         return preset_of_timm(name)
     if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(
-            f"got model {name!r}; known are {', '.join(names())} and timm:NAME{hint}",
+            f"got model {name!r}; known are {', '.join(names())} and timm:NAME"
+            f"{suggest(name, _MODELS)}",
             option="model",
         )
     return _MODELS[name][1]

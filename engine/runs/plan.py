@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,27 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
-from letheon.engine.distributed import Ranks
+from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
+from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
-from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.run_folder import ORIGIN, Record
+from letheon.engine.runs.stop import Poll, defer
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data, ImageSet
-from letheon.loaders.forget_request import Request, forget_mask
+from letheon.loaders.factory import kind_of
+from letheon.loaders.forget_request import Request, forget_mask, leave_out_earlier
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import align_labels, list_notes, model_classes
+from letheon.loaders.views import align_labels, list_notes, model_classes, unwrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,9 @@ class JobOptions(DataOptions):
     """Options of every script that runs a network: its images, and how it computes."""
 
     precision: Precision = field(default_factory=Precision)
+    timeout: float = 1800.0
+    """Seconds that a rank waits for another before the job ends; more where one rank works long
+    alone."""
 
     def loader_of(
         self,
@@ -69,8 +78,9 @@ class Plan:
     recipe: Recipe
     model: Classifier
     data: Data
-    forget: NDArray[np.bool_]  # over the training set
     request: Request | None = None
+    accept_chance: bool = False
+    """Whether an original that is right by chance alone may forget."""
     stream: int | None = None  # seed of the random numbers; None for the job's
 
     @property
@@ -91,10 +101,13 @@ class Plan:
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
                 option="batch_norm",
             )
-        if ranks.main:  # asks for the size of every file: one that is gone is found before training
-            self.set_digests()
+        # Asks for the size of every file: one that is gone is found before training.
+        digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset
-        notes = list_notes({"train": self.data.train})
+        data, forget = self.split
+        notes = list_notes({"train": data.train})
+        if like is not None and not _same_images(like, data.train):
+            like = None
 
         def open_images(images: ImageSet) -> Loader:
             none = np.zeros(len(images), dtype=np.bool_)
@@ -103,49 +116,98 @@ class Plan:
         return Run(
             model=self.model,
             loader=self.reading.loader_of(
-                self.data.train, self.forget, preset, recipe.batch_size, ranks, notes.append, like
+                data.train, forget, preset, recipe.batch_size, ranks, notes.append, like
             ),
             recipe=recipe,
             ranks=ranks,
             seed=self.seed,
-            forget=torch.from_numpy(self.forget).to(ranks.device),
+            forget=torch.from_numpy(forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
             request=self.request.digest if self.request is not None else "",
+            images=digest,
             precision=self.job.precision.resolve(ranks.device),
             notes=notes,
             held_out=lambda: self._held_out(ranks),
             open_images=open_images,
         )
 
+    @cached_property
+    def split(self) -> tuple[Data, NDArray[np.bool_]]:
+        """The images without those forgotten earlier, and which training images to forget."""
+        return leave_out_earlier(self.data, self.request, self.model.requests)
+
     def set_digests(self) -> dict[str, str]:
-        """Digests of the images by split; computed once a set."""
+        """Digests of the images by split, as they were opened; computed once a set."""
         return {"train": self.data.train.digest, "test": self.data.test.digest}
 
     def _held_out(self, ranks: Ranks) -> Loader:
         """The held-out images; a request of single samples names none of them."""
-        labels = self.data.test.labels
+        images = self.split[0].test
+        labels = images.labels
         forget = np.zeros(len(labels), dtype=np.bool_)
         if self.request is not None and self.request.samples is None:
             forget = forget_mask(self.request, labels)
         preset, batch_size = self.model.preset, self.recipe.batch_size
-        return self.reading.loader_of(self.data.test, forget, preset, batch_size, ranks)
+        return self.reading.loader_of(images, forget, preset, batch_size, ranks)
+
+    @property
+    def dated_request(self) -> Request | None:
+        """The request; of samples, with the digest of the images that its numbers are of."""
+        if self.request is None or self.request.samples is None:
+            return self.request
+        return dataclasses.replace(self.request, data=self.data.train.digest)
 
 
-def train_and_save(plan: Plan, method: Method, run: Run, out: Path) -> None:
+def _same_images(loader: Loader, images: ImageSet) -> bool:
+    """Whether a loader reads these images, which may be a choice of a set's."""
+    other = getattr(loader, "images", images)
+    return np.array_equal(unwrap(other)[1], unwrap(images)[1])
+
+
+def check_knowledge(plan: Plan, method: Method, run: Run) -> None:
+    """Refuse an original that does not know the images it is to forget; see `check_original`."""
+    if method.kind == "training" or method.from_scratch or plan.accept_chance:
+        return
+
+    def open_as(preset: Preset) -> Loader:
+        data, forget = plan.split
+        return plan.reading.loader_of(data.train, forget, preset, plan.recipe.batch_size, run.ranks)
+
+    check_original(Look(run.model, run.loader, run.forget, run.precision, run.ranks, open_as))
+
+
+def train_and_save(
+    plan: Plan,
+    method: Method,
+    run: Run,
+    out: Path,
+    saving: SaveOptions | None = None,
+    overwrite: bool = False,
+) -> None:
     """Make the run folder, train in place, save the weights and close the record.
+
+    An unfinished run in the folder goes on, where it is of the same settings, data and code.
 
     Raises:
         RunFailed: as `run_method`; the folder then holds the reason and no weights.
+        InputError: the folder holds an unfinished run of something else.
+        Stopped: a signal came, and the state is saved.
     """
+    check_knowledge(plan, method, run)
+    saving = saving or SaveOptions()
+    start = plan_start(plan, method, run, out, saving, overwrite)
     for note in run.notes:
         print(note, file=sys.stderr)
-    record = start_run(plan, run, out)
+    saver = start_run(plan, run, out, start, Poll(run.ranks, *saving.interval))
+    record = saver.record
     try:
-        seconds = run_method(method, run, record.log)
-        finish_run(record, plan, method, run, seconds)
+        seconds = run_method(method, run, record.log, saver)
+        finish_run(saver, plan, method, run, seconds)
     except RunFailed as error:
         record.fail(str(error))
         raise
+    finally:
+        defer(False)
 
 
 def describe(value: Any) -> Any:
@@ -158,20 +220,38 @@ def describe(value: Any) -> Any:
     return name | {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
 
 
-def start_run(plan: Plan, run: Run, out: Path) -> Record:
+def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Saver:
     """Make the run's folder with what is known before it starts; seed torch's random numbers."""
-    record = Record(out, run.ranks, describe(plan.job))
-    if plan.request is not None:
-        record.write("request.json", dataclasses.asdict(plan.request))
+    record = Record(out, run.ranks, describe(plan.job), start.resume)
+    record.write(ORIGIN, start.origin)
+    saver = open_saver(record, poll, start.resume, start.overrides)
+    if saver.previous is not None:
+        _reopen_loader(plan, run, saver.previous.facts["choices"]["loader"])
+    if plan.request is not None and run.ranks.main:
+        request = plan.dated_request
+        assert request is not None
+        earlier = [dataclasses.asdict(one) for one in plan.model.requests]
+        record.write("request.json", {**dataclasses.asdict(request), "earlier": earlier})
     for note in run.notes:
         record.log("note", text=note)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
     torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
-    return record
+    return saver
 
 
-def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Seconds) -> None:
+def _reopen_loader(plan: Plan, run: Run, kind: Any) -> None:
+    """Read the images by the backend that the run was begun with, whatever `auto` takes now."""
+    if kind == kind_of(run.loader) or plan.job.loader != "auto":
+        return
+    job = dataclasses.replace(plan.reading, loader=kind)
+    data, forget = plan.split
+    preset, size = plan.model.preset, plan.recipe.batch_size
+    run.loader = job.loader_of(data.train, forget, preset, size, run.ranks)
+
+
+def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seconds) -> None:
     """Save the trained weights, close the record and print the warnings."""
+    record = saver.record
     facts: dict[str, Any] = {
         "method": method.name,
         "kind": method.kind,
@@ -180,15 +260,22 @@ def finish_run(record: Record, plan: Plan, method: Method, run: Run, seconds: Se
         "seconds": dataclasses.asdict(seconds),
         "left_out": list(plan.data.train.left_out),
         "warnings": run.warnings,
+        **({"resumed": saver.history} if saver.history else {}),
     }
+    request = plan.dated_request if run.ranks.main else plan.request
+    if request is not None:
+        run.model.requests = (*run.model.requests, request)
     if run.ranks.main:
+        facts["images"] = {"train": len(plan.data.train), "test": len(plan.data.test)}
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
         facts["reads"] = write_reads(record.folder, run.reads, run.forget)
+    wait_for_ranks(run.ranks)  # a slow disk is no timeout
     if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
         run.warnings.append(collapse)
         record.log("warning", text=collapse)
     if run.ranks.main:
         for warning in run.warnings:
             print(f"warning: {record.folder}: {warning}", file=sys.stderr)
+    saver.finish()
     record.finish(**facts)

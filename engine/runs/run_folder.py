@@ -38,16 +38,19 @@ from letheon.folders import (
     remove_own,
     settle,
 )
+from letheon.sealed import read_sealed
 
 FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
+ORIGIN = "origin.json"
+"""What the run is made of, written first: `engine/runs/origin.py`."""
 STATE = "state"
 """Folder of the saved states of an unfinished run."""
 FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
-    "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, "origin.json",
+    "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
     STATE, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""
@@ -71,11 +74,20 @@ def failure_reason(folder: Path) -> str | None:
     """Why the run of a folder failed; None where it is finished, or still runs."""
     if (folder / FINISHED).is_file() or not (folder / FAILED).is_file():
         return None
-    return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["message"])
+    return str(read_sealed(folder / FAILED).get("message"))
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder holds a run that was stopped and can go on."""
+    if not (folder / ORIGIN).is_file() or (folder / FINISHED).exists():
+        return False
+    return not (folder / FAILED).exists() or (folder / STATE).is_dir()
+
+
+def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
     """Refuse an output folder that exists or cannot be written, before anything is done.
+
+    With `resume` an unfinished run is no reason.
 
     Raises:
         InputError: the folder holds something and `overwrite` is false, or it cannot be made.
@@ -89,14 +101,20 @@ def check_free(folder: Path, overwrite: bool) -> None:
         ) from error
     if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    if folder.is_dir() and _content(folder) and not overwrite:
-        states = {FINISHED: "a finished", FAILED: "a failed"}
-        state = next((s for file, s in states.items() if (folder / file).exists()), "an unfinished")
+    resume = resume and is_unfinished(folder)
+    if folder.is_dir() and _content(folder) and not overwrite and not resume:
+        states = {
+            FINISHED: "a finished run", FAILED: "a failed run", "evaluation.json": "an evaluation",
+            "set.json": "a prepared set", "betons.json": "a prepared set",
+            "settings.json": "an unfinished run",
+        }  # fmt: skip
+        state = next((s for file, s in states.items() if (folder / file).exists()), "")
+        state = state or f"files that are no run ({', '.join(sorted(_content(folder))[:3])})"
         raise InputError(
-            f"got {folder}; it holds {state} run; name another folder, or allow to overwrite it",
+            f"got {folder}; it holds {state}; name another folder, or allow to overwrite it",
             option="out",
         )
-    if folder.is_dir() and _content(folder) and not can_replace(folder):
+    if folder.is_dir() and _content(folder) and not resume and not can_replace(folder):
         raise InputError(
             f"got {folder} to overwrite; it is mounted, or {folder.parent} cannot be written, so "
             "it cannot be replaced as a whole; name a folder in it",
@@ -143,18 +161,25 @@ class Record:
         folder: where the run works (`working_folder`); `out` once it is finished.
     """
 
-    def __init__(self, out: Path, ranks: Ranks, settings: Mapping[str, Any]) -> None:
-        """Make the folder (its check is `check_free`) and write the settings and versions."""
+    def __init__(
+        self, out: Path, ranks: Ranks, settings: Mapping[str, Any], resume: bool = False
+    ) -> None:
+        """Make the folder (its check is `check_free`) and write the settings and versions.
+
+        With `resume` the lines and states of an unfinished run stay, until `cut`.
+        """
         self.out = out
         self.folder = working_folder(out)
         self.main = ranks.main
         self._started = time.time()
         if not self.main:
             return
-        clear_new_folder(out)  # what an unfinished run left there
+        if not resume:
+            clear_new_folder(out)  # what an unfinished run left there
         with durable.disk_errors(self.folder):
             self.folder.resolve().mkdir(parents=True, exist_ok=True)
-        remove_own(self.folder, OWN)
+        stays = ("metrics.jsonl", STATE) if resume else ()
+        remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
         self.write("settings.json", settings)
@@ -170,6 +195,19 @@ class Record:
         if self.main:
             at = round(time.time() - self._started, 3)
             self._logger.log({"kind": kind, "at": at, **numbers})
+
+    @property
+    def length(self) -> int:
+        """Bytes of metrics.jsonl; 0 on all ranks but the first."""
+        file = self.folder / "metrics.jsonl"
+        return file.stat().st_size if self.main and file.exists() else 0
+
+    def cut(self, length: int) -> None:
+        """Drop the lines of metrics.jsonl beyond `length` bytes: they will be written again."""
+        if self.main and self.length > length:
+            content = (self.folder / "metrics.jsonl").read_bytes()
+            durable.write(self.folder / "metrics.jsonl", content[:length])
+            self._logger = JsonLines(self.folder / "metrics.jsonl")
 
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, signed where the settings name a key, over all other files."""
@@ -244,6 +282,8 @@ def versions(ranks: Ranks) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world": ranks.world,
+        "nodes": ranks.nodes,
+        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         "command": sys.argv,
         **revision(),
     }

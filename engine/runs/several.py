@@ -13,11 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from letheon.engine.checkpoints.saver import SaveOptions, Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
-from letheon.engine.runs.plan import Plan, finish_run, start_run
-from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.origin import Start, plan_start
+from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
+from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.memory import free_bytes
@@ -36,14 +38,40 @@ class NamedPlan:
     out: Path
 
 
-def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
+def train_all(
+    jobs: Sequence[NamedPlan],
+    ranks: Ranks,
+    saving: SaveOptions | None = None,
+    overwrite: bool = False,
+) -> None:
     """Train and save them, as many at once as fit; each leaves the folder of its own single run.
+
+    Those that are finished are left out, and unfinished ones go on.
 
     Raises:
         RunFailed: some failed, such as by numbers that are not finite; the others are done.
         RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
+    saving = saving or SaveOptions()
+    starts = {
+        job.name: plan_start(job.plan, job.method, job.run, job.out, saving, overwrite)
+        for job in jobs
+    }
+    done = [job.name for job in jobs if starts[job.name].finished]
+    if len(done) == len(jobs):
+        raise InputError(
+            f"got {len(jobs)} runs that are all finished; name another folder, or allow to "
+            "overwrite them",
+            option="out",
+        )
+    if done and ranks.main:
+        print(f"finished before, and left out: {', '.join(done)}", file=sys.stderr)
+    jobs = [job for job in jobs if job.name not in done]
+    poll = Poll(ranks, *saving.interval)
+    starting = [job for job in jobs if not job.method.from_scratch]
+    for job in starting[:1]:  # all start from one original
+        check_knowledge(job.plan, job.method, job.run)
     groups, line = group_by_memory(jobs, ranks)
     statistics: dict[Any, Any] = {}
     for job in jobs:
@@ -52,18 +80,21 @@ def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
     if ranks.main:
         for note in dict.fromkeys(note for job in jobs for note in job.run.notes):
             print(note, file=sys.stderr)
-    records: dict[str, Record] = {}
+    savers: dict[str, Saver] = {}
     finished: list[str] = []
     failed: dict[str, Exception] = {}
     for group in groups:
         try:
-            failed |= run_together([_member(job, records, finished) for job in group], ranks)
+            members = [_member(job, starts[job.name], poll, savers, finished) for job in group]
+            failed |= run_together(members, ranks, poll)
         except InputError as error:
             left = ", ".join(job.name for job in jobs if job.name not in finished)
             raise InputError(f"{error}; unfinished: {left}", error.option) from error
+        finally:
+            defer(False)
     for name, failure in failed.items():
-        if name in records:
-            records[name].fail(str(failure))
+        if name in savers:
+            savers[name].record.fail(str(failure))
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         line = f"{len(failed)} of {len(jobs)} runs are unfinished: {reasons}"
@@ -71,17 +102,19 @@ def train_all(jobs: Sequence[NamedPlan], ranks: Ranks) -> None:
         raise RuntimeError(line) if ours else RunFailed(line)
 
 
-def _member(job: NamedPlan, records: dict[str, Record], finished: list[str]) -> Member:
-    def start() -> tuple[Run, Log]:
-        record = records[job.name] = start_run(job.plan, job.run, job.out)
+def _member(
+    job: NamedPlan, start: Start, poll: Poll, savers: dict[str, Saver], finished: list[str]
+) -> Member:
+    def begin() -> tuple[Run, Log, Saver]:
+        saver = savers[job.name] = start_run(job.plan, job.run, job.out, start, poll)
         model = copy.deepcopy(job.run.model)  # the planned runs share the original
-        return dataclasses.replace(job.run, model=model), record.log
+        return dataclasses.replace(job.run, model=model), saver.record.log, saver
 
     def end(run: Run, seconds: Seconds) -> None:
-        finish_run(records[job.name], job.plan, job.method, run, seconds)
+        finish_run(savers[job.name], job.plan, job.method, run, seconds)
         finished.append(job.name)
 
-    return Member(job.name, job.method, start, end)
+    return Member(job.name, job.method, begin, end)
 
 
 def group_by_memory(jobs: Sequence[NamedPlan], ranks: Ranks) -> tuple[list[list[NamedPlan]], str]:

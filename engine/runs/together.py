@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from letheon.engine.checkpoints.saver import Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
 from letheon.engine.method import Method, Run
+from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
@@ -29,16 +31,18 @@ class Member:
 
     name: str
     method: Method
-    start: Callable[[], tuple[Run, Log]]
+    start: Callable[[], tuple[Run, Log, Saver | None]]
     """Called once, right before it is prepared, under its own random numbers."""
     end: Callable[[Run, Seconds], object]
     """Called once it is trained, such as to save it; its memory is let go after that."""
 
 
-def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, Exception]:
+def run_together(
+    members: Sequence[Member], ranks: Ranks, poll: Poll | None = None
+) -> dict[str, Exception]:
     """Train all of them; each is ended as soon as its own training is over.
 
-    Every rank must call, with the same members.
+    Every rank must call, with the same members. `poll` says when they are saved, all at once.
 
     Returns:
         name -> what went wrong, for those that did not end. With several ranks only what every
@@ -47,6 +51,7 @@ def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, Exception
     Raises:
         InputError: the data cannot be read; the runs that had not ended do not end.
         Exception: with several ranks, whatever one of the runs raises.
+        Stopped: a signal came; all runs that had started are saved.
     """
     failed: dict[str, Exception] = {}
     jobs = [_Job(member, ranks, failed) for member in members]
@@ -61,11 +66,28 @@ def run_together(members: Sequence[Member], ranks: Ranks) -> dict[str, Exception
             batch = batch.to(ranks.device)
             for k in readers:
                 group[k].attempt(group[k].take, batch, beside)
+            if poll is not None:
+                _save(jobs, poll)
             if not any(job.now for job in group):
                 break
         for job in group:
             job.attempt(job.advance)
     return failed
+
+
+def _save(jobs: Sequence[_Job], poll: Poll) -> None:
+    """Save all runs where it is time to."""
+    word = poll.after_step()
+    if word == GO_ON:
+        return
+    savers = [job.saver for job in jobs if job.now is not None and job.saver is not None]
+    for job in jobs:
+        job.attempt(job.save)
+    poll.reset()
+    if word == STOP:
+        for saver in savers:
+            saver.wait()
+        raise Stopped("; ".join(saver.place for saver in savers))
 
 
 class _Job:
@@ -76,6 +98,7 @@ class _Job:
         self.seconds = Seconds()
         self.run: Run | None = None  # until it has started, and once it has ended
         self.now: Pass | None = None
+        self.saver: Saver | None = None
         self._passes: Iterator[Pass] = iter(())
         self._random = _random(ranks)
 
@@ -87,14 +110,19 @@ class _Job:
 
     def start(self) -> None:
         """Up to its first pass."""
-        self.run, log = self.member.start()
-        self._passes = passes(self.member.method, self.run, self.seconds, log)
+        self.run, log, self.saver = self.member.start()
+        self._passes = passes(self.member.method, self.run, self.seconds, log, self.saver)
         self.advance()
 
     def take(self, batch: Batch, beside: Batch | None) -> None:
         """One step; nothing for a run that has failed."""
         if self.now is not None:
             self.now.take(batch, beside)
+
+    def save(self) -> None:
+        """Save its state, while it has one."""
+        if self.now is not None and self.saver is not None:
+            self.saver.save()
 
     def advance(self) -> None:
         """Close the pass it is at and find the next; without one it has ended."""
@@ -113,8 +141,8 @@ class _Job:
             work(*args)
         except Exception as error:
             known = isinstance(error, RunFailed | InputError)
-            # Numbers fail on every rank alike; a disk or a file perhaps on this one alone.
-            alike = isinstance(error, RunFailed) and not isinstance(error.__cause__, OSError)
+            # Numbers fail on every rank alike; a disk, a file or memory perhaps here alone.
+            alike = isinstance(error, RunFailed) and error.__cause__ is None
             if self.ranks.world > 1 and not alike:
                 raise  # or the others would wait for it
             if not known:
@@ -161,9 +189,15 @@ def _with_bar(
     if len(group) == 1:
         batches = (([0], batch, other) for batch, other in group[0].at.batches())
     else:
-        shared = shared_pass([job.at.loader for job in group], streams, epoch)
+        skips = [job.at.skip for job in group]
+        shared = shared_pass([job.at.loader for job in group], streams, epoch, skips)
         batches = ((readers, batch, None) for readers, batch in shared)
-    apart = {(job.at.phase.stream, job.at.run.recipe.batch_size): job.at.steps for job in group}
+    apart = {
+        (job.at.phase.stream, job.at.run.recipe.batch_size, job.at.skip): (
+            job.at.steps - job.at.skip
+        )
+        for job in group
+    }
     yield from tqdm(
         batches,
         total=sum(apart.values()),

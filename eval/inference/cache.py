@@ -39,7 +39,7 @@ from letheon.eval.inference.extract import (
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Loader
 from letheon.loaders.order import share
-from letheon.sealed import SEAL, read_sealed, seal
+from letheon.sealed import SEAL, expect_shape, read_sealed, seal
 
 _FORMAT = 1
 _FACTS = "facts.json"
@@ -209,7 +209,8 @@ def _verify(place: Path, facts: Facts, ranks: Ranks) -> None:
         )
     if digests is None and ranks.main:
         print(f"{place}: stored without digests, so they are not verified", file=sys.stderr)
-    check_columns(place, digests or {}, ranks)
+    with expect_shape(place / _FACTS):
+        check_columns(place, digests or {}, ranks)
 
 
 def _read(place: Path, options: InferenceOptions, ranks: Ranks) -> Outputs:

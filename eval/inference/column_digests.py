@@ -49,12 +49,12 @@ def check_columns(folder: Path, digests: Digests, ranks: Ranks) -> None:
                     hashlib.sha256(file.read(BLOCK)).hexdigest() == block for block in blocks[mine]
                 )
         except OSError as error:
-            raise _damaged(path, error.strerror or "it cannot be read") from None
+            raise _refuse(path, error.strerror or "it cannot be read") from None
         if not same:
-            raise _damaged(path, "not what was written, by its digest")
+            raise _refuse(path, "not what was written, by its digest")
 
 
-def _damaged(path: Path, reason: str) -> InputError:
+def _refuse(path: Path, reason: str) -> InputError:
     return InputError(
         f"got the stored outputs {path} ({reason}); expected them as they were written; remove the "
         f"folder {path.parent}, and they are made again"

@@ -188,6 +188,20 @@ def accuracy_counts(case: Case) -> dict[str, list[int]]:
 
 
 @metric(
+    "earlier", title="Accuracy on earlier requests", group="Accuracy", unit="table",
+    everywhere=True, place=10,
+    schema={"type": ["object", "null"], "additionalProperties": SHARE},
+)  # fmt: skip
+def earlier_accuracy(case: Case) -> dict[str, float | None]:
+    """Top-1 accuracy on the training images that a model of the table was made to forget before
+    this request, by request; they are no part of RA. Compare it with the retrained model's.
+    """
+    if not case.earlier:
+        raise NotMeasurable("no model of the table forgot anything earlier")
+    return {text: top1(outputs).share for text, outputs in case.earlier.items()}
+
+
+@metric(
     "accuracy_by_class", title="Accuracy by class", group="Accuracy", unit="table",
     needs=("test",), everywhere=True, place=9,
     schema={"type": "array", "items": SHARE},

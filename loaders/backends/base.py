@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
@@ -42,11 +42,11 @@ class Backend(ABC):
         """`forget` is (N,) bool; `batch_size` counts the samples of all ranks together.
 
         Raises:
-            InputError: Fewer samples in the set or in a batch than ranks.
+            InputError: Fewer samples in a batch than ranks.
         """
         assert forget.shape == (len(images),) and forget.dtype == np.bool_
         assert 0 <= reader.rank < reader.world
-        check_batch(batch_size, len(images), reader.world)
+        check_batch(batch_size, reader.world)
         self.images, self.forget, self.preset = images, forget, preset
         # Where the pixels come from, and the number in it of each image; labels are `images`'.
         self.source, self.numbers = unwrap(images)
@@ -61,7 +61,7 @@ class Backend(ABC):
             InputError: Fewer samples in a batch than ranks.
         """
         assert forget.shape == self.forget.shape
-        check_batch(batch_size, len(self.images), self.world)
+        check_batch(batch_size, self.world)
         other = copy.copy(self)
         other.forget, other.batch_size, other.seed = forget, batch_size, seed
         return other
@@ -70,13 +70,32 @@ class Backend(ABC):
         """This rank's batches of one epoch, as `Loader.train`; audited by index.
 
         Raises:
-            InputError: The stream is empty, a batch has fewer samples than ranks, or an image
-                is unreadable.
+            InputError: The stream is empty, or an image is unreadable.
         """
         stream = Stream.of(stream)
         parts = self.parts(stream, epoch)
         preset = self.preset.with_size(stream.image_size)
-        return waits("data", self.make_batches(parts[skip:], epoch, preset))
+        return waits("data", self.deliver(parts[skip:], epoch, preset))
+
+    def deliver(self, parts: list[order.Part], epoch: int, preset: Preset) -> Iterator[Batch]:
+        """Yield `make_batches`, with an empty batch for each part that has no sample."""
+        if not self.shares_pass or all(len(part.samples) for part in parts):
+            return self.make_batches(parts, epoch, preset)
+        return self._with_empty(parts, epoch, preset)
+
+    def _with_empty(self, parts: list[order.Part], epoch: int, preset: Preset) -> Iterator[Batch]:
+        full = self.make_batches([part for part in parts if len(part.samples)], epoch, preset)
+        try:
+            for part in parts:
+                yield next(full) if len(part.samples) else self.empty_batch(part, preset)
+        finally:
+            if isinstance(full, Generator):
+                full.close()
+
+    def empty_batch(self, part: order.Part, preset: Preset) -> Batch:
+        """Make this rank's part of a global batch that has fewer samples than there are ranks."""
+        shape = (0, 3, preset.size, preset.size)
+        return self._finish(torch.empty(shape, device=self.device), part)
 
     def parts(self, stream: Stream | Reads, epoch: int) -> list[order.Part]:
         """This rank's parts of the global batches of `train(stream, epoch)`, audited by index."""
@@ -91,7 +110,7 @@ class Backend(ABC):
 
     def steps(self, stream: Stream | Reads) -> int:
         """Count the global batches of `train(stream, ...)`; equal on every rank."""
-        return len(order.stream_sizes(stream, self.forget, self.batch_size, self.world))
+        return len(order.stream_sizes(stream, self.forget, self.batch_size))
 
     def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
         """This rank's contiguous share, in order, so rows gathered by rank are in order again.
@@ -126,12 +145,12 @@ class Backend(ABC):
         return Batch(images, labels, forget, index, part.total).to(self.device)
 
 
-def check_batch(batch_size: int, count: int, world: int) -> None:
-    """Refuse a batch, or a set of `count` images, that leaves a rank with nothing."""
-    if min(batch_size, count) < world or batch_size < 1:
+def check_batch(batch_size: int, world: int) -> None:
+    """Refuse a batch size that leaves a rank with nothing in every batch."""
+    if batch_size < world or batch_size < 1:
         raise InputError(
-            f"got {world} processes for a batch of {batch_size} out of {count} images, "
-            "expected at least one image each; start fewer processes or raise the batch size"
+            f"got {world} processes for a batch of {batch_size} images, expected at least one "
+            "image each; start fewer processes or raise the batch size"
         )
 
 

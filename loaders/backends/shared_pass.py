@@ -55,7 +55,10 @@ def source(loader: Loader, stream: Stream | Reads) -> Hashable:
 
 
 def shared_pass(
-    loaders: Sequence[Loader], streams: Sequence[Stream | Reads], epoch: int
+    loaders: Sequence[Loader],
+    streams: Sequence[Stream | Reads],
+    epoch: int,
+    skips: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Feed readers of one epoch, each with its own batch size and stream, from one pass.
 
@@ -63,24 +66,33 @@ def shared_pass(
         loaders: one for each reader.
         streams: what each reads; all of one `source`.
         epoch: counted from 0.
+        skips: batches that each reader had before it was stopped, which it does not get again.
 
     Yields:
         (the numbers of the readers, their next batch): whoever reads the same stream in the same
         batches gets the very same `Batch`, which nobody may change. Each reader gets in all what
         `loader.train` would have given it; the order of the handing over is equal on every rank.
     """
-    readers: dict[Stream, list[int]] = {}
+    readers: dict[tuple[Stream, int], list[int]] = {}
     backends: list[Backend] = []
     for k, (loader, one) in enumerate(zip(loaders, streams, strict=True)):
         assert isinstance(loader, Backend)
         stream = Stream.of(one)
         size = stream.batch_size or loader.batch_size
-        readers.setdefault(stream._replace(batch_size=size), []).append(k)
+        skip = skips[k] if skips is not None else 0
+        readers.setdefault((stream._replace(batch_size=size), skip), []).append(k)
         backends.append(loader)
     first, numbers = backends[0], list(readers.values())
-    preset = first.preset.with_size(next(iter(readers)).image_size)
-    plan = plan_pass([first.parts(stream, epoch) for stream in readers], _room(first, preset))
-    for k, batch in serve(plan, lambda parts: first.make_batches(parts, epoch, preset)):
+    preset = first.preset.with_size(next(iter(readers))[0].image_size)
+    parts = [first.parts(stream, epoch)[skip:] for stream, skip in readers]
+    if not any(parts):
+        return
+    batches = serve(
+        plan_pass(parts, _room(first, preset)),
+        lambda parts: first.make_batches(parts, epoch, preset),
+        lambda part: first.empty_batch(part, preset),
+    )
+    for k, batch in batches:
         yield numbers[k], batch
 
 
@@ -162,13 +174,20 @@ def _turns(streams: Sequence[Sequence[Part]]) -> list[tuple[int, int]]:
     return [(stream, number) for _, stream, number in sorted(turns)]
 
 
-def serve(plan: Plan, make: Callable[[list[Part]], Iterator[Batch]]) -> Iterator[tuple[int, Batch]]:
+def serve(
+    plan: Plan,
+    make: Callable[[list[Part]], Iterator[Batch]],
+    make_empty: Callable[[Part], Batch],
+) -> Iterator[tuple[int, Batch]]:
     """(stream, batch) of each serving; a chunk is let go after the last that takes from it."""
     last = {chunk: k for k, turn in enumerate(plan.servings) for chunk, _, _ in turn.pieces}
     source = make(plan.chunks)
     made: dict[int, Batch] = {}
     count = 0
     for k, (stream, part, pieces) in enumerate(plan.servings):
+        if not pieces:  # fewer samples in the global batch than ranks
+            yield stream, make_empty(part)
+            continue
         while count <= max(chunk for chunk, _, _ in pieces):
             made[count] = next(source)
             assert len(made[count].labels) == plan.chunks[count].total  # none was left out

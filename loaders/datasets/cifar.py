@@ -71,12 +71,12 @@ def _read(tree: Tree, at: dict[str, str], form: _Form) -> Data:
 
 def _class_names(tree: Tree, path: str, form: _Form) -> list[str]:
     if isinstance(form.labels, int):
-        return tree.read(path).decode().split()
+        return tree.read(path).decode("utf-8", "replace").split()
     key = "label_names" if form.labels == "labels" else "fine_label_names"
     names = _entry(_load(tree, path), key, tree.where(path))
     if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
         raise _unlike(tree.where(path), f"a list of {key}")
-    return [name.decode() if isinstance(name, bytes) else name for name in names]
+    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
 
 
 def _records(

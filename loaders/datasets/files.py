@@ -6,12 +6,17 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from letheon.errors import UnreadableImage
+from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.decode import jpeg
 from letheon.loaders.decode.encoded_image import EncodedImage, from_file
+
+SAMPLE = 64  # files whose contents enter the digest of a set
 
 
 class FileImages(ImageSet):
@@ -58,15 +63,36 @@ class FileImages(ImageSet):
 
     @property
     def digest(self) -> str:
-        """Over the manifest of paths and sizes, not the contents; asks the size of every file."""
+        """Over the paths and sizes of all files, and the contents of a keyed sample of them."""
         if not self._digest:
             total = hashlib.sha256()
             for i in range(len(self)):
                 path = self.file(i)
                 line = f"{path.removeprefix(self.root)}\t{self.tree.size(path)}\n"
                 total.update(line.encode("utf-8", "surrogateescape"))
+            for i in sample_numbers(len(self)):
+                total.update(self._content_digest(i))
             self._digest = total.hexdigest()
         return self._digest
+
+    def _content_digest(self, i: int) -> bytes:
+        """SHA-256 of file i; a file that cannot be read has a mark of its own."""
+        try:
+            return hashlib.sha256(self.tree.read(self.file(i))).digest()
+        except UnreadableImage:  # whether that is an error is for its reader to say
+            return b"unreadable"
+
+
+def sample_numbers(count: int) -> list[int]:
+    """Numbers of the files whose contents enter a digest: all of a few, else `SAMPLE` keyed ones.
+
+    The same everywhere, so that a file replaced by one of its size is met with odds of
+    `SAMPLE` / `count`, and another copy of a set, or another order of its files, for certain.
+    """
+    if count <= SAMPLE:
+        return list(range(count))
+    drawn = keyed.uniform(0, "digest", 0, torch.arange(SAMPLE), 1)[:, 0]
+    return sorted({int(share * count) for share in drawn.tolist()})
 
 
 class ListedImages(FileImages):

@@ -190,8 +190,12 @@ def _cells(text: str) -> list[list[str]]:
     """The columns of each line that is not empty: by tabs, by commas, or by white space."""
     start = text[:4096]
     if "\t" in start or "," in start:
-        rows = csv.reader(io.StringIO(text), delimiter="\t" if "\t" in start else ",")
-        return [[cell.strip() for cell in row] for row in rows if any(row)]
+        lines = io.StringIO(text, newline=None)
+        rows = csv.reader(lines, delimiter="\t" if "\t" in start else ",")
+        try:
+            return [[cell.strip() for cell in row] for row in rows if any(row)]
+        except csv.Error:  # such as a cell without an end: no table of labels
+            return []
     return [line.split() for line in text.splitlines() if line.strip()]
 
 

@@ -31,7 +31,7 @@ from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.datasets.tree import Tree
 from letheon.loaders.decode.pillow import unreadable
-from letheon.loaders.formats.pieces import BYTES, PieceDigests, load_array, piece_digest
+from letheon.loaders.formats.pieces import BYTES, PIECE, PieceDigests, load_array, piece_digest
 from letheon.regular import read_regular
 from letheon.sealed import SEAL, read_sealed
 
@@ -62,7 +62,7 @@ class MappedImages(ArrayImages):
                 "one int64 an image; prepare the set again"
             )
         labels = np.array(labels)
-        super().__init__(part["name"], pixels, labels, classes, part.get("digest", ""))
+        super().__init__(str(part["name"]), pixels, labels, classes, str(part.get("digest", "")))
         self._place = folder, part
         self._pieces: PieceDigests | None = None
         self._rows = 1
@@ -72,7 +72,7 @@ class MappedImages(ArrayImages):
                     f"{folder / 'labels.npy'}: got labels that are not those that were prepared, "
                     "by their digest, expected these; prepare the set again"
                 )
-            self._rows = int(part["rows"])
+            self._rows = min(max(int(part["rows"]), 1), PIECE)
             count = -(-len(labels) // self._rows)
             self._pieces = PieceDigests(folder / "images.digests", count, part["pieces"])
 
@@ -90,8 +90,8 @@ class MappedImages(ArrayImages):
         if self._pieces is None:
             return
         damage = self._pieces.find_damage(indices // self._rows, self._piece)
-        if damage is not None:
-            first = next(int(i) for i in indices if i // self._rows == damage)
+        if damage:
+            first = next(int(i) for i in indices if i // self._rows in damage)
             raise unreadable(f"{self._place[0] / 'images.npy'}[{first}]", DAMAGE)
 
     def _piece(self, number: int) -> NDArray[np.uint8]:
@@ -109,7 +109,8 @@ class VerifiedFiles(FileImages):
     ) -> None:
         """`rows` are those of files.csv."""
         paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
-        super().__init__(part["name"], tree, paths, labels, classes, digest=part["digest"])
+        name, digest = str(part["name"]), str(part["digest"])
+        super().__init__(name, tree, paths, labels, classes, digest=digest)
         self._digests = b"".join(bytes.fromhex(row["sha256"])[:BYTES] for row in rows)
         self._verified = bytearray(len(rows))
 

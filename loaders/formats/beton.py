@@ -20,7 +20,6 @@ import csv
 import hashlib
 import mmap
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -36,7 +35,7 @@ from letheon.loaders.decode.pillow import unreadable
 from letheon.loaders.formats.arrays import DAMAGE, UNVERIFIED, check_format, texts
 from letheon.loaders.formats.pieces import PieceDigests
 from letheon.regular import open_regular
-from letheon.sealed import SEAL, read_sealed
+from letheon.sealed import SEAL, expect_shape, read_sealed
 
 FORMAT = "letheon-beton-2"
 UNSEALED = "letheon-beton-1"  # of versions whose digests were not verified
@@ -106,37 +105,28 @@ class BetonImages(ImageSet):
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._blobs = np.frombuffer(self._map, BLOB, (len(self._map) - end) // BLOB.itemsize, end)
         self._pieces: PieceDigests | None = None
-        self._read_manifest(start + n * row.itemsize, end)
-
-    def _read_manifest(self, table_end: int, pages_end: int) -> None:
         self.name = self.file.name.removesuffix(".beton")
-        self.manifest: dict[str, Any] = {}
-        beside = manifest_path(self.file)
-        if beside.is_file():
-            self.manifest = read_sealed(beside)
-            try:
-                self.name, count = str(self.manifest["name"]), int(self.manifest["samples"])
-                self.classes = tuple(texts(self.manifest["classes"]))
-                size = self.manifest["file"]["bytes"]
-            except (LookupError, TypeError, ValueError) as error:
-                raise _broken(beside, " ".join(str(error).split())) from None
-            if count != len(self) or size != len(self._map):
-                raise _broken(beside, f"it tells of {count} samples in another file")
-            check_format(beside, self.manifest, FORMAT, UNSEALED)
-            if SEAL in self.manifest:
-                if index_digest(self._map, table_end, pages_end) != self.manifest.get("index"):
-                    raise _broken(self.file, "its table is not as it was written, by its digest")
-                pieces = str(self.manifest.get("pieces"))
-                self._pieces = PieceDigests(digests_path(self.file), count, pieces)
-            else:
-                self.notes = (UNVERIFIED.format(self.file),)
+        self.manifest = _read_manifest(self.file, n, len(self._map))
+        if self.manifest:
+            self.name, self.classes = self.manifest["name"], tuple(self.manifest["classes"])
+            self._open_digests(start + n * row.itemsize, end)
         else:
             count = int(self.labels.max(initial=-1)) + 1
             if count > MAX_CLASSES:
                 raise _broken(self.file, f"a label is {count - 1}")
             self.classes = tuple(map(str, range(count)))
-        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise _broken(self.file, f"a label is outside the {len(self.classes)} classes")
+
+    def _open_digests(self, table_end: int, pages_end: int) -> None:
+        """Verify what is no image, and map the digests of the images."""
+        if SEAL not in self.manifest:
+            self.notes = (UNVERIFIED.format(self.file),)
+            return
+        if index_digest(self._map, table_end, pages_end) != self.manifest.get("index"):
+            raise _broken(self.file, "its table is not as it was written, by its digest")
+        pieces = str(self.manifest.get("pieces"))
+        self._pieces = PieceDigests(digests_path(self.file), len(self), pieces)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BetonImages, (self.file,)
@@ -180,22 +170,23 @@ class BetonImages(ImageSet):
             InputError: The file is cut short.
         """
         starts, sizes = self._extents(indices)
-        found: list[EncodedImage | UnreadableImage] = []
-        rows = self.table[indices]
-        for i, start, size, mode, height, width in zip(
-            indices.tolist(),
-            starts.tolist(),
-            sizes.tolist(),
-            rows["mode"].tolist(),
-            rows["height"].tolist(),
-            rows["width"].tolist(),
-            strict=True,
-        ):
-            blob = self._bytes[start : start + size]
-            found.append(EncodedImage(blob, height, width, mode == RAW, self.path(i)))
-        for place in _find_damage(self._pieces, indices, found):
-            found[place] = unreadable(self.path(int(indices[place])), DAMAGE)
-        return found
+        numbers, rows = indices.tolist(), self.table[indices]
+        places = zip(numbers, starts.tolist(), sizes.tolist(), strict=True)
+        blobs = {i: self._bytes[start : start + size] for i, start, size in places}
+        pieces = self._pieces
+        damage = pieces.find_damage(indices, blobs.__getitem__) if pieces is not None else ()
+        return [
+            unreadable(self.path(i), DAMAGE)
+            if i in damage
+            else EncodedImage(blobs[i], height, width, mode == RAW, self.path(i))
+            for i, mode, height, width in zip(
+                numbers,
+                rows["mode"].tolist(),
+                rows["height"].tolist(),
+                rows["width"].tolist(),
+                strict=True,
+            )
+        ]
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Ask the system to read these blobs ahead; nothing is waited for."""
@@ -242,32 +233,32 @@ def _choose_fields(path: Path, fields: NDArray[Any]) -> tuple[int, int]:
     return images[0], labels[0]
 
 
-def _find_damage(
-    pieces: PieceDigests | None,
-    indices: NDArray[np.int64],
-    blobs: Sequence[EncodedImage | UnreadableImage],
-) -> list[int]:
-    """Which of `indices`, by their place, differ from their digests; each is verified once."""
-    if pieces is None:
-        return []
-    content = dict(zip(indices.tolist(), blobs, strict=True))
-    places: list[int] = []
-    left = indices
-    while (damage := pieces.find_damage(left, lambda i: _intact(content[i]).data)) is not None:
-        places += np.flatnonzero(indices == damage).tolist()
-        left = left[left != damage]
-    return places
-
-
 def _intact(one: EncodedImage | UnreadableImage) -> EncodedImage:
     if isinstance(one, UnreadableImage):
         raise one
     return one
 
 
+def _read_manifest(path: Path, samples: int, size: int) -> dict[str, Any]:
+    """The manifest of the file at `path`, of so many samples and bytes; empty if there is none."""
+    beside = manifest_path(path)
+    if not beside.is_file():
+        return {}
+    manifest = read_sealed(beside)
+    with expect_shape(beside):
+        count = int(manifest["samples"])
+        if count != samples or manifest["file"]["bytes"] != size:
+            raise _broken(beside, f"it tells of {count} samples in another file")
+        for text in (*texts(manifest["classes"]), manifest["name"], manifest["digest"]):
+            if not isinstance(text, str):
+                raise TypeError("a name that is no text")
+    check_format(beside, manifest, FORMAT, UNSEALED)
+    return manifest
+
+
 def is_beton(path: Path) -> bool:
     """Whether the file starts as ffcv's do: version, fields, a page of a power of two."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(HEADER.itemsize)
     if len(start) < HEADER.itemsize:
         return False

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from letheon.durable import PARTIAL, flush, replacing, write
+from letheon.durable import disk_errors, flush, replacing, write
 from letheon.errors import InputError, RunFailed
+from letheon.folders import clear_new_folder, lock, new_folder, publish
 from letheon.processes import blocked_interrupts, follow_parent, in_main_thread
 from letheon.sealed import SEAL, read_sealed, seal
 
@@ -28,47 +29,37 @@ CHUNK = 256
 """Images of a part."""
 
 
-def partial_folder(out: Path) -> Path:
-    """Where the set `out` grows until it is whole."""
-    return out.with_name(out.name + PARTIAL)
-
-
 @contextmanager
 def growing(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Yield the folder in which `out` grows; at the end it takes that name, in one step.
 
     What a stopped run of the same `settings` left there is kept, and anything else is removed. If
     the block raises `InputError`, nothing of ours is left; if it is stopped, the folder stays.
+    Meanwhile no other process can work for `out`.
 
     Raises:
-        InputError: `out` exists, or its place cannot be written.
+        InputError: `out` exists, another process works for it, or its place cannot be written.
+        RunFailed: the disk refuses.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    if out.exists() or out.is_symlink():
-        holds = " and holds a set" if any(out.glob("*.json")) else ""
-        raise InputError(
-            f"got {out}, which exists{holds}, expected a new folder; remove it or name another"
-        )
-    partial = partial_folder(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        go_on(partial, settings)
-    except (OSError, RunFailed) as error:
-        reason = getattr(error, "strerror", None) or error.__cause__ or error
-        raise InputError(
-            f"got {out}, which cannot be written ({getattr(reason, 'strerror', reason)}), "
-            "expected a writable place with room for twice the result; name another"
-        ) from None
-    try:
-        yield partial
-    except InputError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    (partial / ABOUT).unlink()
-    flush(partial)
-    partial.rename(out)
-    flush(out.parent)
+    with lock(out):
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        if out.exists() or out.is_symlink():
+            holds = " and holds a set" if any(out.glob("*.json")) else ""
+            raise InputError(
+                f"got {out}, which exists{holds}, expected a new folder; remove it or name another"
+            )
+        folder = new_folder(out)
+        go_on(folder, settings)
+        try:
+            yield folder
+        except InputError:
+            clear_new_folder(out)
+            raise
+        with disk_errors(out):
+            (folder / ABOUT).unlink()
+            flush(folder)
+        publish(out, ())
 
 
 def go_on(folder: Path, settings: dict[str, Any]) -> None:

@@ -54,14 +54,15 @@ class PieceDigests:
         # Anonymous and shared: no name that could be left behind.
         self._verified = np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8)
 
-    def find_damage(self, pieces: NDArray[np.int64], content: Content) -> int | None:
-        """Verify those of `pieces` that were not yet; the first that differs, or None."""
-        fresh = pieces[self._verified[pieces] == 0]
-        for piece in fresh.tolist():
-            if piece_digest(content(piece)) != self._digests[piece].tobytes():
-                return int(piece)
-            self._verified[piece] = 1
-        return None
+    def find_damage(self, pieces: NDArray[np.int64], content: Content) -> list[int]:
+        """Verify those of `pieces` that were not yet; the numbers of those that differ."""
+        damage = []
+        for piece in np.unique(pieces[self._verified[pieces] == 0]).tolist():
+            if piece_digest(content(piece)) == self._digests[piece].tobytes():
+                self._verified[piece] = 1
+            else:
+                damage.append(piece)
+        return damage
 
 
 def load_array(path: Path) -> NDArray[Any]:

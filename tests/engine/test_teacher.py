@@ -140,7 +140,7 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
     data, ended, counts, kept = images_of_the_world(), [], [], []
 
     def member(method: Method) -> Member:
-        def start() -> tuple[Run, Log]:
+        def start() -> tuple[Run, Log, None]:
             run = run_of(method)
             run.precision = run.precision.resolve(run.ranks.device)
             forget = run.forget.numpy()
@@ -148,7 +148,7 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
             if not counts:
                 kept.append(run.teacher())  # one teacher lives as long as somebody holds it
                 counts.append(Counted(kept[0]))
-            return run, lambda *_, **__: None
+            return run, lambda *_, **__: None, None
 
         return Member(str(method), method, start, lambda run, _: ended.append(weights(run)))
 

@@ -66,8 +66,8 @@ def together(
         def log(kind: str, **facts: object) -> None:
             lines[name].append({"kind": kind, **facts})
 
-        def start() -> tuple[Run, Log]:
-            return made(method, ranks, precision), log
+        def start() -> tuple[Run, Log, None]:
+            return made(method, ranks, precision), log, None
 
         def end(run: Run, seconds: Seconds) -> None:
             ended[name] = weights(run)

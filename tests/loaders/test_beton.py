@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from letheon.errors import InputError
+from letheon.folders import new_folder
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data
 from letheon.loaders.decode.pillow import decode
@@ -309,7 +310,7 @@ def test_a_stopped_set_goes_on_beside_its_place(photographs: Path, tmp_path: Pat
     domains = {"photo": images, "sketch": small}
     with pytest.raises(KeyboardInterrupt):
         write_betons(domains, out)
-    growing = parts.partial_folder(out)
+    growing = new_folder(out)
     assert not out.exists() and not is_betons(growing)
     before = (growing / "photo.beton").stat().st_mtime_ns
     small.limit = 100

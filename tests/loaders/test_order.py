@@ -212,15 +212,20 @@ def test_streams_out_of_range_are_refused(wrong: Stream) -> None:
         order.epoch_parts(wrong, FORGET, 16, 7, 3)
 
 
-def test_empty_streams_and_too_small_batches_are_refused() -> None:
+def test_empty_streams_are_refused() -> None:
     nothing = np.zeros(10, dtype=bool)
     for reads in ("forget", "paired"):
         with pytest.raises(InputError, match="0 forget"):
             order.stream_sizes(reads, nothing, 4)
     with pytest.raises(InputError, match="0 retain"):
         order.stream_sizes("retain", ~nothing, 4)
-    with pytest.raises(InputError, match="4 samples for 5 processes"):
-        order.stream_sizes("mixed", np.zeros(9, dtype=bool), 8, world=5)
+
+
+def test_a_batch_smaller_than_the_ranks_is_shared_out_too() -> None:
+    forget = np.arange(9) == 4
+    shares = [order.epoch_parts("forget", forget, 8, 7, 3, rank, 3) for rank in range(3)]
+    assert [[part.samples.tolist() for part in parts] for parts in shares] == [[[]], [[]], [[4]]]
+    assert {part.total for parts in shares for part in parts} == {1}
 
 
 @pytest.mark.parametrize(

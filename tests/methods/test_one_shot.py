@@ -49,6 +49,14 @@ def test_ssd_is_its_definition() -> None:
     same(end_of(Ssd(ONCE, alpha=1.2, dampening=0.9)), expected)
 
 
+def test_an_alpha_that_no_weight_can_reach_is_said() -> None:
+    for alpha, lines in ((4.2, 1), (4.0, 0)):  # 41 samples, 10 of them to forget
+        run = fresh(Ssd(ONCE, alpha=alpha))
+        Ssd(ONCE, alpha=alpha).prepare(run)
+        assert len(run.warnings) == lines
+        assert lines == 0 or torch.equal(flat(run.model), flat(original()))
+
+
 def test_the_published_importance_is_of_batches() -> None:
     def of_batches(part: str) -> Tensor:
         model, run = original(), fresh(Ssd(ONCE))

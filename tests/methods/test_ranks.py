@@ -11,8 +11,11 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.errors import InputError
 from letheon.methods import METHODS as OURS
 from letheon.methods.finetune import Finetune
+from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.spkd import Spkd
 from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import run_of, trained, weights
@@ -61,6 +64,46 @@ def end_flat(ranks: Ranks) -> dict[str, torch.Tensor]:
     run.precision = Precision("fp32", reduce="flat")
     run_method(METHODS["salun"], run)
     return weights(run)
+
+
+FEW = {
+    "grad-ascent": METHODS["grad-ascent"],
+    "random-label-sequential": METHODS["random-label-sequential"],
+    "salun": METHODS["salun"],
+    "accumulating": GradAscent(replace(GENTLE, grad_accum_steps=2)),
+    "local batch-norm": GradAscent(replace(GENTLE, batch_norm="local"), forget_batch_norm="recipe"),
+}
+
+
+def end_few(ranks: Ranks, name: str, forgotten: int) -> dict[str, torch.Tensor]:
+    run = run_of(FEW[name], ranks, forgotten=range(forgotten))
+    run_method(FEW[name], run)
+    return weights(run)
+
+
+@pytest.mark.parametrize("forgotten", [1, 2])
+def test_fewer_forget_samples_than_ranks(forgotten: int) -> None:
+    """Some ranks have no part of a batch: the end is that of one rank, statistics included."""
+    for name in FEW:
+        alone = end_few(Ranks(), name, forgotten)
+        for theirs in on_ranks(3, end_few, name, forgotten):
+            for key, value in alone.items():
+                if forgotten > 1 and name == "local batch-norm":
+                    continue  # each rank normalizes by its own sample
+                torch.testing.assert_close(theirs[key], value, atol=TOLERANCE, rtol=0, msg=key)
+
+
+def refusal(ranks: Ranks) -> str:
+    method = Spkd(replace(FROZEN, batch_size=3))
+    try:
+        method.check(run_of(method, ranks, forgotten=range(40)))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_similarities_over_a_batch_need_a_sample_a_rank() -> None:
+    assert all("fewer samples than 2 ranks" in text for text in on_ranks(2, refusal))
 
 
 def test_local_batch_norm_ends_equal_on_the_ranks() -> None:

@@ -1,0 +1,1 @@
+"""What saving a run while it goes on costs."""

@@ -1,0 +1,339 @@
+"""Everything that a training loop keeps between two steps, as tensors and facts, and back.
+
+What is equal on every rank (weights, optimizers, the method's state) is saved once. What is each
+rank's own in the middle of a pass (torch's random state, running statistics of batch-norm, the sums
+of the pass) is gathered on the first rank, so that one file holds a whole job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from letheon.engine.checkpoints.method_state import State, load_state_dict, state_dict
+from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_to_host
+from letheon.engine.distributed import Ranks
+from letheon.engine.gradient_sync import Buckets, Flat
+from letheon.engine.method import Phase, Run
+from letheon.engine.step import Step, rehearse
+from letheon.errors import RunFailed
+from letheon.loaders.batch import Loader
+from letheon.loaders.factory import kind_of
+
+if TYPE_CHECKING:
+    from letheon.engine.loop import Seconds
+
+Tensors = dict[str, Tensor]
+
+
+class Part(Protocol):
+    """A pass under way, as far as its state goes."""
+
+    @property
+    def position(self) -> int:
+        """Steps taken."""
+        ...
+
+    def state_dict(self) -> tuple[Tensors, dict[str, Any]]:
+        """This rank's tensors, and values that are equal on every rank."""
+        ...
+
+
+@dataclass
+class Course:
+    """How far a run has come, and all that its loop holds."""
+
+    run: Run
+    step: Step
+    state: State
+    seconds: Seconds
+    sources: Mapping[str, Loader]
+    epoch: int = 0
+    phase: int = 0
+    """Passes of the epoch that are over."""
+    steps: int = 0
+    """Steps of all passes that are over."""
+    snapshots: list[Tensors] = field(default_factory=list)
+    """Weights at the ends of epochs, for a method that may go back to one."""
+    now: Part | None = None
+    """The pass under way; None between two."""
+
+    @property
+    def between(self) -> bool:
+        """True where nothing of a pass has been done: any number of ranks may go on from here."""
+        return self.now is None or self.now.position == 0
+
+
+def collect(course: Course) -> RunState | None:
+    """Copy the whole state to the host; None on all ranks but the first. Every rank must call.
+
+    Raises:
+        RunFailed: the ranks' weights are not bitwise equal.
+    """
+    run, ranks = course.run, course.run.ranks
+    own, facts = _own(course)
+    _check_equal(run)
+    everyone = _gather(own, ranks)
+    if not ranks.main:
+        return None
+    shared: Tensors = {f"model.{k}": v for k, v in run.model.state_dict().items()}
+    for epoch, weights in enumerate(course.snapshots):
+        shared |= {f"snapshot.{epoch}.{k}": v for k, v in weights.items()}
+    shared |= {f"average.{k}": v for k, v in enumerate(course.step.averages)}
+    shared |= {f"reads.{k}": v for k, v in run.reads.items()}
+    tensors, facts["method"] = state_dict(course.state)
+    shared |= {f"method.{k}": v for k, v in tensors.items()}
+    tensors, facts["optimizers"] = _optimizers(course.step)
+    shared |= tensors
+    for rank, mine in enumerate(everyone):
+        shared |= {f"rank.{rank}.{k}": v for k, v in mine.items()}
+    copies: Tensors = {}
+    strides: dict[str, list[int]] = {}
+    for name, tensor in shared.items():
+        copies[name], order = copy_to_host(tensor)
+        if order is not None:
+            strides[name] = order
+    facts |= {
+        "epoch": course.epoch,
+        "phase": course.phase,
+        "steps": course.steps,
+        "between": course.between,
+        "snapshots": len(course.snapshots),
+        "seconds": asdict(course.seconds),
+        "scaler": course.step.scaler.state_dict(),
+        "choices": choices(run, course.step),
+        "notes": {"warnings": run.warnings},
+        "strides": strides,
+    }
+    return RunState(copies, facts)
+
+
+def restore(course: Course, saved: RunState) -> None:
+    """Put a saved state back over what `prepare` and `assemble` have made. Every rank must call.
+
+    The pass under way is left to the caller: `pass_state`.
+
+    Raises:
+        RunFailed: the state is of another method or network.
+    """
+    run, step, facts = course.run, course.step, saved.facts
+    _regroup_buckets(course, facts)
+    tensors = saved.tensors
+    own = run.model.state_dict()
+    before = {k.removeprefix("model.") for k in tensors if k.startswith("model.")}
+    if odd := sorted(own.keys() ^ before):
+        raise RunFailed(
+            f"got a saved state that differs in the weight {odd[0]} ({len(odd)} such); expected "
+            "that of this network and method; start a new run in another folder"
+        )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(tensors[f"model.{key}"])
+        for k, average in enumerate(step.averages):
+            average.copy_(tensors[f"average.{k}"])
+        load_state_dict(course.state, _below(tensors, "method"), facts["method"])
+    _restore_optimizers(step, saved)
+    step.scaler.load_state_dict(facts["scaler"])
+    course.snapshots = [_below(tensors, f"snapshot.{k}") for k in range(facts["snapshots"])]
+    course.epoch, course.phase, course.steps = facts["epoch"], facts["phase"], facts["steps"]
+    for name, value in facts["seconds"].items():
+        setattr(course.seconds, name, value)
+    if run.ranks.main:
+        run.reads.update(_below(tensors, "reads"))
+    run.warnings[:] = facts["notes"]["warnings"]
+    if f"rank.{run.ranks.rank}.random.cpu" in tensors and facts["world"] == run.ranks.world:
+        _restore_own(run, _below(tensors, f"rank.{run.ranks.rank}"))
+
+
+def pass_state(saved: RunState, ranks: Ranks) -> tuple[Tensors, dict[str, Any]] | None:
+    """Return what `Part.state_dict` gave on this rank; None where the state lies between passes."""
+    if saved.facts["between"]:
+        return None
+    return _below(saved.tensors, f"rank.{ranks.rank}.pass"), saved.facts["pass"]
+
+
+def choices(run: Run, step: Step) -> dict[str, Any]:
+    """What a trial or the free memory may have decided, which a resumed run does not ask again."""
+    way = "flat" if isinstance(step.reducer, Flat) else "ddp"
+    return {"dtype": run.precision.dtype, "reduce": way, "loader": kind_of(run.loader)}
+
+
+def repeat_choices(run: Run, facts: Mapping[str, Any]) -> None:
+    """Take number format and reduction from a saved state instead of a trial."""
+    known = facts["choices"]
+    reduce = known["reduce"] if facts["world"] > 1 else run.precision.reduce
+    if run.precision.tune_step:
+        run.precision = replace(run.precision, dtype=known["dtype"], reduce=reduce, tune_step=False)
+
+
+def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
+    """Hand the first rank's state to every rank; None where it has none."""
+    if ranks.world == 1:
+        return saved
+    heads = None
+    if saved is not None:
+        heads = {k: (tuple(v.shape), v.dtype) for k, v in saved.tensors.items()}
+    head: list[Any] = [(saved.facts, heads) if saved is not None else None]
+    dist.broadcast_object_list(head, 0, device=torch.device("cpu"))
+    if head[0] is None:
+        return None
+    facts, shapes = head[0]
+    tensors = saved.tensors if saved is not None else {}
+    for name, (shape, dtype) in shapes.items():
+        if not ranks.main:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+        dist.broadcast(tensors[name].reshape(-1).view(torch.uint8), 0)
+    return RunState(tensors, facts)
+
+
+def _below(tensors: Mapping[str, Tensor], place: str) -> Tensors:
+    return {
+        name.removeprefix(f"{place}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{place}.")
+    }
+
+
+def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
+    """This rank's tensors, and the facts about the pass under way."""
+    run = course.run
+    own: Tensors = {"random.cpu": torch.get_rng_state()}
+    if run.ranks.device.type == "cuda":
+        own["random.cuda"] = torch.cuda.get_rng_state(run.ranks.device)
+    if course.between or course.now is None:
+        return own, {"world": run.ranks.world}
+    tensors, values = course.now.state_dict()
+    own |= {f"pass.{name}": tensor for name, tensor in tensors.items()}
+    if run.ranks.world > 1:  # local until the end of the pass
+        own |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
+    return own, {"world": run.ranks.world, "pass": values}
+
+
+def _restore_own(run: Run, own: Tensors) -> None:
+    buffers = _below(own, "buffer")
+    with torch.no_grad():
+        for name, buffer in run.model.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+    torch.set_rng_state(own["random.cpu"])
+    if run.ranks.device.type == "cuda" and "random.cuda" in own:
+        torch.cuda.set_rng_state(own["random.cuda"], run.ranks.device)
+
+
+def _gather(own: Tensors, ranks: Ranks) -> list[Tensors]:
+    """Every rank's own tensors by rank, on the host of the first; elsewhere nothing."""
+    if ranks.world == 1:
+        return [own]
+    host = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
+    everyone: list[Any] | None = [None] * ranks.world if ranks.main else None
+    dist.gather_object(host, everyone, 0)
+    return everyone or []
+
+
+def _check_equal(run: Run) -> None:
+    """Compare the trainable weights of all ranks by the sums of their bits.
+
+    Raises:
+        RunFailed: on every rank, with the ranks that differ from the first.
+    """
+    if run.ranks.world == 1 or not run.parameters:
+        return
+    words = {4: torch.int32, 2: torch.int16, 8: torch.int64}
+    sums = torch.stack(
+        [p.detach().view(words[p.element_size()]).sum(dtype=torch.int64) for p in run.parameters]
+    ).cpu()
+    all_sums = [torch.empty_like(sums) for _ in range(run.ranks.world)]
+    dist.all_gather(all_sums, sums)
+    odd = [rank for rank, other in enumerate(all_sums) if not torch.equal(other, all_sums[0])]
+    if odd:
+        name = next(
+            key
+            for key, first, other in zip(
+                run.named_parameters, all_sums[0], all_sums[odd[0]], strict=True
+            )
+            if first != other
+        )
+        raise RunFailed(
+            f"got weights that differ between rank 0 and ranks {odd}, {name} first; expected the "
+            "same on all; check that all run the same code and data, and start again"
+        )
+
+
+def _optimizers(step: Step) -> tuple[Tensors, dict[str, Any]]:
+    """Every optimizer's tensors by slot, parameter and name, and its plain values."""
+    tensors: Tensors = {}
+    facts: dict[str, Any] = {}
+    for slot, optimizer in step.optimizers.items():
+        host, values, number = [], {}, 0
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    key = f"optimizer.{slot}.{number}.{name}"
+                    if isinstance(value, Tensor):
+                        tensors[key] = value
+                        if value.device.type == "cpu":
+                            host.append(key)
+                    elif value is None or isinstance(value, bool | int | float | str):
+                        values[f"{number}.{name}"] = value
+                number += 1
+        groups = [
+            {k: v for k, v in group.items() if isinstance(v, bool | int | float)}
+            for group in optimizer.param_groups
+        ]
+        facts[slot] = {"host": host, "values": values, "groups": groups}
+    return tensors, facts
+
+
+def _restore_optimizers(step: Step, saved: RunState) -> None:
+    strides = saved.facts["strides"]
+    for slot, facts in saved.facts["optimizers"].items():
+        optimizer = step.slot_optimizer(slot)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for name, host in _below(saved.tensors, f"optimizer.{slot}").items():
+            number, _, entry = name.partition(".")
+            parameter = parameters[int(number)]
+            kept = optimizer.state[parameter].get(entry)
+            key = f"optimizer.{slot}.{name}"
+            if isinstance(kept, Tensor):
+                kept.copy_(host)
+                continue
+            device = "cpu" if key in facts["host"] else parameter.device
+            optimizer.state[parameter][entry] = copy_from_host(host, strides.get(key), device)
+        for name, value in facts["values"].items():
+            number, _, entry = name.partition(".")
+            optimizer.state[parameters[int(number)]][entry] = value
+        for group, values in zip(optimizer.param_groups, facts["groups"], strict=True):
+            group.update(values)
+
+
+def _regroup_buckets(course: Course, facts: Mapping[str, Any]) -> None:
+    """Let DDP order its buckets as they were: it does so after a backward pass or two.
+
+    The order in which from three ranks on gradients are added up depends on the buckets. The passes
+    are those of the run's first batch; all that they move is overwritten by the saved state.
+    """
+    step, run = course.step, course.run
+    if not isinstance(step.reducer, Buckets):
+        return
+    number, phase = _first_reduced(course)
+    taken = 0 if facts["between"] else facts["pass"]["tallies"][0]["position"]
+    if phase is None or (facts["epoch"], facts["phase"], taken) <= (0, number, 0):
+        return
+    loader = course.sources.get(phase.source, run.loader)
+    batch = next(iter(loader.train(phase.stream, 0))).to(run.ranks.device)
+    for _ in range(min(facts["steps"] + taken, step.reducer.warmup)):
+        rehearse(step, phase, batch)
+
+
+def _first_reduced(course: Course) -> tuple[int, Phase | None]:
+    """The first phase of the run whose gradients go through the buckets, and its number."""
+    for number, phase in enumerate(course.step.method.phases(course.run, course.state, 0)):
+        for one in (phase, phase.beside):
+            if one is not None and not one.parts:
+                return number, one
+    return 0, None

@@ -1,0 +1,163 @@
+"""The state of a stopped run on disk: safetensors and JSON, digested, two kept, nothing pickled.
+
+A state is two files of one number in a folder: the tensors, and a JSON file that is written last
+and holds everything else with the SHA-256 of both. A state without the second file is no state; one
+whose digests do not agree is named and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from letheon import durable
+from letheon.errors import RunFailed
+from letheon.spans import span
+
+STATES = 2
+"""States of a run that stay on disk: the newest, and one should that be damaged."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Tensors by name, on the host, and what else there is to know, ready for JSON."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+@dataclass
+class StateFolder:
+    """The states of one run, by number; the newest whole one counts. For one rank."""
+
+    path: Path
+    _writer: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "state-writer")
+    )
+    _write: Future[None] | None = None
+
+    def save(self, state: RunState) -> None:
+        """Write a state in a thread, after the last one is on disk; nobody may change its tensors.
+
+        Raises:
+            RunFailed: the last write failed, by a full disk perhaps; it names the file.
+        """
+        self.wait()
+        self._write = self._writer.submit(self._save, state)
+
+    def wait(self) -> None:
+        """Wait until the last state is on disk; raises as `save`."""
+        write, self._write = self._write, None
+        if write is not None:
+            write.result()
+
+    def load(
+        self, accept: Callable[[Mapping[str, Any]], bool]
+    ) -> tuple[RunState | None, list[str]]:
+        """Read the newest state that is whole and whose facts are accepted.
+
+        Returns:
+            The state, None where there is none; and a line about each that is damaged.
+        """
+        damaged: list[str] = []
+        for number in sorted(self._numbers(), reverse=True):
+            try:
+                facts = self._facts(number)
+                if accept(facts):
+                    return RunState(self._tensors(number, facts), facts), damaged
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                reason = str(error).partition("\n")[0]
+                damaged.append(f"{self._file(number, 'json')} is damaged ({reason}); left out")
+        return None, damaged
+
+    def __bool__(self) -> bool:
+        """True where some state has been saved, whole or not."""
+        return bool(self._numbers())
+
+    def clear(self) -> None:
+        """Remove every state, once the run is finished or begins anew."""
+        self.wait()
+        for number in self._numbers():
+            self._remove(number)
+        if self.path.is_dir():
+            for left in self.path.glob(f"*{durable.PARTIAL}"):
+                left.unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def _numbers(self) -> list[int]:
+        return [int(file.stem) for file in self.path.glob("*.json") if file.stem.isdecimal()]
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.path / f"{number:06d}.{kind}"
+
+    @span("saving")
+    def _save(self, state: RunState) -> None:
+        number = max(self._numbers(), default=0) + 1
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFailed(
+                f"got {error.strerror or error} while making {self.path}; expected a disk that can "
+                "be written; mend it, and run again"
+            ) from error
+        file = self._file(number, "safetensors")
+        with durable.replacing(file) as temporary:
+            try:
+                save_file({k: v.contiguous() for k, v in state.tensors.items()}, temporary)
+            except SafetensorError as error:
+                raise OSError(None, str(error)) from error
+            digest = _sha256(temporary)
+        facts = {**state.facts, "tensors": digest}
+        text = json.dumps({**facts, "digest": _seal(facts)}, sort_keys=True)
+        durable.write(self._file(number, "json"), text + "\n")
+        for old in sorted(self._numbers())[:-STATES]:
+            self._remove(old)
+
+    def _remove(self, number: int) -> None:
+        for kind in ("json", "safetensors"):
+            self._file(number, kind).unlink(missing_ok=True)
+
+    def _facts(self, number: int) -> dict[str, Any]:
+        facts = json.loads(self._file(number, "json").read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or facts.pop("digest", None) != _seal(facts):
+            raise ValueError("its digest is another")
+        return facts
+
+    def _tensors(self, number: int, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+        file = self._file(number, "safetensors")
+        if _sha256(file) != facts["tensors"]:
+            raise ValueError(f"{file.name} has another digest")
+        return load_file(file)
+
+
+def copy_to_host(tensor: Tensor) -> tuple[Tensor, list[int] | None]:
+    """Copy a tensor to the host, and name its strides where it is stored in another order."""
+    strides = None if tensor.is_contiguous() else list(tensor.stride())
+    return tensor.detach().to("cpu", copy=True), strides
+
+
+def copy_from_host(host: Tensor, strides: list[int] | None, device: torch.device | str) -> Tensor:
+    """Undo `copy_to_host`: the same numbers in the same memory order, on `device`."""
+    if strides is None:
+        return host.to(device, copy=True)
+    return torch.empty_strided(host.shape, strides, dtype=host.dtype, device=device).copy_(host)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _seal(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8")).hexdigest()

@@ -1,0 +1,204 @@
+"""Save a run while it goes on, and go on with one that was stopped."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from letheon.engine.checkpoints.loop_state import (
+    Course,
+    collect,
+    repeat_choices,
+    restore,
+    share_state,
+)
+from letheon.engine.checkpoints.run_state import RunState, StateFolder
+from letheon.engine.distributed import Ranks, agree, gather_objects, wait_for_ranks
+from letheon.engine.method import Run
+from letheon.engine.runs.run_folder import STATE, Record
+from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped, defer
+from letheon.errors import InputError, RunFailed
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """When a run is saved while it goes on, and what a resumed run may differ in."""
+
+    save_every: str = "10min"
+    """Save the state of the run every so often: 10min, 30s, 2h, or 500steps; also at an epoch's end
+    once a tenth of the time has passed. off: only when a signal stops the run."""
+    resume_anyway: bool = False
+    """Go on with an unfinished run although settings, data or versions differ; recorded."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is neither a time nor a number of steps."""
+        self.interval  # noqa: B018
+
+    @property
+    def interval(self) -> tuple[float, int]:
+        """Seconds and steps from one save to the next; 0: never.
+
+        Raises:
+            InputError: neither a time nor a number of steps.
+        """
+        if self.save_every == "off":
+            return 0.0, 0
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *(s|min|h|steps?)", self.save_every)
+        number = float(match[1]) if match else 0.0
+        if match is None or number <= 0 or ("step" in match[2] and number != int(number)):
+            raise InputError(
+                f"got {self.save_every}; expected a time or a number of steps, such as 10min, 2h "
+                "or 500steps, or off; give one",
+                option="save_every",
+            )
+        if match[2] in _UNITS:
+            return number * _UNITS[match[2]], 0
+        return 0.0, int(number)
+
+
+@dataclass
+class Saver:
+    """Keeps the states of one run; the loop asks it after steps and epochs. Alike on every rank."""
+
+    record: Record
+    poll: Poll
+    ranks: Ranks
+    previous: RunState | None = None
+    """The state that the run goes on from."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Where the run was resumed before, and what differed then; for the record."""
+
+    def __post_init__(self) -> None:
+        """Find the folder of the states."""
+        self._folder = StateFolder(self.record.folder / STATE)
+        self._course: Course | None = None
+
+    def prepare(self, run: Run) -> None:
+        """Before the run is prepared: choices of a trial are those of the state."""
+        if self.previous is not None:
+            repeat_choices(run, self.previous.facts)
+
+    def start(self, course: Course) -> RunState | None:
+        """Before the first step: the course becomes that of the state that was found, if any."""
+        self._course = course
+        defer(True)
+        found, self.previous = self.previous, None
+        if found is not None:
+            restore(course, found)
+            self.record.cut(found.facts["metrics"])
+        self.poll.reset()
+        return found
+
+    def after_step(self) -> None:
+        """Save where it is time to.
+
+        Raises:
+            Stopped: a signal came; the state is on disk.
+            RunFailed: the last state could not be written.
+        """
+        word = self.poll.after_step()
+        if word != GO_ON:
+            self.save()
+            self.poll.reset()
+        if word == STOP:
+            self.wait()
+            raise Stopped(self.place)
+
+    def after_epoch(self) -> None:
+        """The same at the end of an epoch with another to come, whose first step may be the last.
+
+        Raises:
+            RunFailed: as `after_step`.
+        """
+        if self.poll.after_epoch() != GO_ON:
+            self.save()
+            self.poll.reset()
+
+    @property
+    def place(self) -> str:
+        """Where the run is, for people."""
+        course = self._course
+        assert course is not None
+        taken = course.steps + (course.now.position if course.now is not None else 0)
+        return f"{self.record.folder}: saved after step {taken}, in epoch {course.epoch}"
+
+    def save(self) -> None:
+        """Copy the state to the host and begin to write it; raises as `after_step`."""
+        assert self._course is not None
+        state = collect(self._course)
+        problem = ""
+        if state is not None:
+            state.facts["metrics"] = self.record.length
+            state.facts["history"] = self.history
+            problem = self._problem(lambda: self._folder.save(state))
+        self._agree(problem)
+
+    def wait(self) -> None:
+        """Wait until all is on disk."""
+        problem = self._problem(self._folder.wait) if self.ranks.main else ""
+        wait_for_ranks(self.ranks)  # a slow disk is no timeout
+        self._agree(problem)
+
+    def finish(self) -> None:
+        """The weights are safe: let the last write end; its failure is no longer one of the run."""
+        if problem := self._problem(self._folder.wait):
+            print(f"warning: {self.record.folder}: {problem}", file=sys.stderr)
+
+    def _problem(self, work: Callable[[], None]) -> str:
+        try:
+            work()
+        except RunFailed as error:
+            return str(error)
+        return ""
+
+    def _agree(self, problem: str) -> None:
+        if first := next(filter(None, gather_objects(problem, self.ranks)), ""):
+            raise RunFailed(first) from OSError(first)
+
+
+def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str] = ()) -> Saver:
+    """Open the states of a run's folder, with the newest one that the ranks may go on from.
+
+    Args:
+        record: the run's folder.
+        poll: when to save; shared by the runs of one process.
+        resume: whether to go on at all; without, the states there are removed.
+        overrides: what differs from the run as it was begun, for the record.
+
+    Raises:
+        InputError: on every rank: all states lie within a pass that another number of ranks began.
+    """
+    ranks = poll.ranks
+    saver = Saver(record, poll, ranks)
+    folder = StateFolder(record.folder / STATE)
+    found: RunState | None = None
+    problem = None
+    if ranks.main and not resume:
+        folder.clear()
+    elif ranks.main:
+        found, damaged = folder.load(lambda facts: _fits(facts, ranks))
+        for line in damaged:
+            print(line, file=sys.stderr)
+        if found is None and (other := folder.load(lambda facts: True)[0]) is not None:
+            problem = (
+                f"got {ranks.world} ranks for {record.folder}, whose states were saved within a "
+                f"pass on {other.facts['world']}; expected as many; start as many, or a new run"
+            )
+    agree(ranks, problem)
+    found = share_state(found, ranks)
+    if found is not None:
+        event = {k: found.facts[k] for k in ("epoch", "phase", "steps", "world")}
+        saver.previous = found
+        saver.history = [*found.facts["history"], {**event, "overrides": list(overrides)}]
+    elif resume and ranks.main:
+        record.cut(0)
+    return saver
+
+
+def _fits(facts: Mapping[str, Any], ranks: Ranks) -> bool:
+    return facts["between"] or facts["world"] == ranks.world

@@ -1,0 +1,132 @@
+"""Signals that ask a run to stop, and the agreement of the ranks on the step after which they do.
+
+SIGTERM, SIGINT and SIGUSR1 (schedulers' warning) mean: save, say so in a line, and exit with
+`STOPPED`. Outside training nothing is lost, and the process ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from letheon.engine.distributed import Ranks, gather_objects
+
+STOPPED = 75
+"""Exit code of a run that a signal stopped (EX_TEMPFAIL): the same command goes on with it."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SECONDS_BETWEEN_POLLS = 0.5
+"""About so often the ranks ask each other; in steps, by the first rank's clock."""
+GO_ON, SAVE, STOP = 0, 1, 2
+
+
+class Stopped(BaseException):
+    """A signal ended the process; what there was to save is saved. Not an error."""
+
+
+class _Listener:
+    """What the signals of this process have said."""
+
+    def __init__(self) -> None:
+        self.signal: str = ""  # the first that came
+        self.deferred = False  # within training, which asks by itself
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Remember the signal, or end the process where nothing needs saving."""
+        first, self.signal = not self.signal, self.signal or signal.Signals(number).name
+        if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+        if first and not self.deferred:
+            raise Stopped("before there was anything to save")
+
+
+_listener = _Listener()
+
+
+@contextmanager
+def listen() -> Iterator[None]:
+    """Take the signals within; for the main thread of a process that is ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _listener.signal, _listener.deferred = "", False
+    before = {number: signal.signal(number, _listener.hear) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def last_signal() -> str:
+    """Name the signal that has asked this process to stop; empty where none has."""
+    return _listener.signal
+
+
+def defer(on: bool) -> None:
+    """Let signals wait until `Poll.after_step` asks for them, or no longer."""
+    _listener.deferred = on
+
+
+class Poll:
+    """After which step every rank saves or stops, without any waiting for another.
+
+    The ranks' wishes go round in a sum that is begun after one step and read after the next.
+    """
+
+    def __init__(self, ranks: Ranks, seconds: float = 0.0, steps: int = 0) -> None:
+        """Save after so many seconds of the first rank's clock or so many steps; 0: never."""
+        self.ranks, self._seconds, self._every = ranks, seconds, steps
+        self._steps = 0
+        self.reset()
+        self._started = time.monotonic()
+        self._next = 1  # step after which the ranks ask each other
+        self._sent: tuple[Any, Tensor] | None = None
+
+    def reset(self) -> None:
+        """Count from now on, after a save."""
+        self._saved, self._saved_steps = time.monotonic(), self._steps
+
+    def after_step(self) -> int:
+        """Say what is due: GO_ON, SAVE or STOP; the same on every rank after the same step."""
+        self._steps += 1
+        by_steps = bool(self._every) and self._steps - self._saved_steps >= self._every
+        wish = self._wish() if self.ranks.world == 1 else self._exchange()
+        return max(wish, SAVE if by_steps else GO_ON)
+
+    def after_epoch(self) -> int:
+        """The same at the end of an epoch, where a tenth of the seconds is enough; it may wait."""
+        return max(gather_objects(self._wish(0.1), self.ranks))
+
+    def _wish(self, share: float = 1.0) -> int:
+        if _listener.signal:
+            return STOP
+        late = time.monotonic() - self._saved >= share * self._seconds
+        return SAVE if self._seconds and late and self.ranks.main else GO_ON
+
+    def _exchange(self) -> int:
+        if self._sent is not None:
+            work, answer = self._sent
+            work.wait()
+            self._sent = None
+            wish, interval = answer.tolist()
+            self._next = self._steps + interval
+            return int(wish)
+        if self._steps >= self._next:
+            interval = 0
+            if self.ranks.main:
+                pace = (time.monotonic() - self._started) / self._steps
+                interval = max(1, min(64, int(SECONDS_BETWEEN_POLLS / max(pace, 1e-6))))
+            wishes = torch.tensor([self._wish(), interval], dtype=torch.int64)
+            work = dist.all_reduce(wishes, dist.ReduceOp.MAX, async_op=True)
+            self._sent = (work, wishes)
+        return GO_ON

@@ -1,0 +1,286 @@
+"""A run that was stopped at any step ends bitwise as the one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from letheon import durable
+from letheon.engine.checkpoints.run_state import RunState, StateFolder
+from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Log, Seconds
+from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.stop import Poll
+from letheon.engine.runs.together import Member, run_together
+from letheon.errors import InputError, RunFailed
+from letheon.loaders.batch import Reader
+from letheon.loaders.factory import Kind, make_loader
+from letheon.methods.finetune import Finetune
+from letheon.methods.grad_ascent import ascent
+from tests.engine.resume_tools import Break, BreakAt, attempt, differing, lines
+from tests.methods.cases import cases
+from tests.pool import on_ranks
+from tests.world import PRESET, images, run_of, weights
+
+RECIPE = Recipe(epochs=2, lr=0.02, batch_size=7, schedule="cosine", warmup=1, log_every=2)
+
+
+class GoesBack(Finetune):
+    """Ends with the weights of an earlier epoch, which have to come through the stop."""
+
+    goes_back = True
+
+    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
+        return BackTo(0) if run.epoch_number == 1 else "go on"
+
+
+class Interleaved(Finetune):
+    """A step on the retain set, then one on the forget set, with an optimizer each."""
+
+    def phases(self, run: Run, state: State, epoch: int) -> list[Phase]:
+        (retain,) = super().phases(run, state, epoch)
+        beside = Phase("ascend", "forget", ascent, "frozen", slot="forget", batch_size=4)
+        return [replace(retain, beside=beside)]
+
+
+METHODS: dict[str, Method] = {
+    **cases(RECIPE, replace(RECIPE, epochs=4)),
+    "adamw, average": Finetune(replace(RECIPE, optimizer="adamw", ema=0.5)),
+    "lars": Finetune(replace(RECIPE, optimizer="lars")),
+    "micro-batches": Finetune(replace(RECIPE, grad_accum_steps=2)),
+    "goes back": GoesBack(RECIPE),
+    "interleaved": Interleaved(RECIPE),
+}
+
+
+def run_with(method: Method, ranks: Ranks, reduce: str = "auto") -> Callable[[], Run]:
+    def make() -> Run:
+        run = run_of(method, ranks)
+        run.precision = Precision("fp32", reduce=reduce)  # type: ignore[arg-type]
+        dropout = run.model.net[2]
+        dropout.register_forward_hook(lambda m, i, out: torch.nn.functional.dropout(out, 0.1))
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name: str, tmp_path: Path) -> None:
+    """Stopped a step after a save, which is done again; then right after one."""
+    method = METHODS[name]
+    assert differing(method, run_with(method, Ranks()), tmp_path, [3, 2], every=2) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", range(1, 8))
+@pytest.mark.parametrize("name", METHODS)
+def test_every_step(name: str, stop: int, tmp_path: Path) -> None:
+    method = METHODS[name]
+    assert differing(method, run_with(method, Ranks(), "flat"), tmp_path, [stop]) == []
+
+
+def on_every_rank(ranks: Ranks, folder: Path, names: list[str]) -> dict[str, list[str]]:
+    odd = {}
+    for name in names:
+        for reduce in ("ddp", "flat"):
+            method, place = METHODS[name], folder / f"{name} {reduce}"
+            made = run_with(method, ranks, reduce)
+            odd[place.name] = differing(method, made, place, [1, 2])
+    return {name: what for name, what in odd.items() if what}
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    assert on_ranks(2, on_every_rank, tmp_path, ["finetune", "spkd", "interleaved"]) == [{}] * 2
+
+
+@pytest.mark.slow
+def test_three_ranks(tmp_path: Path) -> None:
+    """From three ranks on the order of DDP's buckets shows in the last bits."""
+    assert on_ranks(3, on_every_rank, tmp_path, list(METHODS)) == [{}] * 3
+
+
+def test_another_number_of_ranks_goes_on_between_epochs(tmp_path: Path) -> None:
+    method = Finetune(replace(RECIPE, batch_norm="frozen", epochs=3))
+
+    def make() -> Run:  # without dropout, which each rank draws for itself
+        return run_of(method)
+
+    steps = make().loader.steps("retain")
+    whole = attempt(method, make, tmp_path / "whole", Poll(Ranks()), False)
+    assert whole is not None
+
+    class AtEpochs(BreakAt):
+        def after_epoch(self) -> int:
+            return 1
+
+    poll = AtEpochs(Ranks(), 0, steps + 1)
+    assert attempt(method, make, tmp_path / "parts", poll, False) is None
+    ends = on_ranks(2, ends_elsewhere, tmp_path / "parts")
+    for key, value in whole[0].items():
+        torch.testing.assert_close(ends[0][key], value, atol=2e-5, rtol=0)
+    poll = BreakAt(Ranks(), 1, 2)
+    assert attempt(method, make, tmp_path / "within", poll, False) is None
+    assert "2 ranks for" in on_ranks(2, refusal, tmp_path / "within")[1]
+
+
+def ends_elsewhere(ranks: Ranks, folder: Path) -> dict[str, torch.Tensor]:
+    method = Finetune(replace(RECIPE, batch_norm="frozen", epochs=3))
+    ended = attempt(method, lambda: run_of(method, ranks), folder, Poll(ranks), True)
+    assert ended is not None
+    return ended[0]
+
+
+def refusal(ranks: Ranks, folder: Path) -> str:
+    with pytest.raises(InputError) as error:
+        open_saver(Record(folder, ranks, {}, True), Poll(ranks), True)
+    return str(error.value)
+
+
+KINDS: list[Kind] = ["torch", "resident", "beton"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loader(kind: Kind, tmp_path: Path) -> None:
+    method, data = METHODS["random-label-paired"], images()
+
+    def make() -> Run:
+        run = run_of(method)
+        forget = run.forget.numpy()
+        run.loader = make_loader(kind, data, forget, PRESET, method.recipe.batch_size, Reader(0))
+        return run
+
+    assert differing(method, make, tmp_path, [3], every=2) == []
+
+
+def members(folder: Path, poll: Poll, resume: bool, ended: dict[str, object]) -> list[Member]:
+    def member(name: str) -> Member:
+        method = METHODS[name]
+
+        def start() -> tuple[Run, Log, Saver]:
+            saver = open_saver(Record(folder / name, Ranks(), {}, resume), poll, resume)
+            torch.manual_seed(3)
+            return run_with(method, Ranks())(), saver.record.log, saver
+
+        def end(run: Run, seconds: Seconds) -> None:
+            ended[name] = weights(run), lines(folder / name)
+
+        return Member(name, method, start, end)
+
+    return [member(name) for name in ("finetune", "spkd", "salun", "random-label-paired")]
+
+
+@pytest.mark.parametrize("stop", [5, 13])
+def test_several_runs_of_one_pass(stop: int, tmp_path: Path) -> None:
+    whole: dict[str, object] = {}
+    parts: dict[str, object] = {}
+    assert not run_together(members(tmp_path / "whole", Poll(Ranks()), False, whole), Ranks())
+    poll = BreakAt(Ranks(), 4, stop)
+    with pytest.raises(Break):
+        run_together(members(tmp_path / "parts", poll, False, parts), Ranks(), poll)
+    poll = Poll(Ranks())
+    assert not run_together(members(tmp_path / "parts", poll, True, parts), Ranks(), poll)
+    assert repr(parts) == repr(whole) and len(parts) == 4
+
+
+def state(value: float) -> RunState:
+    return RunState({"a": torch.full((3, 4), value)}, {"value": value})
+
+
+def test_the_newest_whole_state_counts(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    assert not folder and folder.load(lambda facts: True) == (None, [])
+    for value in (1.0, 2.0, 3.0):
+        folder.save(state(value))
+    folder.wait()
+    names = sorted(file.name for file in folder.path.iterdir())
+    assert names == ["000002.json", "000002.safetensors", "000003.json", "000003.safetensors"]
+    found, damaged = folder.load(lambda facts: True)
+    assert found is not None and found.facts["value"] == 3.0 and not damaged
+    assert bool((found.tensors["a"] == 3.0).all())
+    found, _ = folder.load(lambda facts: facts["value"] < 3)
+    assert found is not None and found.facts["value"] == 2.0
+    for name in ("000003.safetensors", "000003.json"):
+        whole = (folder.path / name).read_bytes()
+        for bit in range(0, 8 * len(whole), 97):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            (folder.path / name).write_bytes(flipped)
+            found, damaged = folder.load(lambda facts: True)
+            assert found is not None and found.facts["value"] == 2.0
+            assert len(damaged) == 1 and "000003.json is damaged" in damaged[0]
+        (folder.path / name).write_bytes(whole)
+    folder.clear()
+    assert not folder.path.exists()
+
+
+def test_a_write_that_fails_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.save(state(1.0))
+    folder.wait()
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "flush", full)
+    folder.save(state(2.0))
+    with pytest.raises(RunFailed, match=r"No space left.*000002"):
+        folder.save(state(3.0))
+    monkeypatch.undo()
+    found, damaged = folder.load(lambda facts: True)
+    assert found is not None and found.facts["value"] == 1.0 and not damaged
+
+
+def drifting(ranks: Ranks, folder: Path) -> str:
+    method = Drifts(RECIPE)
+    with pytest.raises(RunFailed) as error:
+        attempt(method, lambda: run_of(method, ranks), folder, Poll(ranks, steps=2), False)
+    return str(error.value)
+
+
+class Drifts(Finetune):
+    """The weights of the second rank move by themselves."""
+
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
+        if run.ranks.rank == 1:
+            with torch.no_grad():
+                run.parameters[1][0] += 1e-3
+
+
+def test_weights_that_differ_between_ranks_are_found_at_the_save(tmp_path: Path) -> None:
+    for line in on_ranks(2, drifting, tmp_path):
+        assert "differ between rank 0 and ranks [1], 0.bias first" in line
+
+
+def test_times_and_steps_between_saves() -> None:
+    assert SaveOptions("10min").interval == (600.0, 0)
+    assert SaveOptions("1.5h").interval == (5400.0, 0)
+    assert SaveOptions("500steps").interval == (0.0, 500)
+    assert SaveOptions("1 step").interval == (0.0, 1)
+    assert SaveOptions("off").interval == (0.0, 0)
+    for text in ("10", "min", "0s", "1.5steps", "-3min", "5epochs"):
+        with pytest.raises(InputError, match="expected a time or a number of steps"):
+            SaveOptions(text)
+
+
+class OutOfMemory(Finetune):
+    """Its third step finds no memory."""
+
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        if len(run.warnings) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more")
+        run.warnings.append("")
+
+
+def test_a_step_without_memory_says_what_would_fit(tmp_path: Path) -> None:
+    method = OutOfMemory(RECIPE)
+    with pytest.raises(RunFailed, match=r"7 samples a rank in 1 micro-batch .*steps 2, .* of 3"):
+        attempt(method, lambda: run_of(method), tmp_path, Poll(Ranks(), steps=1), False)
+    assert StateFolder(tmp_path / "state")

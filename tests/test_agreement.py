@@ -1,0 +1,133 @@
+"""Nodes that differ are found before anything is written; a rank that fails alone says why."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.recipe import Recipe
+from letheon.engine.runs import agreement
+from letheon.errors import InputError, LetheonError
+from letheon.launch.api import plan_forgetting
+from letheon.launch.command import together
+from letheon.launch.inputs import Call
+from letheon.loaders.datasets.image_set import ArrayImages, Data
+from letheon.loaders.forget_request import resolve
+from letheon.methods.finetune import Finetune
+from letheon.methods.grad_ascent import GradAscent
+from tests.launch_tools import torchrun
+from tests.pool import on_ranks
+from tests.test_bad_input import images as pictures
+from tests.world import images, network
+
+RECIPE = Recipe(epochs=1, lr=0.01, batch_size=8)
+
+
+def start(ranks: Ranks, fault: str) -> str:
+    """The refusal on this rank, where the last rank has a fault; "" where all agree."""
+    bad = ranks.rank == ranks.world - 1
+    ranks = replace(ranks, local_rank=0)  # each a node of its own
+    train = images()
+    request, seed, method = "class:2", 1, Finetune(RECIPE)
+    model = network()
+    model.class_names = train.classes
+    if bad and fault == "forget request":
+        request = "class:1"
+    elif bad and fault == "seed":
+        seed = 2
+    elif bad and fault == "method ":
+        method = GradAscent(RECIPE)  # type: ignore[assignment]
+    elif bad and fault == "method.recipe.lr":
+        method = Finetune(replace(RECIPE, lr=0.02))
+    elif bad and fault == "train images":
+        pixels = train.pixels.copy()
+        pixels[7, 0, 0, 0] ^= 1
+        train = ArrayImages("noise", pixels, train.labels, train.classes)
+    elif bad and fault == "labels and class names":
+        train = ArrayImages("noise", train.pixels, train.labels[::-1].copy(), train.classes)
+    elif bad and fault == "weights":
+        with torch.no_grad():
+            next(model.parameters()).flatten()[0] += 1
+    elif bad and fault == "code":
+        agreement.code_digest, real = lambda: "0" * 64, agreement.code_digest
+    elif bad and fault == "version of torch":
+        agreement._versions, kept = lambda: {"version of torch": "1.0"}, agreement._versions
+
+    def plan() -> object:
+        if bad and fault == "on ":
+            raise InputError("got no image", option="data")
+        data = Data(train, train, tuple((name,) for name in train.classes))
+        call = Call(data=f"/node{ranks.rank}", seed=seed, method=method, workers=ranks.rank)
+        return plan_forgetting(call, method, model, data, resolve(request, data), ranks)
+
+    try:
+        together(ranks, plan, lambda one: agreement.plan_facts(*one))  # type: ignore[misc]
+    except LetheonError as error:
+        assert error.everywhere and isinstance(error, InputError)
+        return str(error)
+    finally:
+        if bad and fault == "code":
+            agreement.code_digest = real
+        elif bad and fault == "version of torch":
+            agreement._versions = kept
+    (node,) = ranks.nodes
+    assert node["ranks"] == list(range(ranks.world)) and node["host"] == socket.gethostname()
+    return ""
+
+
+def start_each(ranks: Ranks, faults: list[str]) -> list[str]:
+    return [start(ranks, fault) for fault in faults]
+
+
+def test_what_differs_on_one_node_is_named_on_all() -> None:
+    faults = [
+        "forget request", "seed", "method ", "method.recipe.lr", "train images",
+        "labels and class names", "weights", "code", "version of torch", "on ",
+    ]  # fmt: skip
+    results = on_ranks(3, start_each, ["", *faults])
+    assert results[0] == results[1] == results[2]
+    equal, *texts = results[0]
+    assert equal == ""  # places and workers differ
+    host = socket.gethostname()
+    for fault, text in zip(faults, texts, strict=True):
+        assert text.startswith(f"got {fault}" if fault != "on " else "on "), text
+        assert f"{host} (rank 2)" in text and "\n" not in text
+        assert fault == "on " or f"{host} (rank 0)" in text
+
+
+def test_the_digest_of_the_code_is_over_every_source_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("engine/runs", "eval"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(agreement, "__file__", str(tmp_path / "engine/runs/agreement.py"))
+    digests = set()
+    for name, text in (("engine/a.py", "1"), ("engine/a.py", "2"), ("eval/b.py", "2")):
+        (tmp_path / name).write_text(text)
+        digests.add(agreement.code_digest())
+    (tmp_path / "engine" / "notes.txt").write_text("no code")
+    assert len(digests) == 3 and agreement.code_digest() in digests
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_in_the_loop_names_itself_and_the_file(tmp_path: Path) -> None:
+    """The one broken file is read by whichever rank has it; its reason is printed once."""
+    root = pictures(tmp_path / "set", each=4)
+    train = ("train", "--data", root, "--device", "cpu", "--epochs", "1", "--batch-size", "8")
+    broken = root / "train" / "4" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    said = set()
+    for seed in (1, 2, 3, 4):
+        ended = torchrun(2, *train, "--seed", seed, "--out", tmp_path / f"out{seed}")  # type: ignore[arg-type]
+        assert ended.code != 0
+        lines = [line for line in ended.err.splitlines() if line.startswith("error: on ")]
+        assert len(lines) == 1 and "4/1.png" in lines[0], ended.err
+        said.add(lines[0].partition("(rank ")[2][0])
+        if len(said) == 2:
+            break
+    assert said == {"0", "1"}

@@ -1,0 +1,153 @@
+"""The scripts are stopped by signals and go on by the same line: exit codes, refusals, weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from letheon.engine.runs import plan, several
+from letheon.engine.runs.stop import STOPPED, Poll, Stopped
+from tests.launch_tools import ROOT, Scripts
+
+TRAIN = ("--data", "digits", "--model", "small", "--epochs", "6", "--lr", "0.05", "--device", "cpu")
+
+
+def weights_of(folder: Path) -> str:
+    return str(json.loads((folder / "run.json").read_text())["weights"])
+
+
+def lines_of(folder: Path) -> list[tuple[object, ...]]:
+    """What every line of the record says, but for its times, and notes on free memory."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    keys = ("kind", "text", "epoch", "phase", "loss", "forget_read", "retain_read", "lr")
+    return [tuple(line.get(key) for key in keys) for line in lines if line["kind"] != "note"]
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Scripts:
+    return Scripts(monkeypatch, capsys)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Stop the next runs after so many steps, a step after they were saved."""
+
+    class Breaks(Poll):
+        taken = 0
+
+        def after_step(self) -> int:
+            self.taken += 1
+            if self.taken > last:
+                raise Stopped("on purpose")
+            return super().after_step()
+
+    for module in (plan, several):
+        monkeypatch.setattr(module, "Poll", Breaks)
+
+
+def newest_state(folder: Path) -> str:
+    return max((file.name for file in folder.glob("state/*.json")), default="")
+
+
+def start_and_wait(out: Path, *args: str) -> subprocess.Popen[str]:
+    """A real process, once it has saved a state that was not there before."""
+    before = newest_state(out)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch" / "train.py"), *args, "--out", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while newest_state(out) <= before:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    return process
+
+
+def test_a_killed_and_a_stopped_process(tmp_path: Path, scripts: Scripts) -> None:
+    args = (*TRAIN[:5], "8", *TRAIN[6:], "--save-every", "3steps")
+    killed = start_and_wait(tmp_path / "run", *args)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    stopped = start_and_wait(tmp_path / "run", *args)
+    stopped.send_signal(signal.SIGTERM)
+    _, err = stopped.communicate()
+    assert stopped.returncode == STOPPED, err
+    assert "Traceback" not in err and err.count("stopped: ") == 1
+    assert scripts("train", *args, "--out", tmp_path / "run").code == 0
+    assert scripts("train", *TRAIN[:5], "8", *TRAIN[6:], "--out", tmp_path / "whole").code == 0
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+    assert not (tmp_path / "run" / "state").exists()
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumed"]) == 2
+
+
+def test_only_the_same_run_goes_on(
+    tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = (*TRAIN, "--out", tmp_path / "run", "--save-every", "2steps")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        ended = scripts("train", *args)
+        assert ended.code == STOPPED and "on purpose" in ended.err
+    other = [arg if arg != "0.05" else "0.01" for arg in args]
+    ended = scripts("train", *other)
+    assert ended.code == 2
+    assert "method.recipe.lr 0.05 before, 0.01 now" in ended.err
+    assert "goes on with the unfinished run" not in ended.err
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        ended = scripts("train", *other, "--resume-anyway")
+        assert ended.code == STOPPED
+        assert "overlooked: method.recipe.lr 0.05 before, 0.01 now" in ended.err
+    assert scripts("train", *args, "--overwrite").code == 0  # of what it was not: from the start
+    assert "resumed" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "a finished run" in scripts("train", *args).err
+
+
+def test_a_damaged_state_is_named(
+    tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = (*TRAIN, "--out", tmp_path / "run", "--save-every", "1step")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert scripts("train", *args).code == STOPPED
+    file = tmp_path / "run" / "state" / "000004.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    ended = scripts("train", *args)
+    assert ended.code == 0 and "000004.json is damaged" in ended.err
+    assert scripts("train", *TRAIN, "--out", tmp_path / "whole").code == 0
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+
+
+def test_several_runs_go_on(
+    tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is finished, one has begun and one has not, when the process is stopped."""
+    original = tmp_path / "original"
+    assert scripts("train", *TRAIN[:5], "1", *TRAIN[6:], "--out", original).code == 0
+    args = ("--weights", original, "--data", "digits", "--forget", "class:3", "--device", "cpu")
+    methods = ("finetune", "--epochs", "1", "+", "spkd", "--epochs", "3", "--lr", "0.001")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 20)
+        ended = scripts(
+            "forget", *args, "--out", tmp_path / "s", "--save-every", "3steps", *methods
+        )
+        assert ended.code == STOPPED, ended.err
+    states = {name: (tmp_path / "s" / name / "run.json").exists() for name in ("finetune", "spkd")}
+    assert states == {"finetune": True, "spkd": False}
+    again = scripts("forget", *args, "--out", tmp_path / "s", "--save-every", "3steps", *methods)
+    assert again.code == 0 and "finished before, and left out: finetune" in again.err
+    assert scripts("forget", *args, "--out", tmp_path / "whole", *methods).code == 0
+    for name in states:
+        assert weights_of(tmp_path / "s" / name) == weights_of(tmp_path / "whole" / name)
+        assert lines_of(tmp_path / "s" / name) == lines_of(tmp_path / "whole" / name)
+    once_more = scripts("forget", *args, "--out", tmp_path / "s", *methods)
+    assert once_more.code == 2 and "all finished" in once_more.err
