@@ -134,12 +134,13 @@ class Muon(torch.optim.Optimizer):
                 weight.copy_(moved)
 
 
-def orthogonalize(matrix: Tensor, steps: int = SERIES_STEPS) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Bring all singular values of a matrix near 1, by Newton-Schulz steps in its own dtype.
+
+    Each step maps a singular value s to a s + b s^3 + c s^5, with the coefficients `SERIES`.
 
     Args:
         matrix: (rows, columns). Divided by its Frobenius norm; its singular vectors stay.
-        steps: each maps a singular value s to a s + b s^3 + c s^5 with the coefficients `SERIES`.
 
     Returns:
         (rows, columns); after three steps values from 0.02 of the norm on lie between about 0.6 and
@@ -148,7 +149,7 @@ def orthogonalize(matrix: Tensor, steps: int = SERIES_STEPS) -> Tensor:
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=1e-12)
     a, b, c = SERIES
-    for _ in range(steps):
+    for _ in range(SERIES_STEPS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide is matrix else x.T

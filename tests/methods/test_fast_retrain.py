@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import permutation
+from letheon.launch.command import parse
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader
 from letheon.loaders.datasets.image_set import ArrayImages
@@ -25,6 +29,8 @@ from letheon.loaders.preset import Preset
 from letheon.methods.fisher import Fisher
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
+from tests.engine.resume_tools import differing
+from tests.launch_tools import ROOT, SCRIPTS
 from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import weights
@@ -164,6 +170,44 @@ def test_two_ranks_end_as_one() -> None:
     for key, value in alone.items():
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], value, atol=2e-4, rtol=1e-4, msg=key)
+
+
+def resumed(ranks: Ranks, folder: Path) -> list[str]:
+    method = Retrain(FAST, bias_rate=2.0, head_rate=0.5, decay_norms=False)
+    return differing(method, lambda: run_of(method, ranks), folder, [3, 4])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stopped_retrain_goes_on_bit_for_bit(world: int, tmp_path: Path) -> None:
+    assert on_ranks(world, resumed, tmp_path) == [[]] * world
+
+
+def words(name: str) -> tuple[str, list[str]]:
+    """The network of a recipe, and the options of its method as words."""
+    text = (ROOT / "launch" / "recipes" / "fast" / f"{name}.toml").read_text(encoding="utf-8")
+    recipe = tomllib.loads(text)
+    options: list[str] = []
+    for key, value in recipe["method"].items():
+        if isinstance(value, bool):
+            options.append(f"--{'' if value else 'no-'}{key}")
+        elif key != "name":
+            options += [f"--{key}", str(value)]
+    return recipe["model"], options
+
+
+@pytest.mark.parametrize("name", ["cifar94", "cifar96"])
+def test_the_recipes_parse_in_both_scripts_and_are_the_pages(name: str) -> None:
+    model, options = words(name)
+    assert build(model, 10).preset.augment.startswith("reflect-crop-alternate")
+    trained = parse(SCRIPTS["train"].Settings, ["--data", "d", "--out", "o", *options]).method
+    start = ["--data", "d", "--out", "o", "--weights", "w", "--forget", "class:1", "retrain"]
+    retrained = parse(SCRIPTS["forget"].Settings, [*start, *options]).method
+    for field in dataclasses.fields(trained):
+        assert getattr(trained, field.name) == getattr(retrained, field.name)
+    assert trained.recipe.rate(trained.recipe.epochs) == 0
+    page = (ROOT / "docs" / "retrain.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split() for line in page.splitlines() if f"--model {model} " in line]
+    assert any(line[-len(options) :] == options for line in lines)
 
 
 METHODS = cases(FROZEN, replace(FROZEN, lr=0.005))
