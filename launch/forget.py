@@ -24,6 +24,7 @@ from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.agreement import Facts, plan_facts
+from letheon.engine.runs.loggers import TrackingOptions
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, check_free
 from letheon.engine.runs.several import NamedPlan, train_all
@@ -63,11 +64,13 @@ class Settings(Forgetting):
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
     saving: SaveOptions = field(default_factory=SaveOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -107,6 +110,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
+        settings.tracking.check()
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings in runs:

@@ -19,6 +19,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.agreement import plan_facts
+from letheon.engine.runs.loggers import TrackingOptions
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.signature import check_key
@@ -47,11 +48,13 @@ class Settings(JobOptions):
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
     saving: SaveOptions = field(default_factory=SaveOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
