@@ -7,7 +7,7 @@ MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu drill bench extras ffcv check clean
+.PHONY: install forget test test-all test-gpu drill cluster bench extras ffcv check clean
 
 install: .venv/installed
 
@@ -36,6 +36,13 @@ test-gpu: install
 drill: install
 	$(BIN)/python -m tests.drill $(DRILL)
 
+# Many nodes on this machine: a SLURM of two, two hosts with a cable, nodes that differ. What the rights
+# or packages are missing for is skipped, and it is said. Prints the table of docs/drills.md.
+cluster: install
+	@mkdir -p build && rm -f build/cluster.md
+	LETHEON_DRILLS=build/cluster.md $(BIN)/python -m pytest -rs tests/cluster
+	@echo '| drill | fault | outcome | seconds lost |'; echo '|---|---|---|---|'; cat build/cluster.md
+
 # Fails where a result differs from the baseline's, or something grows too fast; never for seconds.
 bench: install
 	@failed=0; \
@@ -50,7 +57,7 @@ bench: install
 
 # The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss.
 extras: install
-	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,faiss]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss]'
 
 ffcv: install
 	sh launch/recipes/install_ffcv.sh $(BIN)/python

@@ -300,7 +300,10 @@ def test_bits_of_a_mask_are_verified(tmp_path: Path) -> None:
     errors = []
     for density in (0.3, 0.7):
         try:
-            assert torch.equal(load_masks(file, density, "w", "r", ["a"])["a"], masks[density]["a"])
+            assert torch.equal(
+                load_masks(file, density, {"weights": "w", "request": "r"}, ["a"])["a"],
+                masks[density]["a"],
+            )
         except InputError as error:
             errors.append(str(error))
     assert len(errors) == 1 and "bits are not those that were saved" in errors[0]

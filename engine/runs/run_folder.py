@@ -20,7 +20,14 @@ import torch
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.loggers import JsonLines, broken_link, read_lines
+from letheon.engine.ranks.watch import STACKS
+from letheon.engine.runs.loggers import (
+    TENSORBOARD,
+    JsonLines,
+    broken_link,
+    open_trackers,
+    read_lines,
+)
 from letheon.engine.runs.manifest import (
     DISPOSAL,
     MANIFEST,
@@ -54,7 +61,7 @@ _AGAIN = "again"
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
     "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
-    STATE, "*.partial",
+    STATE, STACKS, TENSORBOARD, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""
 
@@ -99,10 +106,16 @@ def has_only_started(folder: Path) -> bool:
     )
 
 
-def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run that says what it is made of."""
+    return (folder / ORIGIN).is_file() and (folder / FINISHED).is_file()
+
+
+def check_free(folder: Path, overwrite: bool, resume: bool = False, repeat: bool = False) -> None:
     """Refuse an output folder that exists or cannot be written, before anything is done.
 
-    With `resume` an unfinished run is no reason.
+    With `resume` an unfinished run is no reason; with `repeat` neither is a finished one, which
+    is compared later (`plan_start`).
 
     Raises:
         InputError: the folder holds something and `overwrite` is false, or it cannot be made.
@@ -116,7 +129,10 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
         ) from error
     if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    resume = resume and folder.is_dir() and (is_unfinished(folder) or has_only_started(folder))
+    resume = folder.is_dir() and (
+        (resume and (is_unfinished(folder) or has_only_started(folder)))
+        or (repeat and not overwrite and is_finished(folder))
+    )
     if folder.is_dir() and _content(folder) and not overwrite and not resume:
         states = {
             FINISHED: "a finished run", FAILED: "a failed run", "evaluation.json": "an evaluation",
@@ -197,6 +213,7 @@ class Record:
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
+        self._trackers = open_trackers(self.folder, settings)
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
 
@@ -209,7 +226,10 @@ class Record:
         """Append one line to metrics.jsonl, at once on disk, to be watched."""
         if self.main:
             at = round(time.time() - self._started, 3)
-            self._logger.log({"kind": kind, "at": at, **numbers})
+            line = {"kind": kind, "at": at, **numbers}
+            self._logger.log(line)
+            for tracker in self._trackers:
+                tracker.log(line)
 
     @property
     def length(self) -> int:
@@ -244,9 +264,14 @@ class Record:
 
     def fail(self, reason: Exception) -> None:
         """Mark the run as failed, by a reason; where the disk is that, as one that may go on."""
+        self._close_trackers()
         with suppress(RunFailed):  # a full disk: the reason itself is what counts
             disk = isinstance(reason.__cause__, OSError)
             self.write(FAILED, {"message": str(reason), **({_AGAIN: True} if disk else {})})
+
+    def _close_trackers(self) -> None:
+        for tracker in self._trackers if self.main else ():
+            tracker.close()
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as; it now replaces an earlier one.
@@ -254,6 +279,7 @@ class Record:
         Raises:
             RunFailed: the disk refuses; an earlier run is as it was.
         """
+        self._close_trackers()
         if self.main:
             self._logger.flush()
             if self._logger.missing:
