@@ -77,8 +77,10 @@ class Undo:
         ]  # fmt: skip
         self._copies = [tensor.clone() for tensor in self._moving]
 
-    def take_back(self, bad: Tensor) -> None:
+    @torch.no_grad()
+    def take_back(self, bad: Tensor | None) -> None:
         """Put everything back where `bad`, 0-dim bool, is true."""
+        assert bad is not None
         for tensor, copy in zip(self._moving, self._copies, strict=True):
             tensor.copy_(torch.where(bad.to(tensor.device), copy, tensor))
         old = {id(tensor) for tensor in self._moving}
@@ -89,6 +91,14 @@ class Undo:
     def _slots(self) -> list[Tensor]:
         slots = self._optimizer.state.values()
         return [one for slot in slots for one in slot.values() if isinstance(one, Tensor)]
+
+
+def copy_for_undo(
+    run: Run, state: State, optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]
+) -> Undo | None:
+    """Copy what a step moves, where the recipe skips bad steps; else None."""
+    skips = run.recipe.on_nonfinite == "skip"
+    return Undo(run, state, optimizer, averages) if skips else None
 
 
 def leave_out(
