@@ -102,15 +102,15 @@ def copy_for_undo(
 
 
 def leave_out(
-    known: Mapping[int, Sequence[int]], found: Sequence[Sequence[int]], skip: int
+    known: Mapping[int, Sequence[int]], steps: Sequence[Sequence[int]], skip: int
 ) -> Nonfinite:
     """Add the first bad step of a pass, which the later ones may follow from, to those known.
 
     Raises:
         RunFailed: too many, or the step lies before the state that the run went on from.
     """
-    first = min(((steps[0], number) for number, steps in enumerate(found) if steps), default=None)
-    wanted = {number: list(steps) for number, steps in known.items()}
+    first = min(((bad[0], number) for number, bad in enumerate(steps) if bad), default=None)
+    wanted = {number: list(bad) for number, bad in known.items()}
     if first is None:
         return wanted
     position, number = first
