@@ -218,13 +218,10 @@ def explain_timeout(error: Exception, stack: str) -> str:
 
     Every rank that can then writes its stack to the run folder; `stack` is this one's.
     """
-    if (
-        _watch is None
-        or isinstance(error, LetheonError)
-        or not re.search("timed? ?out", str(error), re.IGNORECASE)
-    ):
+    if _watch is None or isinstance(error, LetheonError):
         return ""
-    return _watch.explain(stack)
+    late = re.search("timed? ?out", str(error), re.IGNORECASE)
+    return _watch.explain(stack) if late else ""
 
 
 def _existing_ranks(device: str) -> Ranks:
