@@ -26,7 +26,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, join_ranks
+from letheon.engine.distributed import (
+    Ranks,
+    adopt_launcher,
+    explain_timeout,
+    is_first_to_fail,
+    join_ranks,
+)
 from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
@@ -66,6 +72,11 @@ def run_several(
                     speaks = is_first_to_fail(ranks)
                     place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                     place *= ranks.world > 1
+                if who := explain_timeout(error, traceback.format_exc()):
+                    raise RunFailed(
+                        f"got no answer within the timeout: {who}; stacks of all ranks are in "
+                        "the run folder; mend that host, or raise the timeout"
+                    ) from error
                 raise
     except Stopped as stop:
         _end_stopped(str(stop))
@@ -73,6 +84,7 @@ def run_several(
         line = error_line(error, place)
         if speaks:
             print(line, file=sys.stderr, flush=True)
+            write_end(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED, line)
         write_torchrun_error(line)
         sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
     except Exception as error:
@@ -94,6 +106,7 @@ def _end_stopped(reason: str) -> NoReturn:
     line = f"stopped: {reason}; the same command goes on from the last save"
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
+        write_end(STOPPED, line)
     write_torchrun_error(line)
     sys.exit(STOPPED)
 
@@ -107,6 +120,16 @@ def error_line(error: Exception, place: str = "") -> str:
     option = getattr(error, "option", "").rpartition(".")[2].replace("_", "-")
     flag = f"--{option}: " if option else ""
     return f"error: {place}{flag}{' '.join(str(error).split())}"
+
+
+def write_end(code: int, line: str) -> None:
+    """Write how the command has ended to the file that LETHEON_END_FILE names, if it does.
+
+    For batch scripts: torchrun ends with 1 whatever its ranks end with.
+    """
+    if path := os.environ.get("LETHEON_END_FILE"):
+        with contextlib.suppress(RunFailed):  # the line itself has been printed already
+            durable.write(Path(path), f"{code} {line}\n")
 
 
 def write_torchrun_error(line: str, stack: str = "") -> None:

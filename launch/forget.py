@@ -68,7 +68,7 @@ class Settings(Forgetting):
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
         self.tracking.check()
         model, data, request = self.open(ranks)

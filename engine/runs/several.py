@@ -60,11 +60,9 @@ def train_all(
     }
     done = [job.name for job in jobs if starts[job.name].finished]
     if len(done) == len(jobs):
-        raise InputError(
-            f"got {len(jobs)} runs that are all finished; name another folder, or allow to "
-            "overwrite them",
-            option="out",
-        )
+        if ranks.main:
+            print(f"all {len(jobs)} already done by the same command", file=sys.stderr)
+        return
     if done and ranks.main:
         print(f"finished before, and left out: {', '.join(done)}", file=sys.stderr)
     jobs = [job for job in jobs if job.name not in done]
