@@ -199,8 +199,8 @@ def as_text(run: RunPlan) -> str:
     lines.append(f"  all-reduce of {run.reduced_bytes / 1e6:.2f} MB a step")
     lines.append(
         f"  memory a rank, at most: {run.state_bytes / GIB:.2f} GiB of weights, gradient, "
-        f"optimizer and what the method keeps, and {run.activation_bytes / GIB:.2f} GiB of activations in "
-        "float32"
+        f"optimizer and what the method keeps, and {run.activation_bytes / GIB:.2f} GiB of "
+        "activations in float32"
     )
     return "\n".join(lines)
 
