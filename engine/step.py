@@ -50,7 +50,7 @@ class Step:
         """
         optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         backward = self._parts_backward if phase.parts else self._backward
         loss = backward(phase, batch)
         if self.scaler.is_enabled():

@@ -32,6 +32,7 @@ from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
@@ -86,6 +87,27 @@ def main(settings: Settings, ranks: Ranks) -> None:
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
+    if ranks.main:
+        console().close(summarize(settings, [settings], plan))
+
+
+def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summary:
+    """Say which runs forgot what, and how they are evaluated; `settings` holds the asked folder."""
+    request = plan.request
+    assert request is not None
+    count, images = int(plan.split[1].sum()), len(plan.data.train)
+    names = ", ".join(one.method.name for one in runs)
+    done = f"{names}: forgot {request.text}, {count:,} of {images:,} images"
+    folders = {one.out.name: read_facts(one.out) for one in runs}
+    facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
+    following = command_line(
+        "evaluate",
+        [
+            *data_words(settings.data), "--original", settings.weights, "--runs",
+            *(one.out for one in runs), "--out", settings.out.with_name("table"),
+        ],
+    )  # fmt: skip
+    return Summary("forget", done, facts, str(settings.out.absolute()), following)
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
@@ -136,6 +158,8 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
         with claim([one.out for one in each], ranks):
             jobs = together(ranks, lambda: plan_all(each, ranks), _facts_of_all)
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
+        if ranks.main:
+            console().close(summarize(runs[0], each, jobs[0].plan))
 
 
 def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:

@@ -18,6 +18,7 @@ from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words
 from letheon.launch.options import Forgetting
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
@@ -54,12 +55,30 @@ def main(settings: Settings, ranks: Ranks) -> None:
         print(describe_sweeps("mask", {"forget": int(run.forget.sum())}, settings.dry_run))
         return
     with claim([settings.out], ranks, settle=lambda out: None):
-        _, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         run.precision.apply(run.model, ranks.device)
         masks = saliency_masks(run, settings.densities)
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
             save_masks(settings.out, by_density, mask_facts(run))
+            console().close(summarize(settings, plan))
+
+
+def summarize(settings: Settings, plan: Plan) -> Summary:
+    """Say what was ranked, and how the masks are used."""
+    assert plan.request is not None
+    count = len(settings.densities)
+    done = f"ranked the weights of {plan.model.name} for {plan.request.text}: {count} masks"
+    following = command_line(
+        "forget",
+        [
+            *data_words(settings.data), "--weights", settings.weights, "--forget", settings.forget,
+            "--out", settings.out.with_name("salun"), "salun", "--mask", settings.out,
+            "random-label",
+        ],
+    )  # fmt: skip
+    facts = {"densities": settings.densities, "request": plan.request.text}
+    return Summary("mask", done, facts, str(settings.out.absolute()), following)
 
 
 def start() -> None:

@@ -25,6 +25,7 @@ from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.signature import check_key
 from letheon.launch.api import plan_training
 from letheon.launch.command import parse, run_several, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
@@ -79,6 +80,30 @@ def main(settings: Settings, ranks: Ranks) -> None:
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
+    if ranks.main:
+        console().close(summarize(settings, plan))
+
+
+def summarize(settings: Settings, plan: Plan) -> Summary:
+    """Say what was trained, and how it is made to forget."""
+    images, name = len(plan.data.train), plan.model.name
+    done = f"trained {name} for {plan.recipe.epochs} epochs on {images:,} images of {settings.data}"
+    first = plan.data.classes[0]
+    following = command_line(
+        "forget",
+        [
+            *data_words(settings.data), "--weights", settings.out, "--forget", f"class:{first}",
+            "--out", settings.out.with_name("salun"), "salun", "random-label",
+        ],
+    )  # fmt: skip
+    out = str(settings.out.absolute())
+    facts = {
+        "model": name,
+        "epochs": plan.recipe.epochs,
+        "images": images,
+        **read_facts(settings.out),
+    }
+    return Summary("train", done, facts, out, following)
 
 
 def start() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +36,7 @@ from letheon.loaders.forget_request import Request, forget_mask, leave_out_earli
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import align_labels, list_notes, model_classes, unwrap
+from letheon.progress import note, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +199,10 @@ def train_and_save(
     start = plan_start(plan, method, run, out, saving, overwrite)
     if start.finished:
         if run.ranks.main:
-            print(f"{out}: already done by the same command", file=sys.stderr)
+            note(f"{out}: already done by the same command")
         return
-    for note in run.notes:
-        print(note, file=sys.stderr)
+    for text in run.notes:
+        note(text)
     saver = start_run(plan, run, out, start, Poll(run.ranks, *saving.interval))
     record = saver.record
     try:
@@ -238,8 +238,8 @@ def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Save
         assert request is not None
         earlier = [dataclasses.asdict(one) for one in plan.model.requests]
         record.write("request.json", {**dataclasses.asdict(request), "earlier": earlier})
-    for note in run.notes:
-        record.log("note", text=note)
+    for text in run.notes:
+        record.log("note", text=text)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
     torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
     return saver
@@ -282,6 +282,6 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         record.log("warning", text=collapse)
     if run.ranks.main:
         for warning in run.warnings:
-            print(f"warning: {record.folder}: {warning}", file=sys.stderr)
+            say(f"warning: {record.folder}: {warning}")
     saver.finish()
     record.finish(**facts)
