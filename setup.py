@@ -61,6 +61,7 @@ setup(
         "trackio": ["trackio>=0.2"],
         "report": ["matplotlib>=3.10"],
         "dev": [
+            "pyyaml>=6",
             "pytest>=8",
             "ruff>=0.9",
             "mypy>=1.14",

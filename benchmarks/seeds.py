@@ -3,7 +3,8 @@
     for s in 1 2 3; do SEED=$s sh launch/recipes/digits.sh runs/digits-$s; done
     python benchmarks/seeds.py runs/digits-1/table runs/digits-2/table runs/digits-3/table
 
-Prints Markdown, of the columns that every model has: each cell the mean over the runs and, behind it, their standard deviation (n - 1).
+Prints Markdown, of the columns that every model has: each cell the mean over the runs and, behind
+it, their standard deviation (n - 1).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_memory, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
+from letheon.engine.ranks.watch import PLACE
 from letheon.engine.runs.progress import Progress, Shown, TrainingLine
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
@@ -308,6 +309,8 @@ class Pass:
 
         `other` is that of the phase beside, which takes a step of its own after it.
         """
+        PLACE.steps += 1
+        PLACE.phase = f"phase {self.phase.name} of epoch {self.epoch}"
         tallies = iter(self._tallies)
         for part in (batch, other):
             if part is not None:

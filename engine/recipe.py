@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,9 @@ class Recipe:
     grad_accum_steps: int = 1
     """Micro-batches a batch is computed in, for want of memory: the same step where batch-norm is
     frozen and the loss a mean over samples."""
+    rank_batch: int = 0
+    """Images that a rank computes at once, at most: `grad_accum_steps` grows by itself where ranks
+    are few, and the batch stays. 0: no bound."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands."""
     momentum: float = 0.9
@@ -51,6 +54,7 @@ class Recipe:
             ("epochs", 0),
             ("batch_size", 1),
             ("grad_accum_steps", 1),
+            ("rank_batch", 0),
             ("log_every", 0),
         ):
             if getattr(self, name) < lowest:
@@ -67,6 +71,14 @@ class Recipe:
             raise InputError(
                 f"got warmup {self.warmup} for {self.epochs} epochs; expected at most the epochs"
             )
+
+    def divide_batch(self, world: int) -> Recipe:
+        """Return the recipe with the micro-batches that `world` ranks need to keep `rank_batch`."""
+        if not self.rank_batch:
+            return self
+        share = math.ceil(self.batch_size / world)
+        steps = max(self.grad_accum_steps, math.ceil(share / self.rank_batch))
+        return replace(self, grad_accum_steps=steps)
 
     def rate(self, epoch: float) -> float:
         """Learning rate at a moment, counted in epochs (2.5 is half way through the third)."""

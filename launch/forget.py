@@ -69,8 +69,9 @@ class Settings(Forgetting):
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -131,6 +132,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
+        settings.tracking.check()
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings in runs:

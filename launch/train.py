@@ -53,8 +53,9 @@ class Settings(JobOptions):
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:

@@ -22,6 +22,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
+from letheon.engine.ranks.watch import PLACE
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
@@ -95,7 +96,7 @@ class Plan:
 
     def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
-        recipe = self.recipe
+        recipe = self.recipe.divide_batch(ranks.world)
         if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
             raise InputError(
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
@@ -196,6 +197,10 @@ def train_and_save(
     check_knowledge(plan, method, run)
     saving = saving or SaveOptions()
     start = plan_start(plan, method, run, out, saving, overwrite)
+    if start.finished:
+        if run.ranks.main:
+            note(f"{out}: already done by the same command")
+        return
     for text in run.notes:
         note(text)
     saver = start_run(plan, run, out, start, Poll(run.ranks, *saving.interval))
@@ -223,6 +228,7 @@ def describe(value: Any) -> Any:
 def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Saver:
     """Make the run's folder with what is known before it starts; seed torch's random numbers."""
     record = Record(out, run.ranks, describe(plan.job), start.resume)
+    PLACE.folder = record.folder
     record.write(ORIGIN, start.origin)
     saver = open_saver(record, poll, start.resume, start.overrides)
     if saver.previous is not None:

@@ -60,11 +60,9 @@ def train_all(
     }
     done = [job.name for job in jobs if starts[job.name].finished]
     if len(done) == len(jobs):
-        raise InputError(
-            f"got {len(jobs)} runs that are all finished; name another folder, or allow to "
-            "overwrite them",
-            option="out",
-        )
+        if ranks.main:
+            note(f"all {len(jobs)} already done by the same command")
+        return
     if done and ranks.main:
         note(f"finished before, and left out: {', '.join(done)}")
     jobs = [job for job in jobs if job.name not in done]
