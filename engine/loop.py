@@ -329,8 +329,7 @@ class Pass:
 
     def shown(self, name: str = "") -> Shown:
         """What the line of progress shows of it; `name` is that of one of several runs."""
-        phase, epochs = self.phase.name, self.run.recipe.epochs
-        tally = self._tallies[0]
+        phase, epochs, tally = self.phase.name, self.run.recipe.epochs, self._tallies[0]
         return Shown(name, phase, self.epoch, epochs, self.later, lambda: tally.sums, self.losses)
 
     def close(self) -> None:
