@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from letheon.engine.optimizers import Lars
+from letheon.engine.optimizers import Lars, Muon
 from letheon.errors import InputError
 
 
@@ -30,10 +30,11 @@ class Recipe:
     rank_batch: int = 0
     """Images that a rank computes at once, at most: `grad_accum_steps` grows by itself where ranks
     are few, and the batch stays. 0: no bound."""
-    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
-    """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands."""
+    optimizer: Literal["sgd", "adamw", "lars", "muon"] = "sgd"
+    """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands; muon:
+    orthogonal steps of convolutions with batch-norm behind them (Jordan et al. 2024)."""
     momentum: float = 0.9
-    """Momentum of SGD and LARS; AdamW uses its own defaults."""
+    """Momentum of SGD, LARS and Muon; AdamW uses its own defaults."""
     weight_decay: float = 5e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Rate after warm-up, by step; cosine and linear end at 0."""
@@ -99,6 +100,8 @@ class Recipe:
         """
         if self.optimizer == "lars":
             return Lars(parameters, self.lr, self.momentum, self.weight_decay)
+        if self.optimizer == "muon":
+            return Muon(parameters, self.lr, self.momentum, self.weight_decay)
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         if self.optimizer == "adamw":
             return torch.optim.AdamW(

@@ -52,6 +52,7 @@ from letheon.eval.report.write import MARK, replace_tables, settle_tables, write
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
 from letheon.launch.jobs.find_runs import find_runs
+from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
@@ -94,6 +95,9 @@ class Settings(JobOptions):
     out: Path | None = None
     """Folder for what is written; default: only print."""
     overwrite: bool = False
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     define: bool = False
     """Print what each metric means, and stop."""
 
@@ -150,6 +154,16 @@ def main(settings: Settings, ranks: Ranks) -> None:
         print("\n".join(define_all()))
         return
     settings = together(ranks, settings.expand)
+    if settings.dry_run:
+        of = settings.comparison(check_world(settings.dry_run, ranks))
+        if not settings.accept_chance:
+            alone = Ranks(device=ranks.device)
+            check_originals(settings, of, _measuring(settings, of, alone))
+        heads = [entry.model.head for entry in of.entries]
+        values = sum(head.in_features + head.out_features for head in heads)
+        sizes = {key: len(images) for key, images in of.sets.items()}
+        print(describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values))
+        return
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
         measure(settings, ranks)
@@ -166,10 +180,7 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     for line in notes if ranks.main else ():
         say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
-    measuring = Measuring(
-        settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks,
-        finished,
-    )  # fmt: skip
+    measuring = _measuring(settings, comparison, ranks, finished)
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
     table = measuring.measure()
@@ -214,6 +225,13 @@ def summarize(settings: Settings, of: Comparison, table: Table, written: Sequenc
     words = [*data_words(settings.data), settings.folder, "--report", "--out"]
     following = command_line("evaluate", [*words, settings.folder / "table"])
     return Summary("evaluate", done, facts, out, following)
+
+
+def _measuring(
+    settings: Settings, of: Comparison, ranks: Ranks, finished: FinishedRows | None = None
+) -> Measuring:
+    conditions, extent = settings.conditions, settings.extent
+    return Measuring(settings, of, conditions, extent, settings.batch_size, ranks, finished)
 
 
 def check_originals(settings: Settings, of: Comparison, measuring: Measuring) -> None:

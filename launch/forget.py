@@ -35,6 +35,7 @@ from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
+from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.loaders.forget_request import resolve
@@ -64,6 +65,9 @@ class Settings(Forgetting):
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     saving: SaveOptions = field(default_factory=SaveOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
@@ -145,7 +149,9 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
 
 def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     """Plan all of them together, then forget and save; one alone as `main`."""
-    if len(runs) == 1:
+    if runs[0].dry_run:
+        _print_plans(runs, ranks)
+    elif len(runs) == 1:
         main(runs[0], ranks)
     else:
         each = together(ranks, lambda: assign_folders(runs))
@@ -154,6 +160,17 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
         if ranks.main:
             console().close(summarize(runs[0], each, jobs[0].plan))
+
+
+def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:
+    """Print what each run would do on so many ranks."""
+    world, wide = runs[0].dry_run, check_world(runs[0].dry_run, ranks)
+    if len(runs) == 1:
+        plans = [(runs[0].method, runs[0].plan(wide)[0])]
+    else:
+        plans = [(job.method, job.plan) for job in plan_all(assign_folders(runs), wide)]
+    for method, plan in plans:
+        print(as_text(plan_run(plan, method, ranks.device, world)))
 
 
 def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:

@@ -26,6 +26,7 @@ from letheon.engine.runs.signature import check_key
 from letheon.launch.api import plan_training
 from letheon.launch.command import parse, run_several, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
+from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.methods.train import Train
@@ -48,6 +49,9 @@ class Settings(JobOptions):
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     saving: SaveOptions = field(default_factory=SaveOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
@@ -67,6 +71,10 @@ class Settings(JobOptions):
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
+    if settings.dry_run:
+        plan, _ = settings.plan(check_world(settings.dry_run, ranks))
+        print(as_text(plan_run(plan, settings.method, ranks.device, settings.dry_run)))
+        return
     with claim([settings.out], ranks):
         plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         train_and_save(

@@ -69,6 +69,8 @@ class SweepOptions:
     precision: Precision = Precision("fp32")
     flip: bool = False
     """Test-time flip: average with the mirror image's answers."""
+    shift: bool = False
+    """Test-time shift: average with the answers to the image moved by a pixel."""
     parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Sets of which these samples alone are read, with taps."""
     store: Store | None = None
@@ -79,7 +81,7 @@ class SweepOptions:
         rows = self.parts.get(key)
         own = taps if key == "test" or rows is not None else ()
         return InferenceOptions(
-            None if rows is None else tuple(rows), self.precision, own, self.flip
+            None if rows is None else tuple(rows), self.precision, own, self.flip, self.shift
         )
 
 
@@ -100,7 +102,7 @@ def sweep_together(
         swept: models of one preset; this rank's share of the outputs of all is held in memory.
         loaders: "train", "test" and any "domain/<name>".
         ranks: the job.
-        options: precision, flip, parts of sets, store.
+        options: precision, flip, shift, parts of sets, store.
 
     Raises:
         InputError: no train or test set, an unknown tap, or an image that cannot be read.
