@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.11",
     packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
     package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["py.typed", "**/*.txt", "**/*.json"]},
+    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.toml"]},
     entry_points={"console_scripts": ["letheon = letheon.launch.main:main"]},
     install_requires=[
         "torch>=2.11",
@@ -52,6 +52,7 @@ setup(
         "sign": ["cryptography>=42"],
         "hub": ["pyarrow>=15"],
         "timm": ["timm>=1.0"],
+        "tune": ["optuna>=4.0"],
         "report": ["matplotlib>=3.10"],
         "dev": [
             "pytest>=8",

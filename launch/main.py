@@ -13,14 +13,16 @@ COMMANDS = {
     "train": "train the original model",
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
+    "recipes": "list methods with settings, and where each comes from",
+    "tune": "search for a method's rate and settings",
     "evaluate": "measure what is left, one row a model",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
-RECORDS = ("verify", "dispose")
-"""Those that lie in records/."""
+ROOMS = {"verify": "records", "dispose": "records", "recipes": "tuning", "tune": "tuning"}
+"""The folder of those that lie in one."""
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
-        room = "records." if name in RECORDS else ""
+        room = f"{ROOMS[name]}." if name in ROOMS else ""
         import_module(f"letheon.launch.{room}{name}").start()
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -13,6 +13,7 @@ import pytest
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
 from letheon.launch.records import dispose, verify
+from letheon.launch.tuning import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -24,6 +25,7 @@ SCRIPTS = {
     "doctor": doctor,
     "verify": verify,
     "dispose": dispose,
+    "recipes": recipes,
 }
 
 

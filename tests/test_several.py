@@ -243,19 +243,21 @@ def test_the_command_lines_of_the_single_runs() -> None:
 
 
 def test_a_run_is_called_after_what_tells_it_apart() -> None:
-    jobs: list[tuple[int, Method]] = [
-        (1, Finetune(Recipe(lr=0.1))),
-        (1, Finetune(Recipe(lr=0.01))),
-        (1, SalUn(Finetune(), density=0.1)),
-        (1, SalUn(RandomLabel(Finetune().recipe), density=0.1)),
-        (1, Spkd()),
+    jobs: list[tuple[int, Method, str]] = [
+        (1, Finetune(Recipe(lr=0.1)), "class:3"),
+        (1, Finetune(Recipe(lr=0.01)), "class:3"),
+        (1, SalUn(Finetune(), density=0.1), "class:3"),
+        (1, SalUn(RandomLabel(Finetune().recipe), density=0.1), "class:3"),
+        (1, Spkd(), "class:3"),
     ]
     names = ["finetune-lr0.1", "finetune-lr0.01", "salun-finetune", "salun-random-label", "spkd"]
     assert job_names(jobs, METHODS) == names
-    assert job_names([*jobs, (2, Spkd())], METHODS) == [
+    assert job_names([*jobs, (2, Spkd(), "class:3")], METHODS) == [
         *(f"{name}-seed1" for name in names),
         "spkd-seed2",
     ]
+    several = [(1, Spkd(), text) for text in ("class:3,8", "random-samples:10%", "file:a/b.txt")]
+    assert job_names(several, METHODS) == ["spkd-class3_8", "spkd-random-samples10_", "spkd-fileb"]
 
 
 def test_a_run_is_no_folder_of_runs(scripts: Scripts, original: Path) -> None:

@@ -11,7 +11,7 @@ from letheon.errors import InputError
 from letheon.launch.joblist import method_at
 
 OPTION = "--config"
-_OF_THIS_CALL = ("config", "overwrite")  # what a replay says for itself
+_OF_THIS_CALL = ("config", "jobs", "overwrite")  # what a replay says for itself
 
 
 def expand_config(
@@ -39,13 +39,19 @@ def expand_config(
     if "+" in rest:
         raise InputError("got + beside a file of settings; expected one run; leave one of them out")
     method = settings.pop("method", {})
-    named = {_name(word) for word in rest if word.startswith("--")}
+    named = {option_name(word) for word in rest if word.startswith("--")}
     words = [*_words(settings, named)]
     if methods and method_at(rest, methods, flags) < len(rest):
-        return [*words, *rest]
+        return [*(w for w in words if not w.startswith("--recipe=")), *rest]
     if not methods:
         return [*words, *_words(method, named), *rest]
-    return [*words, *_method_words(method, named, Path(value)), *rest]
+    if "name" not in method:
+        raise InputError(
+            f"got {value}, which does not name its method; expected settings of this version; name "
+            "the method beside it",
+            option="config",
+        )
+    return [*words, *method_words(method, named), *rest]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -77,21 +83,15 @@ def _words(settings: Mapping[str, Any], named: Collection[str]) -> Iterator[str]
             yield f"--{option}={value}"
 
 
-def _method_words(method: Mapping[str, Any], named: Collection[str], path: Path) -> Iterator[str]:
-    """Write a method as its name and options, then the one it wraps."""
-    if "name" not in method:
-        raise InputError(
-            f"got {path}, which does not name its method; expected settings of this version; name "
-            "the method beside it",
-            option="config",
-        )
+def method_words(method: Mapping[str, Any], named: Collection[str]) -> Iterator[str]:
+    """Write a method as its name and options, then the one it wraps; `named` are left out."""
     inner = [v for v in method.values() if isinstance(v, dict) and "name" in v]
     yield method["name"]
     yield from _words({k: v for k, v in method.items() if v not in inner}, named)
     for wrapped in inner:
-        yield from _method_words(wrapped, named, path)
+        yield from method_words(wrapped, named)
 
 
-def _name(word: str) -> str:
+def option_name(word: str) -> str:
     """Return an option without dashes, ``no-`` and value, as settings spell it."""
     return word.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")

@@ -137,9 +137,9 @@ def test_random_classes_depend_on_the_seed_alone_and_have_images() -> None:
 
 
 def test_top_takes_the_nearest() -> None:
-    assert resolve("top:2", TEN, nearest=[5, 5, 1, 0]).classes == (1, 5)
+    assert resolve("top:2", TEN, ranking=[5, 5, 1, 0]).classes == (1, 5)
     with pytest.raises(InputError, match="at most 1"):
-        resolve("top:2", TEN, nearest=[5])
+        resolve("top:2", TEN, ranking=[5])
 
 
 def test_samples(tmp_path: Path) -> None:
