@@ -159,7 +159,7 @@ def _some_samples(
     text: str, data: Data, seed: int | None, ranking: Sequence[int] | None
 ) -> list[int]:
     """The sample numbers of a request for so many, or such a share, of the training samples."""
-    kind, _, rest = text.partition(":")
+    rest = text.partition(":")[2]
     ranked = score_of(text) is not None
     amount = rest.partition(",")[0].strip() if ranked else rest.strip()
     count = _count(text, amount, len(data.train))

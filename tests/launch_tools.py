@@ -13,7 +13,7 @@ import pytest
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
 from letheon.launch.records import dispose, verify
-from letheon.launch.tuning import recipes
+from letheon.launch.tuning import recipes, tune
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -26,6 +26,7 @@ SCRIPTS = {
     "verify": verify,
     "dispose": dispose,
     "recipes": recipes,
+    "tune": tune,
 }
 
 
@@ -50,8 +51,8 @@ class Scripts:
         self.capsys.readouterr()
         code = 0
         try:
-            if script == "forget":
-                forget.start()
+            if script in ("forget", "tune"):
+                module.start()
             else:
                 run_command(module.Settings, module.main)
         except SystemExit as end:

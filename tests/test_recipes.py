@@ -1,4 +1,4 @@
-"""Recipes: every file parses as the method it names; explicit options win; the record says which."""
+"""Recipes: every file parses as the method it names; what is typed wins; the record says which."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ BAD = {
 def test_bad_recipes(case: str, scripts: Scripts, tmp_path: Path) -> None:
     text = (FOLDER / f"{SALUN}.toml").read_text()
     files = {
-        "broken": "set = ", "extra": f"rate = 1\n{text}", "guessed": text.replace("tuned", "guessed"),
+        "broken": "set = ", "extra": f"rate = 1\n{text}",
+        "guessed": text.replace("tuned", "guessed"),
         "short": text.replace("source", "knowledge"), "nameless": text.replace("name", "title"),
     }  # fmt: skip
     for name, content in files.items():

@@ -22,8 +22,9 @@ another file is named by its path.
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,33 @@ def _read(file: Path, name: str) -> RecipeFile:
             f"got {file}, whose [method] has no name; expected one; mend the file", option="recipe"
         )
     return RecipeFile(name, facts, method, hashlib.sha256(content).hexdigest()[:16])
+
+
+def format_recipe(facts: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    """Write a recipe as TOML: its facts, then the method with the one inside it."""
+    return "\n".join([*_table("", facts), *_table("method", method)]) + "\n"
+
+
+def _table(path: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Write one table and those inside it; a value that is None is left out."""
+    if path:
+        yield f"\n[{path}]"
+    inside = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    for key, value in values.items():
+        if key not in inside and value is not None:
+            yield f"{key.replace('_', '-')} = {_value(value)}"
+    for key, value in inside.items():
+        yield from _table(f"{path}.{key}".lstrip("."), value)
+
+
+def _value(value: Any) -> str:
+    """Write a value as TOML does: its strings, numbers and lists are nearly those of JSON."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, bool | str | Path):
+        text = value if isinstance(value, bool) else str(value)
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
 
 
 def expand_recipes(

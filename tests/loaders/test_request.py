@@ -142,6 +142,27 @@ def test_top_takes_the_nearest() -> None:
         resolve("top:2", TEN, ranking=[5])
 
 
+def test_drawn_and_ranked_samples() -> None:
+    """A share of a set by the seed alone; the first of a ranking that is handed in."""
+    count = len(TEN.train)
+    first, again, other = (resolve("random-samples:5", TEN, s).samples for s in (2, 2, 3))
+    assert first == again != other and len(set(first or ())) == 5
+    share = resolve("random-samples:50%", TEN, 1).samples
+    assert share is not None and len(share) == round(count / 2)
+    ranking = list(range(count))[::-1]
+    assert resolve("hardest:2", TEN, ranking=ranking).samples == (count - 2, count - 1)
+    assert resolve("easiest:2,confidence", TEN, ranking=ranking[::-1]).samples == (0, 1)
+    for text, words in {
+        "random-samples:0": "a number of 1 to", "random-samples:100%": "a number of 1 to",
+        "random-samples:ten": "such as 10%", "random-samples:": "such as 10%",
+        "hardest:2,margin": "loss or confidence", "hardest:2": "without a ranking",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            resolve(text, TEN, 1)
+    with pytest.raises(InputError, match="without a seed"):
+        resolve("random-samples:2", TEN)
+
+
 def test_samples(tmp_path: Path) -> None:
     file = tmp_path / "samples.txt"
     file.write_text("7\n2\n2\n")
