@@ -93,7 +93,7 @@ def resolve(
     rest = rest.strip()
     present = np.unique(data.train.labels)
     if kind == "random-samples" or kind in RANKED:
-        return request_samples(text, _some_samples(text, data, seed, ranking), data)
+        return request_samples(text, _pick_samples(text, data, seed, ranking), data)
     if kind == "samples" and rest:
         return request_samples(text, [_number(token, rest) for token in _lines(rest)], data)
     if kind in ("class", "file") and rest:
@@ -155,7 +155,7 @@ def score_of(text: str) -> str | None:
     return score
 
 
-def _some_samples(
+def _pick_samples(
     text: str, data: Data, seed: int | None, ranking: Sequence[int] | None
 ) -> list[int]:
     """The sample numbers of a request for so many, or such a share, of the training samples."""

@@ -103,10 +103,10 @@ def test_a_search_finds_what_forgets_and_goes_on(
 ) -> None:
     pytest.importorskip("optuna", reason="the extra `tune` is not installed")
     out = tmp_path / "out"
-    words = ("--forget", "class:3", "--ranges", "lr=1e-6:0.1", "--seeds", "1,2")
-    method = ("random-label", "--lr", "2e-6", "--epochs", "2")
+    words = ("--forget", "class:3", "--ranges", "lr=1e-3:0.1", "--seeds", "1,2")
+    method = ("random-label", "--lr", "0.03", "--epochs", "2")
     first = search(scripts, original, out, *words, "--trials", 1, *method)
-    assert len(first["trials"]) == 1 and first["trials"][0]["values"]["lr"] == 2e-6
+    assert len(first["trials"]) == 1 and first["trials"][0]["values"]["lr"] == 0.03
     assert first["target"]["forget"] == 0 and "no retrained model" in first["knowledge"]
     report = search(scripts, original, out, *words, "--trials", 3, "--at-once", 2, *method)
     assert report["trials"][:1] == first["trials"] and len(report["trials"]) == 3
@@ -115,7 +115,7 @@ def test_a_search_finds_what_forgets_and_goes_on(
     assert best["gap"] == min(row["gap"] for row in report["trials"] if row["gap"] is not None)
     gaps = [one["gap"] for one in best["runs"].values()]
     assert best["gap"] == pytest.approx(sum(gaps) / 2)
-    assert best["gap"] < report["trials"][0]["gap"]  # a rate of next to nothing forgets nothing
+    assert best["gap"] < 0.4  # the original, which forgets nothing, has 0.5
     recipe = read_recipe(str(out / "recipe.toml"))
     assert recipe.facts["knowledge"] == report["knowledge"]
     ended = scripts(

@@ -117,7 +117,7 @@ def target_of_retrained(pairs: Sequence[tuple[float, float]], name: str) -> Targ
 
 
 def target_without(
-    original: tuple[float, float], unseen: float | None, given: float | None
+    original: tuple[float, float], unseen: float | None, wish: float | None
 ) -> Target:
     """Compare with what is known without a retrained model.
 
@@ -127,11 +127,11 @@ def target_without(
     Args:
         original: its accuracies on the measured images.
         unseen: its accuracy on held-out images, for a request of samples.
-        given: the forget accuracy that the user aims at; wins over both.
+        wish: the forget accuracy that the user aims at; wins over both.
     """
     kept = "and the original's own accuracy on the measured retain images, to be kept"
-    if given is not None:
-        return Target(given, original[1], False, f"a forget accuracy of {given} by request, {kept}")
+    if wish is not None:
+        return Target(wish, original[1], False, f"a forget accuracy of {wish} by request, {kept}")
     if unseen is None:
         known = "that a network never answers a class it has not seen (forget accuracy 0)"
         return Target(0.0, original[1], False, f"no retrained model; {known}, {kept}")

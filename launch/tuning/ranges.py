@@ -55,7 +55,7 @@ def choose_ranges(text: str, method: Method) -> list[Range]:
     Raises:
         InputError: no such setting, not two numbers in order, or nothing to search.
     """
-    ranges = [_read(part, method) for part in text.split(",")] if text else [*_declared(method)]
+    ranges = [_read(part, method) for part in text.split(",")] if text else [*_own_ranges(method)]
     names = [one.name for one in ranges]
     if not ranges or len(set(names)) < len(names):
         raise InputError(
@@ -66,7 +66,7 @@ def choose_ranges(text: str, method: Method) -> list[Range]:
     return ranges
 
 
-def _declared(method: Method) -> Iterator[Range]:
+def _own_ranges(method: Method) -> Iterator[Range]:
     found: dict[str, Range] = {}
     for holder in _holders(method):
         if isinstance(holder, Recipe):

@@ -127,7 +127,7 @@ class Study:
             if trial.state == self._optuna.trial.TrialState.RUNNING and not _lives(trial):
                 self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
-    def finished(self) -> list[Any]:
+    def list_finished(self) -> list[Any]:
         """Trials that count: run to their end, or stopped as hopeless."""
         states = self._optuna.trial.TrialState
         return list(self._study.get_trials(states=(states.COMPLETE, states.PRUNED)))
@@ -143,7 +143,7 @@ class Study:
         if self.ranks.main:
             states = self._optuna.trial.TrialState
             running = self._study.get_trials(deepcopy=False, states=(states.RUNNING,))
-            spent = len(self.finished()) + sum(_lives(trial) for trial in running)
+            spent = len(self.list_finished()) + sum(_lives(trial) for trial in running)
             if not self._study.get_trials(deepcopy=False) and start:
                 self._study.enqueue_trial(dict(start), skip_if_exists=True)
             for _ in range(min(count, budget - spent)):
@@ -215,7 +215,7 @@ class Search:
     method: Method
     seeds: tuple[int, ...]
     plan: Callable[[Method, int, Loader | None], tuple[Plan, Run]]
-    measured: Callable[[Run], Loader]
+    open_measured: Callable[[Run], Loader]
     target: Target
     prune: bool
     poll: Poll
@@ -239,7 +239,7 @@ class Search:
                 for seed in self.seeds:
                     like = jobs[0][2].run.loader if jobs else None
                     plan, run = self.plan(method, seed, like)
-                    run.shared, run.held_out = shared, lambda run=run: self.measured(run)
+                    run.shared, run.held_out = shared, lambda run=run: self.open_measured(run)
                     name = f"trial {trial.number} seed {seed}"
                     jobs.append((trial, seed, NamedPlan(name, method, plan, run, Path())))
             groups, _ = group_by_memory([job for _, _, job in jobs], ranks)
@@ -278,7 +278,7 @@ class Search:
             return run, lambda *_, **__: None, None
 
         def end(run: Run, seconds: Seconds) -> None:
-            forget, retain = accuracies(run, run.model, self.measured(run))
+            forget, retain = accuracies(run, run.model, self.open_measured(run))
             trial.runs[seed] = {
                 "gap": self.target.gap(forget, retain), "forget": forget, "retain": retain,
                 "seconds": round(seconds.prepare + seconds.train, 3),

@@ -135,7 +135,7 @@ class Case:
         part = self.division
         return plan_forgetting(job, method, self.model, part.data, part.request, self.ranks, like)
 
-    def measured(self, run: Run, model: Classifier | None = None) -> Loader:
+    def open_measured(self, run: Run, model: Classifier | None = None) -> Loader:
         """Open the measured images, as a model wants them."""
         return self._open(self.division.data.test, self.division.forget, run, model or run.model)
 
@@ -167,12 +167,12 @@ class Case:
         path = self.settings.retrained
         if path is not None:
             other = self._load_retrained(path)
-            pair = accuracies(run, other, self.measured(run, other))
+            pair = accuracies(run, other, self.open_measured(run, other))
             return target_of_retrained([pair], str(path))
-        original = accuracies(run, plan.model, self.measured(run, plan.model))
-        given = self.settings.forget_target
-        single = self.request.samples is not None and given is None
-        return target_without(original, self.unseen(run) if single else None, given)
+        original = accuracies(run, plan.model, self.open_measured(run, plan.model))
+        wish = self.settings.forget_target
+        single = self.request.samples is not None and wish is None
+        return target_without(original, self.unseen(run) if single else None, wish)
 
     def _load_retrained(self, path: Path) -> Classifier:
         other = load_model(path)
@@ -233,7 +233,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     study = together(ranks, lambda: Study(settings.out / STUDY, case.facts, ranks, seed))
     poll = Poll(ranks, *SaveOptions().interval)
     search = Search(
-        study, settings.method, settings.seed_numbers, case.plan, case.measured, target,
+        study, settings.method, settings.seed_numbers, case.plan, case.open_measured, target,
         settings.prune, poll,
     )  # fmt: skip
     known = current_settings(settings.method)
@@ -246,7 +246,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
 def report(case: Case, target: Target, study: Study) -> None:
     """Write and print what was found: report.json and, of the best trial, recipe.toml."""
     settings = case.settings
-    trials = study.finished()
+    trials = study.list_finished()
     rows = [
         {"number": t.number, "values": t.params, "gap": t.value, "state": t.state.name.lower(),
          "runs": t.user_attrs.get("runs", {})}
