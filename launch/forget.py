@@ -21,19 +21,22 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.agreement import Facts, plan_facts
+from letheon.engine.runs.loggers import TrackingOptions
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, check_free
-from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.joblist import flags_of, job_names, read_jobs, split
 from letheon.launch.options import Forgetting
+from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.launch.tuning.recipe_file import expand_recipes
@@ -70,12 +73,17 @@ class Settings(Forgetting):
     from the same weights."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     saving: SaveOptions = field(default_factory=SaveOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -87,6 +95,27 @@ def main(settings: Settings, ranks: Ranks) -> None:
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
+    if ranks.main:
+        console().close(summarize(settings, [settings], plan))
+
+
+def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summary:
+    """Say which runs forgot what, and how they are evaluated; `settings` holds the asked folder."""
+    request = plan.request
+    assert request is not None
+    count, images = int(plan.split[1].sum()), len(plan.data.train)
+    names = ", ".join(one.method.name for one in runs)
+    done = f"{names}: forgot {request.text}, {count:,} of {images:,} images"
+    folders = {one.out.name: read_facts(one.out) for one in runs}
+    facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
+    following = command_line(
+        "evaluate",
+        [
+            *data_words(settings.data), "--original", settings.weights, "--runs",
+            *(one.out for one in runs), "--out", settings.out.with_name("table"),
+        ],
+    )  # fmt: skip
+    return Summary("forget", done, facts, str(settings.out.absolute()), following)
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
@@ -115,6 +144,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
+        settings.tracking.check()
     model, data = runs[0].open_sets()
     rankings: dict[tuple[str, str | None], list[int] | None] = {}
     jobs: list[NamedPlan] = []
@@ -131,13 +161,28 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
 
 def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     """Plan all of them together, then forget and save; one alone as `main`."""
-    if len(runs) == 1:
+    if runs[0].dry_run:
+        _print_plans(runs, ranks)
+    elif len(runs) == 1:
         main(runs[0], ranks)
     else:
         each = together(ranks, lambda: assign_folders(runs))
         with claim([one.out for one in each], ranks):
             jobs = together(ranks, lambda: plan_all(each, ranks), _facts_of_all)
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
+        if ranks.main:
+            console().close(summarize(runs[0], each, jobs[0].plan))
+
+
+def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:
+    """Print what each run would do on so many ranks."""
+    world, wide = runs[0].dry_run, check_world(runs[0].dry_run, ranks)
+    if len(runs) == 1:
+        plans = [(runs[0].method, runs[0].plan(wide)[0])]
+    else:
+        plans = [(job.method, job.plan) for job in plan_all(assign_folders(runs), wide)]
+    for method, plan in plans:
+        print(as_text(plan_run(plan, method, ranks.device, world)))
 
 
 def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:

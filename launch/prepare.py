@@ -22,8 +22,8 @@ from typing import Any, Literal, NoReturn
 
 from letheon.engine.distributed import Ranks
 from letheon.errors import InputError
-from letheon.folders import lock
 from letheon.launch.command import run_command
+from letheon.launch.console.summary import Summary, command_line, console
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.formats.beton_set import write_betons
@@ -61,7 +61,7 @@ class Settings:
 def main(settings: Settings, ranks: Ranks) -> None:
     """Prepare on one process and say what was found; exit code 75 where a signal stops it."""
     if ranks.main:
-        with _stoppable(settings.out), lock(settings.out):
+        with _stoppable(settings.out):  # whoever writes the set holds its lock
             _prepare(settings)
 
 
@@ -103,9 +103,12 @@ def _prepare(settings: Settings) -> None:
     else:
         report = prepare(source, settings.out, settings.size, settings.workers)
         counts, left_out = report.counts, len(report.quarantined)
-    for part, count in counts.items():
-        print(f"{part}: {count} images")
-    print(f"left out: {left_out} unreadable" + (f", named in {settings.out}" if left_out else ""))
+    images = ", ".join(f"{count:,} images of {part}" for part, count in counts.items())
+    named = f", named in {settings.out}" if left_out else ""
+    done = f"prepared {images} ({left_out} unreadable left out{named})"
+    following = command_line("train", ["--data", settings.out, "--out", "runs/original"])
+    facts = {"counts": counts, "left_out": left_out}
+    console().close(Summary("prepare", done, facts, str(settings.out.absolute()), following))
 
 
 def start() -> None:

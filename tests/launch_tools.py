@@ -12,6 +12,8 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.export import export
+from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
 from letheon.launch.tuning import recipes, tune
 
@@ -23,6 +25,8 @@ SCRIPTS = {
     "evaluate": evaluate,
     "prepare": prepare,
     "doctor": doctor,
+    "run": run_script,
+    "export": export,
     "verify": verify,
     "dispose": dispose,
     "recipes": recipes,

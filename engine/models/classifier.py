@@ -9,13 +9,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-import torchvision.models as tv
 from torch import Tensor, nn
 
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
+from letheon.engine.models.speed_cnn import SpeedCnn
 from letheon.engine.models.timm_model import PREFIX, preset_of_timm, timm_network
 from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError, suggest
@@ -187,7 +187,20 @@ def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
                 f"give a multiple of {patch}",
                 option="size",
             )
-        return tv.VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
+        # here: torchvision's operators bring torch's compiler, which takes a second to import
+        from torchvision.models import VisionTransformer
+
+        return VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
+
+    return make
+
+
+def _torchvision(name: str) -> Make:
+    def make(classes: int, size: int) -> nn.Module:
+        import torchvision.models  # here: it brings torch's compiler, a second to import
+
+        net: nn.Module = getattr(torchvision.models, name)(num_classes=classes)
+        return net
 
     return make
 
@@ -216,22 +229,30 @@ _SMALL = Preset(size=16, mean=_HALF, std=_HALF, resize="none", resize_to=16, aug
 
 _MODELS: dict[str, tuple[Make, Preset]] = {
     "small": (lambda classes, size: Small(classes), _SMALL),
+    "speed_cnn": (
+        lambda classes, size: SpeedCnn(classes, (64, 256, 256), depth=2),
+        dataclasses.replace(_CIFAR_OWN, augment="reflect-crop-alternate-near"),
+    ),
+    "speed_cnn_wide": (
+        lambda classes, size: SpeedCnn(classes, (128, 512, 512), depth=3),
+        dataclasses.replace(_CIFAR_OWN, augment="reflect-crop-alternate"),
+    ),
     "resnet20": (lambda classes, size: CifarResNet(20, classes), _CIFAR),
     "resnet32": (lambda classes, size: CifarResNet(32, classes), _CIFAR),
     "resnet44": (lambda classes, size: CifarResNet(44, classes), _CIFAR),
     "resnet56": (lambda classes, size: CifarResNet(56, classes), _CIFAR),
     "resnet18_cifar": (lambda classes, size: resnet18_cifar(classes), _CIFAR_OWN),
-    "resnet18": (lambda classes, size: tv.resnet18(num_classes=classes), _IMAGENET),
-    "resnet34": (lambda classes, size: tv.resnet34(num_classes=classes), _IMAGENET),
-    "resnet50": (lambda classes, size: tv.resnet50(num_classes=classes), _IMAGENET),
-    "vgg16_bn": (lambda classes, size: tv.vgg16_bn(num_classes=classes), _IMAGENET),
+    "resnet18": (_torchvision("resnet18"), _IMAGENET),
+    "resnet34": (_torchvision("resnet34"), _IMAGENET),
+    "resnet50": (_torchvision("resnet50"), _IMAGENET),
+    "vgg16_bn": (_torchvision("vgg16_bn"), _IMAGENET),
     "vgg16_bn_cifar": (lambda classes, size: CifarVgg(classes), _CIFAR_OWN),
     "convnext_tiny": (
-        lambda classes, size: tv.convnext_tiny(num_classes=classes),
+        _torchvision("convnext_tiny"),
         Preset(size=224, resize="short", resize_to=236),
     ),
     "swin_t": (
-        lambda classes, size: tv.swin_t(num_classes=classes),
+        _torchvision("swin_t"),
         Preset(size=224, resize="short", resize_to=232, interpolation="bicubic"),
     ),
     "vit_b_16": (_vit(patch=16, layers=12, heads=12, width=768, mlp=3072), _IMAGENET),

@@ -215,5 +215,5 @@ def _expand(section: list[str], methods: Collection[str], flags: Collection[str]
         raise SystemExit(0)
     recipe = read_recipe(value)
     named = {option_name(word) for word in after if word.startswith("--")}
-    own = method_words(recipe.method, named)
+    own = method_words(recipe.method, Path(recipe.name), named)
     return [*before, *own, *after, f"{OPTION}={recipe.mark}"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from letheon.engine.distributed import Ranks
 from letheon.launch.command import run_command
@@ -33,7 +34,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         for key, value in recipe.facts.items():
             if key != "method":
                 print(f"{key:<10}{value}")
-        print(f"{'options':<10}{shlex.join(method_words(recipe.method, ()))}")
+        print(f"{'options':<10}{shlex.join(method_words(recipe.method, Path(recipe.name)))}")
         print(f"{'digest':<10}{recipe.digest}")
         return
     print("\n".join(describe_all()))

@@ -24,13 +24,13 @@ import numpy as np
 
 from letheon import durable
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan, check_knowledge, describe
 from letheon.engine.runs.run_folder import check_free
-from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError
 from letheon.kernels import keyed

@@ -11,13 +11,13 @@ import torch
 
 from letheon import durable
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
+from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.runs.saver import SaveOptions, Saver, open_saver
 from letheon.engine.runs.stop import Poll
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
@@ -217,6 +217,17 @@ def test_the_newest_whole_state_counts(tmp_path: Path) -> None:
             assert found is not None and found.facts["value"] == 2.0
             assert len(damaged) == 1 and "000003.json is damaged" in damaged[0]
         (folder.path / name).write_bytes(whole)
+    folder.save(RunState(state(4.0).tensors, {**state(4.0).facts, "between": True}))
+    for value in (5.0, 6.0, 7.0):
+        folder.save(state(value))
+    folder.wait()
+    assert sorted(file.stem for file in folder.path.glob("*.json")) == [
+        "000004",
+        "000006",
+        "000007",
+    ]
+    found, _ = folder.load(lambda facts: bool(facts.get("between")))  # for another number of ranks
+    assert found is not None and found.facts["value"] == 4.0
     folder.clear()
     assert not folder.path.exists()
 
