@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "train the original model",
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
+    "recipes": "list methods with settings, and where each comes from",
+    "tune": "search for a method's rate and settings",
     "evaluate": "measure what is left, one row a model",
     "run": "train, forget by several methods, evaluate and report from one file",
     "verify": "check that a run's folder is what its record says",
@@ -24,7 +26,10 @@ COMMANDS = {
 }
 """Each script of this folder with the line that --help prints about it."""
 HELP = ("--help", "-h")
-ROOMS = {"run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export."}
+ROOMS = {
+    "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
+    "recipes": "tuning.", "tune": "tuning.",
+}  # fmt: skip
 """Those that lie in a folder of their own."""
 
 
