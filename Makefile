@@ -7,7 +7,7 @@ MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu cluster bench extras ffcv check clean
+.PHONY: install forget test test-all test-gpu drill cluster bench extras ffcv check clean
 
 install: .venv/installed
 
@@ -30,6 +30,11 @@ test-all: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# Kills, flipped bits, full disks, a hung rank, resumes, fuzzed files (docs/drills.md): goes on
+# where it was stopped. DRILL="--minutes 2" is a small form.
+drill: install
+	$(BIN)/python -m tests.drill $(DRILL)
 
 # Many nodes on this machine: a SLURM of two, two hosts with a cable, nodes that differ. What the rights
 # or packages are missing for is skipped, and it is said. Prints the table of docs/drills.md.

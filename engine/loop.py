@@ -30,17 +30,24 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from letheon.engine.checkpoints.loop_state import Course, pass_state
+from letheon.engine.checkpoints.loop_state import (
+    Course,
+    collect,
+    pass_state,
+    restore,
+    share_state,
+)
 from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
-from letheon.engine.distributed import require_equal, sum_over_ranks
+from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_memory, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
+from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
+from letheon.engine.numbers.tally import Tally, audit
 from letheon.engine.ranks.watch import PLACE
 from letheon.engine.runs.progress import Progress, Shown, TrainingLine
 from letheon.engine.step import Step, assemble
@@ -50,6 +57,7 @@ from letheon.progress import say
 from letheon.spans import span
 
 if TYPE_CHECKING:
+    from letheon.engine.checkpoints.run_state import RunState
     from letheon.engine.checkpoints.saver import Saver
 
 Log = Callable[..., None]
@@ -135,11 +143,16 @@ def passes(
             if number < course.phase:
                 continue  # before the run was stopped
             later = len(phases) - 1 - number
-            course.now = one = Pass(run, step, phase, epoch, later, log, sources)
-            if saved is not None and (own := pass_state(saved, run.ranks)) is not None:
-                one.load_state_dict(*own)
-            saved = None
-            yield one
+            before, saved = saved, None
+            if before is None and run.recipe.on_nonfinite == "rollback":
+                before = share_state(collect(course), run.ranks)
+            turn: Pass | None = None
+            while turn is None or turn.goes_back(course, before):
+                earlier, turn = turn, Pass(run, step, phase, epoch, later, log, sources)
+                if before is not None and (own := pass_state(before, run.ranks)) is not None:
+                    turn.load_state_dict(*own)
+                course.now = one = turn.after(earlier)
+                yield one
             one.close()
             course.now, course.phase = None, number + 1
             course.steps += one.steps
@@ -248,12 +261,13 @@ class Pass:
         self.steps = self.loader.steps(phase.stream)
         self.together = 1  # runs that are fed in this pass
         self.losses: dict[str, float] = {}  # mean loss by phase, once it is closed
-        self._tallies = [_Tally(phase, self.steps)]
+        self._tallies = [Tally(phase, self.steps)]
         if phase.beside is not None:
-            self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
+            self._tallies.append(Tally(phase.beside, -(-self.steps // phase.every)))
         self._sources = sources
         self._saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.skip = 0  # steps that were taken before the run was stopped
+        self.bad: Nonfinite = {}  # steps that an earlier turn has found, and this one leaves out
 
     @property
     def shareable(self) -> bool:
@@ -302,6 +316,7 @@ class Pass:
         """Go on where `state_dict` was asked, once the pass begins."""
         self._saved = (tensors, values)
         self.skip = values["tallies"][0]["position"]
+        self.bad = {int(number): steps for number, steps in values.get("bad", {}).items()}
 
     @span("compute")
     def take(self, batch: Batch, other: Batch | None = None) -> None:
@@ -311,11 +326,15 @@ class Pass:
         """
         PLACE.start_step(f"phase {self.phase.name} of epoch {self.epoch}")
         tallies = iter(self._tallies)
-        for part in (batch, other):
+        for number, part in enumerate((batch, other)):
             if part is not None:
-                self._take(next(tallies), part.to(self.run.ranks.device))
+                tally = next(tallies)
+                if tally.position in self.bad.get(number, ()):
+                    tally.position += 1
+                else:
+                    self._take(tally, part.to(self.run.ranks.device))
 
-    def _take(self, tally: _Tally, batch: Batch) -> None:
+    def _take(self, tally: Tally, batch: Batch) -> None:
         run, phase = self.run, tally.phase
         if len(self._tallies) > 1:
             set_mode(run, phase)
@@ -323,9 +342,42 @@ class Pass:
         tally.rate = self.step.method.rate(run, phase.slot, moment)
         with explain_memory(run, batch):
             loss = self.step.take(phase, batch, tally.rate)
-        tally.add(loss, batch, run.forget[batch.index].sum() if phase.source == "train" else None)
+        of_forget = run.forget[batch.index].sum() if phase.source == "train" else None
+        tally.add(loss, batch, of_forget, self.step.bad)
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
+
+    def goes_back(self, course: Course, before: RunState | None) -> bool:
+        """After the last batch: whether the pass is to be done again, from the state `before`."""
+        if self.run.recipe.on_nonfinite != "rollback":
+            return False
+        found = leave_out(self.bad, [tally.list_bad() for tally in self._tallies], self.skip)
+        if found == self.bad:
+            return False
+        assert before is not None
+        self.bad = found
+        course.now = None
+        self.step.optimizers.clear()  # those that this pass has made; the others are restored
+        restore(course, before)
+        return True
+
+    def after(self, earlier: Pass | None) -> Pass:
+        """This pass, without the steps for which an earlier turn of it was given up."""
+        self.bad = self.bad if earlier is None else earlier.bad
+        return self
+
+    def samples(self, number: int, position: int) -> list[int]:
+        """Numbers of the samples of a step of this pass (1: of the phase beside it), all ranks'.
+
+        They follow from seed, epoch and position. Every rank must call.
+        """
+        phase = self._tallies[number].phase
+        stream, loader = phase.stream, self._sources.get(phase.source, self.run.loader)
+        if number:
+            stream = stream._replace(share=1.0, steps=self._tallies[1].steps)
+        batch = next(iter(loader.train(stream, self.epoch, position)))
+        everyone = gather_objects(batch.index.tolist(), self.run.ranks)
+        return [index for own in everyone for index in own]
 
     def shown(self, name: str = "") -> Shown:
         """What the line of progress shows of it; `name` is that of one of several runs."""
@@ -340,18 +392,21 @@ class Pass:
         for tally in self._tallies:
             sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
             tally.record(self.run)
+        for number, tally in enumerate(self._tallies):
+            bad = sorted({*self.bad.get(number, ()), *tally.list_bad()})
+            report(self, number, tally.phase.name, bad)
         if not all(freezes_batch_norm(self.run, tally.phase) for tally in self._tallies):
             idle = any(tally.phase.name in self.step.idle for tally in self._tallies)
             parts = sum(tally.parts for tally in self._tallies)
             average_batch_norm(self.run, parts if idle else None)
-        for tally in self._tallies:
-            self._close(tally, compiling)
+        for number, tally in enumerate(self._tallies):
+            self._close(number, tally, compiling)
 
-    def _close(self, tally: _Tally, compiling: float) -> None:
+    def _close(self, number: int, tally: Tally, compiling: float) -> None:
         run, phase = self.run, tally.phase
         total, samples, forget, retain = tally.sums.tolist()
         elapsed = time.perf_counter() - self.started - compiling
-        mean = total / samples
+        mean = total / samples if samples else math.nan
         self.losses[phase.name] = mean
         self.log(
             "phase",
@@ -369,14 +424,9 @@ class Pass:
             **({"together": self.together} if self.together > 1 else {}),
             **({"source": phase.source} if phase.source != "train" else {}),
         )
-        _audit(phase, int(forget), int(retain))
+        audit(phase, int(forget), int(retain))
         if not math.isfinite(mean):
-            raise RunFailed(
-                f"got a mean loss of {mean} in phase {phase.name} of epoch {self.epoch}, at rate "
-                f"{tally.rate:g}; the first loss that is not finite was that of step "
-                f"{tally.first_broken(run)} of {tally.steps}; expected finite numbers; lower lr or "
-                "epochs"
-            )
+            report_first(self, number, tally, mean)
 
 
 def _progress(one: Pass) -> Progress | None:
@@ -387,7 +437,7 @@ def _progress(one: Pass) -> Progress | None:
     return Progress(one.run.recipe.log_every, write)
 
 
-def _collect(one: Pass, tallies: list[_Tally]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _collect(one: Pass, tallies: list[Tally]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `_continue` gives back to a pass."""
     parts = [tally.state_dict(f"{k}.") for k, tally in enumerate(tallies)]
     if one.progress is not None:
@@ -397,11 +447,12 @@ def _collect(one: Pass, tallies: list[_Tally]) -> tuple[dict[str, Tensor], dict[
         "progress": None if one.progress is None else list(one.progress.before),
         "seconds": time.perf_counter() - one.started,
         "compiling": one.step.compile_seconds - one.compiled,
+        **({"bad": {str(k): v for k, v in one.bad.items()}} if one.bad else {}),
     }
 
 
 def _continue(
-    one: Pass, tallies: list[_Tally], tensors: dict[str, Tensor], values: dict[str, Any]
+    one: Pass, tallies: list[Tally], tensors: dict[str, Tensor], values: dict[str, Any]
 ) -> None:
     """Give a pass that has begun again the sums and clocks it was stopped with."""
     for k, tally in enumerate(tallies):
@@ -410,77 +461,3 @@ def _continue(
         one.progress.before = (values["progress"][0], values["progress"][1])
     one.started -= values["seconds"]
     one.compiled -= values["compiling"]
-
-
-class _Tally:
-    """What the batches of one phase of a pass add up to, on the device."""
-
-    def __init__(self, phase: Phase, steps: int):
-        self.phase, self.steps = phase, steps
-
-    def start(self, run: Run) -> None:
-        device = run.ranks.device
-        # Loss, samples, forget, retain.
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self.broken = torch.full((), self.steps, dtype=torch.int64, device=device)
-        self.position, self.rate = 0, 0.0
-        self.parts = 0  # batches of which this rank had samples
-        # Reads of each training sample; samples of other sources have numbers of their own.
-        self.counts = []
-        if self.phase.source == "train":
-            self.counts.append(torch.zeros(len(run.forget), dtype=torch.int32, device=device))
-
-    def add(self, loss: Tensor, batch: Batch, forget: Tensor | None) -> None:
-        """Count one step; `forget` is how many of the batch's samples are to be forgotten."""
-        rows = torch.full((), len(batch.labels), dtype=torch.float64, device=self.sums.device)
-        told = torch.zeros_like(rows) if forget is None else forget.double()
-        self.sums += torch.stack([loss.double() * len(batch.labels), rows, told, rows - told])
-        for count in self.counts:
-            count.index_add_(0, batch.index, torch.ones_like(batch.index, dtype=torch.int32))
-        here = torch.where(loss.isfinite(), self.steps, self.position)
-        self.broken = torch.minimum(self.broken, here)
-        self.position += 1
-        self.parts += len(batch.labels) > 0
-
-    def record(self, run: Run) -> None:
-        """Add the pass's reads of each sample to those of its phase, once summed over ranks."""
-        name = f"{self.phase.reads}/{self.phase.name}"
-        for count in self.counts if run.ranks.main else ():
-            reads = count.cpu()
-            run.reads[name] = run.reads[name] + reads if name in run.reads else reads
-
-    def state_dict(self, place: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """This rank's tensors under names that begin with `place`, and what is equal on all."""
-        tensors = {f"{place}{name}": tensor for name, tensor in self._tensors()}
-        tensors[f"{place}parts"] = torch.tensor(self.parts)
-        return tensors, {"position": self.position, "rate": self.rate}
-
-    def load_state_dict(
-        self, tensors: dict[str, Tensor], values: dict[str, Any], place: str
-    ) -> None:
-        """Fill a tally that has started with what `state_dict` gave."""
-        for name, tensor in self._tensors():
-            tensor.copy_(tensors[f"{place}{name}"])
-        self.position, self.rate = values["position"], values["rate"]
-        self.parts = int(tensors[f"{place}parts"])
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in vars(self).items():
-            tensors = value if isinstance(value, list) else [value]
-            for k, tensor in enumerate(tensors):
-                if isinstance(tensor, Tensor):
-                    yield f"{name}.{k}", tensor
-
-    def first_broken(self, run: Run) -> int:
-        """The first step, counted from one, whose loss was not finite on some rank."""
-        if run.ranks.world > 1:
-            dist.all_reduce(self.broken, dist.ReduceOp.MIN)
-        return int(self.broken) + 1
-
-
-def _audit(phase: Phase, forget: int, retain: int) -> None:
-    """By index, not by the loader's flag: a phase read only what it says it reads."""
-    if phase.reads == "retain" and forget:
-        raise RunFailed(f"phase {phase.name} reads retain but met {forget} forget samples")
-    if phase.reads == "forget" and retain:
-        raise RunFailed(f"phase {phase.name} reads forget but met {retain} retain samples")

@@ -45,6 +45,10 @@ class Recipe:
     saved. Batch-norm's running statistics are the network's own. 0: none is kept."""
     log_every: int = 0
     """Steps from one line of progress to the next in metrics.jsonl; 0: one line a pass."""
+    on_nonfinite: Literal["stop", "rollback", "skip"] = "stop"
+    """What a loss or gradient that is not finite does. stop: the run ends after that pass; skip:
+    the step is taken back, which costs a copy of the weights a step; rollback: the pass is
+    repeated without the step, which costs one a pass. Steps and samples are recorded."""
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """local: each rank's own batch statistics, running ones averaged over ranks each epoch;
     sync: statistics of the global batch (CUDA); frozen: running statistics, unchanged."""

@@ -20,6 +20,7 @@ from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.models.batch_norm import set_mode
+from letheon.engine.numbers.nonfinite import Undo, find_bad
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 
@@ -40,6 +41,7 @@ class Step:
     edits_grads: bool = True  # False where the method has no edit of its own
     averages: list[Tensor] = field(default_factory=list)  # of `_weights`; empty without an EMA
     idle: frozenset[str] = frozenset()  # phases in which ranks have no sample of some batch
+    bad: Tensor | None = None  # 0-dim bool: the last step was not finite; None: not looked at
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
         """Step on this rank's part of one global batch, which is on the device.
@@ -51,6 +53,9 @@ class Step:
         optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
+        undo = None
+        if self.run.recipe.on_nonfinite == "skip":
+            undo = Undo(self.run, self.state, optimizer, self.averages)
         backward = self._parts_backward if phase.parts else self._backward
         loss = backward(phase, batch)
         if self.scaler.is_enabled():
@@ -59,6 +64,8 @@ class Step:
             assert scale is not None
             for grads in self.run.grad_parts.values():
                 torch._foreach_div_(grads, scale)
+        if self.run.recipe.on_nonfinite != "stop":
+            self.bad = find_bad(self.run, loss, self.scaler.is_enabled())
         self.method.edit_grads(self.run, self.state, phase)
         if self.edits_grads:
             _align_layouts(self.run.parameters)
@@ -68,6 +75,9 @@ class Step:
         self.method.edit_weights(self.run, self.state, phase)
         if self.averages:
             torch._foreach_lerp_(self.averages, self._weights(), 1 - self.run.recipe.ema)
+        if undo is not None and self.bad is not None:
+            with torch.no_grad():
+                undo.take_back(self.bad)
         self.reducer.clear()
         return loss
 

@@ -5,6 +5,7 @@ On disk one bit a weight, in a file that names the weights it fits.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,8 +55,24 @@ def save_masks(
         for name, mask in group.items()
     }
     shapes = {name: list(mask.shape) for name, mask in next(iter(masks.values())).items()}
-    text = {**facts, "densities": json.dumps(sorted(masks)), "shapes": json.dumps(shapes)}
+    digests = {
+        f"{density:g}": _digest({name: tensors[f"{density:g}/{name}"] for name in group})
+        for density, group in masks.items()
+    }
+    text = {
+        **facts, "densities": json.dumps(sorted(masks)), "shapes": json.dumps(shapes),
+        "digests": json.dumps(digests, sort_keys=True),
+    }  # fmt: skip
     durable.write(path, pack_tensors(tensors, text))
+
+
+def _digest(bits: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the packed masks of one density, by name."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(bits.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def mask_facts(run: Run) -> dict[str, str]:
@@ -75,8 +92,8 @@ def load_masks(
     A digest of `made_from` (as `mask_facts`) that the file has, too, must be equal.
 
     Raises:
-        InputError: no such file, not a mask file, another density, or made from other weights,
-            from other images or for another request.
+        InputError: no such file, not a mask file, another density, bits that are not those that
+            were saved, or made from other weights, from other images or for another request.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -101,10 +118,11 @@ def load_masks(
                         option="mask",
                     )
             shapes = json.loads(facts["shapes"])
-            return {
-                name: unpack(file.get_tensor(f"{density:g}/{name}"), torch.Size(shapes[name]))
-                for name in names
-            }
+            bits = {name: file.get_tensor(f"{density:g}/{name}") for name in shapes}
+            digest = json.loads(facts.get("digests", "{}")).get(f"{density:g}")
+            if digest not in (None, _digest(bits)):
+                raise ValueError("its bits are not those that were saved")
+            return {name: unpack(bits[name], torch.Size(shapes[name])) for name in names}
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

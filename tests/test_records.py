@@ -22,15 +22,17 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs.loggers import broken_link
 from letheon.engine.runs.manifest import read_manifest
 from letheon.engine.runs.reads import prove, read_reads
-from letheon.errors import InputError
+from letheon.engine.runs.run_folder import Record, check_free, failure_reason, is_unfinished
+from letheon.errors import InputError, RunFailed
 from letheon.eval.inference.cache import stored_outputs
 from letheon.launch import forget
 from letheon.launch.command import parse
 from letheon.launch.records import dispose, verify
 from letheon.launch.records.checks import check_run
-from letheon.launch.records.replay import expand_config
+from letheon.launch.records.replay import expand_config, replay_run
 from letheon.launch.train import Settings as Training
 from letheon.loaders.datasets.digits import upstream
+from letheon.methods.saliency import load_masks, save_masks
 from letheon.methods.spkd import Spkd
 from tests.launch_tools import Scripts
 from tests.pool import on_ranks
@@ -270,3 +272,58 @@ def test_signed_manifests(run: Path, tmp_path: Path) -> None:
     flipped = signature.replace(signature[30], "0" if signature[30] != "0" else "1", 1)
     (copy / "manifest.sig").write_text(flipped)
     assert states(copy)["signature"] == "mismatch"
+
+
+@pytest.mark.slow
+def test_a_run_is_replayed_to_the_bit(original: Path, tmp_path: Path) -> None:
+    """Other weights in the record are noticed, and data that are gone are no mismatch."""
+    run = tmp_path / "run"
+    shutil.copytree(original, run)
+    assert replay_run(run).state == "ok"
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"weights": "0" * 64}))
+    found = replay_run(run)
+    assert found.state == "mismatch" and "the record says 000000000000" in found.text
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(settings | {"data": str(tmp_path / "gone")}))
+    assert replay_run(run).state == "unknown"
+
+
+def test_bits_of_a_mask_are_verified(tmp_path: Path) -> None:
+    """A flipped bit of one density is refused there, and is nothing to another."""
+    masks = {d: {"a": torch.arange(80) % 3 < 3 * d} for d in (0.3, 0.7)}
+    file = tmp_path / "m.safetensors"
+    save_masks(file, masks, {"weights": "w", "request": "r"})
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 4
+    file.write_bytes(content)
+    errors = []
+    for density in (0.3, 0.7):
+        try:
+            assert torch.equal(
+                load_masks(file, density, {"weights": "w", "request": "r"}, ["a"])["a"],
+                masks[density]["a"],
+            )
+        except InputError as error:
+            errors.append(str(error))
+    assert len(errors) == 1 and "bits are not those that were saved" in errors[0]
+
+
+def test_a_run_that_had_only_started_is_no_obstacle(tmp_path: Path) -> None:
+    for name in ("settings.json", "versions.json", "origin.json.partial"):
+        (tmp_path / name).write_text("{}")
+        check_free(tmp_path, overwrite=False, resume=True)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="an unfinished run"):
+        check_free(tmp_path, overwrite=False, resume=True)
+
+
+def test_a_run_that_the_disk_ended_may_go_on(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run", Ranks(), {})
+    record.write("origin.json", {})
+    record.fail(RunFailed("numbers"))
+    assert not is_unfinished(record.folder)
+    failure = RunFailed("full")
+    failure.__cause__ = OSError(28, "full")
+    record.fail(failure)
+    assert is_unfinished(record.folder) and failure_reason(record.folder) == "full"

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -86,6 +86,8 @@ def broken_link(path: Path) -> int | None:
     None where the chain is whole; lines of old logs, which have no link, are not checked.
     """
     link = ""
+    if not path.exists():
+        return None
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
             line = json.loads(text)
@@ -95,6 +97,17 @@ def broken_link(path: Path) -> int | None:
             return number
         link = hashlib.sha256(text).hexdigest()
     return None
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the reports of a log, those that are damaged or have no kind left out."""
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "kind" in line:
+            yield line
 
 
 # --------------------------------------------------------------------------------- trackers

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ import torch
 from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.ranks.watch import STACKS
-from letheon.engine.runs.loggers import TENSORBOARD, JsonLines, open_trackers
+from letheon.engine.runs.loggers import (
+    TENSORBOARD,
+    JsonLines,
+    broken_link,
+    open_trackers,
+    read_lines,
+)
 from letheon.engine.runs.manifest import (
     DISPOSAL,
     MANIFEST,
@@ -29,7 +36,7 @@ from letheon.engine.runs.manifest import (
     trace_ancestry,
 )
 from letheon.engine.runs.signature import sign
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.folders import (
     LOCK,
     can_replace,
@@ -49,6 +56,8 @@ STATE = "state"
 """Folder of the saved states of an unfinished run."""
 FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
+_AGAIN = "again"
+"""Entry of that file: the disk was the reason, and the same command may end otherwise."""
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
     "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
@@ -82,7 +91,19 @@ def is_unfinished(folder: Path) -> bool:
     """Whether the folder holds a run that was stopped and can go on."""
     if not (folder / ORIGIN).is_file() or (folder / FINISHED).exists():
         return False
-    return not (folder / FAILED).exists() or (folder / STATE).is_dir()
+    failed = folder / FAILED
+    if not failed.exists() or (folder / STATE).is_dir():
+        return True
+    return bool(read_sealed(failed).get(_AGAIN))
+
+
+def has_only_started(folder: Path) -> bool:
+    """Whether a run died there before it had said what it is made of: nothing is lost with it."""
+    names = _content(folder)
+    return bool(names) and all(
+        name in ("settings.json", "versions.json") or name.endswith(durable.PARTIAL)
+        for name in names
+    )
 
 
 def is_finished(folder: Path) -> bool:
@@ -108,8 +129,9 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False, repeat: bool
         ) from error
     if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    resume = (resume and is_unfinished(folder)) or (
-        repeat and not overwrite and is_finished(folder)
+    resume = folder.is_dir() and (
+        (resume and (is_unfinished(folder) or has_only_started(folder)))
+        or (repeat and not overwrite and is_finished(folder))
     )
     if folder.is_dir() and _content(folder) and not overwrite and not resume:
         states = {
@@ -187,7 +209,7 @@ class Record:
             clear_new_folder(out)  # what an unfinished run left there
         with durable.disk_errors(self.folder):
             self.folder.resolve().mkdir(parents=True, exist_ok=True)
-        stays = ("metrics.jsonl", STATE) if resume else ()
+        stays = ("metrics.jsonl", STATE, ORIGIN) if resume else ()
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
@@ -232,12 +254,7 @@ class Record:
         weights = self._settings.get("weights")
         ancestry = {} if weights is None else {"original": trace_ancestry(str(weights))}
         log = self.folder / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        phases = {
-            line.get("phase"): line
-            for line in map(json.loads, lines)
-            if line.get("kind") == "phase"
-        }
+        phases = {line.get("phase"): line for line in read_lines(log) if line["kind"] == "phase"}
         metrics = {"weights": facts.get("weights"), "last_of_each_phase": phases}
         known = {**read, **ancestry, "metrics": metrics, "facts": json.loads(_text(facts))}
         text = build_manifest(self.folder, known, {FINISHED: _text(facts)})
@@ -245,10 +262,12 @@ class Record:
         if key := self._settings.get("sign"):
             durable.write(self.folder / SIGNATURE, sign(Path(key), text.encode()))
 
-    def fail(self, reason: str) -> None:
-        """Mark the run as failed, by a reason."""
+    def fail(self, reason: Exception) -> None:
+        """Mark the run as failed, by a reason; where the disk is that, as one that may go on."""
         self._close_trackers()
-        self.write(FAILED, {"message": reason})
+        with suppress(RunFailed):  # a full disk: the reason itself is what counts
+            disk = isinstance(reason.__cause__, OSError)
+            self.write(FAILED, {"message": str(reason), **({_AGAIN: True} if disk else {})})
 
     def _close_trackers(self) -> None:
         for tracker in self._trackers if self.main else ():
@@ -270,6 +289,13 @@ class Record:
                     f"be written ({self._logger.reason})",
                     file=sys.stderr,
                 )
+        if self.main and (line := broken_link(self.folder / "metrics.jsonl")) is not None:
+            facts["log_damaged_from"] = line
+            print(
+                f"warning: {self.out}: line {line} of metrics.jsonl is not as it was written; the "
+                "weights do not depend on it",
+                file=sys.stderr,
+            )
         if self.main:
             self._write_manifest(facts)
         self.write(FINISHED, facts)

@@ -1,14 +1,19 @@
-"""`--config FILE`: the command line of an earlier run, read from its settings.json."""
+"""`--config FILE`: the command line of an earlier run, read from its settings.json; its replay."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from letheon.errors import InputError
 from letheon.launch.joblist import method_at
+from letheon.launch.records.checks import Check
 
 OPTION = "--config"
 _OF_THIS_CALL = ("config", "jobs", "overwrite")  # what a replay says for itself
@@ -97,3 +102,42 @@ def method_words(
 def option_name(word: str) -> str:
     """Return an option without dashes, ``no-`` and value, as settings spell it."""
     return word.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
+
+
+def replay_run(folder: Path) -> Check:
+    """Train a finished run again by its settings, and compare the digests of the weights.
+
+    On one process, with as many threads as it had, from the folder where the command is given, as
+    relative paths in the settings are.
+
+    Returns:
+        ``unknown`` where it cannot be trained here: it had several ranks, or its data, original or
+        key are gone.
+    """
+    try:
+        weights, versions = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for name in ("run.json", "versions.json")
+        )
+        digest, world, threads = str(weights["weights"]), versions["world"], versions["threads"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return Check("replay", "unknown", f"the record cannot be read ({error})")
+    if world != 1:
+        return Check("replay", "unknown", f"it ran on {world} ranks: run its settings on as many")
+    script = "forget" if (folder / "request.json").is_file() else "train"
+    with tempfile.TemporaryDirectory(prefix="letheon-replay-") as place:
+        out = Path(place) / "run"
+        command = [sys.executable, "-m", f"letheon.launch.{script}"]
+        ended = subprocess.run(
+            [*command, OPTION, str(folder / "settings.json"), "--out", str(out), "--sign", "None"],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if ended.returncode:
+            last = (ended.stderr.strip().splitlines() or [""])[-1]
+            return Check("replay", "unknown", f"it cannot be run here: {last[:200]}")
+        again = str(json.loads((out / "run.json").read_text(encoding="utf-8"))["weights"])
+    if again != digest:
+        text = f"the weights came out as {again[:12]}, and the record says {digest[:12]}"
+        return Check("replay", "mismatch", f"{text}; compare versions.json with this machine")
+    return Check("replay", "ok", f"trained again, the weights are {again[:12]} to the bit")

@@ -2,9 +2,11 @@
 
     letheon verify runs/salun
     letheon verify runs/salun runs/spkd --json
+    letheon verify runs/salun --replay
 
-One line a check. Exit code 3 where something is not what the record says. A signed, replayable
-record of a run is what this verifies; it is no proof that a network has forgotten.
+One line a check; --replay trains again, in a folder that is removed, and compares the weights. Exit
+code 3 where something is not what the record says. A signed, replayable record of a run is what
+this verifies; it is no proof that a network has forgotten.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from letheon.engine.distributed import Ranks
 from letheon.errors import RunFailed
 from letheon.launch.command import run_command
 from letheon.launch.records.checks import as_json, as_lines, check_run
+from letheon.launch.records.replay import replay_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Settings:
     where there is one."""
     json: bool = False
     """Print JSON."""
+    replay: bool = False
+    """Run each again by its settings, which takes as long as it took, and compare the weights."""
     device: str = "cpu"
 
 
@@ -39,6 +44,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if not ranks.main:
         return
     checks = {str(run): check_run(run, settings.key) for run in settings.runs}
+    for run in settings.runs if settings.replay else ():
+        checks[str(run)].append(replay_run(run))
     if settings.json:
         print(as_json(checks))
     else:

@@ -1,0 +1,281 @@
+"""The scripts in forked children of a process that has imported everything once, and their ends.
+
+A child dies, fills the disk or stops at its n-th event: a file that it opens, renames, removes or
+flushes below its folder, or a step of training. So no instant depends on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 120.0
+"""Seconds after which a child that has not ended counts as one that hangs."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a process, and at which of its events."""
+
+    act: Callable[[], object]
+    event: int
+    """At the n-th event, counted from one; 0: never."""
+    within: str = ""
+    """Part of the path of the files that count; ``step``: steps of training count instead."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended: its exit code (negative: a signal's number), and what it printed."""
+
+    code: int
+    text: str
+    events: int = 0
+    hung: bool = False
+
+
+def kill_self() -> None:
+    """Die at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_launcher() -> None:
+    """Let the process die that has started this rank, and this one go on."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+def stop_self() -> None:
+    """Stand still, as a rank that hangs does."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@dataclass
+class _Counter:
+    """Counts this process's events, and acts at one of them."""
+
+    folder: str
+    fault: Fault
+    notes: Path
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.process = os.getpid()
+        self.busy = False
+
+    def add(self) -> None:
+        """One event."""
+        if self.busy or os.getpid() != self.process:
+            return
+        self.count += 1
+        if self.count == self.fault.event:
+            self.busy = True
+            self.fault.act()
+            self.busy = False
+
+    def hear(self, event: str, args: tuple[Any, ...]) -> None:
+        """An audit event: does it touch a file below the folder?"""
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+            path = args[0]
+            if isinstance(path, str | os.PathLike) and self._counts(str(path)):
+                self.add()
+
+    def _counts(self, path: str) -> bool:
+        return path.startswith(self.folder) and self.fault.within in path
+
+    def install(self) -> None:
+        """Listen from now on."""
+        if self.fault.within == "step":
+            from letheon.engine.runs.stop import Poll
+
+            before = Poll.after_step
+
+            def after_step(poll: Poll) -> int:
+                self.add()
+                return before(poll)
+
+            Poll.after_step = after_step  # type: ignore[method-assign]
+            return
+        fsync, pwrite = os.fsync, os.pwrite
+
+        def flush(handle: int) -> None:
+            if self._counts(os.readlink(f"/proc/self/fd/{handle}")):
+                self.add()
+            fsync(handle)
+
+        def append(handle: int, text: bytes, offset: int) -> int:
+            if self._counts(os.readlink(f"/proc/self/fd/{handle}")):
+                self.add()
+            return pwrite(handle, text, offset)
+
+        os.fsync, os.pwrite = flush, append  # type: ignore[assignment]
+        sys.addaudithook(self.hear)
+
+
+def _child(script: str, args: Sequence[str], log: Path, fault: Fault, folder: Path) -> None:
+    """The child's whole life."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for number, target in ((null, 0), (handle, 1), (handle, 2)):
+        os.dup2(number, target)
+    from tests.drill.scripts import start_of
+
+    counter = _Counter(str(folder.resolve()), fault, log)
+    counter.install()
+    sys.argv = [f"{script}.py", *args]
+    code = 0
+    try:
+        start_of(script)()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    counter.busy = True
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(2, f"\nevents {counter.count}\n".encode())
+    os._exit(code)
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Do `work` in a child, which ends with it."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:  # whatever happens, such as a full disk while that is printed
+        os._exit(code)
+
+
+def run_job(
+    script: str,
+    args: Sequence[str],
+    folder: Path,
+    faults: Mapping[int, Fault] | None = None,
+    world: int = 1,
+    after: float | None = None,
+) -> End:
+    """Run a script to its end, with a fault on some of its ranks, or a SIGKILL after some seconds.
+
+    Args:
+        script: its name.
+        args: its command line.
+        folder: where events count.
+        faults: by rank.
+        world: ranks; several are started, and ended, as torchrun does.
+        after: seconds until the process (of one rank) is killed from outside.
+    """
+    log = Path(tempfile.gettempdir()) / f"letheon-drill-{os.getpid()}.log"  # not on a full disk
+    log.unlink(missing_ok=True)
+    none = Fault(kill_self, 0)
+    faults = {rank: (faults or {}).get(rank, none) for rank in range(world)}
+    if world == 1:
+        process = fork(lambda: (os.setsid(), _child(script, args, log, faults[0], folder)))
+    else:
+        process = fork(lambda: _launch(script, args, log, faults, folder))
+    deadline = time.monotonic() + PATIENCE
+    kill_at = None if after is None else time.monotonic() + after
+    status, hung = None, False
+    while status is None:
+        found, value = os.waitpid(process, os.WNOHANG)
+        now = time.monotonic()
+        if found:
+            status = value
+        elif kill_at is not None and now >= kill_at:
+            os.kill(process, signal.SIGKILL)
+            kill_at = None
+        elif now >= deadline and not hung:
+            hung = True
+            end_session(process)
+        else:
+            time.sleep(0.003)
+    hung |= not _session_ends(process, deadline)
+    text = log.read_text(errors="replace") if log.exists() else ""
+    log.unlink(missing_ok=True)
+    events = [int(line[7:]) for line in text.splitlines() if line.startswith("events ")]
+    return End(os.waitstatus_to_exitcode(status), text, max(events, default=0), hung)
+
+
+def _launch(
+    script: str, args: Sequence[str], log: Path, faults: Mapping[int, Fault], folder: Path
+) -> None:
+    """Start the ranks; when one fails the others have a SIGTERM, then a SIGKILL."""
+    os.setsid()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        WORLD_SIZE=str(len(faults)), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="drill",
+    )  # fmt: skip
+    ranks = []
+    for rank, fault in faults.items():
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        ranks.append(fork(lambda fault=fault: _child(script, args, log, fault, folder)))
+    code = 0
+    signal.signal(signal.SIGALRM, lambda number, frame: _signal(ranks, signal.SIGKILL))
+    while ranks:
+        process, status = os.wait()
+        ranks.remove(process)
+        if status and not code:
+            code = os.waitstatus_to_exitcode(status)
+            _signal(ranks, signal.SIGTERM)
+            signal.alarm(5)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _signal(processes: Sequence[int], number: int) -> None:
+    for process in processes:
+        os.kill(process, number)
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session that live; each job has one of its own."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            words = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except (OSError, IndexError):
+            continue
+        if entry.isdecimal() and words[3] == str(session) and words[0] not in "ZX":
+            found.append(int(entry))
+    return found
+
+
+def end_session(session: int) -> None:
+    """Kill all processes of a job."""
+    for process in members(session):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _session_ends(session: int, deadline: float) -> bool:
+    """Wait until no process of a job is left; say whether that came by itself."""
+    while members(session):
+        if time.monotonic() > deadline:
+            end_session(session)
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def random_fault(rng: random.Random, fault: Fault, events: int) -> Fault:
+    """The same fault at one of the events, all equally likely."""
+    return replace(fault, event=rng.randint(1, max(1, events)))
