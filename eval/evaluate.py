@@ -288,13 +288,17 @@ class Measuring:
                 means[key] = fmean(shares) if shares else None
             return Runs([known[row.name] for row in of], means)
 
-        retrained = runs(self.comparison.of_role("retrained"))
-        for entry in self.comparison.entries:
-            if entry.role not in ("unlearned", "control") or entry.name not in by_name:
+        of = self.comparison
+        before = [known[entry.name] for entry in of.of_role("original") if entry.name in known]
+        for entry in of.entries:
+            if entry.role == "original" or entry.name not in by_name:
                 continue
-            peers = self.comparison.of_role(entry.role)
-            alike = runs([other for other in peers if other.settings == entry.settings])
-            add_stage(by_name[entry.name], SeveralRuns(alike, retrained))
+            alike = [other for other in of.of_role(entry.role) if other.settings == entry.settings]
+            if entry.role == "retrained":  # audited as if it were unlearned
+                alike = [entry]
+            retrained = [other for other in of.of_role("retrained") if other is not entry]
+            inputs = SeveralRuns(runs(alike), runs(retrained), known[entry.name], before)
+            add_stage(by_name[entry.name], inputs)
 
     def relearn(self, table: Table) -> None:
         """Enter the relearn curves; the models are shared out over the ranks, which must all call.

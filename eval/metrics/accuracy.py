@@ -190,7 +190,7 @@ def accuracy_counts(case: Case) -> dict[str, list[int]]:
 @metric(
     "earlier", title="Accuracy on earlier requests", group="Accuracy", unit="table",
     everywhere=True, place=10,
-    schema={"type": ["object", "null"], "additionalProperties": SHARE},
+    schema={"type": "object", "additionalProperties": SHARE},
 )  # fmt: skip
 def earlier_accuracy(case: Case) -> dict[str, float | None]:
     """Top-1 accuracy on the training images that a model of the table was made to forget before

@@ -68,7 +68,7 @@ def full(model: Subject, of: Peers) -> dict[str, Any]:
 def test_every_key_is_its_definition() -> None:
     model, others = subject("a", 5), peers()
     row = full(model, others)
-    assert set(row["why"]) == {"seconds", "knn", "domain_matrix"}
+    assert set(row["why"]) == {"seconds", "knn", "domain_matrix", "earlier"}
     known = {key for metric in metrics().values() for key in metric.keys}
     shares = {key for key, value in row.items() if isinstance(value, float)}
     assert shares <= known and len(shares) >= 22
