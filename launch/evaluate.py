@@ -35,6 +35,7 @@ from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
+from letheon.eval.attacks.session import Lessons, attack_table, relearn_table
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, check_images, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
@@ -149,8 +150,11 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     if not settings.accept_chance:
         check_originals(settings, comparison, ranks)
     table = measuring.measure()
+    lessons = Lessons(measuring.inference)
     if settings.extent.relearn:
-        measuring.relearn(table)
+        relearn_table(measuring, table, lessons)
+    if settings.extent.full and settings.extent.attacks:
+        attack_table(measuring, table, lessons)
     if not ranks.main:
         return
     print(as_text(prepare(table.flat, table.left_out)))
