@@ -46,6 +46,7 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
+from letheon.launch.ensembles.oracles import find_oracles
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
@@ -63,6 +64,9 @@ class Settings(JobOptions):
     gap and CKA; all together give means and bands."""
     runs: tuple[Path, ...] = ()
     """The models after forgetting: run folders or checkpoints."""
+    oracles: Path | None = None
+    """Folder of one request in what oracles makes: names the original and the retrained models, and
+    where outputs are kept, in place of --original, --retrained and --cache."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     forget: str | None = None
     """What was forgotten, where no run folder tells: class:3,8, file:LIST or random:100."""
@@ -97,6 +101,21 @@ class Settings(JobOptions):
         """Where finished rows are kept until the table is written; None where none is."""
         return None if self.out is None else self.out.with_name(f"{self.out.name}.rows")
 
+    def with_oracles(self) -> Settings:
+        """Return these settings with the models and outputs of an ensemble named one by one."""
+        if self.oracles is None:
+            return self
+        if self.original is not None or self.retrained:
+            raise InputError(
+                "got an ensemble beside original or retrained models; expected one of them",
+                option="oracles",
+            )
+        original, retrained, outputs = find_oracles(self.oracles)
+        extent = dataclasses.replace(self.extent, cache=self.extent.cache or outputs)
+        return dataclasses.replace(
+            self, oracles=None, original=original, retrained=retrained, extent=extent
+        )
+
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
         if self.out is not None:
@@ -127,6 +146,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
+    settings = together(ranks, settings.with_oracles)
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
         measure(settings, ranks)

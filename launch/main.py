@@ -14,13 +14,14 @@ COMMANDS = {
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
     "evaluate": "measure what is left, one row a model",
+    "oracles": "train the retrained and original models that an audit compares with",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
-RECORDS = ("verify", "dispose")
-"""Those that lie in records/."""
+ROOMS = {"verify": "records.", "dispose": "records.", "oracles": "ensembles."}
+"""Sub-packages that hold some of them."""
 
 
 def main() -> None:
@@ -32,8 +33,7 @@ def main() -> None:
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
-        room = "records." if name in RECORDS else ""
-        import_module(f"letheon.launch.{room}{name}").start()
+        import_module(f"letheon.launch.{ROOMS.get(name, '')}{name}").start()
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
