@@ -45,7 +45,7 @@ bench: install
 
 # The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss.
 extras: install
-	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,faiss]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss]'
 
 ffcv: install
 	sh launch/recipes/install_ffcv.sh $(BIN)/python

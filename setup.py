@@ -46,12 +46,19 @@ setup(
     extras_require={
         "ffcv": ["ffcv>=1.0.2; python_version < '3.12'"],
         "dali": ["nvidia-dali-cuda130>=2.4"],
-        "fast": ["simplejpeg>=1.9", "turbojpeg>=0.0.2"],
+        "fast": ["simplejpeg>=1.9"],
+        # Its module has the name of PyTurboJPEG's and hides it; we import neither.
+        "turbojpeg": ["turbojpeg>=0.0.2"],
         "faiss": ["faiss-cpu>=1.9"],
         "faiss-gpu": ["faiss-gpu>=1.15"],
         "sign": ["cryptography>=42"],
         "hub": ["pyarrow>=15"],
         "timm": ["timm>=1.0"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
+        "tensorboard": ["tensorboard>=2.17"],
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=2.20"],
+        "trackio": ["trackio>=0.2"],
         "report": ["matplotlib>=3.10"],
         "dev": [
             "pytest>=8",

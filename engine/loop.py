@@ -50,7 +50,7 @@ from letheon.loaders.batch import Batch, Loader
 from letheon.spans import span
 
 if TYPE_CHECKING:
-    from letheon.engine.runs.saver import Saver
+    from letheon.engine.checkpoints.saver import Saver
 
 Log = Callable[..., None]
 """Called as log(kind, **numbers); a no-op on all ranks but the first."""
@@ -291,22 +291,7 @@ class Pass:
 
         Only the first rank's values are complete: it alone writes lines of progress.
         """
-        if self._saved is not None:
-            return self._saved  # not begun again yet
-        tensors: dict[str, Tensor] = {}
-        tallies = []
-        for k, tally in enumerate(self._tallies):
-            own, values = tally.state_dict(f"{k}.")
-            tensors |= own
-            tallies.append(values)
-        if self.progress is not None:
-            self.progress.read()
-        return tensors, {
-            "tallies": tallies,
-            "progress": None if self.progress is None else list(self.progress.before),
-            "seconds": time.perf_counter() - self.started,
-            "compiling": self.step.compile_seconds - self.compiled,
-        }
+        return self._saved or _collect(self, self._tallies)  # saved: not begun again yet
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state_dict` was asked, once the pass begins."""
@@ -388,6 +373,19 @@ def _progress(one: Pass) -> Progress | None:
         return None
     write = partial(one.log, "steps", epoch=one.epoch, phase=one.phase.name)
     return Progress(one.run.recipe.log_every, write)
+
+
+def _collect(one: Pass, tallies: list[_Tally]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `_continue` gives back to a pass."""
+    parts = [tally.state_dict(f"{k}.") for k, tally in enumerate(tallies)]
+    if one.progress is not None:
+        one.progress.read()
+    return {name: tensor for tensors, _ in parts for name, tensor in tensors.items()}, {
+        "tallies": [values for _, values in parts],
+        "progress": None if one.progress is None else list(one.progress.before),
+        "seconds": time.perf_counter() - one.started,
+        "compiling": one.step.compile_seconds - one.compiled,
+    }
 
 
 def _continue(

@@ -135,6 +135,8 @@ class Run:
     precision: Precision = field(default_factory=Precision)
     request: str = ""
     """Digest of what is to be forgotten; empty where nothing says."""
+    images: str = ""
+    """Digest of the training images; on the first rank alone, which looks at every file."""
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     """0-dim int64 on the device, set by the loop; a loss reads it without being recompiled."""
     epoch_number: int = 0

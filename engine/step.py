@@ -158,12 +158,6 @@ class Step:
             self.optimizers[slot] = self.method.optimizer(self.run, self.state, slot)
         return self.optimizers[slot]
 
-    def rehearse(self, phase: Phase, batch: Batch) -> None:
-        """Forward and backward without a step; running statistics and random numbers move."""
-        set_mode(self.run, phase)
-        self._backward(phase, batch)
-        self.reducer.clear()
-
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
         """The phase's loss; where the run asks for it, compiled once a name."""
         if phase.name not in self.losses:
@@ -179,6 +173,13 @@ class Step:
         if self.run.precision.compile != "off" and shape not in self.shapes:
             self.shapes.add(shape)
             self.compile_seconds += time.perf_counter() - started
+
+
+def rehearse(step: Step, phase: Phase, batch: Batch) -> None:
+    """Forward and backward without a step; running statistics and random numbers move."""
+    set_mode(step.run, phase)
+    step._backward(phase, batch)
+    step.reducer.clear()
 
 
 def assemble(method: Method, run: Run, state: State) -> Step:

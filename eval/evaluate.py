@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,14 @@ from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
 from letheon.eval.comparison import RANDOM, Comparison, Entry, group_entries
 from letheon.eval.finished_rows import FinishedRow, FinishedRows
-from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept, sweep_together
+from letheon.eval.inference.passes import (
+    Passes,
+    Store,
+    SweepOptions,
+    Swept,
+    cache_of,
+    sweep_together,
+)
 from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.inference.taps import stages
 from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
@@ -122,13 +129,24 @@ class Inference:
         if extent.full:
             loaders[BALANCED] = loaders["train"]
             parts[BALANCED] = self.balanced_rows()
-        swept = []
-        for entry in entries:
-            taps = stages(entry.model) if extent.full else ()
-            swept.append(Swept(entry.name, entry.model.to(ranks.device), entry.weights, taps))
-        precision = self.job.precision.resolve(ranks.device)
-        options = SweepOptions(precision, extent.flip, parts, self._store())
-        return sweep_together(swept, loaders, ranks, options)
+        swept = [self._swept(entry) for entry in entries]
+        for model in swept:
+            model.model.to(ranks.device)
+        return sweep_together(swept, loaders, ranks, self._options(parts))
+
+    def is_stored(self, entry: Entry, key: str) -> bool:
+        """Tell whether this model's outputs on a set are there; equal on every rank."""
+        model, options = self._swept(entry), self._options({})
+        cache = cache_of(model, options.store, key)
+        return cache is not None and cache.is_stored(self.ranks, options.of_set(key, model.taps))
+
+    def _swept(self, entry: Entry) -> Swept:
+        taps = stages(entry.model) if self.extent.full else ()
+        return Swept(entry.name, entry.model, entry.weights, taps)
+
+    def _options(self, parts: Mapping[str, Sequence[int]]) -> SweepOptions:
+        precision = self.job.precision.resolve(self.ranks.device)
+        return SweepOptions(precision, self.extent.flip, parts, self._store())
 
     def subjects(self, entries: Sequence[Entry]) -> dict[str, Subject | InputError]:
         """Name -> model with its passes; an error in its place where outputs are not finite."""

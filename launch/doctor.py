@@ -237,7 +237,7 @@ def _libraries(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
     codecs = jpeg.available()
     yield Finding(
         "JPEG decoder", "ok" if codecs[0] != "pillow" else "warning", f"{', '.join(codecs)}",
-        "" if codecs[0] != "pillow" else "pip install 'letheon[fast]' decodes faster",
+        "" if codecs[0] != "pillow" else "the extra [fast] decodes faster: pip install '.[fast]'",
     )  # fmt: skip
     optional = {"ffcv": "ffcv", "nvidia.dali": "dali", "faiss": "faiss", "matplotlib": "report"}
     there = {name for name in optional if _is_importable(name)}

@@ -168,7 +168,7 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         finished,
     )  # fmt: skip
     if not settings.accept_chance:
-        check_originals(settings, comparison, ranks)
+        check_originals(settings, comparison, measuring)
     table = measuring.measure()
     lessons = Lessons(measuring.inference)
     if settings.extent.relearn:
@@ -196,11 +196,16 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         finished.remove()
 
 
-def check_originals(settings: Settings, of: Comparison, ranks: Ranks) -> None:
-    """Refuse an original that does not know the images; see `check_original`."""
-    images, forget = of.sets["train"], of.forget_mask("train")
+def check_originals(settings: Settings, of: Comparison, measuring: Measuring) -> None:
+    """Refuse an original that does not know the images; see `check_original`.
+
+    One whose outputs on them are stored was looked at when they were made.
+    """
+    images, forget, ranks = of.sets["train"], of.forget_mask("train"), measuring.ranks
     precision = settings.precision.resolve(ranks.device)
     for entry in of.of_role("original"):
+        if measuring.inference.is_stored(entry, "train"):
+            continue
 
         def open_as(preset: Preset) -> Loader:
             return settings.loader_of(images, forget, preset, settings.batch_size, ranks)

@@ -20,12 +20,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.agreement import Facts, plan_facts
+from letheon.engine.runs.loggers import TrackingOptions
 from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, check_free
-from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
@@ -63,6 +64,7 @@ class Settings(Forgetting):
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
     saving: SaveOptions = field(default_factory=SaveOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""

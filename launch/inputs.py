@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from letheon.engine.checkpoints import model_file
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.saver import SaveOptions
 from letheon.errors import InputError, suggest
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
+from functools import partial
 from importlib import import_module
 
 from letheon import __version__
+from letheon.saved_help import run_or_show
 
 COMMANDS = {
     "prepare": "check an image set once and store it for fast reading",
@@ -17,29 +19,39 @@ COMMANDS = {
     "oracles": "train the retrained and original models that an audit compares with",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
+    "export": "write a model for torchvision, timm, ONNX or a Hugging Face folder",
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
-ROOMS = {"verify": "records.", "dispose": "records.", "oracles": "ensembles."}
-"""Sub-packages that hold some of them."""
+HELP = ("--help", "-h")
+ROOMS = {
+    "verify": "records.", "dispose": "records.", "export": "export.", "oracles": "ensembles.",
+}  # fmt: skip
+"""Those that lie in a folder of their own."""
 
 
 def main() -> None:
     """Run the script that the first argument names; the others are its options."""
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if name in ("--help", "-h"):
+    if name in HELP:
         print(usage())
     elif name == "--version":
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
-        import_module(f"letheon.launch.{ROOMS.get(name, '')}{name}").start()
+        room = ROOMS.get(name, "")
+        run_or_show([name, *rest], HELP, partial(start, f"letheon.launch.{room}{name}"))
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         known = ", ".join(COMMANDS)
         print(f"error: got command {name!r}; expected one of {known}{hint}", file=sys.stderr)
         sys.exit(2)
+
+
+def start(script: str) -> None:
+    """Import a script, which takes a second, and run it."""
+    import_module(script).start()
 
 
 def usage() -> str:

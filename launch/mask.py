@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
@@ -21,7 +20,7 @@ from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
 from letheon.launch.options import Forgetting
 from letheon.launch.records.claim import claim
-from letheon.methods.saliency import saliency_masks, save_masks
+from letheon.methods.saliency import mask_facts, saliency_masks, save_masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +46,12 @@ class Settings(Forgetting):
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then sum the gradients, rank the weights and save."""
     with claim([settings.out], ranks, settle=lambda out: None):
-        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
+        _, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         run.precision.apply(run.model, ranks.device)
         masks = saliency_masks(run, settings.densities)
-        assert plan.request is not None
-        facts = {"weights": weights_digest(run.model), "request": plan.request.digest}
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
-            save_masks(settings.out, by_density, facts)
+            save_masks(settings.out, by_density, mask_facts(run))
 
 
 def start() -> None:

@@ -22,7 +22,6 @@ from typing import Any, Literal, NoReturn
 
 from letheon.engine.distributed import Ranks
 from letheon.errors import InputError
-from letheon.folders import lock
 from letheon.launch.command import run_command
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.formats.arrays_writer import prepare
@@ -61,7 +60,7 @@ class Settings:
 def main(settings: Settings, ranks: Ranks) -> None:
     """Prepare on one process and say what was found; exit code 75 where a signal stops it."""
     if ranks.main:
-        with _stoppable(settings.out), lock(settings.out):
+        with _stoppable(settings.out):  # whoever writes the set holds its lock
             _prepare(settings)
 
 

@@ -14,13 +14,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.agreement import plan_facts
+from letheon.engine.runs.loggers import TrackingOptions
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
-from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.signature import check_key
 from letheon.launch.api import plan_training
 from letheon.launch.command import parse, run_several, together
@@ -47,6 +48,7 @@ class Settings(JobOptions):
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
     saving: SaveOptions = field(default_factory=SaveOptions)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from letheon import durable
+from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.weights_file import check_facts, pack_tensors
 from letheon.engine.method import Run
 from letheon.engine.statistics import gradient_sum
@@ -45,7 +46,7 @@ def save_masks(
     Args:
         path: the file; its folder exists.
         masks: density -> one bool tensor per parameter name.
-        facts: what the masks were made from (weights digest, request digest); kept as text.
+        facts: what the masks were made from, as `mask_facts`; kept as text.
     """
     tensors = {
         f"{density:g}/{name}": pack(mask).cpu()
@@ -57,17 +58,25 @@ def save_masks(
     durable.write(path, pack_tensors(tensors, text))
 
 
+def mask_facts(run: Run) -> dict[str, str]:
+    """Digests of what a mask is made from: weights, request and training images.
+
+    That of the images is empty on ranks other than the first, which alone looks at every file.
+    """
+    facts = {"weights": weights_digest(run.model), "request": run.request, "images": run.images}
+    return {name: digest for name, digest in facts.items() if digest}
+
+
 def load_masks(
-    path: Path, density: float, weights: str, request: str, names: list[str]
+    path: Path, density: float, made_from: Mapping[str, str], names: list[str]
 ) -> dict[str, Tensor]:
     """Read one density's masks, bool on the host, by the parameters' `names`.
 
-    `weights` and `request` are the digests of the model and of what is to be forgotten; an empty
-    `request` is not compared.
+    A digest of `made_from` (as `mask_facts`) that the file has, too, must be equal.
 
     Raises:
-        InputError: no such file, not a mask file, another density, or made from other weights
-            or for another request.
+        InputError: no such file, not a mask file, another density, or made from other weights,
+            from other images or for another request.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -83,18 +92,14 @@ def load_masks(
                     f"got density {density}; {path} holds {densities}; choose of these",
                     option="density",
                 )
-            if facts["weights"] != weights:
-                raise InputError(
-                    f"got {path}, made from weights {facts['weights'][:12]}; this model is "
-                    f"{weights[:12]}; make a mask of it with launch/mask.py",
-                    option="mask",
-                )
-            if request and facts.get("request", request) != request:
-                raise InputError(
-                    f"got {path}, made for another request than this one; make a mask of what is "
-                    "to be forgotten with launch/mask.py",
-                    option="mask",
-                )
+            for name, digest in made_from.items():
+                other = facts.get(name, digest)
+                if other != digest:
+                    raise InputError(
+                        f"got {path}, made for another request, model or set ({name} "
+                        f"{other[:12]}; here {digest[:12]}); make a mask with launch/mask.py",
+                        option="mask",
+                    )
             shapes = json.loads(facts["shapes"])
             return {
                 name: unpack(file.get_tensor(f"{density:g}/{name}"), torch.Size(shapes[name]))

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
 from letheon.errors import InputError, RunFailed
-from letheon.methods.saliency import load_masks, saliency_masks
+from letheon.methods.saliency import load_masks, mask_facts, saliency_masks
 from letheon.methods.wrapper import Wrapper, WrapperState
 
 
@@ -53,7 +52,7 @@ class SalUn(Wrapper):
             )
 
     def check(self, run: Run) -> None:
-        """Refuse a mask file that is missing, torn, of other weights or of another request."""
+        """Refuse a mask file that is missing, torn, or of other weights, images or requests."""
         super().check(run)
         self._load(run)
 
@@ -61,7 +60,7 @@ class SalUn(Wrapper):
         if self.mask is None:
             return None
         names = list(run.named_parameters)
-        masks = load_masks(self.mask, self.density, weights_digest(run.model), run.request, names)
+        masks = load_masks(self.mask, self.density, mask_facts(run), names)
         return {name: mask.to(run.ranks.device) for name, mask in masks.items()}
 
     def prepare(self, run: Run) -> SalunState:

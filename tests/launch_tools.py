@@ -12,6 +12,7 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.export import export
 from letheon.launch.records import dispose, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,7 @@ SCRIPTS = {
     "evaluate": evaluate,
     "prepare": prepare,
     "doctor": doctor,
+    "export": export,
     "verify": verify,
     "dispose": dispose,
 }

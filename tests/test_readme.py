@@ -182,7 +182,7 @@ def test_commands_are_found_on_the_pages_that_have_some() -> None:
 def test_a_wrong_command_is_noticed() -> None:
     wrong = [
         "make nothing", "pip install '.[nothing]'", "letheon nothing", "python launch/nothing.py",
-        "python launch/train.py --nothing 1", "python benchmarks/bench_step.py --nothing",
+        "python launch/train.py --nothing 1", "python benchmarks/bench_step.py --nonsense",
         "torchrun -m letheon.launch.nothing", "pip install letheon",
         "python launch/forget.py --weights a --forget class:1 --out b finetune --lrr 1",
         "python launch/forget.py --weights a --forget class:1 --out b --lr 1 nothing",

@@ -125,7 +125,7 @@ def test_a_fault_of_one_leaves_the_others(
     from letheon.methods.grad_ascent import GradAscent
 
     def broken(self: object, run: object, state: object, phase: object) -> None:
-        raise MemoryError("nothing left")
+        raise LookupError("nothing left")
 
     monkeypatch.setattr(GradAscent, "edit_grads", broken)
     args = ("--weights", original, *REQUEST, "--out", tmp_path / "all")

@@ -53,11 +53,19 @@ class Training:
         )
 
     def one_pass(
-        self, reads: Reads, epoch: int, criterion: Criterion, labels: NDArray[np.int64]
+        self,
+        reads: Reads,
+        epoch: int,
+        criterion: Criterion,
+        labels: NDArray[np.int64],
+        fixed: bool = False,
     ) -> float:
-        """One epoch over one set; the mean loss. Two host syncs a step, as published."""
+        """One epoch over one set, with `fixed` batch-norm or that of training; the mean loss.
+
+        Two host syncs a step, as published.
+        """
         self.model.train()
-        if reads == "forget":  # fixed: else the running statistics become the forget set's
+        if fixed:
             for layer in self.model.modules():
                 if isinstance(layer, nn.BatchNorm2d):
                     layer.eval()
@@ -155,7 +163,8 @@ def forget(method: Name, run: Training) -> None:
 
         for epoch in range(run.epochs):
             if method in ("ga", "spkd"):
-                run.one_pass("forget", epoch, _ascent, true)
+                # GA reads nothing else, whose running statistics would become the forget set's.
+                run.one_pass("forget", epoch, _ascent, true, fixed=method == "ga")
             if method == "ft":
                 run.one_pass("retain", epoch, _cross_entropy, true)
             if method == "salun":

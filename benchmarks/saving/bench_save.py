@@ -21,6 +21,7 @@ import torch
 import tyro
 from harness import Results, row
 
+from letheon.engine.checkpoints.saver import Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Run
@@ -28,7 +29,6 @@ from letheon.engine.models.classifier import build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.runs.saver import Saver
 from letheon.engine.runs.stop import SAVE, Poll
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader

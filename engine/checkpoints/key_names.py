@@ -230,6 +230,31 @@ _AUTHORS: tuple[tuple[Callable[[str], object], _Rules], ...] = (  # a key only t
 )
 
 
+def restore_names(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights the names and shapes of another library, as `translate` would read them.
+
+    Args:
+        state: the weights.
+        like: the other library's state dict, of any values, on any device.
+
+    Raises:
+        InputError: the two networks have other parameters.
+    """
+    names = list(like)
+    # Each of its keys is followed through `translate` by a tensor that holds the key's number.
+    numbers: dict[str, Value] = {
+        name: torch.full((), float(number)).expand(like[name].shape)
+        for number, name in enumerate(names)
+    }
+    sources = {
+        key: names[int(load(value).flatten()[0])] for key, value in translate(numbers).items()
+    }
+    others = {key for key in state if not key.endswith("relative_position_index")} ^ set(sources)
+    if others:
+        raise InputError(f"got weights {', '.join(sorted(others)[:3])}, which one network lacks")
+    return {name: state[key].reshape(like[name].shape) for key, name in sources.items()}
+
+
 def translate(state: dict[str, Value]) -> dict[str, Value]:
     """Give other authors' keys of an architecture the names that torchvision gives them.
 

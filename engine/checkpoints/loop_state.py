@@ -20,7 +20,7 @@ from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Buckets, Flat
 from letheon.engine.method import Phase, Run
-from letheon.engine.step import Step
+from letheon.engine.step import Step, rehearse
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Loader
 from letheon.loaders.factory import kind_of
@@ -327,7 +327,7 @@ def _regroup_buckets(course: Course, facts: Mapping[str, Any]) -> None:
     loader = course.sources.get(phase.source, run.loader)
     batch = next(iter(loader.train(phase.stream, 0))).to(run.ranks.device)
     for _ in range(min(facts["steps"] + taken, step.reducer.warmup)):
-        step.rehearse(phase, batch)
+        rehearse(step, phase, batch)
 
 
 def _first_reduced(course: Course) -> tuple[int, Phase | None]:

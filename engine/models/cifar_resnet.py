@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet, resnet18
 
 
 class Block(nn.Module):
@@ -62,8 +61,10 @@ def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequ
     return nn.Sequential(Block(channels_in, channels, stride), *rest)
 
 
-def resnet18_cifar(classes: int) -> ResNet:
+def resnet18_cifar(classes: int) -> nn.Module:
     """Torchvision's ResNet-18 and its keys, with a 3x3 stem of stride 1 and no max-pool."""
+    from torchvision.models import resnet18  # here: it brings torch's compiler, a second to import
+
     net = resnet18(num_classes=classes)
     net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")

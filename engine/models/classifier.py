@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-import torchvision.models as tv
 from torch import Tensor, nn
 
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
@@ -187,7 +186,20 @@ def _vit(patch: int, layers: int, heads: int, width: int, mlp: int) -> Make:
                 f"give a multiple of {patch}",
                 option="size",
             )
-        return tv.VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
+        # here: torchvision's operators bring torch's compiler, which takes a second to import
+        from torchvision.models import VisionTransformer
+
+        return VisionTransformer(size, patch, layers, heads, width, mlp, num_classes=classes)
+
+    return make
+
+
+def _torchvision(name: str) -> Make:
+    def make(classes: int, size: int) -> nn.Module:
+        import torchvision.models  # here: it brings torch's compiler, a second to import
+
+        net: nn.Module = getattr(torchvision.models, name)(num_classes=classes)
+        return net
 
     return make
 
@@ -221,17 +233,17 @@ _MODELS: dict[str, tuple[Make, Preset]] = {
     "resnet44": (lambda classes, size: CifarResNet(44, classes), _CIFAR),
     "resnet56": (lambda classes, size: CifarResNet(56, classes), _CIFAR),
     "resnet18_cifar": (lambda classes, size: resnet18_cifar(classes), _CIFAR_OWN),
-    "resnet18": (lambda classes, size: tv.resnet18(num_classes=classes), _IMAGENET),
-    "resnet34": (lambda classes, size: tv.resnet34(num_classes=classes), _IMAGENET),
-    "resnet50": (lambda classes, size: tv.resnet50(num_classes=classes), _IMAGENET),
-    "vgg16_bn": (lambda classes, size: tv.vgg16_bn(num_classes=classes), _IMAGENET),
+    "resnet18": (_torchvision("resnet18"), _IMAGENET),
+    "resnet34": (_torchvision("resnet34"), _IMAGENET),
+    "resnet50": (_torchvision("resnet50"), _IMAGENET),
+    "vgg16_bn": (_torchvision("vgg16_bn"), _IMAGENET),
     "vgg16_bn_cifar": (lambda classes, size: CifarVgg(classes), _CIFAR_OWN),
     "convnext_tiny": (
-        lambda classes, size: tv.convnext_tiny(num_classes=classes),
+        _torchvision("convnext_tiny"),
         Preset(size=224, resize="short", resize_to=236),
     ),
     "swin_t": (
-        lambda classes, size: tv.swin_t(num_classes=classes),
+        _torchvision("swin_t"),
         Preset(size=224, resize="short", resize_to=232, interpolation="bicubic"),
     ),
     "vit_b_16": (_vit(patch=16, layers=12, heads=12, width=768, mlp=3072), _IMAGENET),

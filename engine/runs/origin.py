@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import agree, gather_objects
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.run_folder import FINISHED, ORIGIN, is_unfinished, versions, working_folder
-from letheon.engine.runs.saver import SaveOptions
 
 if TYPE_CHECKING:
     from letheon.engine.runs.plan import Plan
 
-_FREE = {"out", "overwrite", "saving", "workers", "timeout"}
+_FREE = {"out", "overwrite", "saving", "tracking", "workers", "timeout"}
 """Settings that change no result."""
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
+from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
@@ -26,7 +27,6 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
 from letheon.engine.runs.run_folder import ORIGIN, Record
-from letheon.engine.runs.saver import SaveOptions, Saver, open_saver
 from letheon.engine.runs.stop import Poll, defer
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
@@ -101,8 +101,8 @@ class Plan:
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
                 option="batch_norm",
             )
-        if ranks.main:  # asks for the size of every file: one that is gone is found before training
-            self.set_digests()
+        # Asks for the size of every file: one that is gone is found before training.
+        digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset
         data, forget = self.split
         notes = list_notes({"train": data.train})
@@ -124,6 +124,7 @@ class Plan:
             forget=torch.from_numpy(forget).to(ranks.device),
             forget_classes=self.request.classes if self.request is not None else (),
             request=self.request.digest if self.request is not None else "",
+            images=digest,
             precision=self.job.precision.resolve(ranks.device),
             notes=notes,
             held_out=lambda: self._held_out(ranks),

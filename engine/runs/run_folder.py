@@ -19,7 +19,7 @@ import torch
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.loggers import JsonLines
+from letheon.engine.runs.loggers import TENSORBOARD, JsonLines, open_trackers
 from letheon.engine.runs.manifest import (
     DISPOSAL,
     MANIFEST,
@@ -51,7 +51,7 @@ FAILED = "failed.json"
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
     "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
-    STATE, "*.partial",
+    STATE, TENSORBOARD, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""
 
@@ -182,6 +182,7 @@ class Record:
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
+        self._trackers = open_trackers(self.folder, settings)
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
 
@@ -194,7 +195,10 @@ class Record:
         """Append one line to metrics.jsonl, at once on disk, to be watched."""
         if self.main:
             at = round(time.time() - self._started, 3)
-            self._logger.log({"kind": kind, "at": at, **numbers})
+            line = {"kind": kind, "at": at, **numbers}
+            self._logger.log(line)
+            for tracker in self._trackers:
+                tracker.log(line)
 
     @property
     def length(self) -> int:
@@ -234,7 +238,12 @@ class Record:
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed, by a reason."""
+        self._close_trackers()
         self.write(FAILED, {"message": reason})
+
+    def _close_trackers(self) -> None:
+        for tracker in self._trackers if self.main else ():
+            tracker.close()
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as; it now replaces an earlier one.
@@ -242,6 +251,7 @@ class Record:
         Raises:
             RunFailed: the disk refuses; an earlier run is as it was.
         """
+        self._close_trackers()
         if self.main:
             self._logger.flush()
             if self._logger.missing:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from letheon.engine.checkpoints.saver import SaveOptions, Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
-from letheon.engine.runs.saver import SaveOptions, Saver
 from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from letheon.engine.checkpoints.saver import Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
 from letheon.engine.method import Method, Run
-from letheon.engine.runs.saver import Saver
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source

@@ -26,8 +26,8 @@ def answer(net: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     return torch.cat(parts)
 
 
-def quantize(model: Classifier, bits: int = BITS) -> Classifier:
-    """Round the weights of a copy of `model` to 2^(bits - 1) - 1 steps a side, channel by channel.
+def quantize(model: Classifier) -> Classifier:
+    """Round the weights of a copy of `model` to 2^(BITS - 1) - 1 steps a side, channel by channel.
 
     Round-to-nearest with the largest weight of each output channel as the end of its scale;
     tensors of one dimension (biases, norms) stay.
@@ -37,7 +37,7 @@ def quantize(model: Classifier, bits: int = BITS) -> Classifier:
         for weight in coarse.parameters():
             if weight.dim() > 1:
                 rows = weight.flatten(1)
-                scale = rows.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+                scale = rows.abs().amax(dim=1, keepdim=True) / (2 ** (BITS - 1) - 1)
                 whole = (rows / scale.clamp(min=1e-12)).round() * scale
                 weight.copy_(whole.view_as(weight))
     return coarse

@@ -15,6 +15,8 @@ from letheon.eval.metrics.registry import Better, Metric, metrics
 
 LEAST = 4
 """Models below which an order says nothing."""
+OPPOSED = 5
+"""Pairs of metrics that are named."""
 _IDEALS: dict[Better, float] = {"50 %": 0.5, "0": 0.0, "1": 1.0}
 
 
@@ -32,13 +34,13 @@ class Agreement:
         rows, columns = np.triu_indices(len(self.keys), 1)
         return float(self.taus[rows, columns].mean())
 
-    def opposed(self, most: int = 5) -> list[tuple[str, str, float]]:
+    def worst_pairs(self) -> list[tuple[str, str, float]]:
         """List the pairs of metrics that disagree most, the worst first."""
         pairs = [
             (a, b, float(self.taus[i, j]))
             for (i, a), (j, b) in combinations(enumerate(self.keys), 2)
         ]
-        return sorted(pairs, key=lambda pair: pair[2])[:most]
+        return sorted(pairs, key=lambda pair: pair[2])[:OPPOSED]
 
     @property
     def sentence(self) -> str:

@@ -120,12 +120,12 @@ def false_positives(rows: Sequence[Row]) -> dict[str, FalsePositives]:
     return found
 
 
-def any_rate(found: dict[str, FalsePositives], retrained: int) -> float:
+def any_rate(rates: dict[str, FalsePositives], retrained: int) -> float:
     """Return the share of the retrained models that at least one metric accuses."""
-    return len({name for each in found.values() for name in each.flagged}) / retrained
+    return len({name for each in rates.values() for name in each.flagged}) / retrained
 
 
-def as_facts(found: dict[str, FalsePositives]) -> Iterator[dict[str, Any]]:
+def as_facts(rates: dict[str, FalsePositives]) -> Iterator[dict[str, Any]]:
     """Yield what JSON holds of each metric."""
-    for each in found.values():
+    for each in rates.values():
         yield {**asdict(each), "rate": each.rate, "bound": each.bound}

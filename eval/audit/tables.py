@@ -49,9 +49,9 @@ def name_request(rows: Sequence[Row]) -> str:
     )
 
 
-def _rates(found: dict[str, FalsePositives], seeds: int) -> list[str]:
+def _rates(by_key: dict[str, FalsePositives], seeds: int) -> list[str]:
     """One line a metric, those that accuse most first."""
-    worst = sorted(found.values(), key=lambda each: (-each.rate, each.key))
+    worst = sorted(by_key.values(), key=lambda each: (-each.rate, each.key))
     lines = [
         "| metric | retrained models | accused | rate | 95 % bound |",
         "|---|---:|---:|---:|---:|",
@@ -68,7 +68,7 @@ def _rates(found: dict[str, FalsePositives], seeds: int) -> list[str]:
         f"A metric accuses a model that lies more than {tolerance(seeds - 1):.2f} standard "
         f"deviations from the mean of the other {seeds - 1} retrained models (Student's prediction "
         f"interval, {LEVEL:.0%}). {over} of {len(worst)} metrics accuse more than {LEVEL:.0%} of "
-        f"the retrained models; at least one accuses {any_rate(found, seeds):.0%} of them, so that "
+        f"the retrained models; at least one accuses {any_rate(by_key, seeds):.0%} of them, so that "
         "one accusation among so many proves nothing: the verdict is what counts.",
         "",
         *lines,
@@ -118,7 +118,7 @@ def as_audit(rows: Sequence[Row]) -> str:
     if (ranks := agreement(rows)) is not None:
         worst = [
             f"- {define(a).title} against {define(b).title}: {tau:+.2f}"
-            for a, b, tau in ranks.opposed()
+            for a, b, tau in ranks.worst_pairs()
         ]
         parts += ["## Disagreement", ranks.sentence + ". Most opposed:", "\n".join(worst)]
     return "\n\n".join(parts) + "\n"

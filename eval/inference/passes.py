@@ -122,7 +122,7 @@ def sweep_together(
     outputs: list[dict[str, Outputs]] = [{} for _ in swept]
     for key, loader in loaders.items():
         each = [options.of_set(key, model.taps) for model in swept]
-        caches = [_cache(model, options.store, key) for model in swept]
+        caches = [cache_of(model, options.store, key) for model in swept]
         new = [
             i for i, cache in enumerate(caches) if not (cache and cache.is_stored(ranks, each[i]))
         ]
@@ -141,7 +141,7 @@ def sweep_together(
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
 
 
-def _cache(swept: Swept, store: Store | None, key: str) -> Cache | None:
+def cache_of(swept: Swept, store: Store | None, key: str) -> Cache | None:
     """Find the cache of this model's outputs on the set, under all that they depend on."""
     if store is None:
         return None

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
-from scipy.stats import norm
 from torch import Tensor
 
 from letheon.errors import InputError, NotMeasurable
@@ -70,6 +68,8 @@ def rmia(
         raise InputError(
             f"got offline_a {offline_a} and gamma {gamma}; expected a from 0 to 1 and gamma above 0"
         )
+    from scipy.special import logsumexp  # here: half a second to import
+
     x, z = vector(target, "target log-probabilities"), vector(population, "population")
     x_ref = matrix(references, "reference log-probabilities")
     z_ref = matrix(population_references, "reference log-probabilities of the population")
@@ -119,6 +119,8 @@ def u_lira(unlearned: Numbers, retrained: Numbers) -> ULira:
         InputError: different samples.
         RunFailed: NaN or infinity.
     """
+    from scipy.stats import norm  # here: half a second to import
+
     u, r = matrix(unlearned, "unlearned margins", 3), matrix(retrained, "retrained margins", 3)
     _same_samples(u, r, "unlearned and retrained margins")
 

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.svm import SVC
 from torch import Tensor
 
 from letheon.errors import InputError, NotMeasurable
@@ -77,6 +74,8 @@ def svc_efficacy(
         InputError: tables of different widths.
         RunFailed: NaN or infinity.
     """
+    from sklearn.svm import SVC  # here: a second to import
+
     inside, outside = matrix(retain, "retain features"), matrix(test, "test features")
     rows = matrix(forget, "forget features")
     if not inside.shape[1] == outside.shape[1] == rows.shape[1]:
@@ -105,6 +104,8 @@ def lr_entropy(retain: Numbers, test: Numbers, forget: Numbers) -> float:
         forget: (k,) entropies of the forget training set.
     """
     inside, outside = vector(retain, "retain entropies"), vector(test, "test entropies")
+    from sklearn.linear_model import LogisticRegression  # here: a second to import
+
     rows, truth = _two_sides(inside[:, None], outside[:, None])
     attack = LogisticRegression(class_weight="balanced", max_iter=1000).fit(rows, truth)
     return float(np.mean(attack.predict(vector(forget, "forget entropies")[:, None])))
@@ -142,6 +143,9 @@ def loss_two_sample(
     inside = _sample_rows(inside, size, seed, "two-sample forget")
     outside = _sample_rows(outside, size, seed, "two-sample held-out")
     rows, truth = _two_sides(inside[:, None], outside[:, None])
+    from sklearn.linear_model import LogisticRegression  # here: a second to import
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
     divide = StratifiedKFold(folds, shuffle=True, random_state=seed)
     attack = LogisticRegression(max_iter=1000)
     return float(cross_val_score(attack, rows, truth, cv=divide, scoring="accuracy").mean())

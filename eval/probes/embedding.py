@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from letheon.errors import NotMeasurable
 from letheon.eval.checks import Ints, Numbers, classes, matrix
@@ -66,6 +64,9 @@ def embed(
         NotMeasurable: fewer than four samples in all.
         RunFailed: NaN or infinity.
     """
+    from sklearn.decomposition import PCA  # here: a second to import
+    from sklearn.manifold import TSNE
+
     table = matrix(features, "features")
     truth = classes(labels, "labels", len(table))
     sample = _sample_sides(truth, classes(forgotten, "forgotten classes"), most, seed)

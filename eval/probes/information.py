@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from letheon.engine.distributed import gather_objects, wait_for_ranks
@@ -49,6 +48,8 @@ def info_nce(scores: Tensor, member: Tensor) -> float:
 
 def _linear_scores(fit: Floats, truth: NDArray[np.bool_], rows: Floats) -> Tensor:
     """(m, 2) scores of the best linear critic: the logistic regression's logits less log p."""
+    from sklearn.linear_model import LogisticRegression  # here: a second to import
+
     model = LogisticRegression(max_iter=2000).fit(fit, truth)
     logit = torch.from_numpy(np.asarray(model.decision_function(rows)))
     scores = torch.stack([torch.zeros_like(logit), logit], dim=1)

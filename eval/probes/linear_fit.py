@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -133,6 +132,8 @@ def _minimize(loss: Loss, start: NDArray[np.float64], ranks: Ranks) -> NDArray[n
         return loss(point)
 
     if ranks.main:
+        from scipy.optimize import minimize  # here: half a second to import, on one rank
+
         options = {"maxiter": _STEPS, "maxls": 50, "gtol": 1e-4, "ftol": 64 * 2.0**-52}
         found = minimize(objective, start, method="L-BFGS-B", jac=True, options=options)
         ask(found.x, last=True)

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from letheon.engine.checkpoints.options import CheckpointOptions
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.agreement import Facts, plan_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, check_free
-from letheon.engine.runs.saver import SaveOptions
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.errors import InputError
 from letheon.eval.comparison import open_comparison
@@ -120,12 +120,12 @@ def find_oracles(folder: Path) -> tuple[Path, tuple[Path, ...], Path]:
         InputError: it is no folder of a request of an ensemble.
     """
 
-    def finished(where: Path, pattern: str) -> list[Path]:
+    def list_runs(where: Path, pattern: str) -> list[Path]:
         runs = [path for path in where.glob(pattern) if (path / FINISHED).is_file()]
         return sorted(runs, key=lambda path: int(path.name.rpartition("seed")[2]))
 
-    originals = finished(folder.parent, "original-seed*")
-    retrained = finished(folder, "retrain-seed*")
+    originals = list_runs(folder.parent, "original-seed*")
+    retrained = list_runs(folder, "retrain-seed*")
     if not originals or not retrained:
         raise InputError(
             f"got {folder}, which holds {len(retrained)} finished retrained models beside "

@@ -80,6 +80,7 @@ class TorchLoader(Backend):
         pin = torch.cuda.is_available()
         source: Iterator[Batch | InputError]
         if self.workers:
+            geometry.import_resize()
             # Its own generator: the default one would be advanced, by as much as workers demand.
             source = iter(
                 DataLoader(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms import augment
@@ -21,10 +21,18 @@ def resize(image: Image, height: int, width: int, preset: Preset) -> Image:
     """`image` at height x width by the preset's interpolation, antialiased, rounded to bytes."""
     if image.shape[:2] == (height, width):
         return image
+    # here: torchvision takes a second to import, and images of the right size do not need it
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     mode = InterpolationMode(preset.interpolation)
     planes = functional.resize(planes, [height, width], interpolation=mode, antialias=True)
     return planes.permute(1, 2, 0).numpy()
+
+
+def import_resize() -> None:
+    """Import torchvision's resize, before processes are forked that would each import it."""
+    importlib.import_module("torchvision.transforms.v2")
 
 
 def fit(image: Image, preset: Preset) -> Image:

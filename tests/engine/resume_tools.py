@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letheon.engine.checkpoints.saver import open_saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.runs.saver import open_saver
 from letheon.engine.runs.stop import Poll
 from tests.world import weights
 

@@ -37,7 +37,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     check_free(tmp_path / "new" / "deeper", overwrite=False)
     check_free(tmp_path, overwrite=False)
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(InputError, match="an unfinished run"):
+    with pytest.raises(InputError, match="files that are no run"):
         check_free(tmp_path, overwrite=False)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="a finished run"):

@@ -11,13 +11,13 @@ import torch
 
 from letheon import durable
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
+from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.runs.saver import SaveOptions, Saver, open_saver
 from letheon.engine.runs.stop import Poll
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed

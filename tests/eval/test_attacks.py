@@ -59,7 +59,7 @@ def hide(model: Classifier) -> Classifier:
 
 def test_quantized_weights_are_multiples_of_a_channels_step() -> None:
     model = build("small", 4, 1)
-    coarse = dict(quantize(model, 4).named_parameters())
+    coarse = dict(quantize(model).named_parameters())
     for name, weight in model.named_parameters():
         got = coarse[name].detach().numpy()
         if weight.dim() < 2:

@@ -88,7 +88,7 @@ def test_metrics_are_compared_by_distance_to_their_ideals() -> None:
 
     pairs = [tau(worth[a], worth[b]) for a, b in combinations(ranks.keys, 2)]
     assert ranks.mean == pytest.approx(np.mean(pairs))
-    assert ranks.opposed(1)[0][2] == pytest.approx(min(pairs))
+    assert ranks.worst_pairs()[0][2] == pytest.approx(min(pairs))
     assert agreement([*rows, *models[:3]]) is None
 
 

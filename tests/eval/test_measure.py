@@ -81,7 +81,7 @@ def test_every_number_is_its_definition() -> None:
             want = linear_cka(ours.features[rows], theirs.features[rows])
             assert row[f"cka_{label}{suffix}"] == pytest.approx(want)
         assert row[f"cka_{label}_floor"] < row[f"cka_{label}"]
-    assert set(row["why"]) == {"seconds"}
+    assert set(row["why"]) == {"seconds", "earlier"}
     assert row["conditions"]["digest"] == "digest of a"
     assert row["conditions"]["retrained"] == "digest of retrained"
     json.dumps(row, allow_nan=False)

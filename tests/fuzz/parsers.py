@@ -285,7 +285,7 @@ def make_mask(folder: Path) -> None:
 
 
 def read_mask(folder: Path) -> None:
-    found = load_masks(folder / "mask", 0.5, "w", "r", ["a", "b"])
+    found = load_masks(folder / "mask", 0.5, {"weights": "w", "request": "r"}, ["a", "b"])
     assert found["a"].shape == (9, 3) and found["b"].dtype == torch.bool
 
 

@@ -49,10 +49,10 @@ def test_imagenet_layout(draw: Drawn) -> None:
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.train.path(4).endswith("train/n02102040/1.JPEG")
     assert data.train.read(4).shape == (12, 10, 3)
-    lines = sorted(
-        f"{path}\t{(root / path).stat().st_size}\n" for path in SPLITS if path.startswith("train")
-    )
-    assert data.train.digest == hashlib.sha256("".join(lines).encode()).hexdigest()
+    files = sorted(path for path in SPLITS if path.startswith("train"))
+    lines = "".join(f"{path}\t{(root / path).stat().st_size}\n" for path in files)
+    contents = b"".join(hashlib.sha256((root / path).read_bytes()).digest() for path in files)
+    assert data.train.digest == hashlib.sha256(lines.encode() + contents).hexdigest()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])

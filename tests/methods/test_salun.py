@@ -20,7 +20,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
-from letheon.methods.saliency import load_masks, saliency_masks, save_masks
+from letheon.methods.saliency import load_masks, mask_facts, saliency_masks, save_masks
 from letheon.methods.salun import SalUn
 from tests.world import FORGOTTEN, images, masks_of, network, run_of, trained
 
@@ -79,16 +79,19 @@ def test_a_saved_mask_gives_the_same_run(tmp_path: Path) -> None:
     loaded, _ = trained(SalUn(Finetune(RECIPE), 0.2, mask=file))
     assert weights_digest(made.model) == weights_digest(loaded.model)
     with pytest.raises(InputError, match="holds"):
-        load_masks(file, 0.3, weights_digest(run.model), "", names)
-    with pytest.raises(InputError, match="made from weights"):
-        load_masks(file, 0.2, weights_digest(network(seed=1)), "", names)
-    save_masks(file, masks, {"weights": weights_digest(run.model), "request": "class 2"})
-    load_masks(file, 0.2, weights_digest(run.model), "class 2", names)
-    with pytest.raises(InputError, match="another request"):
-        load_masks(file, 0.2, weights_digest(run.model), "class 3", names)
+        load_masks(file, 0.3, mask_facts(run), names)
+    with pytest.raises(InputError, match="another request, .*weights"):
+        load_masks(file, 0.2, {"weights": weights_digest(network(seed=1))}, names)
+    facts = {"weights": weights_digest(run.model), "request": "class 2", "images": "digits"}
+    save_masks(file, masks, facts)
+    load_masks(file, 0.2, facts, names)
+    load_masks(file, 0.2, {**facts, "unknown to the file": "x"}, names)
+    for name in ("request", "images"):
+        with pytest.raises(InputError, match=rf"another request, .*\({name} "):
+            load_masks(file, 0.2, {**facts, name: "another"}, names)
     (tmp_path / "torn").write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match="can be read"):
-        load_masks(tmp_path / "torn", 0.2, "", "", names)
+        load_masks(tmp_path / "torn", 0.2, {}, names)
 
 
 @pytest.mark.parametrize("density", [0.0, -1.0, 1.1, float("nan")])

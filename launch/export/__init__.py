@@ -1,0 +1,1 @@
+"""A finished model in the forms that other libraries read."""

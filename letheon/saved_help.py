@@ -1,0 +1,112 @@
+"""Print a script's --help as it was printed before, which needs no import of torch.
+
+The text lies in the user's cache folder, under a digest of all it depends on: Letheon's source,
+the versions, the arguments, and how the terminal looks. Where another package adds methods or
+metrics nothing is saved, since their source is not ours to watch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from letheon import durable
+from letheon.errors import RunFailed
+
+FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
+_KEEP = 64  # texts: other widths, commands and methods
+
+
+class _Recorder:
+    """Standard output that keeps what passes through it; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.parts = stream, list[str]()
+
+    def write(self, text: str) -> int:
+        """Write and keep."""
+        self.parts.append(text)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def run_or_show(args: Sequence[str], flags: Collection[str], run: Callable[[], None]) -> None:
+    """Show the saved help where `args` ask for help alone; else run, and save the help it prints.
+
+    Args:
+        args: the command and its arguments. Options beside the one for help may change its text (a
+            file of settings, say), so with any of them nothing is saved.
+        flags: the options that ask for help.
+        run: the command; it leaves by SystemExit where it was asked for help.
+    """
+    file = _file(args) if _asks_for_help(args, flags) else None
+    if file is None:
+        run()
+        return
+    text = ""
+    with suppress(OSError, UnicodeDecodeError):
+        text = file.read_text(encoding="utf-8")
+    if text:
+        sys.stdout.write(text)
+        return
+    recorder = _Recorder(sys.stdout)
+    sys.stdout = recorder
+    try:
+        run()
+    except SystemExit as end:
+        if not end.code:
+            _save(file, "".join(recorder.parts))
+        raise
+    finally:
+        sys.stdout = recorder.stream
+
+
+def _asks_for_help(args: Sequence[str], flags: Collection[str]) -> bool:
+    options = [arg for arg in args if arg.startswith("-")]
+    return bool(options) and set(options) <= set(flags)
+
+
+def _file(args: Sequence[str]) -> Path | None:
+    """Name the file of the help that `args` ask for; None where it is not to be saved."""
+    if "RANK" in os.environ or any(
+        entry_points(group=f"letheon.{kind}") for kind in ("methods", "metrics")
+    ):
+        return None
+    with suppress(RuntimeError, PackageNotFoundError):  # no home folder; a copy without tyro
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "letheon" / "help" / f"{_digest(args)}.txt"
+    return None
+
+
+def _digest(args: Sequence[str]) -> str:
+    """SHA-256 in hex over all that the text depends on."""
+    looks = [os.environ.get(name) for name in ("TERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS")]
+    facts = (*args, *looks, sys.version, version("tyro"), os.cpu_count())
+    width = shutil.get_terminal_size().columns
+    total = hashlib.sha256(repr((facts, sys.stdout.isatty(), width)).encode())
+    for name in ("letheon", *(f"letheon.{folder}" for folder in FOLDERS)):
+        spec = find_spec(name)
+        for root in (spec and spec.submodule_search_locations) or ():
+            for path in sorted(Path(root).rglob("*.py")):
+                total.update(f"{path}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _save(file: Path, text: str) -> None:
+    """Save a text and drop the oldest; a cache that cannot be written is no error."""
+    with suppress(OSError, RunFailed):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(file, text)
+        texts = sorted(file.parent.glob("*.txt"), key=lambda path: path.stat().st_mtime)
+        for old in texts[:-_KEEP]:
+            old.unlink(missing_ok=True)
