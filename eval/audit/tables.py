@@ -68,7 +68,7 @@ def _rates(by_key: dict[str, FalsePositives], seeds: int) -> list[str]:
         f"A metric accuses a model that lies more than {tolerance(seeds - 1):.2f} standard "
         f"deviations from the mean of the other {seeds - 1} retrained models (Student's prediction "
         f"interval, {LEVEL:.0%}). {over} of {len(worst)} metrics accuse more than {LEVEL:.0%} of "
-        f"the retrained models; at least one accuses {any_rate(by_key, seeds):.0%} of them, so that "
+        f"the retrained models; at least one accuses {any_rate(by_key, seeds):.0%} of them: "
         "one accusation among so many proves nothing: the verdict is what counts.",
         "",
         *lines,
