@@ -12,6 +12,7 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.records import dispose, verify
 
@@ -26,6 +27,7 @@ SCRIPTS = {
     "export": export,
     "verify": verify,
     "dispose": dispose,
+    "oracles": oracles,
 }
 
 
