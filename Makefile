@@ -7,7 +7,7 @@ MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu bench extras ffcv check clean
+.PHONY: install forget test test-all test-gpu cluster bench extras ffcv check clean
 
 install: .venv/installed
 
@@ -30,6 +30,13 @@ test-all: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# Many nodes on this machine: a SLURM of two, two hosts with a cable, nodes that differ. What the rights
+# or packages are missing for is skipped, and it is said. Prints the table of docs/drills.md.
+cluster: install
+	@mkdir -p build && rm -f build/cluster.md
+	LETHEON_DRILLS=build/cluster.md $(BIN)/python -m pytest -rs tests/cluster
+	@echo '| drill | fault | outcome | seconds lost |'; echo '|---|---|---|---|'; cat build/cluster.md
 
 # Fails where a result differs from the baseline's, or something grows too fast; never for seconds.
 bench: install

@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.11",
     packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
     package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["py.typed", "**/*.txt", "**/*.json"]},
+    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.html"]},
     entry_points={"console_scripts": ["letheon = letheon.launch.main:main"]},
     install_requires=[
         "torch>=2.11",
@@ -41,7 +41,7 @@ setup(
         "pillow>=11",
         "safetensors>=0.5",
         "tyro>=1.0",
-        "tqdm>=4.66",
+        "jinja2>=3.1",
     ],
     extras_require={
         "ffcv": ["ffcv>=1.0.2; python_version < '3.12'"],
@@ -61,6 +61,7 @@ setup(
         "trackio": ["trackio>=0.2"],
         "report": ["matplotlib>=3.10"],
         "dev": [
+            "pyyaml>=6",
             "pytest>=8",
             "ruff>=0.9",
             "mypy>=1.14",

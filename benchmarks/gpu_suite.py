@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +31,13 @@ from bench_step import Options as StepOptions
 from bench_step import ceilings, highest, masks_of, our_step, step_operations, synthetic
 from harness import Results, Row, interleave, row
 from plot import read
+from step_budget.stands import CLASSES, build_method, build_stand
 
 from letheon.engine.models.classifier import build
 from letheon.engine.precision import Precision
+from letheon.methods import catalogue
+from letheon.methods.neg_grad_plus import NegGradPlus
+from letheon.methods.salun import SalUn
 
 ROOT = Path(__file__).resolve().parents[1]
 END = "section ended"
@@ -155,6 +160,33 @@ def methods(device: str, repeats: int) -> list[Row]:
     return rows
 
 
+def every_method(device: str, repeats: int) -> Iterator[Row]:
+    """One step of each phase of every method with its defaults, a row as soon as it is measured."""
+    options = _sizes(device)
+    model = build(options.model, CLASSES, 0)
+    small = replace(model.preset, size=32, resize="none", resize_to=32, augment="flip")
+    model = build(options.model, CLASSES, 0, small)
+    precision = Precision("bf16" if device == "cuda" else "fp32")
+    entry = _entry("step of every method", options)
+    for name, kind in catalogue().items() if device == "cuda" else REHEARSED.items():
+        method = build_method(kind, options.batch)
+        if not method.recipe.epochs:
+            continue  # it has no steps
+        stand = build_stand(method, model, options.size, torch.device(device), precision)
+        step = stand.step()
+        for phase in stand.phases():
+            one = stand.begin(step, phase)
+            batch = stand.batch(options.batch, phase)
+            beside = phase.beside
+            other = None if beside is None else stand.batch(options.batch, beside)
+            take = partial(one.take, batch, other)
+            times = interleave({"step": take}, repeats, 3, device=device)["step"]
+            yield entry(f"{name}, {phase.name}", times, "time", "ms")
+
+
+REHEARSED = {method.name: method for method in (SalUn, NegGradPlus)}
+
+
 def graphs(device: str, repeats: int) -> list[Row]:
     """The compiled plain step, and the same replayed by CUDA graphs (`--compile max`)."""
     options = _sizes(device)
@@ -204,6 +236,7 @@ SECTIONS: dict[str, Section] = {
     "ceilings": lambda device, repeats: ceilings(device, repeats, device == "cpu"),
     "ladder": ladder,
     "methods": methods,
+    "every method": every_method,
     **BENCHES,
     "graphs": graphs,
 }

@@ -13,7 +13,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,12 +22,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.rendezvous import rendezvous
 
-from letheon.errors import InputError, RunFailed
+from letheon.engine.ranks.meeting import meet
+from letheon.engine.ranks.watch import Watch, end_when_deaf
+from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.loaders.order import share
 from letheon.processes import end_with_launcher
 
 T = TypeVar("T")
+
+
+START = 300.0
+"""Seconds that the ranks wait for each other at the start, at least: hosts import at their pace."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +181,47 @@ def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]
     ranks = Ranks(int(os.environ.get("RANK", "0")), world, local_rank, place)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if world > 1:
-        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    try:
+    with ExitStack() as stack:
+        if world > 1:
+            stack.enter_context(end_when_deaf())
+            stack.enter_context(_join_group(ranks, timeout))
         yield ranks
+
+
+@contextmanager
+def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
+    """Make the process group, over a part of the launcher's store that no dead rank has used."""
+    global _watch
+    backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout)
+    rank, world = ranks.rank, ranks.world
+    longer = timedelta(seconds=max(timeout, START))
+    store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=longer)))
+    store.set_timeout(limit)
+    store = meet(store, rank, world, max(timeout, START))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+    _watch = Watch(store, rank, world)
+    try:
+        yield
     finally:
+        _watch.close()
+        _watch = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+_watch: Watch | None = None
+
+
+def explain_timeout(error: Exception, stack: str) -> str:
+    """Say who was waited for, where `error` is a timeout of the ranks' exchange; else nothing.
+
+    Every rank that can then writes its stack to the run folder; `stack` is this one's.
+    """
+    if _watch is None or isinstance(error, LetheonError):
+        return ""
+    late = re.search("timed? ?out", str(error), re.IGNORECASE)
+    return _watch.explain(stack) if late else ""
 
 
 def _existing_ranks(device: str) -> Ranks:

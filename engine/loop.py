@@ -22,7 +22,6 @@ sample once whatever the number of ranks.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from letheon.engine.checkpoints.loop_state import Course, pass_state
 from letheon.engine.checkpoints.method_state import State, state_dict
@@ -43,10 +41,12 @@ from letheon.engine.distributed import require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_memory, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
-from letheon.engine.runs.progress import Progress
+from letheon.engine.ranks.watch import PLACE
+from letheon.engine.runs.progress import Progress, Shown, TrainingLine
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch, Loader
+from letheon.progress import say
 from letheon.spans import span
 
 if TYPE_CHECKING:
@@ -87,12 +87,16 @@ def run_method(
         Stopped: a signal came, and the state is saved.
     """
     seconds = Seconds()
+    line = TrainingLine(run.ranks.main)
     for one in passes(method, run, seconds, log, saver):
         one.begin()
-        for batch, other in _with_bar(run, one):
+        for batch, other in line.watch(
+            [one.shown()], one.batches(), one.steps - one.skip, lambda item: item[0].total
+        ):
             one.take(batch, other)
             if saver is not None:
                 saver.after_step()
+    line.close()
     return seconds
 
 
@@ -198,7 +202,7 @@ def _settle_precision(run: Run) -> None:
     if line:
         run.notes.append(line)
         if run.ranks.main:
-            print(line, file=sys.stderr)
+            say(line)
 
 
 def _open_sources(method: Method, run: Run) -> dict[str, Loader]:
@@ -243,6 +247,7 @@ class Pass:
         self.loader = sources.get(phase.source, run.loader)
         self.steps = self.loader.steps(phase.stream)
         self.together = 1  # runs that are fed in this pass
+        self.losses: dict[str, float] = {}  # mean loss by phase, once it is closed
         self._tallies = [_Tally(phase, self.steps)]
         if phase.beside is not None:
             self._tallies.append(_Tally(phase.beside, -(-self.steps // phase.every)))
@@ -304,6 +309,7 @@ class Pass:
 
         `other` is that of the phase beside, which takes a step of its own after it.
         """
+        PLACE.start_step(f"phase {self.phase.name} of epoch {self.epoch}")
         tallies = iter(self._tallies)
         for part in (batch, other):
             if part is not None:
@@ -320,6 +326,11 @@ class Pass:
         tally.add(loss, batch, run.forget[batch.index].sum() if phase.source == "train" else None)
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
+
+    def shown(self, name: str = "") -> Shown:
+        """What the line of progress shows of it; `name` is that of one of several runs."""
+        phase, epochs, tally = self.phase.name, self.run.recipe.epochs, self._tallies[0]
+        return Shown(name, phase, self.epoch, epochs, self.later, lambda: tally.sums, self.losses)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""
@@ -341,6 +352,7 @@ class Pass:
         total, samples, forget, retain = tally.sums.tolist()
         elapsed = time.perf_counter() - self.started - compiling
         mean = total / samples
+        self.losses[phase.name] = mean
         self.log(
             "phase",
             epoch=self.epoch,
@@ -472,15 +484,3 @@ def _audit(phase: Phase, forget: int, retain: int) -> None:
         raise RunFailed(f"phase {phase.name} reads retain but met {forget} forget samples")
     if phase.reads == "forget" and retain:
         raise RunFailed(f"phase {phase.name} reads forget but met {retain} retain samples")
-
-
-def _with_bar(run: Run, one: Pass) -> Iterator[tuple[Batch, Batch | None]]:
-    """The pass's batches, with a progress bar on rank 0 of a terminal."""
-    yield from tqdm(
-        one.batches(),
-        total=one.steps,
-        initial=one.skip,
-        desc=f"epoch {one.epoch + 1}/{run.recipe.epochs} {one.phase.name}",
-        disable=None if run.ranks.main else True,
-        leave=False,
-    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
 
-from letheon.engine.optimizers import Lars
+from letheon.engine.optimizers import Lars, Muon
 from letheon.errors import InputError
 
 
@@ -27,10 +27,14 @@ class Recipe:
     grad_accum_steps: int = 1
     """Micro-batches a batch is computed in, for want of memory: the same step where batch-norm is
     frozen and the loss a mean over samples."""
-    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
-    """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands."""
+    rank_batch: int = 0
+    """Images that a rank computes at once, at most: `grad_accum_steps` grows by itself where ranks
+    are few, and the batch stays. 0: no bound."""
+    optimizer: Literal["sgd", "adamw", "lars", "muon"] = "sgd"
+    """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands; muon:
+    orthogonal steps of convolutions with batch-norm behind them (Jordan et al. 2024)."""
     momentum: float = 0.9
-    """Momentum of SGD and LARS; AdamW uses its own defaults."""
+    """Momentum of SGD, LARS and Muon; AdamW uses its own defaults."""
     weight_decay: float = 5e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Rate after warm-up, by step; cosine and linear end at 0."""
@@ -51,6 +55,7 @@ class Recipe:
             ("epochs", 0),
             ("batch_size", 1),
             ("grad_accum_steps", 1),
+            ("rank_batch", 0),
             ("log_every", 0),
         ):
             if getattr(self, name) < lowest:
@@ -67,6 +72,14 @@ class Recipe:
             raise InputError(
                 f"got warmup {self.warmup} for {self.epochs} epochs; expected at most the epochs"
             )
+
+    def divide_batch(self, world: int) -> Recipe:
+        """Return the recipe with the micro-batches that `world` ranks need to keep `rank_batch`."""
+        if not self.rank_batch:
+            return self
+        share = math.ceil(self.batch_size / world)
+        steps = max(self.grad_accum_steps, math.ceil(share / self.rank_batch))
+        return replace(self, grad_accum_steps=steps)
 
     def rate(self, epoch: float) -> float:
         """Learning rate at a moment, counted in epochs (2.5 is half way through the third)."""
@@ -87,6 +100,8 @@ class Recipe:
         """
         if self.optimizer == "lars":
             return Lars(parameters, self.lr, self.momentum, self.weight_decay)
+        if self.optimizer == "muon":
+            return Muon(parameters, self.lr, self.momentum, self.weight_decay)
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         if self.optimizer == "adamw":
             return torch.optim.AdamW(

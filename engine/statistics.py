@@ -332,6 +332,32 @@ def _input_covariances(
     return sums
 
 
+def patch_moments(
+    run: Run, part: Part, side: int, samples: int | None = None
+) -> tuple[Tensor, int]:
+    """Uncentered sum of x x^T over the patches of the images themselves, and how many there are.
+
+    Args:
+        run: the run; its network is not asked.
+        part: which training samples, with the test transform.
+        side: pixels of a patch's side; one at every position inside the image.
+        samples: at most so many of them, drawn by the run's seed; None: all.
+
+    Returns:
+        (D, D) float64, D = channels x side x side in the order of a convolution's weight, and the
+        number of patches; equal on every rank.
+    """
+    sums = torch.zeros(3 * side * side, 3 * side * side, dtype=torch.float64)
+    sums = sums.to(run.ranks.device)
+    count = torch.zeros((), dtype=torch.float64, device=sums.device)
+    for batch in _batches(run, part, samples):
+        rows = F.unfold(batch.images.double(), side).transpose(1, 2).flatten(0, 1)
+        sums += rows.T @ rows
+        count += len(rows)
+    sum_over_ranks([sums, count], run.ranks)
+    return sums, int(count)
+
+
 class IndexedOutputs(NamedTuple):
     """What the model answers to each of n samples, ascending by their number in the set."""
 

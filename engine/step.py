@@ -50,7 +50,7 @@ class Step:
         """
         optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         backward = self._parts_backward if phase.parts else self._backward
         loss = backward(phase, batch)
         if self.scaler.is_enabled():
@@ -192,14 +192,20 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     step = Step(method, run, state, reducer, scaler)
     step.edits_grads = type(method).edit_grads is not Method.edit_grads
     step.averages = [weight.clone() for weight in step._weights()]
-    step.idle = idle_phases(method, run, state)
-    if step.idle and run.recipe.batch_norm == "sync":
+    step.idle = check_sync(method, run, state)
+    return step
+
+
+def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
+    """Return `idle_phases`; refuses synchronous batch-norm where there are some."""
+    idle = idle_phases(method, run, state)
+    if idle and run.recipe.batch_norm == "sync":
         raise RunFailed(
-            f"got a batch of fewer samples than {run.ranks.world} ranks in {min(step.idle)} with "
+            f"got a batch of fewer samples than {run.ranks.world} ranks in {min(idle)} with "
             "batch-norm sync, in which every rank takes part; use batch-norm local or frozen, or "
             "start fewer ranks"
         )
-    return step
+    return idle
 
 
 def idle_phases(method: Method, run: Run, state: State) -> frozenset[str]:

@@ -65,6 +65,9 @@ class Extent:
     """Folder where outputs are kept and found again; on a file system that all ranks share."""
     flip: bool = False
     """Show each image mirrored too and average the two answers (test-time flip)."""
+    shift: bool = False
+    """Show each image moved by a pixel too, up and left and down and right; its own answer counts
+    half (test-time shift)."""
 
     def __post_init__(self) -> None:
         if self.relearn < 0:
@@ -146,7 +149,8 @@ class Inference:
 
     def _options(self, parts: Mapping[str, Sequence[int]]) -> SweepOptions:
         precision = self.job.precision.resolve(self.ranks.device)
-        return SweepOptions(precision, self.extent.flip, parts, self._store())
+        flip, shift = self.extent.flip, self.extent.shift
+        return SweepOptions(precision, flip, shift, parts, self._store())
 
     def subjects(self, entries: Sequence[Entry]) -> dict[str, Subject | InputError]:
         """Name -> model with its passes; an error in its place where outputs are not finite."""
@@ -336,7 +340,8 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         "together": entry.together, "sets": sets, "request": asdict(of.request),
         "references": [[e.name, e.role, e.weights] for e in _references(of)],
         "conditions": asdict(conditions),
-        "extent": [read.extent.depth, read.extent.critic, read.extent.flip],
+        "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
+        + (["shift"] if read.extent.shift else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
         "device": read.ranks.device.type, "versions": code,
     }  # fmt: skip

@@ -26,12 +26,20 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from letheon import durable
-from letheon.engine.distributed import Ranks, adopt_launcher, is_first_to_fail, join_ranks
+from letheon.engine.distributed import (
+    Ranks,
+    adopt_launcher,
+    explain_timeout,
+    is_first_to_fail,
+    join_ranks,
+)
 from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
+from letheon.launch.console.summary import console, open_console
 from letheon.methods import catalogue, inner_fields
+from letheon.progress import clear
 
 T = TypeVar("T")
 
@@ -53,6 +61,13 @@ def run_several(
     Anything else is raised, for its traceback, unless another rank has failed before. Under
     torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
+    with open_console(sys.argv):
+        _run_on_ranks(read, main)
+
+
+def _run_on_ranks(
+    read: Callable[[], Sequence[T]], main: Callable[[Sequence[T], Ranks], None]
+) -> None:
     speaks = os.environ.get("RANK", "0") == "0"
     place = ""
     try:
@@ -66,20 +81,28 @@ def run_several(
                     speaks = is_first_to_fail(ranks)
                     place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                     place *= ranks.world > 1
+                if who := explain_timeout(error, traceback.format_exc()):
+                    raise RunFailed(
+                        f"got no answer within the timeout: {who}; stacks of all ranks are in "
+                        "the run folder; mend that host, or raise the timeout"
+                    ) from error
                 raise
     except Stopped as stop:
         _end_stopped(str(stop))
     except (InputError, RunFailed) as error:
         line = error_line(error, place)
+        code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED
         if speaks:
-            print(line, file=sys.stderr, flush=True)
+            console().fail(line, code)
+            write_end(code, line)
         write_torchrun_error(line)
-        sys.exit(BAD_INPUT if isinstance(error, InputError) else RUN_FAILED)
+        sys.exit(code)
     except Exception as error:
         if name := last_signal():  # what the same signal has ended cannot be waited for
             _end_stopped(f"by {name} before it could save ({type(error).__name__})")
         if place and not speaks:
             sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
+        clear()
         write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
 
@@ -93,7 +116,8 @@ def _end_stopped(reason: str) -> NoReturn:
     """Say in one line that a signal has stopped the job, and exit with its code."""
     line = f"stopped: {reason}; the same command goes on from the last save"
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        console().fail(line, STOPPED)
+        write_end(STOPPED, line)
     write_torchrun_error(line)
     sys.exit(STOPPED)
 
@@ -107,6 +131,16 @@ def error_line(error: Exception, place: str = "") -> str:
     option = getattr(error, "option", "").rpartition(".")[2].replace("_", "-")
     flag = f"--{option}: " if option else ""
     return f"error: {place}{flag}{' '.join(str(error).split())}"
+
+
+def write_end(code: int, line: str) -> None:
+    """Write how the command has ended to the file that LETHEON_END_FILE names, if it does.
+
+    For batch scripts: torchrun ends with 1 whatever its ranks end with.
+    """
+    if path := os.environ.get("LETHEON_END_FILE"):
+        with contextlib.suppress(RunFailed):  # the line itself has been printed already
+            durable.write(Path(path), f"{code} {line}\n")
 
 
 def write_torchrun_error(line: str, stack: str = "") -> None:

@@ -18,7 +18,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,7 @@ from letheon.engine.runs.run_folder import revision, versions
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.kernels.keyed import permutation
 from letheon.launch.command import run_command
+from letheon.launch.planning.estimate import JobForecast, estimate
 from letheon.loaders.backends.memory import free_bytes
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.decode import jpeg
@@ -66,10 +67,12 @@ class Settings:
     """The image set of the job: is it readable here, and the same on every rank?"""
     out: Path = Path()
     """Where the job will write: free space and speed of its disk."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     json: bool = False
     """Print one JSON object instead of lines."""
+    estimate: bool = False
+    """Predict rate, hours, memory and disk of training on --data, from a probe of 20 steps."""
+    job: JobForecast = field(default_factory=JobForecast)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
@@ -81,6 +84,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
         except (LetheonError, OSError) as error:
             own.append(Finding(check.__name__.strip("_"), "failure", str(error)))
     own += _measure_all_reduce(ranks)
+    if settings.estimate:
+        if settings.data is None:
+            raise InputError("got no images to estimate a job on; name some", option="data")
+        lines = estimate(settings.job, settings.data, settings.device, ranks)
+        own += [Finding("estimate", "ok", line, differs=True) for line in lines]
     place = f"{socket.gethostname()} (rank {ranks.rank})"
     reports = gather_objects((place, own), ranks)
     merged = list(_merge(reports))

@@ -4,6 +4,7 @@
         --runs runs/salun runs/spkd --downstream digits --out runs/table
     python launch/evaluate.py --original runs/original --retrained runs/retrain-1 runs/retrain-2 \
         --runs runs/salun --depth full --relearn 100 --random-control --out runs/audit
+    python launch/evaluate.py runs/digits --report --out runs/digits/table
     python launch/evaluate.py --define
 
 One that was stopped goes on when the same command is given again: finished rows lie in OUT.rows
@@ -19,13 +20,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
@@ -39,24 +41,37 @@ from letheon.eval.attacks.session import Lessons, attack_table, relearn_table
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, check_images, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
+from letheon.eval.examples import find_examples
 from letheon.eval.finished_rows import FinishedRows
 from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
+from letheon.eval.report.facts import describe_comparison
+from letheon.eval.report.pictures import select_rows
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
+<<<<<<< HEAD
 from letheon.launch.ensembles.oracles import find_oracles
+=======
+from letheon.launch.console.summary import Summary, command_line, console, data_words
+from letheon.launch.jobs.find_runs import find_runs
+from letheon.launch.planning.dry_run import check_world, describe_sweeps
+>>>>>>> main
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import list_notes
+from letheon.progress import clear, say
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(JobOptions):
     """Measure what any number of models still know of what they were to forget."""
 
+    folder: tyro.conf.Positional[Path | None] = None
+    """Folder of runs: original, retrained and the others are found by their records, where they are
+    not named."""
     original: Path | None = None
     """The model before forgetting: a run folder or a checkpoint."""
     retrained: tuple[Path, ...] = ()
@@ -88,8 +103,23 @@ class Settings(JobOptions):
     out: Path | None = None
     """Folder for what is written; default: only print."""
     overwrite: bool = False
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     define: bool = False
     """Print what each metric means, and stop."""
+
+    def expand(self) -> Settings:
+        """Return the settings with the runs that the folder holds."""
+        if self.folder is None:
+            return self
+        found = find_runs(self.folder)
+        return replace(
+            self,
+            original=self.original or found.original,
+            retrained=self.retrained or found.retrained,
+            runs=self.runs or found.runs,
+        )
 
     @property
     def page(self) -> bool:
@@ -146,7 +176,21 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
+<<<<<<< HEAD
     settings = together(ranks, settings.with_oracles)
+=======
+    settings = together(ranks, settings.expand)
+    if settings.dry_run:
+        of = settings.comparison(check_world(settings.dry_run, ranks))
+        if not settings.accept_chance:
+            alone = Ranks(device=ranks.device)
+            check_originals(settings, of, _measuring(settings, of, alone))
+        heads = [entry.model.head for entry in of.entries]
+        values = sum(head.in_features + head.out_features for head in heads)
+        sizes = {key: len(images) for key, images in of.sets.items()}
+        print(describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values))
+        return
+>>>>>>> main
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
         measure(settings, ranks)
@@ -161,12 +205,9 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     )
     notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
     for line in notes if ranks.main else ():
-        print(line, file=sys.stderr)
+        say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
-    measuring = Measuring(
-        settings, comparison, settings.conditions, settings.extent, settings.batch_size, ranks,
-        finished,
-    )  # fmt: skip
+    measuring = _measuring(settings, comparison, ranks, finished)
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
     table = measuring.measure()
@@ -177,13 +218,16 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         attack_table(measuring, table, lessons)
     if not ranks.main:
         return
-    print(as_text(prepare(table.flat, table.left_out)))
     band = table.band
-    if band["pairs"]:
-        print(
-            f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
-            f"({band['pairs']} pairs)"
-        )
+    if console().prints:
+        clear()
+        print(as_text(prepare(table.flat, table.left_out)))
+        if band["pairs"]:
+            print(
+                f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
+                f"({band['pairs']} pairs)"
+            )
+    written: list[Path] = []
     if settings.out is not None:
         facts: dict[str, Any] = {
             "request": dataclasses.asdict(comparison.request),
@@ -191,9 +235,33 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         }
         facts["notes"] = notes
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
-        write(settings, table, {**facts, "versions": versions(ranks)})
+        facts["versions"] = versions(ranks)
+        written = write(settings, measuring, table, facts)
+    console().close(summarize(settings, comparison, table, written))
     if finished is not None:
         finished.remove()
+
+
+def summarize(settings: Settings, of: Comparison, table: Table, written: Sequence[Path]) -> Summary:
+    """Say what was measured, and where the page or the tables lie."""
+    done = f"measured {len(table.rows)} models that were to forget {of.request.text}"
+    facts = {"rows": table.flat, "left_out": table.left_out, "files": [*map(str, written)]}
+    page = next((path for path in written if path.suffix == ".html"), None)
+    if page is not None:
+        return Summary("evaluate", done, facts, page.absolute().as_uri())
+    out = None if settings.out is None else str(settings.out.absolute())
+    if settings.folder is None:
+        return Summary("evaluate", done, facts, out)
+    words = [*data_words(settings.data), settings.folder, "--report", "--out"]
+    following = command_line("evaluate", [*words, settings.folder / "table"])
+    return Summary("evaluate", done, facts, out, following)
+
+
+def _measuring(
+    settings: Settings, of: Comparison, ranks: Ranks, finished: FinishedRows | None = None
+) -> Measuring:
+    conditions, extent = settings.conditions, settings.extent
+    return Measuring(settings, of, conditions, extent, settings.batch_size, ranks, finished)
 
 
 def check_originals(settings: Settings, of: Comparison, measuring: Measuring) -> None:
@@ -214,13 +282,23 @@ def check_originals(settings: Settings, of: Comparison, measuring: Measuring) ->
         check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
 
 
-def write(settings: Settings, table: Table, facts: Mapping[str, Any]) -> None:
-    """Write the table, the report's files and what they were made under."""
+def write(
+    settings: Settings, measuring: Measuring, table: Table, facts: Mapping[str, Any]
+) -> list[Path]:
+    """Write the table, the report's files and what they were made under; return their paths."""
     assert settings.out is not None
+    head, examples = None, None
+    if settings.page:
+        of, now = measuring.comparison, datetime.now().astimezone()
+        head = describe_comparison(of, settings.data, settings.downstream, facts["versions"], now)
+        order = [row["name"] for row in select_rows(prepare(table.flat), "name")]
+        examples = find_examples(measuring.inference, order)
     with replace_tables(settings.out) as folder:
-        files = write_report(table.flat, folder, table.left_out, page=settings.page)
+        files = write_report(
+            table.flat, folder, table.left_out, page=settings.page, facts=head, examples=examples
+        )
         durable.write(folder / MARK, json.dumps(facts, indent=2, default=str) + "\n")
-    print("wrote", ", ".join(path.name for path in files), "to", settings.out)
+    return [settings.out / path.name for path in files]
 
 
 def start() -> None:

@@ -32,8 +32,10 @@ from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.joblist import flags_of, job_names, split
 from letheon.launch.options import Forgetting
+from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.loaders.forget_request import resolve
@@ -63,13 +65,17 @@ class Settings(Forgetting):
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     saving: SaveOptions = field(default_factory=SaveOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         model, data, request = self.open(ranks)
         return plan_forgetting(self, self.method, model, data, request, ranks)
 
@@ -81,6 +87,27 @@ def main(settings: Settings, ranks: Ranks) -> None:
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
+    if ranks.main:
+        console().close(summarize(settings, [settings], plan))
+
+
+def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summary:
+    """Say which runs forgot what, and how they are evaluated; `settings` holds the asked folder."""
+    request = plan.request
+    assert request is not None
+    count, images = int(plan.split[1].sum()), len(plan.data.train)
+    names = ", ".join(one.method.name for one in runs)
+    done = f"{names}: forgot {request.text}, {count:,} of {images:,} images"
+    folders = {one.out.name: read_facts(one.out) for one in runs}
+    facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
+    following = command_line(
+        "evaluate",
+        [
+            *data_words(settings.data), "--original", settings.weights, "--runs",
+            *(one.out for one in runs), "--out", settings.out.with_name("table"),
+        ],
+    )  # fmt: skip
+    return Summary("forget", done, facts, str(settings.out.absolute()), following)
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
@@ -109,6 +136,7 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
+        settings.tracking.check()
     model, data, nearest = runs[0].open_sets(ranks)
     jobs: list[NamedPlan] = []
     for settings in runs:
@@ -121,13 +149,28 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
 
 def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     """Plan all of them together, then forget and save; one alone as `main`."""
-    if len(runs) == 1:
+    if runs[0].dry_run:
+        _print_plans(runs, ranks)
+    elif len(runs) == 1:
         main(runs[0], ranks)
     else:
         each = together(ranks, lambda: assign_folders(runs))
         with claim([one.out for one in each], ranks):
             jobs = together(ranks, lambda: plan_all(each, ranks), _facts_of_all)
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
+        if ranks.main:
+            console().close(summarize(runs[0], each, jobs[0].plan))
+
+
+def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:
+    """Print what each run would do on so many ranks."""
+    world, wide = runs[0].dry_run, check_world(runs[0].dry_run, ranks)
+    if len(runs) == 1:
+        plans = [(runs[0].method, runs[0].plan(wide)[0])]
+    else:
+        plans = [(job.method, job.plan) for job in plan_all(assign_folders(runs), wide)]
+    for method, plan in plans:
+        print(as_text(plan_run(plan, method, ranks.device, world)))
 
 
 def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:

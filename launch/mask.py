@@ -18,7 +18,9 @@ from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file
 from letheon.launch.command import run_command, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words
 from letheon.launch.options import Forgetting
+from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.methods.saliency import mask_facts, saliency_masks, save_masks
 
@@ -32,6 +34,9 @@ class Settings(Forgetting):
     densities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Shares of the weights that may move."""
     batch_size: int = 256
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     overwrite: bool = False
     """Replace a file that is already there."""
 
@@ -45,13 +50,35 @@ class Settings(Forgetting):
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then sum the gradients, rank the weights and save."""
+    if settings.dry_run:
+        _, run = settings.plan(check_world(settings.dry_run, ranks))
+        print(describe_sweeps("mask", {"forget": int(run.forget.sum())}, settings.dry_run))
+        return
     with claim([settings.out], ranks, settle=lambda out: None):
-        _, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
+        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         run.precision.apply(run.model, ranks.device)
         masks = saliency_masks(run, settings.densities)
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
             save_masks(settings.out, by_density, mask_facts(run))
+            console().close(summarize(settings, plan))
+
+
+def summarize(settings: Settings, plan: Plan) -> Summary:
+    """Say what was ranked, and how the masks are used."""
+    assert plan.request is not None
+    count = len(settings.densities)
+    done = f"ranked the weights of {plan.model.name} for {plan.request.text}: {count} masks"
+    following = command_line(
+        "forget",
+        [
+            *data_words(settings.data), "--weights", settings.weights, "--forget", settings.forget,
+            "--out", settings.out.with_name("salun"), "salun", "--mask", settings.out,
+            "random-label",
+        ],
+    )  # fmt: skip
+    facts = {"densities": settings.densities, "request": plan.request.text}
+    return Summary("mask", done, facts, str(settings.out.absolute()), following)
 
 
 def start() -> None:

@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn
 from letheon.engine.distributed import Ranks
 from letheon.errors import InputError
 from letheon.launch.command import run_command
+from letheon.launch.console.summary import Summary, command_line, console
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.formats.beton_set import write_betons
@@ -102,9 +103,12 @@ def _prepare(settings: Settings) -> None:
     else:
         report = prepare(source, settings.out, settings.size, settings.workers)
         counts, left_out = report.counts, len(report.quarantined)
-    for part, count in counts.items():
-        print(f"{part}: {count} images")
-    print(f"left out: {left_out} unreadable" + (f", named in {settings.out}" if left_out else ""))
+    images = ", ".join(f"{count:,} images of {part}" for part, count in counts.items())
+    named = f", named in {settings.out}" if left_out else ""
+    done = f"prepared {images} ({left_out} unreadable left out{named})"
+    following = command_line("train", ["--data", settings.out, "--out", "runs/original"])
+    facts = {"counts": counts, "left_out": left_out}
+    console().close(Summary("prepare", done, facts, str(settings.out.absolute()), following))
 
 
 def start() -> None:

@@ -25,6 +25,8 @@ from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.signature import check_key
 from letheon.launch.api import plan_training
 from letheon.launch.command import parse, run_several, together
+from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
+from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.methods.train import Train
@@ -47,13 +49,17 @@ class Settings(JobOptions):
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
+    dry_run: int = 0
+    """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
+    written. One process is enough."""
     saving: SaveOptions = field(default_factory=SaveOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
-        check_free(self.out, self.overwrite, resume=True)
+        check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
+        self.tracking.check()
         data = self.open_data()
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
@@ -65,11 +71,39 @@ class Settings(JobOptions):
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
+    if settings.dry_run:
+        plan, _ = settings.plan(check_world(settings.dry_run, ranks))
+        print(as_text(plan_run(plan, settings.method, ranks.device, settings.dry_run)))
+        return
     with claim([settings.out], ranks):
         plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
+    if ranks.main:
+        console().close(summarize(settings, plan))
+
+
+def summarize(settings: Settings, plan: Plan) -> Summary:
+    """Say what was trained, and how it is made to forget."""
+    images, name = len(plan.data.train), plan.model.name
+    done = f"trained {name} for {plan.recipe.epochs} epochs on {images:,} images of {settings.data}"
+    first = plan.data.classes[0]
+    following = command_line(
+        "forget",
+        [
+            *data_words(settings.data), "--weights", settings.out, "--forget", f"class:{first}",
+            "--out", settings.out.with_name("salun"), "salun", "random-label",
+        ],
+    )  # fmt: skip
+    out = str(settings.out.absolute())
+    facts = {
+        "model": name,
+        "epochs": plan.recipe.epochs,
+        "images": images,
+        **read_facts(settings.out),
+    }
+    return Summary("train", done, facts, out, following)
 
 
 def start() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+_LINGER = 20  # seconds that a helper outlives a scheduler's SIGTERM
 _LOOK = 1.0  # seconds between two looks for the parent, where no signal tells of its death
 
 
@@ -28,6 +29,8 @@ def follow_parent(by_signal: bool = True) -> None:
             then looks once a second, as it does on other systems.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "SLURM_JOB_ID" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        _outlive_warnings()
     parent, starter = os.getppid(), multiprocessing.parent_process()
     if by_signal and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -36,6 +39,15 @@ def follow_parent(by_signal: bool = True) -> None:
         os._exit(1)  # it died before it could be followed
     if not by_signal or sys.platform != "linux":
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _outlive_warnings() -> None:
+    """Let a scheduler's signals, which come to every process of a job, leave this helper at work.
+
+    Its parent saves and then ends it; a SIGTERM ends it after some seconds all the same.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_LINGER))
 
 
 def end_with_launcher() -> None:

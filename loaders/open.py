@@ -20,6 +20,8 @@ from letheon.loaders.formats.beton_set import is_betons, open_betons, open_ffcv
 from letheon.loaders.formats.shards import read_shards
 from letheon.loaders.views import divide_data
 
+DOMAINS_OF_DIGITS = {"digits": digits.downstream, "digits-varied": digits.varied}
+
 
 def open_source(path: str) -> Data | dict[str, ImageSet]:
     """Whatever is at `path`: train and test, or domains by name.
@@ -126,13 +128,15 @@ def open_data(path: str, holdout: float = 0, seed: int = 0) -> Data:
 
 
 def open_domains(path: str) -> dict[str, ImageSet]:
-    """Domains by name: "digits" (four redrawings), a layout of domains, lists, or class folders.
+    """Domains by name: a layout of domains, lists, or class folders, or embedded ones.
+
+    These are "digits" (four redrawings) and "digits-varied" (four ways to disturb each image).
 
     Raises:
         InputError: As `open_source`, or the set has train and test instead.
     """
-    if path == "digits":
-        return dict(digits.downstream())
+    if path in DOMAINS_OF_DIGITS:
+        return dict(DOMAINS_OF_DIGITS[path]())
     found = open_source(path)
     if isinstance(found, Data):
         raise InputError(

@@ -15,14 +15,30 @@ Resize = Literal["short", "square", "crop-square", "none"]
 - ``none``: the image is `size` x `size` already; any other is resized to it.
 """
 
-Augment = Literal["none", "flip", "pad-crop-flip", "resized-crop-flip", "shift"]
+Augment = Literal[
+    "none",
+    "flip",
+    "pad-crop-flip",
+    "resized-crop-flip",
+    "shift",
+    "reflect-crop-alternate",
+    "reflect-crop-alternate-near",
+]
 """Training augmentation.
 
 - ``pad-crop-flip``: zero padding by size/8, a random crop, a random mirror (CIFAR).
 - ``resized-crop-flip``: a crop of area 0.08..1 and ratio 3/4..4/3 resized to `size`, a random
   mirror (ImageNet).
 - ``shift``: zero padding and a random crop, no mirror: for writing, which a mirror would change.
+- ``reflect-crop-alternate``: mirrored padding by size/8, a random crop, and the alternating flip: a
+  random half of the samples is mirrored in even epochs, the other half in odd ones, so that two
+  epochs show each sample both ways (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds").
+- ``reflect-crop-alternate-near``: the same with a padding of size/16, for short trainings.
 """
+
+ALTERNATE: tuple[Augment, ...] = ("reflect-crop-alternate", "reflect-crop-alternate-near")
+CROP: tuple[Augment, ...] = ("pad-crop-flip", "shift", *ALTERNATE)
+"""Those that pad and crop."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,11 @@ class Preset:
     resize_to: int = 256
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     augment: Augment = "resized-crop-flip"
+
+    @property
+    def margin(self) -> int:
+        """Pixels of padding on every side, where the augmentation pads and crops."""
+        return self.size // (16 if self.augment == "reflect-crop-alternate-near" else 8)
 
     def with_size(self, size: int | None) -> Preset:
         """The preset at `size` pixels, its margin scaled along; None is the preset itself."""

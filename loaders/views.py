@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.datasets import imagenet
@@ -26,6 +25,7 @@ from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.datasets.layouts import NONE_HELD_OUT
 from letheon.loaders.decode.encoded_image import EncodedImage
+from letheon.progress import Line
 
 CHUNK = 64  # images of one task
 
@@ -293,11 +293,12 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
     found: dict[int, str] = {}
     with ThreadPoolExecutor(max(1, threads), "readable") as pool:
         chunks = pool.map(lambda start: _unreadable(images, start), starts)
-        quiet = None if os.environ.get("RANK", "0") == "0" else True
-        for chunk in tqdm(
-            chunks, f"reading {images.name} once", len(starts), disable=quiet, leave=False
-        ):
+        speaks = os.environ.get("RANK", "0") == "0"
+        line = Line(f"reading {images.name} once", len(images), speaks)
+        for chunk in chunks:
             found |= chunk
+            line.advance(min(CHUNK, line.total - line.done), CHUNK)
+        line.close()
     if not found:
         return images
     if len(found) == len(images):

@@ -18,24 +18,23 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.loaders.preset import Preset
 from letheon.methods.distillation import TeacherState, mask_own, require_range
 
 
 def step_across(
-    teacher: Classifier, images: Tensor, labels: Tensor, epsilon: float, preset: Preset
+    teacher: Classifier, images: Tensor, labels: Tensor, epsilon: float, moments: Sequence[Tensor]
 ) -> Tensor:
     """One fast-gradient-sign step up the teacher's loss, in pixel values of 0 to 1.
 
-    The result is rounded to 256 levels and normalized by the preset, as the images are.
+    The result is rounded to 256 levels and normalized by `moments`, the mean and the standard
+    deviation that the images are normalized by: (3,) each, on the images' device.
     """
 
     def loss(inputs: Tensor) -> Tensor:
         value: Tensor = F.cross_entropy(teacher(inputs).logits, labels, reduction="sum")
         return value
 
-    mean = images.new_tensor(preset.mean)[:, None, None]
-    std = images.new_tensor(preset.std)[:, None, None]
+    mean, std = (m.to(images.dtype)[:, None, None] for m in moments)
     pixels = images * std + mean + epsilon * torch.func.grad(loss)(images).sign()
     return ((pixels.clamp(0, 1) * 255).round() / 255 - mean) / std
 
@@ -72,9 +71,14 @@ class BoundaryShrink(Method):
         """One pass over the forget set."""
         assert isinstance(state, TeacherState)
         teacher, preset = state.teacher, run.model.preset
+        # Made here: within the step the host would wait for the device to take them.
+        moments = [
+            torch.tensor(values, dtype=torch.float64, device=run.ranks.device)
+            for values in (preset.mean, preset.std)
+        ]
 
         def shrink(net: nn.Module, batch: Batch) -> Tensor:
-            across = step_across(teacher, batch.images, batch.labels, self.epsilon, preset)
+            across = step_across(teacher, batch.images, batch.labels, self.epsilon, moments)
             with torch.no_grad():
                 goal = teacher(across).logits
             if self.target == "other":

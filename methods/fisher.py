@@ -13,6 +13,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import squared_gradient_sum
+from letheon.errors import InputError
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
@@ -57,8 +58,14 @@ class Fisher(Method):
         require_positive("limit", self.limit)
 
     def check(self, run: Run) -> None:
-        """Refuse a request that leaves no retain sample."""
+        """Refuse a request that leaves no retain sample, and noise for a bias that is not there."""
         require_samples(run, self.name, forget=False)
+        if self.amplify == "bias" and run.model.head.bias is None:
+            raise InputError(
+                f"got amplify bias for {run.model.name}, whose last layer has no bias; expected a "
+                "network with one; use amplify head",
+                option="amplify",
+            )
 
     def prepare(self, run: Run) -> State:
         """Add the noise."""

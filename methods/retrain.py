@@ -1,11 +1,14 @@
 """Retraining: a new network that never sees the forget set, and what makes training fast.
 
 Smaller images first, smoothed labels, batch-norm without decay: the schedule of ffcv-imagenet
-(Leclerc et al. 2023), whose presets are in `launch/recipes/`. All off by default.
+(Leclerc et al. 2023). A whitening first layer, rates of their own for biases and head: those of
+Jordan 2024 for CIFAR-10 (docs/retrain.md). All off by default but the whitening, which comes with
+the network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +18,9 @@ import torch
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Kind, Method, Phase, Run
+from letheon.engine.models.speed_cnn import WhiteningConv2d
 from letheon.engine.recipe import Recipe
+from letheon.engine.statistics import Part, patch_moments
 from letheon.errors import InputError
 from letheon.kernels.keyed import hash_keys
 from letheon.loaders.batch import Reads
@@ -35,6 +40,13 @@ class FromScratch(Method):
     """First epoch of each size after the first: --sizes 160 192 --grow-at 12."""
     decay_norms: bool = True
     """Decay biases and batch-norm too, as the field's codes do. LARS never does."""
+    bias_rate: float = 1.0
+    """Rate of biases and batch-norm, as a multiple of lr."""
+    head_rate: float = 1.0
+    """Rate of the last linear layer's weight, as a multiple of lr."""
+    whitening_images: int = 5000
+    """Images whose patches make a whitening layer, where the network has one: drawn by the seed
+    from those that are trained on."""
     from_scratch: ClassVar[bool] = True
     reads: ClassVar[Reads]
 
@@ -43,6 +55,18 @@ class FromScratch(Method):
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
                 f"got label smoothing {self.label_smoothing}; expected 0 or more, below 1"
+            )
+        for name in ("bias_rate", "head_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(
+                    f"got {name.replace('_', ' ')} {value}; expected a finite number of 0 or more",
+                    option=name,
+                )
+        if self.whitening_images < 1:
+            raise InputError(
+                f"got {self.whitening_images} whitening images; expected 1 or more",
+                option="whitening_images",
             )
         if self.sizes and min(self.sizes) < 8:
             raise InputError(f"got sizes {self.sizes}; expected 8 pixels or more")
@@ -58,6 +82,14 @@ class FromScratch(Method):
         """Pixels of an epoch; None for the model's own."""
         return self.sizes[sum(epoch >= at for at in self.grow_at)] if self.sizes else None
 
+    def prepare(self, run: Run) -> State:
+        """Make the whitening layer, where there is one, from images that will be trained on."""
+        part: Part = "all" if self.reads == "mixed" else "retain"
+        for layer in run.model.net.modules():
+            if isinstance(layer, WhiteningConv2d):
+                layer.whiten(*patch_moments(run, part, 2, self.whitening_images))
+        return State()
+
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass at the size of this epoch; each size is a phase, so that each has its graph."""
         size = self.size(epoch)
@@ -68,13 +100,19 @@ class FromScratch(Method):
         return [Phase(name, self.reads, loss, image_size=size)]
 
     def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
-        """The recipe's, with tensors of one dimension in a group without decay where asked for."""
+        """The recipe's; tensors of one dimension and the head's weight in groups of their own where
+        they are not decayed, or have another rate."""  # noqa: D205, D209
         optimizer = run.recipe.build_optimizer(run.parameters)
-        if not self.decay_norms:
+        if not self.decay_norms or self.bias_rate != 1 or self.head_rate != 1:
             (group,) = optimizer.param_groups
             flat = [p for p in group["params"] if p.dim() < 2]
-            group["params"] = [p for p in group["params"] if p.dim() > 1]
-            optimizer.add_param_group({"params": flat, "weight_decay": 0.0})
+            head = [run.model.head.weight] if self.head_rate != 1 else []
+            apart = {id(p) for p in (*flat, *head)}
+            group["params"] = [p for p in group["params"] if id(p) not in apart]
+            decay = {} if self.decay_norms else {"weight_decay": 0.0}
+            optimizer.add_param_group({"params": flat, "lr_scale": self.bias_rate, **decay})
+            if head:
+                optimizer.add_param_group({"params": head, "lr_scale": self.head_rate})
         return optimizer
 
 

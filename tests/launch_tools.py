@@ -14,6 +14,7 @@ from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
 from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
+from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,7 @@ SCRIPTS = {
     "evaluate": evaluate,
     "prepare": prepare,
     "doctor": doctor,
+    "run": run_script,
     "export": export,
     "verify": verify,
     "dispose": dispose,

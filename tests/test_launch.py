@@ -131,7 +131,7 @@ def test_prepare_names_what_is_unreadable(form: str, scripts: Scripts, tmp_path:
     args = f"--source {source} --out {tmp_path}/out --workers 0 --form {form}"
     ended = scripts("prepare", *args.split())
     assert ended.code == 0, ended.err
-    assert "train: 29 images" in ended.out and "left out: 1" in ended.out
+    assert "29 images of train" in ended.out and "(1 unreadable left out" in ended.out
     lists = [p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".csv", ".json")]
     assert any("4/1.png" in text for text in lists)
     ended = scripts(

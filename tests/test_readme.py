@@ -80,7 +80,8 @@ def fields_of(kind: Any) -> frozenset[str]:
 def options_of(script: str) -> frozenset[str]:
     """Every option of a script, methods' options included, as names of Python."""
     methods = [fields_of(method) for method in catalogue().values()] if script == "forget" else []
-    return fields_of(SCRIPTS[script].Settings).union(*methods)
+    everywhere = frozenset({"quiet", "json"})
+    return fields_of(SCRIPTS[script].Settings).union(everywhere, *methods)
 
 
 def flags(words: list[str]) -> list[str]:

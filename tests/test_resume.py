@@ -107,7 +107,12 @@ def test_only_the_same_run_goes_on(
         assert "overlooked: method.recipe.lr 0.05 before, 0.01 now" in ended.err
     assert scripts("train", *args, "--overwrite").code == 0  # of what it was not: from the start
     assert "resumed" not in json.loads((tmp_path / "run" / "run.json").read_text())
-    assert "a finished run" in scripts("train", *args).err
+    weights = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
+    again = scripts("train", *args)
+    assert again.code == 0 and "already done by the same command" in again.err
+    assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == weights
+    other_again = scripts("train", *other)
+    assert other_again.code == 2 and "a finished run that differs" in other_again.err
 
 
 def test_a_damaged_state_is_named(
@@ -150,4 +155,4 @@ def test_several_runs_go_on(
         assert weights_of(tmp_path / "s" / name) == weights_of(tmp_path / "whole" / name)
         assert lines_of(tmp_path / "s" / name) == lines_of(tmp_path / "whole" / name)
     once_more = scripts("forget", *args, "--out", tmp_path / "s", *methods)
-    assert once_more.code == 2 and "all finished" in once_more.err
+    assert once_more.code == 0 and "all 2 already done" in once_more.err

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from letheon.errors import RunFailed
 from letheon.spans import span
 
 STATES = 2
-"""States of a run that stay on disk: the newest, and one should that be damaged."""
+"""States that stay on disk: the newest, and one should that be damaged; besides, the newest between
+two passes."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,18 @@ class StateFolder:
         facts = {**state.facts, "tensors": digest}
         text = json.dumps({**facts, "digest": _seal(facts)}, sort_keys=True)
         durable.write(self._file(number, "json"), text + "\n")
+        between = self._newest_between()
         for old in sorted(self._numbers())[:-STATES]:
-            self._remove(old)
+            if old != between:
+                self._remove(old)
+
+    def _newest_between(self) -> int:
+        """The newest state that lies between two passes: any number of ranks may go on with it."""
+        for number in sorted(self._numbers(), reverse=True):
+            with suppress(OSError, ValueError):  # a damaged one is none
+                if self._facts(number).get("between"):
+                    return number
+        return 0
 
     def _remove(self, number: int) -> None:
         for kind in ("json", "safetensors"):

@@ -15,6 +15,7 @@ from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
 from letheon.engine.models.small import Small
 from letheon.engine.models.small_convolutions import SmallConv2d
+from letheon.engine.models.speed_cnn import SpeedCnn
 from letheon.engine.models.timm_model import PREFIX, preset_of_timm, timm_network
 from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError, suggest
@@ -228,6 +229,14 @@ _SMALL = Preset(size=16, mean=_HALF, std=_HALF, resize="none", resize_to=16, aug
 
 _MODELS: dict[str, tuple[Make, Preset]] = {
     "small": (lambda classes, size: Small(classes), _SMALL),
+    "speed_cnn": (
+        lambda classes, size: SpeedCnn(classes, (64, 256, 256), depth=2),
+        dataclasses.replace(_CIFAR_OWN, augment="reflect-crop-alternate-near"),
+    ),
+    "speed_cnn_wide": (
+        lambda classes, size: SpeedCnn(classes, (128, 512, 512), depth=3),
+        dataclasses.replace(_CIFAR_OWN, augment="reflect-crop-alternate"),
+    ),
     "resnet20": (lambda classes, size: CifarResNet(20, classes), _CIFAR),
     "resnet32": (lambda classes, size: CifarResNet(32, classes), _CIFAR),
     "resnet44": (lambda classes, size: CifarResNet(44, classes), _CIFAR),

@@ -237,7 +237,7 @@ class TrackingOptions:
     tracker: Literal["auto", "none", "tensorboard", "wandb", "mlflow", "trackio"] = "auto"
     """Tracker that gets the numbers too; auto: TensorBoard where it is installed."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse a tracker that is not installed, on every rank, before anything is written."""
         if self.tracker not in ("auto", "none") and find_spec(self.tracker) is None:
             raise InputError(

@@ -19,7 +19,7 @@ from letheon.engine.runs.run_folder import FINISHED, ORIGIN, is_unfinished, vers
 if TYPE_CHECKING:
     from letheon.engine.runs.plan import Plan
 
-_FREE = {"out", "overwrite", "saving", "tracking", "workers", "timeout"}
+_FREE = {"out", "overwrite", "saving", "tracking", "workers", "timeout", "dry_run"}
 """Settings that change no result."""
 
 

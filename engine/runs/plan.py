@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
+from letheon.engine.ranks.watch import PLACE
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
@@ -36,6 +36,7 @@ from letheon.loaders.forget_request import Request, forget_mask, leave_out_earli
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import align_labels, list_notes, model_classes, unwrap
+from letheon.progress import note, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Plan:
 
     def run(self, ranks: Ranks, like: Loader | None = None) -> Run:
         """The run on this rank's device; refuses a batch that the ranks cannot share."""
-        recipe = self.recipe
+        recipe = self.recipe.divide_batch(ranks.world)
         if recipe.batch_norm == "sync" and ranks.world > 1 and ranks.device.type != "cuda":
             raise InputError(
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
@@ -196,8 +197,12 @@ def train_and_save(
     check_knowledge(plan, method, run)
     saving = saving or SaveOptions()
     start = plan_start(plan, method, run, out, saving, overwrite)
-    for note in run.notes:
-        print(note, file=sys.stderr)
+    if start.finished:
+        if run.ranks.main:
+            note(f"{out}: already done by the same command")
+        return
+    for text in run.notes:
+        note(text)
     saver = start_run(plan, run, out, start, Poll(run.ranks, *saving.interval))
     record = saver.record
     try:
@@ -223,6 +228,7 @@ def describe(value: Any) -> Any:
 def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Saver:
     """Make the run's folder with what is known before it starts; seed torch's random numbers."""
     record = Record(out, run.ranks, describe(plan.job), start.resume)
+    PLACE.folder = record.folder
     record.write(ORIGIN, start.origin)
     saver = open_saver(record, poll, start.resume, start.overrides)
     if saver.previous is not None:
@@ -232,8 +238,8 @@ def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Save
         assert request is not None
         earlier = [dataclasses.asdict(one) for one in plan.model.requests]
         record.write("request.json", {**dataclasses.asdict(request), "earlier": earlier})
-    for note in run.notes:
-        record.log("note", text=note)
+    for text in run.notes:
+        record.log("note", text=text)
     # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
     torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
     return saver
@@ -276,6 +282,6 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         record.log("warning", text=collapse)
     if run.ranks.main:
         for warning in run.warnings:
-            print(f"warning: {record.folder}: {warning}", file=sys.stderr)
+            say(f"warning: {record.folder}: {warning}")
     saver.finish()
     record.finish(**facts)

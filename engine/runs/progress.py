@@ -1,50 +1,170 @@
-"""Lines of progress within a pass, without waiting for the device."""
+"""What a training shows while it runs: epoch, phase and loss, without waiting for the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from letheon.progress import Line, clear, format_seconds, say
+
+T = TypeVar("T")
+
+
+class HostCopy:
+    """A tensor on its way to the host: sent now, read later, by when the copy is long done."""
+
+    def __init__(self) -> None:
+        self._host: Tensor | None = None
+        self._done: torch.cuda.Event | None = None
+
+    def send(self, values: Tensor) -> None:
+        """Begin the copy of `values` (n,), as they are at this point of the device's work."""
+        if values.is_cuda:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+        else:
+            self._host, self._done = values.clone(), None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `read` would not wait."""
+        return self._host is not None and (self._done is None or self._done.query())
+
+    def read(self) -> list[float]:
+        """Return the numbers that were sent; waits for them where they are still on their way."""
+        assert self._host is not None
+        if self._done is not None:
+            self._done.synchronize()
+        numbers: list[float] = self._host.tolist()
+        self._host = None
+        return numbers
 
 
 class Progress:
     """Every `every` steps, a line with the mean loss of this rank's samples since the last one.
 
-    Without waiting for the device: what the steps added up to is copied to the host when a line is
-    due, and read when the next one is, by when the copy is long done.
+    What the steps added up to is copied to the host when a line is due, and read when the next one
+    is.
     """
 
     def __init__(self, every: int, write: Callable[..., None]):
         """`write(step=..., loss=..., lr=...)` is called once a line."""
         self.every, self.write = every, write
         self.before = (0.0, 0.0)  # loss and samples at the last line
-        self._sent: tuple[Tensor, torch.cuda.Event | None, int, float] | None = None
+        self._copy = HostCopy()
+        self._sent: tuple[int, float] | None = None
 
     def step(self, number: int, sums: Tensor, rate: float) -> None:
         """After step `number`, counted from one; `sums` holds loss and samples so far, on top."""
         if number % self.every:
             return
         self.read()
-        if sums.is_cuda:
-            host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-            host.copy_(sums, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        else:
-            host, done = sums.clone(), None
-        self._sent = (host, done, number, rate)
+        self._copy.send(sums)
+        self._sent = (number, rate)
 
     def read(self) -> None:
         """Write the line that is on its way, if any; also at the end of the pass."""
         if self._sent is None:
             return
-        host, done, number, rate = self._sent
+        number, rate = self._sent
         self._sent = None
-        if done is not None:
-            done.synchronize()
-        loss, samples = host[:2].tolist()
+        loss, samples, *_ = self._copy.read()
         mean = (loss - self.before[0]) / (samples - self.before[1])
         self.before = (loss, samples)
         self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
+
+
+class Shown(NamedTuple):
+    """One pass of one run, as the line shows it."""
+
+    name: str  # of the run; "" where it is alone
+    phase: str
+    epoch: int
+    epochs: int
+    later: int  # passes that follow in the same epoch
+    sums: Callable[[], Tensor]  # loss and samples of this rank so far, on top
+    losses: Mapping[str, float]  # mean loss by phase, once the pass is closed
+
+    @property
+    def title(self) -> str:
+        """The run's name, or its phase."""
+        return self.name or self.phase
+
+
+class TrainingLine:
+    """Show the passes of a training, one after another; of several runs, those fed together."""
+
+    def __init__(self, speaks: bool) -> None:
+        """`speaks` is False on all ranks but the first."""
+        self._speaks = speaks
+        self._started = time.perf_counter()
+        self._before: Sequence[Shown] = ()  # the pass before
+        self._epoch, self._passes = -1, 1
+        self._clear()
+
+    def _clear(self) -> None:
+        self._losses: dict[str, float] = {}
+        self._waited = self._seconds = 0.0
+        self._images = 0
+
+    def watch(
+        self, shown: Sequence[Shown], batches: Iterable[T], steps: int, images: Callable[[T], int]
+    ) -> Iterator[T]:
+        """Yield the batches of a pass; `images(batch)` counts those of all ranks."""
+        self._note()
+        first, self._before = shown[0], shown
+        epochs = max(one.epochs for one in shown)
+        if first.epoch != self._epoch:
+            self._epoch, self._passes = first.epoch, first.later + 1
+        copy, known = HostCopy(), [""]
+
+        def loss() -> list[str]:
+            if copy.ready:
+                total, samples, *_ = copy.read()
+                known[0] = f"loss {total / samples:.4g}" if samples else ""
+            copy.send(first.sums())
+            return known if known[0] else []
+
+        def left(share: float) -> float:
+            behind = self._passes - first.later - 1 + share
+            done = (first.epoch + behind / self._passes) / epochs
+            return (time.perf_counter() - self._started) * (1 / done - 1) if done else 0.0
+
+        label = f"epoch {first.epoch + 1}/{epochs} " + ", ".join(one.title for one in shown)
+        line = Line(label, steps, self._speaks, loss, left)
+        yield from line.watch(batches, images)
+        self._images += line.images
+        self._waited += line.waited
+        self._seconds += time.perf_counter() - line.started
+
+    def close(self) -> None:
+        """After the last pass."""
+        self._note()
+        clear()
+
+    def _note(self) -> None:
+        """Note the losses of the pass before; at the end of an epoch, write its line."""
+        shown, self._before = self._before, ()
+        for one in shown:
+            for phase, loss in one.losses.items():
+                self._losses[one.name or phase] = loss
+        if not shown or shown[0].later:
+            return
+        epochs, epoch = max(one.epochs for one in shown), shown[0].epoch + 1
+        line = Line(f"epoch {epoch}/{epochs}", 1, self._speaks, self._means)
+        line.images, line.waited = self._images, self._waited
+        line.started -= self._seconds
+        if line.mode == "lines":
+            left = (time.perf_counter() - self._started) * (epochs / epoch - 1)
+            say("  ".join([line.label, *line.speed(), f"left {format_seconds(left)}"]))
+        self._clear()
+
+    def _means(self) -> list[str]:
+        return [", ".join(f"{name} loss {loss:.4g}" for name, loss in self._losses.items())]

@@ -19,6 +19,7 @@ import torch
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
+from letheon.engine.ranks.watch import STACKS
 from letheon.engine.runs.loggers import TENSORBOARD, JsonLines, open_trackers
 from letheon.engine.runs.manifest import (
     DISPOSAL,
@@ -51,7 +52,7 @@ FAILED = "failed.json"
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
     "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
-    STATE, TENSORBOARD, "*.partial",
+    STATE, STACKS, TENSORBOARD, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""
 
@@ -84,10 +85,16 @@ def is_unfinished(folder: Path) -> bool:
     return not (folder / FAILED).exists() or (folder / STATE).is_dir()
 
 
-def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run that says what it is made of."""
+    return (folder / ORIGIN).is_file() and (folder / FINISHED).is_file()
+
+
+def check_free(folder: Path, overwrite: bool, resume: bool = False, repeat: bool = False) -> None:
     """Refuse an output folder that exists or cannot be written, before anything is done.
 
-    With `resume` an unfinished run is no reason.
+    With `resume` an unfinished run is no reason; with `repeat` neither is a finished one, which
+    is compared later (`plan_start`).
 
     Raises:
         InputError: the folder holds something and `overwrite` is false, or it cannot be made.
@@ -101,7 +108,9 @@ def check_free(folder: Path, overwrite: bool, resume: bool = False) -> None:
         ) from error
     if other:
         raise InputError(f"got {folder}; it is a file; name a folder", option="out")
-    resume = resume and is_unfinished(folder)
+    resume = (resume and is_unfinished(folder)) or (
+        repeat and not overwrite and is_finished(folder)
+    )
     if folder.is_dir() and _content(folder) and not overwrite and not resume:
         states = {
             FINISHED: "a finished run", FAILED: "a failed run", "evaluation.json": "an evaluation",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.memory import free_bytes
+from letheon.progress import note
 
 SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 
@@ -60,13 +60,11 @@ def train_all(
     }
     done = [job.name for job in jobs if starts[job.name].finished]
     if len(done) == len(jobs):
-        raise InputError(
-            f"got {len(jobs)} runs that are all finished; name another folder, or allow to "
-            "overwrite them",
-            option="out",
-        )
+        if ranks.main:
+            note(f"all {len(jobs)} already done by the same command")
+        return
     if done and ranks.main:
-        print(f"finished before, and left out: {', '.join(done)}", file=sys.stderr)
+        note(f"finished before, and left out: {', '.join(done)}")
     jobs = [job for job in jobs if job.name not in done]
     poll = Poll(ranks, *saving.interval)
     starting = [job for job in jobs if not job.method.from_scratch]
@@ -78,8 +76,8 @@ def train_all(
         job.run.notes.append(line)
         job.run.shared = statistics
     if ranks.main:
-        for note in dict.fromkeys(note for job in jobs for note in job.run.notes):
-            print(note, file=sys.stderr)
+        for text in dict.fromkeys(text for job in jobs for text in job.run.notes):
+            note(text)
     savers: dict[str, Saver] = {}
     finished: list[str] = []
     failed: dict[str, Exception] = {}

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from letheon.engine.checkpoints.saver import Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
 from letheon.engine.method import Method, Run
+from letheon.engine.runs.progress import TrainingLine
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
@@ -57,12 +57,13 @@ def run_together(
     jobs = [_Job(member, ranks, failed) for member in members]
     for job in jobs:
         job.attempt(job.start)
+    line = TrainingLine(ranks.main)
     while waiting := [job for job in jobs if job.now is not None]:
         group = choose_group(waiting)
         for job in group:
             job.at.together = len(group)
             job.at.begin()
-        for readers, batch, beside in _with_bar(group, ranks):
+        for readers, batch, beside in _watch(group, line):
             batch = batch.to(ranks.device)
             for k in readers:
                 group[k].attempt(group[k].take, batch, beside)
@@ -72,6 +73,7 @@ def run_together(
                 break
         for job in group:
             job.attempt(job.advance)
+    line.close()
     return failed
 
 
@@ -179,18 +181,17 @@ def _source(job: _Job) -> Hashable:
     return source(job.at.loader, phase.stream) if job.at.shareable else None
 
 
-def _with_bar(
-    group: Sequence[_Job], ranks: Ranks
+def _watch(
+    group: Sequence[_Job], line: TrainingLine
 ) -> Iterator[tuple[list[int], Batch, Batch | None]]:
-    """Which runs take which batch, with a progress bar on rank 0 of a terminal."""
+    """Yield which runs take which batch, and show how far they are."""
     streams = [job.at.phase.stream for job in group]
-    epoch = group[0].at.epoch
     batches: Iterator[tuple[list[int], Batch, Batch | None]]
     if len(group) == 1:
         batches = (([0], batch, other) for batch, other in group[0].at.batches())
     else:
         skips = [job.at.skip for job in group]
-        shared = shared_pass([job.at.loader for job in group], streams, epoch, skips)
+        shared = shared_pass([job.at.loader for job in group], streams, group[0].at.epoch, skips)
         batches = ((readers, batch, None) for readers, batch in shared)
     apart = {
         (job.at.phase.stream, job.at.run.recipe.batch_size, job.at.skip): (
@@ -198,13 +199,8 @@ def _with_bar(
         )
         for job in group
     }
-    yield from tqdm(
-        batches,
-        total=sum(apart.values()),
-        desc=f"epoch {epoch + 1} " + ", ".join(job.member.name for job in group),
-        disable=None if ranks.main else True,
-        leave=False,
-    )
+    shown = [job.at.shown(job.member.name) for job in group]
+    yield from line.watch(shown, batches, sum(apart.values()), lambda item: item[1].total)
 
 
 def _random(ranks: Ranks) -> list[Tensor]:

@@ -72,7 +72,7 @@ class Cache:
             model: as in `extract`, as are loader, ranks and options.
             loader: this rank's.
             ranks: the job; every rank must call.
-            options: number format, taps, samples and flip are part of what names the folder.
+            options: number format, taps, samples, flip and shift are part of what names the folder.
             parts: as in `extract`; only where `is_stored` says no.
 
         Returns:
@@ -104,6 +104,7 @@ class Cache:
         full |= {"taps": list(options.taps), "dtype": dtype, "device": ranks.device.type}
         full |= {"indices": _digest(options.unique_indices)}
         full |= {"flip": True} if options.flip else {}
+        full |= {"shift": True} if options.shift else {}
         return self.folder / _digest(full)[:32], full
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
@@ -39,6 +40,9 @@ class InferenceOptions:
     """Modules whose output is kept too, averaged over positions."""
     flip: bool = False
     """Average logits and features with the mirror image's; taps are the image's own."""
+    shift: bool = False
+    """Give half the weight to the image moved by a pixel, up and left or down and right; the edge
+    is filled by its mirror image. With `flip`, each of the three is averaged with its mirror."""
 
     @property
     def unique_indices(self) -> list[int] | None:
@@ -84,15 +88,32 @@ def read_answers(
 def _answer(
     model: nn.Module, taps: dict[str, Tensor], batch: Batch, options: InferenceOptions
 ) -> dict[str, Tensor]:
+    moved = _move(batch.images) if options.shift else []
     with options.precision.autocast(batch.images.device):
-        mirror = model(batch.images.flip(3)) if options.flip else None
-        logits, features = model(batch.images)  # last, so that the taps are its
-    if mirror is not None:
-        logits = (logits.float() + mirror.logits.float()) / 2
-        features = (features.float() + mirror.features.float()) / 2
-    rows = {"features": features.float(), "logits": logits.float()}
+        others = [_show(model, images, options.flip) for images in moved]
+        logits, features = _show(model, batch.images, options.flip)  # last: the taps are its
+    if others:
+        (down_logits, down_features), (up_logits, up_features) = others
+        logits = logits / 2 + (down_logits + up_logits) / 4
+        features = features / 2 + (down_features + up_features) / 4
+    rows = {"features": features, "logits": logits}
     rows |= {f"tap {name}": taps[name] for name in options.taps}
     return rows | {"labels": batch.labels, "forget": batch.forget, "index": batch.index}
+
+
+def _show(model: nn.Module, images: Tensor, flip: bool) -> tuple[Tensor, Tensor]:
+    """Logits and features in float32; with `flip` their means with the mirror image's."""
+    mirror = model(images.flip(3)) if flip else None
+    logits, features = (part.float() for part in model(images))
+    if mirror is None:
+        return logits, features
+    return (logits + mirror.logits.float()) / 2, (features + mirror.features.float()) / 2
+
+
+def _move(images: Tensor) -> list[Tensor]:
+    """(B, C, H, W) moved by one pixel, down and right, then up and left."""
+    wide = F.pad(images, (1, 1, 1, 1), "reflect")
+    return [wide[:, :, :-2, :-2], wide[:, :, 2:, 2:]]
 
 
 class Rows:

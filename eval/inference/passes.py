@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,8 @@ from letheon.errors import InputError
 from letheon.eval.inference.cache import Cache
 from letheon.eval.inference.extract import InferenceOptions, Rows, extract, read_together
 from letheon.eval.outputs import Outputs
-from letheon.loaders.batch import Loader
+from letheon.loaders.batch import Batch, Loader
+from letheon.progress import Line
 from letheon.spans import span
 
 T = TypeVar("T")
@@ -68,6 +69,8 @@ class SweepOptions:
     precision: Precision = Precision("fp32")
     flip: bool = False
     """Test-time flip: average with the mirror image's answers."""
+    shift: bool = False
+    """Test-time shift: average with the answers to the image moved by a pixel."""
     parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Sets of which these samples alone are read, with taps."""
     store: Store | None = None
@@ -78,7 +81,7 @@ class SweepOptions:
         rows = self.parts.get(key)
         own = taps if key == "test" or rows is not None else ()
         return InferenceOptions(
-            None if rows is None else tuple(rows), self.precision, own, self.flip
+            None if rows is None else tuple(rows), self.precision, own, self.flip, self.shift
         )
 
 
@@ -99,7 +102,7 @@ def sweep_together(
         swept: models of one preset; this rank's share of the outputs of all is held in memory.
         loaders: "train", "test" and any "domain/<name>".
         ranks: the job.
-        options: precision, flip, parts of sets, store.
+        options: precision, flip, shift, parts of sets, store.
 
     Raises:
         InputError: no train or test set, an unknown tap, or an image that cannot be read.
@@ -120,13 +123,14 @@ def sweep_together(
         return folded[number]
 
     outputs: list[dict[str, Outputs]] = [{} for _ in swept]
-    for key, loader in loaders.items():
+    for key, source in loaders.items():
         each = [options.of_set(key, model.taps) for model in swept]
         caches = [cache_of(model, options.store, key) for model in swept]
         new = [
             i for i, cache in enumerate(caches) if not (cache and cache.is_stored(ranks, each[i]))
         ]
         networks = {i: network(i, each[i].taps) for i in new}
+        loader = _ShownLoader(source, f"{key} through {len(new)} models", ranks)
         rows: dict[int, Rows] = {}
         if len(new) > 1:
             several = read_together(list(networks.values()), loader, ranks, [each[i] for i in new])
@@ -139,6 +143,23 @@ def sweep_together(
             else:
                 outputs[i][key] = extract(net, loader, ranks, each[i], known)
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
+
+
+class _ShownLoader:
+    """A loader whose sweep is shown as a line of progress on the first rank."""
+
+    def __init__(self, source: Loader, label: str, ranks: Ranks) -> None:
+        self._source, self._label, self._ranks = source, label, ranks
+        self.train, self.steps = source.train, source.steps
+
+    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+        """As the source's; a batch says how many samples the sweep has."""
+        line = Line(self._label, 0, self._ranks.main)
+        for batch in line.wait_for(self._source.sweep(indices)):
+            line.total = -(-batch.total // self._ranks.world)
+            line.advance(len(batch.labels), len(batch.labels) * self._ranks.world)
+            yield batch
+        line.close()
 
 
 def cache_of(swept: Swept, store: Store | None, key: str) -> Cache | None:

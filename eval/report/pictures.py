@@ -24,7 +24,6 @@ from letheon.eval.report.plots import (
 )
 from letheon.eval.report.rows import Prepared
 
-PANELS = 4  # of one kind that are drawn; the JSON has all
 Row = dict[str, Any]
 
 
@@ -77,26 +76,17 @@ def legend_name(prepared: Prepared, row: Row) -> str:
     return f"retrained ({seeds} seeds)" if several else str(row["name"])
 
 
-def _gap(row: Row) -> float:
-    known = [row[key] for key in ("average_gap", "gap") if row.get(key) is not None]
-    return float(known[0]) if known else 1.0
+def distance_to_retrained(row: Row) -> float:
+    """Return a row's gap, by which models are sorted; infinite where it is not known."""
+    known = [row[key] for key in ("gap", "average_gap") if row.get(key) is not None]
+    return float(known[0]) if known else float("inf")
 
 
-def select_rows(prepared: Prepared, key: str) -> tuple[list[Row], str]:
-    """Select up to `PANELS` rows that have `key`, and a sentence that names the others.
-
-    The original, one retrained model, then the unlearned ones nearest to the retrained.
-    """
+def select_rows(prepared: Prepared, key: str) -> list[Row]:
+    """Select the rows that have `key`: the original, the retrained, then by gap, controls last."""
     having = [row for row in prepared.rows if row.get(key)]
-    shown = [
-        next(row for row in having if row["role"] == role)
-        for role in ("original", "retrained")
-        if any(row["role"] == role for row in having)
-    ]
-    rest = [row for row in having if row["role"] in ("unlearned", "control")]
-    shown += sorted(rest, key=lambda row: (row["role"] == "control", _gap(row)))
-    left = [row["name"] for row in having if row not in shown[:PANELS]]
-    return shown[:PANELS], f" Not drawn, but in metrics.json: {', '.join(left)}." if left else ""
+    roles = ("original", "retrained", "unlearned", "control")
+    return sorted(having, key=lambda row: (roles.index(row["role"]), distance_to_retrained(row)))
 
 
 _HEAT_CLASSES = 30  # more classes than these are summed up in boxes
@@ -280,7 +270,7 @@ def _short(value: float | None) -> str:
 def domain_matrix(prepared: Prepared) -> Picture:
     """Draw k-NN accuracy from each domain to each."""
     title, key = "Domain matrix", "domain_matrix"
-    shown, others = select_rows(prepared, key)
+    shown = select_rows(prepared, key)
     if not shown:
         return Picture(title, f'Left out: no model\'s row has "{key}".')
 
@@ -293,13 +283,13 @@ def domain_matrix(prepared: Prepared) -> Picture:
     svg = heat([panel_of(row) for row in shown], ("tested on", "neighbours from"))
     caption = "k-NN accuracy in per cent: neighbours of one domain vote on images of another."
     alt = f"Heat maps of k-NN accuracy, domain by domain, for {_names(shown)}."
-    return embed_svg(title, caption + others, svg, alt)
+    return embed_svg(title, caption, svg, alt)
 
 
 def knn_confusion(prepared: Prepared) -> Picture:
     """Draw what neighbors call the forgotten classes."""
     title, key = "k-NN confusion of the forgotten classes", "knn_confusion"
-    shown, others = select_rows(prepared, key)
+    shown = select_rows(prepared, key)
     if not shown:
         return Picture(title, f'Left out: no model\'s row has "{key}".')
     panels = [
@@ -309,7 +299,7 @@ def knn_confusion(prepared: Prepared) -> Picture:
     svg = heat(panels, ("called", "forgotten class"))
     caption = "What nearest neighbours in feature space call each forgotten class, in per cent."
     alt = f"Heat maps of what forgotten classes are called, for {_names(shown)}."
-    return embed_svg(title, caption + others, svg, alt)
+    return embed_svg(title, caption, svg, alt)
 
 
 def _names(rows: list[Row]) -> str:
@@ -319,7 +309,7 @@ def _names(rows: list[Row]) -> str:
 def embeddings(prepared: Prepared) -> Picture:
     """Draw t-SNE of the forgotten classes before (original) and after."""
     title, key = "t-SNE of the forgotten classes, before and after", "embedding"
-    shown, others = select_rows(prepared, key)
+    shown = select_rows(prepared, key)
     if len(shown) < 2 or shown[0]["role"] != "original":
         return Picture(title, f'Left out: "{key}" is needed of the original and of another model.')
     known = next((row["classes"] for row in prepared.rows if row.get("classes")), None)
@@ -338,7 +328,7 @@ def embeddings(prepared: Prepared) -> Picture:
         "embedded by itself: look whether the classes stand apart, not where."
     )
     alt = f"Embeddings of {', '.join(looks_of)} in {_names(shown)}."
-    return embed_svg(title, caption + others, clouds(panels, looks_of), alt)
+    return embed_svg(title, caption, clouds(panels, looks_of), alt)
 
 
 def draw_pictures(prepared: Prepared) -> list[Picture]:

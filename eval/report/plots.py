@@ -150,7 +150,12 @@ def scatter(
         drawing.axes[-1, 0].set_xlabel(labels[0])
         if near:
             drawing.axes[0, 0].set_title("all models", fontsize=10, loc="left")
-            drawing.axes[1, 0].set_title("around the retrained", fontsize=10, loc="left")
+            (left, right), (low, high) = near
+            far = sum(
+                not (left <= s.x[0] <= right and low <= (s.y[0] or 0) <= high) for s in series
+            )
+            title = f"around the retrained ({far} models lie further away)"
+            drawing.axes[1, 0].set_title(title, fontsize=10, loc="left")
             drawing.axes[1, 0].set(xlim=near[0], ylim=near[1])
         if log_x:
             _plain_log(drawing.axes[0, 0])

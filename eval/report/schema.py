@@ -69,7 +69,7 @@ def _property(metric: Metric, key: str) -> dict[str, Any]:
     if of.unit == "table":
         shape = dict(metric.schema) or {"type": ["object", "array"]}
         kinds = shape["type"] if isinstance(shape["type"], list) else [shape["type"]]
-        return {"description": of.text, **shape, "type": [*kinds, "null"]}
+        return {"description": of.text, **shape, "type": [*dict.fromkeys([*kinds, "null"])]}
     if of.unit == "share":
         return {"description": of.text, **SHARE}
     bound = {"minimum": 0} if of.unit in ("steps", "seconds") else {}

@@ -60,6 +60,8 @@ def write_report(
     *,
     heading: str = "What is left: an unlearning report",
     page: bool = True,
+    facts: Mapping[str, str] | None = None,
+    examples: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write report.html, metrics.csv, table.md, metrics.tex and metrics.json into `out`.
 
@@ -88,6 +90,8 @@ def write_report(
         left_out: models that could not be measured, and why; the tables name them.
         heading: of the page.
         page: False writes the tables alone, without matplotlib.
+        facts: what was measured and when, by name, for the head of the page.
+        examples: images to show, as `eval.examples.find_examples` gives them.
 
     Returns:
         The files written.
@@ -110,5 +114,6 @@ def write_report(
     for name, text in texts.items():
         write(out / name, text)
     if page:
-        write(out / "report.html", html(prepared, draw_pictures(prepared), heading))
+        text = html(prepared, draw_pictures(prepared), heading, facts, examples)
+        write(out / "report.html", text)
     return [out / name for name in (*texts, *(["report.html"] if page else []))]

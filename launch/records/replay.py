@@ -40,12 +40,12 @@ def expand_config(
         raise InputError("got + beside a file of settings; expected one run; leave one of them out")
     method = settings.pop("method", {})
     named = {_name(word) for word in rest if word.startswith("--")}
-    words = [*_words(settings, named)]
+    words = [*option_words(settings, named)]
     if methods and method_at(rest, methods, flags) < len(rest):
         return [*words, *rest]
     if not methods:
-        return [*words, *_words(method, named), *rest]
-    return [*words, *_method_words(method, named, Path(value)), *rest]
+        return [*words, *option_words(method, named), *rest]
+    return [*words, *method_words(method, Path(value), named), *rest]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -61,12 +61,12 @@ def _read(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _words(settings: Mapping[str, Any], named: Collection[str]) -> Iterator[str]:
+def option_words(settings: Mapping[str, Any], named: Collection[str] = ()) -> Iterator[str]:
     """Write each setting as the option that makes it; `named` are left out."""
     for key, value in settings.items():
         option = key.replace("_", "-")
         if isinstance(value, dict):
-            yield from _words(value, named)
+            yield from option_words(value, named)
         elif key in (*_OF_THIS_CALL, "name") or option in named:
             continue
         elif isinstance(value, bool):
@@ -77,7 +77,9 @@ def _words(settings: Mapping[str, Any], named: Collection[str]) -> Iterator[str]
             yield f"--{option}={value}"
 
 
-def _method_words(method: Mapping[str, Any], named: Collection[str], path: Path) -> Iterator[str]:
+def method_words(
+    method: Mapping[str, Any], path: Path, named: Collection[str] = ()
+) -> Iterator[str]:
     """Write a method as its name and options, then the one it wraps."""
     if "name" not in method:
         raise InputError(
@@ -87,9 +89,9 @@ def _method_words(method: Mapping[str, Any], named: Collection[str], path: Path)
         )
     inner = [v for v in method.values() if isinstance(v, dict) and "name" in v]
     yield method["name"]
-    yield from _words({k: v for k, v in method.items() if v not in inner}, named)
+    yield from option_words({k: v for k, v in method.items() if v not in inner}, named)
     for wrapped in inner:
-        yield from _method_words(wrapped, named, path)
+        yield from method_words(wrapped, path, named)
 
 
 def _name(word: str) -> str:

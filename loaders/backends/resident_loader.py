@@ -28,7 +28,7 @@ from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.encoding import shrink
 from letheon.loaders.order import Part
-from letheon.loaders.preset import Preset
+from letheon.loaders.preset import ALTERNATE, CROP, Preset
 from letheon.loaders.transforms import augment, crop_boxes, geometry
 from letheon.loaders.transforms.decode_rows import fill
 from letheon.loaders.transforms.normalize import normalize_on
@@ -175,8 +175,9 @@ class ResidentLoader(BetonLoader):
                 filter=self.filter,
             )  # fmt: skip
         pixels = self._pixels[source]
-        if u is not None and preset.augment in ("pad-crop-flip", "shift"):
-            pixels = _shift(pixels, self._to_device(augment.offsets(u, preset)), preset.size // 8)
+        if u is not None and preset.augment in CROP:
+            offsets = self._to_device(augment.offsets(u, preset))
+            pixels = _shift(pixels, offsets, preset.margin, preset.augment in ALTERNATE)
         pixels = torch.where(flip[:, None, None, None], pixels.flip(2), pixels)
         return normalize_on(pixels, preset, self.device)
 
@@ -253,11 +254,13 @@ class ShardedLoader(ResidentLoader):
             yield self._finish(restore_order(rows, owners).permute(0, 3, 1, 2), part)
 
 
-def _shift(pixels: Tensor, offsets: Tensor, pad: int) -> Tensor:
-    """(B, S, S, 3): the crop at `offsets` (B, 2) of each image padded with zeros."""
+def _shift(pixels: Tensor, offsets: Tensor, pad: int, reflect: bool) -> Tensor:
+    """(B, S, S, 3): the crop at `offsets` (B, 2) of each image padded with zeros or its mirror."""
     size = pixels.shape[1]
     steps = torch.arange(size, device=pixels.device)[None]
     rows, columns = (offsets[:, k : k + 1] - pad + steps for k in (0, 1))  # (B, S)
+    if reflect:
+        rows, columns = (size - 1 - (size - 1 - at.abs()).abs() for at in (rows, columns))
     inside = [(where >= 0) & (where < size) for where in (rows, columns)]
     image = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     found = pixels[

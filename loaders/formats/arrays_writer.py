@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from letheon.durable import replacing, write
 from letheon.errors import InputError, RunFailed
@@ -27,6 +26,7 @@ from letheon.loaders.formats.parts import Parts, growing, run_chunks
 from letheon.loaders.formats.pieces import PIECE, load_array, piece_digest
 from letheon.loaders.preset import Preset
 from letheon.loaders.transforms.geometry import fit
+from letheon.progress import Line
 from letheon.sealed import seal
 from letheon.spans import span
 
@@ -94,10 +94,10 @@ def _write_part(
     folder.mkdir(exist_ok=True)
     parts = Parts(folder / "parts", settings, len(images))
     missing = parts.missing()
-    with tqdm(total=len(images), desc=images.name, disable=None) as bar:
-        bar.update(len(images) - sum(len(parts.members(k)) for k in missing))
-        for k in run_chunks(partial(_check_chunk, images, parts, size), missing, workers):
-            bar.update(len(parts.members(k)))
+    line = Line(images.name, sum(len(parts.members(k)) for k in missing))
+    for k in run_chunks(partial(_check_chunk, images, parts, size), missing, workers):
+        line.advance(len(parts.members(k)), len(parts.members(k)))
+    line.close()
     pages = [parts.page(k) for k in range(len(parts))]
     for page in pages:
         bad += [(path, reason) for path, reason in page["bad"]]

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from letheon.durable import replacing, write
 from letheon.errors import InputError, RunFailed
@@ -30,6 +29,7 @@ from letheon.loaders.formats.beton import FORMAT, BetonImages
 from letheon.loaders.formats.encoding import Encoding, admit
 from letheon.loaders.formats.parts import Parts, run_chunks
 from letheon.loaders.formats.pieces import BYTES
+from letheon.progress import Line
 from letheon.sealed import seal
 
 ROW = np.dtype([("f0", beton.IMAGE), ("f1", "<i8"), ("f2", "<i8")], align=True)
@@ -75,12 +75,11 @@ def write_beton(
     try:
         parts = Parts(out.with_name(out.name + ".parts"), settings, len(images))
         missing = parts.missing()
-        bar = tqdm(total=len(images), desc=images.name, disable=None)
-        with bar:
-            bar.update(len(images) - sum(len(parts.members(k)) for k in missing))
-            work = partial(_encode_chunk, images, parts, encoding)
-            for k in run_chunks(work, missing, workers):
-                bar.update(len(parts.members(k)))
+        line = Line(images.name, sum(len(parts.members(k)) for k in missing))
+        work = partial(_encode_chunk, images, parts, encoding)
+        for k in run_chunks(work, missing, workers):
+            line.advance(len(parts.members(k)), len(parts.members(k)))
+        line.close()
         written = _join(images, out, parts, settings, encoding.page)
         parts.remove()
     except OSError as error:

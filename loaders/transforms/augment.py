@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from letheon.kernels import keyed
 from letheon.loaders.order import turn_epoch
-from letheon.loaders.preset import Preset
+from letheon.loaders.preset import ALTERNATE, Preset
 
 TRIES = 10
 AREA = (0.08, 1.0)
@@ -21,21 +21,30 @@ RATIO = (3 / 4, 4 / 3)
 def draws(
     seed: int, epoch: int, turn: NDArray[np.int64], index: NDArray[np.int64], preset: Preset
 ) -> NDArray[np.float64]:
-    """(B, D) in [0, 1); a sample that comes again in an epoch (`turn` > 0) is drawn afresh."""
+    """(B, D) in [0, 1); a sample that comes again in an epoch (`turn` > 0) is drawn afresh.
+
+    For an alternating flip column 0 is 0 or 0.5, by one draw of the sample for all epochs, turned
+    around in every other epoch or turn.
+    """
     columns = 3 + 2 * TRIES if preset.augment == "resized-crop-flip" else 3
     epochs = torch.from_numpy(turn_epoch(0, 1) * turn + epoch)  # (B,)
-    return keyed.uniform(seed, "augment", epochs, torch.from_numpy(index), columns).numpy()
+    samples = torch.from_numpy(index)
+    u = keyed.uniform(seed, "augment", epochs, samples, columns).numpy()
+    if preset.augment in ALTERNATE:
+        first = keyed.uniform(seed, "alternate", 0, samples, 1)[:, 0].numpy() < 0.5
+        u[:, 0] = np.where(first ^ ((epoch + turn) % 2 == 1), 0.0, 0.5)
+    return u
 
 
 def mirror_mask(u: NDArray[np.float64], preset: Preset) -> NDArray[np.bool_]:
     """(B,) whether a sample is mirrored left to right."""
-    flips = preset.augment in ("flip", "pad-crop-flip", "resized-crop-flip")
+    flips = preset.augment in ("flip", "pad-crop-flip", "resized-crop-flip", *ALTERNATE)
     return (u[:, 0] < 0.5) & flips
 
 
 def offsets(u: NDArray[np.float64], preset: Preset) -> NDArray[np.int64]:
-    """(B, 2) top and left of the crop in an image padded by size/8 on every side."""
-    return (u[:, 1:3] * (2 * (preset.size // 8) + 1)).astype(np.int64)
+    """(B, 2) top and left of the crop in an image padded by the preset's margin on every side."""
+    return (u[:, 1:3] * (2 * preset.margin + 1)).astype(np.int64)
 
 
 def boxes(u: NDArray[np.float64], shapes: NDArray[np.int64]) -> NDArray[np.int64]:

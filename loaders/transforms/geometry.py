@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from letheon.loaders.preset import Preset
+from letheon.loaders.preset import ALTERNATE, CROP, Preset
 from letheon.loaders.transforms import augment
 
 Image = NDArray[np.uint8]  # (H, W, 3), or (B, H, W, 3) where many are of one size
@@ -85,15 +85,19 @@ def _fits(images: Image, preset: Preset) -> bool:
 
 def augment_images(images: Images, u: NDArray[np.float64], preset: Preset) -> Image:
     """(B, size, size, 3): the preset's training geometry; `u` from `augment.draws`."""
-    size, pad = preset.size, preset.size // 8
+    size, pad = preset.size, preset.margin
     out = np.empty((len(images), size, size, 3), dtype=np.uint8)
     if preset.augment == "resized-crop-flip":
         shapes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
         boxes = augment.boxes(u, shapes)
     else:
         images, corners = squares(images, preset), np.zeros((len(images), 2), dtype=np.int64)
-        if preset.augment in ("pad-crop-flip", "shift"):
-            images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        if preset.augment in CROP:
+            around = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+            if preset.augment in ALTERNATE:
+                images = np.pad(images, around, "reflect")
+            else:
+                images = np.pad(images, around)
             corners = augment.offsets(u, preset)
         boxes = np.concatenate([corners, np.full_like(corners, size)], axis=1)
     for row, image, (top, left, height, width), mirrored in zip(

@@ -25,7 +25,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("section", ["checks", "ladder", "methods"])
+@pytest.mark.parametrize("section", ["checks", "ladder", "methods", "every method"])
 def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(tmp_path, section):
     out = tmp_path / "rehearsal.csv"
     words = ["--device", "cpu", "--repeats", "1", "--seconds", "0", "--out", str(out)]
@@ -37,6 +37,7 @@ def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(tmp_path, sectio
     expected = {
         "checks": {"passed", "section ended"},
         "ladder": {"time", "rate", "share of a bf16 product's rate", "section ended"},
+        "every method": {"time", "section ended"},
         "methods": {"time", "more than the plain step", "share of what its operations allow"},
     }
     assert expected[section] <= metrics

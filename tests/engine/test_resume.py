@@ -217,6 +217,17 @@ def test_the_newest_whole_state_counts(tmp_path: Path) -> None:
             assert found is not None and found.facts["value"] == 2.0
             assert len(damaged) == 1 and "000003.json is damaged" in damaged[0]
         (folder.path / name).write_bytes(whole)
+    folder.save(RunState(state(4.0).tensors, {**state(4.0).facts, "between": True}))
+    for value in (5.0, 6.0, 7.0):
+        folder.save(state(value))
+    folder.wait()
+    assert sorted(file.stem for file in folder.path.glob("*.json")) == [
+        "000004",
+        "000006",
+        "000007",
+    ]
+    found, _ = folder.load(lambda facts: bool(facts.get("between")))  # for another number of ranks
+    assert found is not None and found.facts["value"] == 4.0
     folder.clear()
     assert not folder.path.exists()
 

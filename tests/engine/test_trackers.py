@@ -168,7 +168,7 @@ def test_which_tracker_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     record(tmp_path / "b", "none")
     assert calls == []
     with pytest.raises(InputError, match=r"not installed; pip install 'letheon\[mlflow\]'"):
-        TrackingOptions(tracker="mlflow")
+        TrackingOptions(tracker="mlflow").check()
     there.add("tensorboard")
     record(tmp_path / "c", "auto")
     assert calls[0] == "c" and TrackingOptions().tracker == "auto"

@@ -147,3 +147,29 @@ def test_flip_is_the_mean_with_the_mirror_image() -> None:
     assert not torch.allclose(got.logits, plain.logits)
     alone = extract(model, read, Ranks(), InferenceOptions(taps=("net.conv1",)))
     torch.testing.assert_close(got.taps["net.conv1"], alone.taps["net.conv1"])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_shift_is_the_weighted_mean_with_two_moved_images(flip: bool) -> None:
+    model = build("small", CLASSES, seed=3).eval()
+    read = loader(Ranks())
+    taps = ("net.conv1",)
+    got = extract(model, read, Ranks(), InferenceOptions(taps=taps, flip=flip, shift=True))
+    images = torch.cat([batch.images for batch in read.sweep()]).numpy()
+    wide = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
+    size = images.shape[-1]
+    views = {0.5: [images], 0.25: [wide[..., :size, :size], wide[..., 2:, 2:]]}
+    logits, features = torch.zeros_like(got.logits), torch.zeros_like(got.features)
+    for weight, moved in views.items():
+        for view in moved:
+            sides = [view, view[..., ::-1]] if flip else [view]
+            for side in sides:
+                with torch.no_grad():
+                    output = model(torch.from_numpy(side.copy()))
+                logits += weight / len(sides) * output.logits
+                features += weight / len(sides) * output.features
+    torch.testing.assert_close(got.logits, logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.features, features, atol=1e-5, rtol=1e-5)
+    alone = extract(model, read, Ranks(), InferenceOptions(taps=taps))
+    torch.testing.assert_close(got.taps["net.conv1"], alone.taps["net.conv1"])
+    assert not torch.allclose(got.logits, alone.logits)

@@ -24,7 +24,7 @@ from letheon.eval.metrics.reference import reference
 from letheon.eval.metrics.registry import metrics
 from letheon.eval.metrics.scores import scores
 from letheon.eval.probes.embedding import embed
-from letheon.eval.report import definitions, schema, write
+from letheon.eval.report import definitions, pictures, schema, write
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
 
@@ -237,6 +237,46 @@ def test_page_is_one_file_with_every_picture_and_its_words(written: dict[str, st
     for key in ("FA", "tow", "knn", "seconds"):
         assert definitions.define(key).text in words
     assert "Left out" not in words
+
+
+def test_the_page_lists_the_nearest_first_controls_apart_and_every_model(tmp_path: Path) -> None:
+    rows = [row("O", "original", FA=0.9, RA=0.9, TFA=0.9, TRA=0.9, gap=0.5)]
+    rows += [row("R", "retrained", gap=0.0), row("C", "control", gap=0.01)]
+    rows += [rich(f"U{k}", "unlearned", k) | {"gap": (k * 7 % 11) / 20} for k in range(11)]
+    write.write_report(rows, tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    summary = text[text.index("<h2>Summary") : text.index("</section>")]
+    names = re.findall(r'<th scope="row">(\w+)<', summary)
+    nearest = sorted(range(11), key=lambda k: k * 7 % 11)
+    assert names == ["O", "R", *(f"U{k}" for k in nearest), "C"]
+    assert summary.index("Controls") < summary.index(">C<")
+    assert 'class="best">0.00' in summary
+    alts = {str(image["alt"]).partition(" ")[0]: str(image["alt"]) for image in Page(text).images}
+    assert all(f"U{k}" in alts["Heat"] for k in range(11))
+    marks = pictures.assign_looks(prepare(rows))
+    assert len(set(marks.values())) == len(rows)
+
+
+def test_no_name_can_bring_markup_into_the_page(tmp_path: Path) -> None:
+    evil = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
+    rows = [
+        rich(evil, "unlearned", 1)
+        | {"classes": [evil, "b", "c"], "why": {"knn": evil}, "knn": None}
+    ]
+    tile = {"image": "data:image/png;base64,AA==", "name": evil}
+    answer = {"model": evil, "name": evil, "share": "9%", "right": False}
+    near = {"model": evil, "tiles": [{"tile": tile, "right": True}]}
+    examples = {
+        "sentence": evil, "domain": evil,
+        "answers": [{"tile": tile, "kind": evil, "models": [answer]}],
+        "neighbors": [{"tile": tile, "kind": evil, "models": [near]}],
+    }  # fmt: skip
+    write.write_report(rows, tmp_path, heading=evil, facts={evil: evil}, examples=examples)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)  # refuses script, link and iframe
+    assert "<script" not in text and "<img src=x" not in text and "{{ 7 * 7 }}" in text
+    assert not any("onerror" in image for image in page.images)
+    assert all(str(image["src"]).startswith("data:image/") for image in page.images)
 
 
 def test_the_same_rows_give_the_same_bytes(written: dict[str, str], tmp_path: Path) -> None:

@@ -62,6 +62,34 @@ def test_shift_crops_the_zero_padded_image() -> None:
     assert len(found) == 25  # every offset occurs, and nothing but crops (so no mirror)
 
 
+@pytest.mark.parametrize(("kind", "pad"), [("", 2), ("-near", 1)])
+def test_alternating_flip_and_reflected_crop_by_their_definition(kind: str, pad: int) -> None:
+    """Every window of the mirror-padded image, one way in even epochs and the other in odd ones."""
+    preset = Preset(size=16, resize="none", augment=f"reflect-crop-alternate{kind}")  # type: ignore[arg-type]
+    images = np.stack([noise(16, 16)] * 300)
+    samples, turn = np.arange(300), np.zeros(300, np.int64)
+    padded = np.pad(images[0], ((pad, pad), (pad, pad), (0, 0)), "reflect")
+    span = range(2 * pad + 1)
+    windows: dict[bytes, tuple[int, int, bool]] = {}
+    for t in span:
+        for x in span:
+            window = padded[t : t + 16, x : x + 16]
+            windows[window.tobytes()] = (t, x, False)
+            windows[window[:, ::-1].tobytes()] = (t, x, True)
+    mirrored = []
+    for epoch, turns in ((0, turn), (1, turn), (2, turn), (2, turn + 1)):
+        u = augment.draws(5, epoch, turns, samples, preset)
+        assert u.min() >= 0 and u.max() < 1
+        found = [windows[image.tobytes()] for image in geometry.augment_images(images, u, preset)]
+        assert len({place[:2] for place in found}) == len(span) ** 2
+        mirrored.append(np.array([place[2] for place in found]))
+    first, second, third, again = mirrored
+    assert 100 < first.sum() < 200
+    assert (second == ~first).all() and (third == first).all() and (again == second).all()
+    part = augment.draws(5, 1, turn[:7], samples[40:47], preset)  # of the sample, not its place
+    assert (augment.mirror_mask(part, preset) == second[40:47]).all()
+
+
 def test_mirror_flips_about_half() -> None:
     preset = Preset(size=16, resize="none", augment="flip")
     images = np.stack([noise(16, 16)] * 400)

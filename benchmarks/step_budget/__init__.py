@@ -1,0 +1,1 @@
+"""What each method's step asks of a GPU, counted without one."""

@@ -1,0 +1,1 @@
+"""How ranks meet, and how each is watched while it works."""

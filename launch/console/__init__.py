@@ -1,0 +1,1 @@
+"""What the scripts print: how much of it, and the summary at their end."""

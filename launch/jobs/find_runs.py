@@ -1,0 +1,48 @@
+"""Find the runs in a folder by their records: the original, the retrained and the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from letheon.engine.runs.run_folder import FINISHED
+from letheon.errors import InputError
+
+
+class Found(NamedTuple):
+    """Run folders by what their records say they are, each in the order of their names."""
+
+    original: Path | None
+    retrained: tuple[Path, ...]
+    runs: tuple[Path, ...]
+
+
+def find_runs(folder: Path) -> Found:
+    """Find the finished runs in a folder, those of several seeds in folders of theirs too.
+
+    Raises:
+        InputError: there is none, or there are two originals.
+    """
+    kinds: dict[str, list[Path]] = {"training": [], "reference": [], "": []}
+    for path, kind in _records(folder):
+        kinds[kind if kind in kinds else ""].append(path)
+    originals, retrained, runs = kinds["training"], kinds["reference"], kinds[""]
+    if len(originals) > 1:
+        raise InputError(
+            f"got {len(originals)} original models in {folder} "
+            f"({', '.join(path.name for path in originals[:3])}); expected one; name it",
+            option="original",
+        )
+    if not originals and not retrained and not runs:
+        raise InputError(f"got {folder}; it holds no finished run; name a folder of runs")
+    return Found(originals[0] if originals else None, tuple(retrained), tuple(runs))
+
+
+def _records(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the run folders below, and the kind of each."""
+    for record in sorted([*folder.glob(f"*/{FINISHED}"), *folder.glob(f"*/*/{FINISHED}")]):
+        if any(part.startswith(".") for part in record.relative_to(folder).parts):
+            continue  # a run that is about to replace another
+        yield record.parent, json.loads(record.read_text(encoding="utf-8")).get("kind", "")

@@ -1,0 +1,145 @@
+"""Do a whole job from one file: train, forget by several methods, evaluate, report.
+
+    letheon run launch/recipes/digits.toml --out runs/digits --seed 1
+    torchrun --nproc_per_node=8 -m letheon.launch.jobs.run imagenet.toml --out runs/imagenet
+
+The file is TOML; its names are those of the scripts' options, with _ for -:
+
+    data = "digits"                      # options of every step stand on top
+
+    [train]                              # left out where [forget] names weights
+    model = "small"
+    epochs = 30
+
+    [forget]
+    forget = "class:3,8"
+    [[forget.methods]]
+    name = "salun"
+    density = 0.5
+    inner = { name = "random-label", epochs = 6, lr = 0.02 }
+
+    [evaluate]
+    downstream = "digits-varied"
+    report = true
+
+All is done in one process (or one a rank), the methods in one pass over the data. The same command
+goes on with a job that was stopped: what is finished is left out.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from letheon import durable
+from letheon.engine.distributed import Ranks
+from letheon.engine.runs.run_folder import FINISHED
+from letheon.errors import InputError, suggest
+from letheon.launch import evaluate, forget, train
+from letheon.launch.command import parse, run_command, together
+from letheon.launch.console.summary import console
+from letheon.launch.records.replay import method_words, option_words
+
+SECTIONS = ("train", "forget", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Train, forget by several methods, evaluate and report, as one file says."""
+
+    recipe: tyro.conf.Positional[Path]
+    """TOML file of the job."""
+    out: Path
+    """Folder of the job: original/, a folder a method, and table/."""
+    seed: int = 1
+    """Seed of the job, where the file has none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main(settings: Settings, ranks: Ranks) -> None:
+    """Do the steps of the file one after another; those that are finished are left out."""
+    recipe = together(ranks, lambda: read_recipe(settings.recipe))
+    tables: dict[str, dict[str, Any]] = {name: recipe.pop(name, {}) for name in SECTIONS}
+    common = {"seed": settings.seed, "device": settings.device, **recipe}
+    out, original = settings.out, settings.out / "original"
+    trains = "weights" not in tables["forget"]
+    original = Path(tables["forget"].pop("weights", original))
+    methods = tables["forget"].pop("methods")
+    words = [*option_words({**common, **tables["forget"]}), "--weights", str(original)]
+    words += ["--out", str(out)]
+    for place, method in enumerate(methods):
+        words += [*(["+"] if place else []), *method_words(method, settings.recipe)]
+    first = [*option_words({**common, **tables["train"]}), "--out", str(out / "original")]
+    runs = together(ranks, lambda: forget.assign_folders(forget.read(words)))
+    training = together(ranks, lambda: parse(train.Settings, first)) if trains else None
+    last = [*option_words({**common, **tables["evaluate"]}), "--overwrite"]
+    last += ["--original", str(original), "--out", str(out / "table")]
+    retrained = [str(one.out) for one in runs if one.method.kind == "reference"]
+    others = [str(one.out) for one in runs if str(one.out) not in retrained]
+    last += [*(["--retrained", *retrained] if retrained else [])]
+    last += [*(["--runs", *others] if others else [])]
+    evaluation = together(ranks, lambda: parse(evaluate.Settings, last))
+    together(ranks, lambda: _keep_recipe(settings, ranks))
+
+    console().part = True
+    if training is not None and not (training.out / FINISHED).is_file():
+        train.main(training, ranks)
+    if any(not (one.out / FINISHED).is_file() for one in runs):
+        forget.main_of_several(forget.read(words), ranks)
+    console().part = False
+    evaluate.main(evaluation, ranks)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read the file of a job.
+
+    Raises:
+        InputError: no such file, no TOML, an unknown section or no method.
+    """
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"got {path}, which cannot be read ({error}); expected TOML") from error
+    for name, value in recipe.items():
+        if isinstance(value, Mapping) and name not in SECTIONS:
+            raise InputError(
+                f"got section [{name}] in {path}; expected one of {', '.join(SECTIONS)}"
+                f"{suggest(name, SECTIONS)}"
+            )
+    methods = recipe.get("forget", {}).get("methods", [])
+    if not isinstance(methods, list) or len(methods) < 2:
+        raise InputError(
+            f"got {path} with {len(methods)} methods; expected [[forget.methods]] twice at least, "
+            "such as retrain and salun"
+        )
+    return recipe
+
+
+def _keep_recipe(settings: Settings, ranks: Ranks) -> None:
+    """Keep the file beside the runs; refuse another one for the same folder."""
+    text = f"# --seed {settings.seed}\n" + settings.recipe.read_text(encoding="utf-8")
+    kept = settings.out / "recipe.toml"
+    if kept.is_file():
+        if kept.read_text(encoding="utf-8") != text:
+            raise InputError(
+                f"got {settings.out}, which holds the runs of another recipe or seed (recipe.toml "
+                "there says which); name another folder",
+                option="out",
+            )
+    elif ranks.main:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        durable.write(kept, text)
+
+
+def start() -> None:
+    """Run from the command line to the end of the process."""
+    run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()

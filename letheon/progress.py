@@ -1,0 +1,176 @@
+"""Progress on standard error: one live line on a terminal, a line an epoch where it is piped.
+
+The command line chooses the mode (`choose_mode`); a caller from Python gets the live line where
+standard error is a terminal, and silence elsewhere. Nothing here waits for a device.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+Mode = Literal["live", "lines", "silent"]
+
+_REFRESH = 0.1  # seconds between two states of the live line
+
+_mode: Mode | None = None
+_shown_at = 0.0
+_visible = False
+
+
+def choose_mode(quiet: bool) -> None:
+    """Choose what a command shows: nothing, the live line of a terminal, or lines."""
+    global _mode
+    _mode = "silent" if quiet else "live" if _is_terminal() else "lines"
+
+
+def mode() -> Mode:
+    """Return the mode in force."""
+    return _mode or ("live" if _is_terminal() else "silent")
+
+
+def _is_terminal() -> bool:
+    """Whether standard error can go back to the start of its line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(text: str) -> None:
+    """Print a line on standard error; a live line makes room for it."""
+    clear()
+    print(text, file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a line about how the work is done; a quiet command leaves it out."""
+    if _mode != "silent":
+        say(text)
+
+
+def clear() -> None:
+    """Remove the live line, where one is on the screen."""
+    global _visible
+    if _visible:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+    _visible = False
+
+
+def _draw(text: str) -> None:
+    global _shown_at, _visible
+    columns = shutil.get_terminal_size().columns
+    sys.stderr.write(f"\r{text[: max(columns - 1, 10)]}\x1b[K")
+    sys.stderr.flush()
+    _shown_at, _visible = time.perf_counter(), True
+
+
+class Line:
+    """Work of a known length while it is done: how far, how fast, and how long it waits for data.
+
+    Attributes:
+        done: of `total`, in batches, images or whatever is counted.
+        images: read so far.
+        waited: seconds until the next item was there.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        speaks: bool = True,
+        facts: Callable[[], Sequence[str]] = tuple,
+        left: Callable[[float], float] | None = None,
+    ) -> None:
+        """Begin the clock.
+
+        Args:
+            label: what is done, such as "epoch 3/30 train".
+            total: how much there is to do.
+            speaks: False on all ranks but the first.
+            facts: what else the line shows, such as the loss; asked when the line is drawn.
+            left: seconds left of the whole job, given the share of this line that is done; by
+                default those of this line.
+        """
+        self.label, self.total, self.facts, self._left = label, total, facts, left
+        self.mode: Mode = mode() if speaks else "silent"
+        self.done = self.images = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def watch(self, items: Iterable[T], images: Callable[[T], int]) -> Iterator[T]:
+        """Yield the items, and show after each how far they are; `images(item)` counts its own."""
+        if self.mode == "silent":
+            yield from items
+            return
+        for item in self.wait_for(items):
+            yield item
+            self.advance(1, images(item))
+
+    def wait_for(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; the time until each is there counts as waiting for data."""
+        source = iter(items)
+        while True:
+            asking = time.perf_counter()
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.perf_counter() - asking
+            yield item
+
+    def advance(self, done: int, images: int) -> None:
+        """Count what was done; on a terminal, show it."""
+        self.done += done
+        self.images += images
+        if self.mode == "live" and time.perf_counter() - _shown_at > _REFRESH:
+            left = f"left {format_seconds(self._seconds_left())}"
+            _draw("  ".join([self.label, f"{self.done}/{self.total}", *self.speed(), left]))
+
+    def _seconds_left(self) -> float:
+        share = self.done / self.total if self.total else 1.0
+        if self._left is not None:
+            return self._left(share)
+        spent = time.perf_counter() - self.started
+        return spent / share * (1 - share) if share else 0.0
+
+    def speed(self) -> list[str]:
+        """Write the facts, images a second, share of time spent waiting for data, and memory."""
+        spent = max(time.perf_counter() - self.started, 1e-9)
+        return [
+            *self.facts(),
+            f"{self.images / spent:,.0f} images/s",
+            f"data {min(self.waited / spent, 1.0):.0%}",
+            f"memory {_memory() / 2**30:.1f} GiB",
+        ]
+
+    def close(self) -> None:
+        """Leave one line about it where the output is piped."""
+        if self.mode == "lines":
+            spent = format_seconds(time.perf_counter() - self.started)
+            say("  ".join([self.label, *self.speed(), f"took {spent}"]))
+        clear()
+
+
+def _memory() -> int:
+    """Bytes in use: allocated on the GPU where one is used, else this process's peak."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.memory_allocated())
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration: 4.2 s, 3:07 (minutes) or 2:05:09 (hours)."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,32 @@
+"""What the drills on many nodes share: the command, the state of its run, and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tests.launch_tools import ROOT
+
+TRAIN = (
+    "--data", "digits", "--model", "small", "--lr", "0.05", "--device", "cpu",
+    "--save-every", "15steps", "--timeout", "90",
+)  # fmt: skip
+SCRIPT = str(ROOT / "launch" / "train.py")
+
+
+def newest_state(out: Path) -> int:
+    """The number of the newest state of a run; 0 where there is none."""
+    return max((int(file.stem) for file in out.glob("state/*.json")), default=0)
+
+
+def weights_of(out: Path) -> str:
+    """The digest of a finished run's weights."""
+    return str(json.loads((out / "run.json").read_text())["weights"])
+
+
+def note(drill: str, fault: str, outcome: str, lost: float) -> None:
+    """Add a row to the table that `make cluster` prints."""
+    if table := os.environ.get("LETHEON_DRILLS"):
+        with open(table, "a") as file:
+            file.write(f"| {drill} | {fault} | {outcome} | {max(lost, 0):.0f} |\n")

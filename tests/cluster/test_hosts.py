@@ -1,0 +1,103 @@
+"""torchrun over two hosts: one agent killed, the link cut, one side slow; equal weights."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.drills import TRAIN, newest_state, note, weights_of
+from tests.cluster.slurm_bed import wait_for
+from tests.cluster.two_hosts import Hosts, missing
+from tests.launch_tools import torchrun
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+EPOCHS = ("--epochs", "40")
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    hosts = Hosts()
+    yield hosts
+    hosts.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
+    """Weights and seconds of the same run on one host, undisturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    started = time.monotonic()
+    ended = torchrun(4, "train", *TRAIN, *EPOCHS, "--out", out)
+    assert ended.code == 0, ended.err
+    return weights_of(out), time.monotonic() - started
+
+
+class Job:
+    """One run on both hosts."""
+
+    def __init__(self, hosts: Hosts, tmp_path: Path) -> None:
+        self.hosts, self.out, self.log = hosts, tmp_path / "run", tmp_path / "log"
+        self.started = time.monotonic()
+        self.agents = [self.start(host) for host in (0, 1)]
+
+    def start(self, host: int, meeting: str = "job") -> subprocess.Popen[str]:
+        args = (*TRAIN, *EPOCHS, "--out", str(self.out))
+        return self.hosts.start(host, meeting, *args, log=self.log)
+
+    def wait_for_save(self) -> None:
+        before = newest_state(self.out)
+
+        def saved() -> bool:
+            assert not (self.out / "run.json").exists(), "it was over before the fault"
+            return newest_state(self.out) > before
+
+        wait_for(saved, "further state")
+
+    def finish(self, whole: tuple[str, float], fault: str) -> None:
+        """Wait for the end, and compare; the row of the table.
+
+        Agents that give up (torch's own may miss each other after one was killed) must leave no
+        process; a scheduler then starts both again.
+        """
+        turns = 0
+        while True:
+            wait_for(lambda: all(agent.poll() is not None for agent in self.agents), "end", 300)
+            wait_for(lambda: not self.hosts.processes(), "end of every process", 40)
+            if [agent.returncode for agent in self.agents] == [0, 0]:
+                break
+            turns += 1
+            assert turns < 3, self.log.read_text()[-4000:]
+            self.agents = [self.start(host, f"job{turns}") for host in (0, 1)]
+        assert weights_of(self.out) == whole[0]
+        lost = time.monotonic() - self.started - whole[1]
+        again = f"started again {turns} x, " if turns else "went on, "
+        note("two hosts x 2 ranks", fault, again + "equal weights", lost)
+
+
+def test_a_killed_agent_comes_back(hosts: Hosts, whole: tuple[str, float], tmp_path: Path) -> None:
+    job = Job(hosts, tmp_path)
+    job.wait_for_save()
+    job.agents[1].kill()
+    job.agents[1].wait()
+    job.agents[1] = job.start(1)
+    job.finish(whole, "an agent killed and started again")
+
+
+def test_a_link_that_is_cut_for_a_while(
+    hosts: Hosts, whole: tuple[str, float], tmp_path: Path
+) -> None:
+    """No condition can be polled while nothing moves: the length of the cut is the fault itself."""
+    job = Job(hosts, tmp_path)
+    job.wait_for_save()
+    hosts.link("down")
+    time.sleep(20)
+    hosts.link("up")
+    job.finish(whole, "link cut for 20 s")
+
+
+def test_a_slow_side(hosts: Hosts, whole: tuple[str, float], tmp_path: Path) -> None:
+    hosts.slow_down(1, "20mbit")
+    Job(hosts, tmp_path).finish(whole, "one side at 20 Mbit/s")

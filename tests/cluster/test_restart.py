@@ -1,0 +1,97 @@
+"""torchrun on one machine: a killed rank is started again, a stopped one is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.drills import SCRIPT, TRAIN, newest_state, note, weights_of
+from tests.cluster.slurm_bed import wait_for
+from tests.launch_tools import ROOT, torchrun
+
+pytestmark = [
+    pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+]  # fmt: skip
+
+
+def start(out: Path, log: Path, *args: str) -> subprocess.Popen[str]:
+    """One agent of two ranks; the shared store of torch's default stays."""
+    env = {k: v for k, v in os.environ.items() if k != "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2",
+                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", *args, SCRIPT,
+                *TRAIN[:-2], "--epochs", "40", "--timeout", "12", "--out", str(out),
+            ],
+            stdout=file, stderr=file, text=True, cwd=ROOT, env={**env, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def ranks_of(agent: subprocess.Popen[str]) -> list[int]:
+    """Its processes that are ranks, in their order."""
+    file = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+    found = {}
+    for pid in file.read_text().split():
+        env = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+        rank = next((one for one in env if one.startswith("RANK=")), "")
+        if rank:
+            found[int(rank.removeprefix("RANK="))] = int(pid)
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_for_state(agent: subprocess.Popen[str], out: Path, log: Path) -> None:
+    def saved() -> bool:
+        assert agent.poll() is None, log.read_text()[-3000:]
+        return newest_state(out) > 0
+
+    wait_for(saved, "state")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_started_again_in_the_same_command(victim: int, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    started = time.monotonic()
+    agent = start(out, log, "--max-restarts=3")
+    wait_for_state(agent, out, log)
+    os.kill(ranks_of(agent)[victim], signal.SIGKILL)
+    assert agent.wait(300) == 0, log.read_text()[-3000:]
+    seconds = time.monotonic() - started
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["resumed"]
+    assert json.loads((out / "versions.json").read_text())["restarts"] == 1
+    started = time.monotonic()
+    whole = torchrun(2, "train", *TRAIN, "--epochs", "40", "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+    lost = seconds - (time.monotonic() - started)
+    note("one host x 2 ranks", f"SIGKILL of rank {victim}", "equal weights", lost)
+
+
+def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    agent = start(out, log, "--shutdown-timeout=5")
+    wait_for_state(agent, out, log)
+    stopped = ranks_of(agent)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        assert agent.wait(120) == 1
+    finally:
+        if Path(f"/proc/{stopped}").exists() and agent.poll() is None:
+            os.kill(stopped, signal.SIGKILL)
+    text = log.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("error: on "))
+    assert f"waited for rank 1 on {socket.gethostname()}, which says nothing any more" in line
+    assert "loop.py" in (out / "stacks" / "rank-0.txt").read_text()
+    assert not Path(f"/proc/{stopped}").exists()
+    lost = time.monotonic() - started
+    note("one host x 2 ranks", "SIGSTOP of a rank, --timeout 12", "named, ends, stacks", lost)

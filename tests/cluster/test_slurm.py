@@ -1,0 +1,134 @@
+"""One job on a real SLURM of two nodes: preempted, its node lost, its time up, and equal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.drills import SCRIPT, TRAIN, newest_state, note, weights_of
+from tests.cluster.slurm_bed import Bed, missing, wait_for
+from tests.launch_tools import ROOT, torchrun
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+BATCH = str(ROOT / "launch" / "slurm" / "forget.sbatch")
+EPOCHS = "40"
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
+    bed = Bed(folder)
+    yield bed
+    bed.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
+    """Weights and seconds of the undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    started = time.monotonic()
+    ended = torchrun(4, "train", *TRAIN, "--epochs", EPOCHS, "--out", out)
+    assert ended.code == 0, ended.err
+    return weights_of(out), time.monotonic() - started
+
+
+def submit(bed: Bed, out: Path, *options: str) -> str:
+    return bed.submit(
+        "--nodes=2", *options, BATCH, SCRIPT, *TRAIN, "--epochs", EPOCHS, "--out", str(out),
+        RANKS="2", PYTHON=sys.executable, HEAD="127.0.0.1", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+
+
+def log_of(bed: Bed) -> str:
+    return "\n".join(file.read_text() for file in bed.folder.glob("forget*.out"))
+
+
+def check_alive(bed: Bed, job: str, *bad: str) -> None:
+    """Fail where a job is over for good; for a moment a job that is queued again looks so."""
+    if bed.field(job, "JobState") in bad:
+        time.sleep(3)
+        state = bed.field(job, "JobState")
+        assert state not in bad, (state, log_of(bed))
+
+
+def wait_for_save(bed: Bed, job: str, out: Path, after: int) -> None:
+    """Until the job runs and has saved a state beyond `after`."""
+
+    def saved() -> bool:
+        check_alive(bed, job, "FAILED", "CANCELLED", "COMPLETED")
+        return bed.hurry(job) and newest_state(out) > after
+
+    wait_for(saved, f"state after {after}")
+
+
+def finish(bed: Bed, job: str) -> None:
+    def done() -> bool:
+        bed.hurry(job)
+        check_alive(bed, job, "FAILED", "CANCELLED")
+        return bed.field(job, "JobState") == "COMPLETED"
+
+    wait_for(done, "end of the job", 400)
+
+
+def test_a_job_is_preempted_loses_a_node_and_ends_equal(
+    bed: Bed, whole: tuple[str, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    started = time.monotonic()
+    job = submit(bed, out)
+    wait_for_save(bed, job, out, 0)
+
+    before = newest_state(out)
+    other = bed.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true")
+    wait_for(lambda: bed.field(other, "JobState") == "COMPLETED", "end of the other job", 120)
+    assert "saved after step" in log_of(bed)
+    assert newest_state(out) > before  # saved for the signal
+    wait_for_save(bed, job, out, newest_state(out))
+
+    before = newest_state(out)
+    bed.kill_node("n2")
+    wait_for(lambda: bed.field(job, "Restarts") == "2", "second requeue", 150)
+    bed.start_node("n2")
+    finish(bed, job)
+    assert weights_of(out) == whole[0]
+    assert "already done" not in log_of(bed)
+    lost = time.monotonic() - started - whole[1]
+    note("SLURM, 2 nodes x 2 ranks", "preempted, then a node lost", "equal weights", lost)
+
+    stamp = (out / "weights.safetensors").stat().st_mtime_ns
+    bed.run("scontrol", "requeue", job)
+    finish(bed, job)
+    assert "already done by the same command" in log_of(bed)
+    assert (out / "weights.safetensors").stat().st_mtime_ns == stamp
+    note("SLURM, 2 nodes x 2 ranks", "queued again after its end", "already done", 0)
+    assert not list(bed.processes())
+
+
+def test_a_job_whose_time_is_up_goes_on(bed: Bed, whole: tuple[str, float], tmp_path: Path) -> None:
+    """The warning comes within a minute, SLURM's shortest limit; the next turn may be longer."""
+    out = tmp_path / "run"
+    started = time.monotonic()
+    job = submit(bed, out, "--time=1", "--signal=USR1@55")
+    wait_for(lambda: bed.field(job, "Restarts") != "0", "requeue", 180)
+    assert "stopped: " in log_of(bed)
+    bed.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    finish(bed, job)
+    assert weights_of(out) == whole[0]
+    lost = time.monotonic() - started - whole[1]
+    note("SLURM, 2 nodes x 2 ranks", "its time limit", "equal weights", lost)
+
+
+def test_bad_input_is_not_queued_again(bed: Bed, tmp_path: Path) -> None:
+    job = bed.submit(
+        "--nodes=2", BATCH, SCRIPT, *TRAIN, "--data", "nowhere", "--out", str(tmp_path / "run"),
+        RANKS="1", PYTHON=sys.executable, HEAD="127.0.0.1",
+    )  # fmt: skip
+    wait_for(lambda: bed.field(job, "JobState") == "FAILED", "refusal", 120)
+    assert bed.field(job, "ExitCode") == "2:0" and bed.field(job, "Restarts") == "0"

@@ -1,0 +1,111 @@
+"""What a command prints, on a terminal and into a pipe; times, rates and memory are masked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from letheon import progress
+from tests.launch_tools import ROOT, Scripts
+
+TRAIN = ["--epochs", "2", "--batch-size", "128", "--lr", "0.1"]
+
+
+def mask(text: str) -> str:
+    """Put # for every number that differs from run to run."""
+    text = re.sub(r"[\d,]+ images/s", "# images/s", text)
+    text = re.sub(r"(data) \d+%", r"\1 #%", text)
+    text = re.sub(r"memory [\d.]+ GiB", "memory # GiB", text)
+    text = re.sub(r"loss -?[\d.e+-]+", "loss #", text)
+    return re.sub(r"(left|took|,) (\d+\.\d s|[\d:]+:\d\d)", r"\1 #", text)
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+
+
+def run_on_terminal(*args: object, **env: str) -> str:
+    """Run train.py on a terminal of 120 columns; all that it wrote there."""
+    code = "import sys; sys.argv = sys.argv[1:]; from letheon.launch import train; train.start()"
+    command = [sys.executable, "-c", code, str(ROOT / "launch" / "train.py"), *map(str, args)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"COLUMNS": "120", "TERM": "xterm", "OMP_NUM_THREADS": "1", **env})
+        os.execv(command[0], command)
+    parts = []
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 65536):
+            parts.append(part)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, b"".join(parts)
+    return b"".join(parts).decode()
+
+
+def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(tmp_path: Path) -> None:
+    ended = run(*TRAIN, "--out", tmp_path / "a")
+    assert mask(ended.stderr).splitlines() == [
+        "loader auto takes torch: decoded images in memory",
+        "epoch 1/2  all loss #  # images/s  data #%  memory # GiB  left #",
+        "epoch 2/2  all loss #  # images/s  data #%  memory # GiB  left #",
+    ]
+    assert mask(ended.stdout).splitlines() == [
+        "trained small for 2 epochs on 1,438 images of digits, # in all",
+        f"  in    {tmp_path}/a",
+        f"  next  python {ROOT}/launch/forget.py --weights {tmp_path}/a --forget class:0 "
+        f"--out {tmp_path}/salun salun random-label",
+    ]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(plain: bool, tmp_path: Path) -> None:
+    text = run_on_terminal(*TRAIN, "--out", tmp_path / "a", NO_COLOR="1" if plain else "")
+    head, *states = text.replace("\r\n", "\n").split("\r")
+    assert head == "loader auto takes torch: decoded images in memory\n"
+    first = mask(states[0])
+    assert first == "epoch 1/2 all  1/12  # images/s  data #%  memory # GiB  left #\x1b[K"
+    assert all(len(state) <= 119 + len("\x1b[K") for state in states[:-1])
+    assert "\n" not in "".join(states[:-1])
+    summary = states[-1].removeprefix("\x1b[K").splitlines()[0]
+    bold = "trained small for 2 epochs on 1,438 images of digits"
+    assert mask(summary) == (bold if plain else f"\x1b[1m{bold}\x1b[0m") + ", # in all"
+
+
+def test_json_is_all_that_standard_output_holds(scripts: Scripts, original: Path) -> None:
+    folder = original.parent / "json"
+    args = ["--weights", original, "--forget", "class:3", "--out", folder, "--overwrite"]
+    ended = scripts("forget", *args, "--json", "finetune", "--epochs", "1")
+    found = json.loads(ended.out)
+    assert found["command"] == "forget" and found["out"] == str(folder)
+    assert found["facts"]["forget_images"] == 146
+    [spent] = found["facts"]["runs"].values()
+    assert set(spent["losses"]) and spent["weights"]
+    ended = scripts("evaluate", "--runs", folder, "--json", "--original", original)
+    found = json.loads(ended.out)
+    assert {row["name"] for row in found["facts"]["rows"]} == {"original", "json"}
+    ended = scripts("forget", *args, "--json", "finetune", "--lr", "-1")
+    assert ended.code == 2
+    assert json.loads(ended.out)["exit_code"] == 2 and "got lr -1" in ended.err
+
+
+def test_quiet_prints_the_result_alone(scripts: Scripts, original: Path) -> None:
+    args = ["--original", original, "--forget", "class:3", "--workers", "0"]
+    ended = scripts("evaluate", *args, "--quiet")
+    assert ended.err == ""
+    assert "TRA %" in ended.out and "in all" not in ended.out
+    ended = scripts("evaluate", *args)
+    assert "train through 1 models" in ended.err and "in all" in ended.out
+
+
+def test_durations_read_as_people_write_them() -> None:
+    texts = [progress.format_seconds(s) for s in (0.04, 59.94, 187, 7509)]
+    assert texts == ["0.0 s", "59.9 s", "3:07", "2:05:09"]

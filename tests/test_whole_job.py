@@ -1,0 +1,97 @@
+"""A whole job from one file, and evaluation by folder: by the records, resumable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from letheon.launch.jobs.find_runs import find_runs
+from tests.launch_tools import Scripts
+
+RECIPE = """
+data = "digits"
+[train]
+epochs = 6
+lr = 0.1
+[forget]
+forget = "class:3"
+[[forget.methods]]
+name = "retrain"
+epochs = 1
+[[forget.methods]]
+name = "salun"
+density = 0.5
+inner = { name = "random-label", epochs = 1, lr = 0.01 }
+[[forget.methods]]
+name = "random-network"
+[evaluate]
+batch_size = 512
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_a_job_trains_forgets_and_evaluates_and_goes_on(
+    recipe: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    out = tmp_path / "job"
+    ended = scripts("run", recipe, "--out", out, "--json")
+    assert ended.code == 0, ended.err
+    rows = {row["name"]: row for row in json.loads(ended.out)["facts"]["rows"]}
+    roles = {name: row["role"] for name, row in rows.items()}
+    assert roles == {
+        "original": "original", "retrain": "retrained", "salun": "unlearned",
+        "random-network": "control",
+    }  # fmt: skip
+    settings = json.loads((out / "salun" / "settings.json").read_text(encoding="utf-8"))
+    assert settings["method"]["density"] == 0.5
+    assert settings["method"]["inner"]["recipe"]["lr"] == 0.01
+    assert (out / "table" / "evaluation.json").is_file()
+
+    found = find_runs(out)
+    assert found.original == out / "original" and found.retrained == (out / "retrain",)
+    assert found.runs == (out / "random-network", out / "salun")
+
+    weights = {p: p.stat().st_mtime_ns for p in out.glob("*/weights.safetensors")}
+    (out / "salun" / "run.json").unlink()
+    ended = scripts("run", recipe, "--out", out)
+    assert ended.code == 0, ended.err
+    assert "finished before, and left out: retrain, random-network" in ended.err
+    again = {p: p.stat().st_mtime_ns for p in out.glob("*/weights.safetensors")}
+    assert {p.parent.name for p in again if again[p] != weights[p]} == {"salun"}
+
+    ended = scripts("run", recipe, "--out", out, "--seed", "2")
+    assert ended.code == 2 and "another recipe or seed" in ended.err
+
+    ended = scripts("evaluate", out, "--json")
+    assert {row["name"]: row["role"] for row in json.loads(ended.out)["facts"]["rows"]} == roles
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[evaluate]", "[evalute]"), "did you mean evaluate"),
+        (("[[forget.methods]]", "[[forget.method]]"), "0 methods"),
+        (('"salun"', '"saluun"'), "salun"),
+        (("[train]", "[train"), "expected TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_before_anything_is_written(
+    change: tuple[str, str], said: str, recipe: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    recipe.write_text(RECIPE.replace(*change), encoding="utf-8")
+    ended = scripts("run", recipe, "--out", tmp_path / "job")
+    assert ended.code == 2 and said in ended.err
+    assert not (tmp_path / "job" / "original").exists()
+
+
+def test_a_folder_without_runs_is_refused(scripts: Scripts, tmp_path: Path) -> None:
+    ended = scripts("evaluate", tmp_path)
+    assert ended.code == 2 and "holds no finished run" in ended.err
