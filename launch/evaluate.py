@@ -51,13 +51,10 @@ from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
-<<<<<<< HEAD
-from letheon.launch.ensembles.oracles import find_oracles
-=======
 from letheon.launch.console.summary import Summary, command_line, console, data_words
+from letheon.launch.ensembles.oracles import find_oracles
 from letheon.launch.jobs.find_runs import find_runs
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
->>>>>>> main
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
@@ -176,9 +173,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
-<<<<<<< HEAD
     settings = together(ranks, settings.with_oracles)
-=======
     settings = together(ranks, settings.expand)
     if settings.dry_run:
         of = settings.comparison(check_world(settings.dry_run, ranks))
@@ -190,7 +185,6 @@ def main(settings: Settings, ranks: Ranks) -> None:
         sizes = {key: len(images) for key, images in of.sets.items()}
         print(describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values))
         return
->>>>>>> main
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
         measure(settings, ranks)

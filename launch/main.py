@@ -16,11 +16,8 @@ COMMANDS = {
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
     "evaluate": "measure what is left, one row a model",
-<<<<<<< HEAD
     "oracles": "train the retrained and original models that an audit compares with",
-=======
     "run": "train, forget by several methods, evaluate and report from one file",
->>>>>>> main
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
     "export": "write a model for torchvision, timm, ONNX or a Hugging Face folder",
@@ -28,13 +25,10 @@ COMMANDS = {
 }
 """Each script of this folder with the line that --help prints about it."""
 HELP = ("--help", "-h")
-<<<<<<< HEAD
 ROOMS = {
-    "verify": "records.", "dispose": "records.", "export": "export.", "oracles": "ensembles.",
+    "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
+    "oracles": "ensembles.",
 }  # fmt: skip
-=======
-ROOMS = {"run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export."}
->>>>>>> main
 """Those that lie in a folder of their own."""
 
 
