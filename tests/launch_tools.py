@@ -12,6 +12,7 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
@@ -31,6 +32,7 @@ SCRIPTS = {
     "dispose": dispose,
     "recipes": recipes,
     "tune": tune,
+    "oracles": oracles,
 }
 
 
