@@ -55,9 +55,9 @@ bench: install
 	  --readme build/bench/none; \
 	exit $$failed
 
-# The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss.
+# The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss, optuna.
 extras: install
-	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss,tune]'
 
 ffcv: install
 	sh launch/recipes/install_ffcv.sh $(BIN)/python

@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.11",
     packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
     package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.html"]},
+    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.html", "**/*.toml"]},
     entry_points={"console_scripts": ["letheon = letheon.launch.main:main"]},
     install_requires=[
         "torch>=2.11",
@@ -54,6 +54,7 @@ setup(
         "sign": ["cryptography>=42"],
         "hub": ["pyarrow>=15"],
         "timm": ["timm>=1.0"],
+        "tune": ["optuna>=4.0"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "tensorboard": ["tensorboard>=2.17"],
         "wandb": ["wandb>=0.19"],

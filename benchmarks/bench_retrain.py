@@ -95,6 +95,13 @@ def recipes(options: Options) -> dict[str, Retrain]:
     return {variant: methods[variant] for variant in options.variants}
 
 
+def network_of(options: Options) -> str:
+    """The networks that are trained, by name, each once."""
+    speed = "speed" in options.variants
+    ordinary = [options.model] if set(options.variants) != {"speed"} else []
+    return " and ".join([*ordinary, *(["speed_cnn"] if speed else [])])
+
+
 def first_images(images: ImageSet, per_class: int) -> ArrayImages:
     """The first images of each class, decoded, at 32 pixels."""
     firsts = [np.flatnonzero(images.labels == c)[:per_class] for c in np.unique(images.labels)]
@@ -164,8 +171,8 @@ def main(options: Options) -> int:
     others = np.flatnonzero(test.labels != 0)
     test = ArrayImages("test", test.pixels[others], test.labels[others], list(test.classes))
     n = int((train.labels != 0).sum())
-    x = f"{options.model}, {SIZE} px, {n} images, {len(test)} tested"
     epochs = [str(method.recipe.epochs) for method in recipes(options).values()]
+    x = f"{network_of(options)}, {SIZE} px, {n} images, {len(test)} tested"
     x += f", {' and '.join(epochs)} epochs"
     results = Results(options.out)
     runs: dict[str, list[dict[str, float]]] = {}

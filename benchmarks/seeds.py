@@ -3,7 +3,8 @@
     for s in 1 2 3; do SEED=$s sh launch/recipes/digits.sh runs/digits-$s; done
     python benchmarks/seeds.py runs/digits-1/table runs/digits-2/table runs/digits-3/table
 
-Prints Markdown: each cell the mean over the runs and, behind it, their standard deviation (n - 1).
+Prints Markdown, of the columns that every model has: each cell the mean over the runs and, behind
+it, their standard deviation (n - 1).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def table(folders: list[Path]) -> str:
     for folder, rows in zip(folders, runs, strict=True):
         if [row["name"] for row in rows] != names:
             sys.exit(f"error: {folder} has other rows than {folders[0]}; run the same comparison")
-    shown = [column for column in COLUMNS if any(r.get(column[0]) is not None for r in runs[0])]
+    shown = [column for column in COLUMNS if all(r.get(column[0]) is not None for r in runs[0])]
     lines = [
         "| model | " + " | ".join(title for _, title, _, _ in shown) + " |",
         "|---|" + "---:|" * len(shown),

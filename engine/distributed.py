@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.watch import Watch, end_when_deaf
-from letheon.errors import InputError, RunFailed
+from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.loaders.order import share
 from letheon.processes import end_with_launcher
 
@@ -218,9 +218,10 @@ def explain_timeout(error: Exception, stack: str) -> str:
 
     Every rank that can then writes its stack to the run folder; `stack` is this one's.
     """
-    if _watch is None or not re.search("timed? ?out", str(error), re.IGNORECASE):
+    if _watch is None or isinstance(error, LetheonError):
         return ""
-    return _watch.explain(stack)
+    late = re.search("timed? ?out", str(error), re.IGNORECASE)
+    return _watch.explain(stack) if late else ""
 
 
 def _existing_ranks(device: str) -> Ranks:

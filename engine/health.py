@@ -45,11 +45,12 @@ def measure_accuracies(run: Run) -> Accuracies:
     shares: list[float | None] = []
     for loader in (run.loader, run.held_out() if run.held_out else None):
         for forget in (True, False):
-            shares.append(None if loader is None else _accuracy(run, loader, forget))
+            shares.append(None if loader is None else measure_accuracy(run, loader, forget))
     return Accuracies(*shares)
 
 
-def _accuracy(run: Run, loader: Loader, forget: bool) -> float | None:
+def measure_accuracy(run: Run, loader: Loader, forget: bool) -> float | None:
+    """Top-1 accuracy of the run's model over the loader's forget or other samples; None of none."""
     counts = torch.zeros(2, dtype=torch.float64, device=run.ranks.device)
     for right, flags, _ in _answers(run, loader, None):
         chosen = flags == forget

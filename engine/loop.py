@@ -324,8 +324,7 @@ class Pass:
 
         `other` is that of the phase beside, which takes a step of its own after it.
         """
-        PLACE.steps += 1
-        PLACE.phase = f"phase {self.phase.name} of epoch {self.epoch}"
+        PLACE.start_step(f"phase {self.phase.name} of epoch {self.epoch}")
         tallies = iter(self._tallies)
         for number, part in enumerate((batch, other)):
             if part is not None:
@@ -368,8 +367,7 @@ class Pass:
 
     def shown(self, name: str = "") -> Shown:
         """What the line of progress shows of it; `name` is that of one of several runs."""
-        phase, epochs = self.phase.name, self.run.recipe.epochs
-        tally = self._tallies[0]
+        phase, epochs, tally = self.phase.name, self.run.recipe.epochs, self._tallies[0]
         return Shown(name, phase, self.epoch, epochs, self.later, lambda: tally.sums, self.losses)
 
     def close(self) -> None:

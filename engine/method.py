@@ -225,6 +225,8 @@ class Method:
     name: ClassVar[str] = ""
     """On the command line and in records; a plug-in without one has that of its entry point."""
     kind: ClassVar[Kind] = "unlearning"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Settings that a search for the best ones tries beside the rate, from lowest to highest."""
     from_scratch: ClassVar[bool] = False
     """True for a method that starts from new weights instead of the trained ones."""
     recipe: Recipe

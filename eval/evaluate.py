@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_objects, gather_rows, wait_for_ranks
+from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import versions
-from letheon.errors import InputError, LetheonError
+from letheon.errors import InputError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
 from letheon.eval.comparison import RANDOM, Comparison, Entry, group_entries
@@ -36,13 +36,11 @@ from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
 from letheon.eval.metrics.cka import cka_band
 from letheon.eval.probes.critic import critic_by_layer
 from letheon.eval.probes.information import BALANCED
-from letheon.eval.probes.relearn_evaluator import Curves, Lesson, Relearning, curves
 from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.batch import Loader
 
 _BALANCED_MOST = 2_000  # forget images, and as many others, for IDI and for relearning
-_HELD_MOST = 1_000  # held-out images that the relearn curve is measured on
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,9 @@ class Extent:
     layer by layer, the domain matrix, confusions and weight distances."""
     relearn: int = 0
     """Steps of the relearn curves; 0 draws none."""
+    attacks: int = 40
+    """At full depth, steps of each attack that learns (from retain images, a prompt), with 64
+    images a step; 0 makes none of the attacks that run the network."""
     related: str | None = None
     """Relearn from related images too: class:NAMES that were kept, or a folder of other images of
     the models' classes. As many retain images are learned beside them."""
@@ -72,6 +73,10 @@ class Extent:
         if self.relearn < 0:
             raise InputError(
                 f"got relearn {self.relearn}; expected a number of steps, or 0", option="relearn"
+            )
+        if self.attacks < 0:
+            raise InputError(
+                f"got attacks {self.attacks}; expected a number of steps, or 0", option="attacks"
             )
         if self.related is not None and not self.relearn:
             raise InputError(
@@ -310,60 +315,17 @@ class Measuring:
                 means[key] = fmean(shares) if shares else None
             return Runs([known[row.name] for row in of], means)
 
-        retrained = runs(self.comparison.of_role("retrained"))
-        for entry in self.comparison.entries:
-            if entry.role not in ("unlearned", "control") or entry.name not in by_name:
+        of = self.comparison
+        before = [known[entry.name] for entry in of.of_role("original") if entry.name in known]
+        for entry in of.entries:
+            if entry.role == "original" or entry.name not in by_name:
                 continue
-            peers = self.comparison.of_role(entry.role)
-            alike = runs([other for other in peers if other.settings == entry.settings])
-            add_stage(by_name[entry.name], SeveralRuns(alike, retrained))
-
-    def relearn(self, table: Table) -> None:
-        """Enter the relearn curves; the models are shared out over the ranks, which must all call.
-
-        Raises:
-            LetheonError: the first problem of any rank, on every rank.
-        """
-        of, ranks = self.comparison, self.ranks
-        held_rows = sample_rows(torch.from_numpy(of.forget_mask("test")), _HELD_MOST).tolist()
-        if of.nothing_held_out:
-            for row in table.rows:
-                row.why["relearn"] = "nothing is held out: test is the same as train"
-            return
-        if not held_rows:
-            for row in table.rows:
-                row.why["relearn"] = "single samples were forgotten: none of them is held out"
-            return
-        entries = [e for e in of.entries if e.name not in table.left_out]
-        own: dict[str, Curves] = {}
-        problem = None
-        try:
-            for entry in entries[ranks.rank :: ranks.world]:
-                own[entry.name] = _curves(self.inference, entry, held_rows)
-        except LetheonError as error:
-            problem = error
-        wait_for_ranks(ranks)
-        by_name: dict[str, Curves] = {}
-        for part, refusal in gather_objects((own, problem), ranks):
-            if refusal is not None:
-                raise refusal
-            by_name |= part
-        original, first = (
-            next((by_name[entry.name] for entry in entries if entry.role == role), None)
-            for role in ("original", "retrained")
-        )
-        for row in table.rows:
-            reference = None if by_name[row.name] is first else first
-            add_stage(row, Relearning(by_name[row.name], original, reference))
-
-
-def _curves(read: Inference, entry: Entry, held_rows: Sequence[int]) -> Curves:
-    """Relearn one model, on this rank alone."""
-    alone = Ranks(device=read.ranks.device)
-    images, labels = read_images(read.loader("train", entry, alone), read.balanced_rows())
-    held = read_images(read.loader("test", entry, alone), held_rows)
-    lesson = Lesson(images, labels, *held, read.extent.relearn, read.related_images(entry))
-    return curves(entry.model, lesson, alone.device)
+            alike = [other for other in of.of_role(entry.role) if other.settings == entry.settings]
+            if entry.role == "retrained":  # audited as if it were unlearned
+                alike = [entry]
+            retrained = [other for other in of.of_role("retrained") if other is not entry]
+            inputs = SeveralRuns(runs(alike), runs(retrained), known[entry.name], before)
+            add_stage(by_name[entry.name], inputs)
 
 
 def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from letheon.loaders.datasets.image_set import ImageSet
 _PIXELS = 96  # of a thumbnail's longer side, at most
 _DATABASE_MOST = 500  # downstream images among which neighbors are looked for
 _NEIGHBORS = 5
+_SHOWN = 3  # images of each kind
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ class Choice:
     kinds: list[str]  # of each row: forgotten or kept
 
 
-def find_examples(read: Inference, names: Sequence[str], count: int = 3) -> dict[str, Any]:
+def find_examples(read: Inference, names: Sequence[str]) -> dict[str, Any]:
     """Show a few images to each model, on this rank alone.
 
     Args:
         read: the comparison and how it is run.
         names: models in the order of the page, the original first where there is one.
-        count: forgotten images; of kept ones one is shown.
 
     Returns:
         "sentence"; "answers", one an image, with what each model calls it; "domain" and
@@ -60,7 +60,7 @@ def find_examples(read: Inference, names: Sequence[str], count: int = 3) -> dict
     of = read.comparison
     known = {entry.name: entry for entry in of.entries}
     entries = [known[name] for name in names if name in known]
-    choice = _choose(read, count)
+    choice = _choose(read, _SHOWN)
     if not choice.rows or not entries:
         return {}
     answers = _answers(read, choice, entries)
@@ -123,7 +123,7 @@ def _answers(read: Inference, choice: Choice, entries: Sequence[Entry]) -> list[
 
 
 def _neighbors(
-    read: Inference, domain: str, images: ImageSet, entries: Sequence[Entry], count: int = 3
+    read: Inference, domain: str, images: ImageSet, entries: Sequence[Entry]
 ) -> list[dict[str, Any]]:
     """Find the neighbors of a few queries of a domain, forgotten classes first."""
     parts = split(len(images))
@@ -135,8 +135,8 @@ def _neighbors(
     asked = torch.zeros_like(some)
     asked[parts.queries] = True
     mask = torch.tensor([name in gone for name in images.classes])[labels] & asked
-    first = sample_rows(mask, count - 1)
-    others = sample_rows(asked & ~mask, count - len(first))
+    first = sample_rows(mask, _SHOWN - 1)
+    others = sample_rows(asked & ~mask, _SHOWN - len(first))
     kinds = ["of a forgotten class"] * len(first) + ["of another class"] * len(others)
     queries = [*first.tolist(), *others.tolist()]
     rows = sorted({*queries, *database.tolist()})

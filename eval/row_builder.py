@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
 from letheon.errors import LetheonError, NotMeasurable, RunFailed
+from letheon.eval.attacks.suite import Attack
 from letheon.eval.case import Case
 from letheon.eval.inference.sampling import MOST
 from letheon.eval.membership.over_seeds import SeveralRuns
@@ -209,14 +210,15 @@ def _conditions(case: Case) -> dict[str, Any]:
 
 
 @span("statistics")
-def add_stage(row: Row, inputs: SeveralRuns | Relearning) -> None:
+def add_stage(row: Row, inputs: SeveralRuns | Relearning | Attack) -> None:
     """Compute the metrics of a later stage and enter them.
 
     Args:
         row: is completed.
         inputs: what the metrics of that stage read.
     """
-    stage = "runs" if isinstance(inputs, SeveralRuns) else "relearning"
+    stages: dict[type, str] = {SeveralRuns: "runs", Relearning: "relearning", Attack: "attacks"}
+    stage = stages[type(inputs)]
     for metric in metrics().values():
         if metric.stage == stage:
             row.add(metric, lambda metric=metric: metric(inputs))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The classes of a network nearest a downstream set: what the "top" forget requests name."""
+"""Rankings by the original network that forget requests name: nearest classes, hardest samples."""
 
 from __future__ import annotations
 
@@ -34,3 +34,22 @@ def rank_classes(domains: Sequence[Outputs]) -> list[int]:
         for row in strength.argsort(descending=True, stable=True).tolist():
             ranking.setdefault(int(best[row]))
     return list(ranking)
+
+
+def rank_samples(outputs: Outputs, score: str) -> list[int]:
+    """Rank sample numbers by how hard the original finds them, the hardest first.
+
+    Ties go by number. (Worst-case forget sets by loss: Fan et al. 2024, "Challenging forgets",
+    who search for theirs; a ranking by the original is the simple form.)
+
+    Args:
+        outputs: the original's answers to the training images, all on this rank.
+        score: ``loss``, the cross-entropy of the label, highest first; or ``confidence``, the
+            probability of the network's own answer, lowest first.
+    """
+    logits = outputs.logits.double()
+    if score == "loss":
+        hardness = F.cross_entropy(logits, outputs.labels, reduction="none")  # (n,)
+    else:
+        hardness = -F.softmax(logits, dim=1).amax(1)
+    return outputs.index[hardness.argsort(descending=True, stable=True)].tolist()

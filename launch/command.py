@@ -61,44 +61,50 @@ def run_several(
     Anything else is raised, for its traceback, unless another rank has failed before. Under
     torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
-    with open_console(sys.argv) as screen:
-        speaks = os.environ.get("RANK", "0") == "0"
-        place = ""
-        try:
-            adopt_launcher()
-            parsed = read()
-            with listen(), _join(parsed[0]) as ranks:
-                try:
-                    main(parsed, ranks)
-                except Exception as error:  # before the others notice that this rank has gone
-                    if not (isinstance(error, LetheonError) and error.everywhere):
-                        speaks = is_first_to_fail(ranks)
-                        place = f"on {socket.gethostname()} (rank {ranks.rank}): "
-                        place *= ranks.world > 1
-                    if who := explain_timeout(error, traceback.format_exc()):
-                        raise RunFailed(
-                            f"got no answer within the timeout: {who}; stacks of all ranks are in "
-                            "the run folder; mend that host, or raise the timeout"
-                        ) from error
-                    raise
-        except Stopped as stop:
-            _end_stopped(str(stop))
-        except (InputError, RunFailed) as error:
-            line = error_line(error, place)
-            code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED
-            if speaks:
-                screen.fail(line, code)
-                write_end(code, line)
-            write_torchrun_error(line)
-            sys.exit(code)
-        except Exception as error:
-            if name := last_signal():  # what the same signal has ended cannot be waited for
-                _end_stopped(f"by {name} before it could save ({type(error).__name__})")
-            if place and not speaks:
-                sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
-            clear()
-            write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
-            raise
+    with open_console(sys.argv):
+        _run_on_ranks(read, main)
+
+
+def _run_on_ranks(
+    read: Callable[[], Sequence[T]], main: Callable[[Sequence[T], Ranks], None]
+) -> None:
+    speaks = os.environ.get("RANK", "0") == "0"
+    place = ""
+    try:
+        adopt_launcher()
+        parsed = read()
+        with listen(), _join(parsed[0]) as ranks:
+            try:
+                main(parsed, ranks)
+            except Exception as error:  # before the others notice that this rank has gone
+                if not (isinstance(error, LetheonError) and error.everywhere):
+                    speaks = is_first_to_fail(ranks)
+                    place = f"on {socket.gethostname()} (rank {ranks.rank}): "
+                    place *= ranks.world > 1
+                if who := explain_timeout(error, traceback.format_exc()):
+                    raise RunFailed(
+                        f"got no answer within the timeout: {who}; stacks of all ranks are in "
+                        "the run folder; mend that host, or raise the timeout"
+                    ) from error
+                raise
+    except Stopped as stop:
+        _end_stopped(str(stop))
+    except (InputError, RunFailed) as error:
+        line = error_line(error, place)
+        code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED
+        if speaks:
+            console().fail(line, code)
+            write_end(code, line)
+        write_torchrun_error(line)
+        sys.exit(code)
+    except Exception as error:
+        if name := last_signal():  # what the same signal has ended cannot be waited for
+            _end_stopped(f"by {name} before it could save ({type(error).__name__})")
+        if place and not speaks:
+            sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
+        clear()
+        write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
 
 
 def _join(settings: Any) -> AbstractContextManager[Ranks]:

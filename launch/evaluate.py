@@ -37,6 +37,7 @@ from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
+from letheon.eval.attacks.session import Lessons, attack_table, relearn_table
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, check_images, open_comparison
 from letheon.eval.evaluate import Extent, Measuring, Table
@@ -51,6 +52,7 @@ from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
+from letheon.launch.ensembles.oracles import find_oracles
 from letheon.launch.jobs.find_runs import find_runs
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
@@ -74,6 +76,9 @@ class Settings(JobOptions):
     gap and CKA; all together give means and bands."""
     runs: tuple[Path, ...] = ()
     """The models after forgetting: run folders or checkpoints."""
+    oracles: Path | None = None
+    """Folder of one request in what oracles makes: names the original and the retrained models, and
+    where outputs are kept, in place of --original, --retrained and --cache."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     forget: str | None = None
     """What was forgotten, where no run folder tells: class:3,8, file:LIST or random:100."""
@@ -123,6 +128,21 @@ class Settings(JobOptions):
         """Where finished rows are kept until the table is written; None where none is."""
         return None if self.out is None else self.out.with_name(f"{self.out.name}.rows")
 
+    def with_oracles(self) -> Settings:
+        """Return these settings with the models and outputs of an ensemble named one by one."""
+        if self.oracles is None:
+            return self
+        if self.original is not None or self.retrained:
+            raise InputError(
+                "got an ensemble beside original or retrained models; expected one of them",
+                option="oracles",
+            )
+        original, retrained, outputs = find_oracles(self.oracles)
+        extent = dataclasses.replace(self.extent, cache=self.extent.cache or outputs)
+        return dataclasses.replace(
+            self, oracles=None, original=original, retrained=retrained, extent=extent
+        )
+
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
         if self.out is not None:
@@ -153,6 +173,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.define:
         print("\n".join(define_all()))
         return
+    settings = together(ranks, settings.with_oracles)
     settings = together(ranks, settings.expand)
     if settings.dry_run:
         of = settings.comparison(check_world(settings.dry_run, ranks))
@@ -184,8 +205,11 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
     table = measuring.measure()
+    lessons = Lessons(measuring.inference)
     if settings.extent.relearn:
-        measuring.relearn(table)
+        relearn_table(measuring, table, lessons)
+    if settings.extent.full and settings.extent.attacks:
+        attack_table(measuring, table, lessons)
     if not ranks.main:
         return
     band = table.band

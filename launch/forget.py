@@ -6,6 +6,7 @@
         --model resnet50 --forget file:random100.txt --out runs/spkd spkd
     python launch/forget.py --weights runs/original --forget class:3,8 --seed 1,2 --out runs/all \
         finetune --lr 0.1,0.01 + salun random-label + spkd
+    python launch/forget.py --weights runs/original --out runs/all --jobs jobs.txt
 
 `--help` lists the methods; `launch/forget.py METHOD --help` their options. `retrain` starts from
 new weights of the same architecture. Leaves a run folder with the request it resolved; of several
@@ -33,12 +34,13 @@ from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
-from letheon.launch.joblist import flags_of, job_names, split
+from letheon.launch.joblist import flags_of, job_names, read_jobs, split
 from letheon.launch.options import Forgetting
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
-from letheon.loaders.forget_request import resolve
+from letheon.launch.tuning.recipe_file import expand_recipes
+from letheon.loaders.forget_request import resolve, score_of
 from letheon.methods import catalogue
 
 if TYPE_CHECKING:
@@ -63,6 +65,12 @@ class Settings(Forgetting):
     """Replace a run that is already there, once the new one is whole."""
     config: Path | None = None
     """Settings.json of an earlier run, to run it again; what is said beside it wins."""
+    recipe: str | None = None
+    """In place of a method: a recipe's name or TOML file, which names the method and its settings;
+    options after it win. `letheon recipes` lists them. The record keeps name and digest."""
+    jobs: Path | None = None
+    """File with the options of one run a line, requests, seeds and recipes too, which all start
+    from the same weights."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
     dry_run: int = 0
@@ -115,18 +123,18 @@ def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
     first = runs[0]
     for settings in runs:
         for one in fields(Settings):
-            if one.name in ("method", "seed"):
+            if one.name in ("method", "seed", "forget", "recipe"):
                 continue
             if getattr(settings, one.name) != getattr(first, one.name):
                 raise InputError(
                     f"got another {one.name} for one of several runs; only the method, its "
-                    "options and --seed may differ; say the rest before the first method"
+                    "options, --forget and --seed may differ; say the rest for all of them"
                 )
     if (first.out / "settings.json").exists():
         raise InputError(
             f"got {first.out}; it is itself a run; name a folder for several", option="out"
         )
-    names = job_names([(one.seed, one.method) for one in runs], catalogue())
+    names = job_names([(one.seed, one.method, one.forget) for one in runs], catalogue())
     return [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
 
 
@@ -137,11 +145,15 @@ def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
         settings.tracking.check()
-    model, data, nearest = runs[0].open_sets(ranks)
+    model, data = runs[0].open_sets()
+    rankings: dict[tuple[str, str | None], list[int] | None] = {}
     jobs: list[NamedPlan] = []
     for settings in runs:
         like = jobs[0].run.loader if jobs else None
-        request = resolve(settings.forget, data, settings.seed, nearest)
+        kind = (settings.forget.partition(":")[0], score_of(settings.forget))
+        if kind not in rankings:
+            rankings[kind] = settings.rank(model, data, ranks)
+        request = resolve(settings.forget, data, settings.seed, rankings[kind])
         plan, run = plan_forgetting(settings, settings.method, model, data, request, ranks, like)
         jobs.append(NamedPlan(settings.out.name, settings.method, plan, run, settings.out))
     return jobs
@@ -181,8 +193,11 @@ def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:
 def read(args: Sequence[str]) -> list[Settings]:
     """Parse the settings of each run that a command line asks for."""
     methods, flags = list(catalogue()), flags_of(Settings)
-    args = expand_config(args, methods, flags)
-    return [parse(Settings, one) for one in split(args, methods, flags)]
+    jobs = []
+    for words in read_jobs(expand_config(args, methods, flags)):
+        words = expand_recipes(words, methods, flags)
+        jobs += split(words, methods, flags)
+    return [parse(Settings, one) for one in jobs]
 
 
 def start() -> None:

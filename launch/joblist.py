@@ -3,13 +3,15 @@
     --weights W --forget F --out runs --seed 1,2 finetune --lr 0.1,0.01 + salun random-label
 
 `+` begins another method, and a list of numbers after `--seed` or an option of a method is one run
-each; what stands before the first method is said for all of them.
+each; what stands before the first method is said for all of them. `--jobs FILE` has the same as
+lines of a file, which may have requests of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +56,51 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
         chosen = [_choices(common, k, ("--seed",)) for k in range(len(common))]
         chosen += [_choices(section, k) for k in range(len(section))]
         jobs += [list(words) for words in itertools.product(*chosen)]
+    return jobs
+
+
+def read_jobs(args: Sequence[str]) -> list[list[str]]:
+    """The command line of each line of `--jobs FILE`; `args` alone where there is none.
+
+    A line holds the options of one run, its method or recipe among them, as they would stand after
+    what `args` says for all; `#` begins a comment.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a line cannot be split into words.
+    """
+    place = next((k for k, word in enumerate(args) if word.partition("=")[0] == "--jobs"), None)
+    if place is None:
+        return [list(args)]
+    _, equals, value = args[place].partition("=")
+    end = place + (1 if equals else 2)
+    value = value if equals else "".join(args[place + 1 : end])
+    common = [*args[:place], *args[end:]]
+    if value == "None" or "--help" in args or "-h" in args:
+        return [common]
+    if "+" in common:
+        raise InputError("got + beside a file of runs; write it as lines of the file", "jobs")
+    try:
+        text = Path(value).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"got {value}, which cannot be read ({error}); expected a text file with the options "
+            "of one run a line",
+            option="jobs",
+        ) from error
+    jobs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise InputError(
+                f"got {value}, line {number} ({error}); expected options as on a command line; "
+                "mend the line",
+                option="jobs",
+            ) from error
+        if words:
+            jobs.append([*common, *words])
+    if not jobs:
+        raise InputError(f"got {value} without a run; expected one a line; fill it", option="jobs")
     return jobs
 
 
@@ -107,25 +154,38 @@ def _number(text: str) -> bool:
 
 
 def job_names(
-    jobs: Sequence[tuple[int, Method]], catalogue: Mapping[str, type[Method]]
+    jobs: Sequence[tuple[int, Method, str]], catalogue: Mapping[str, type[Method]]
 ) -> list[str]:
-    """A name for each (seed, method): the method's, and what tells it from the others.
+    """A name for each (seed, method, request): the method's, and what tells it from the others.
 
     Raises:
         InputError: two are the same.
     """
     known = {kind: name for name, kind in catalogue.items()}
-    seeds = len({seed for seed, _ in jobs}) > 1
-    facts = [_facts(method, known) for _, method in jobs]
+    seeds = len({seed for seed, _, _ in jobs}) > 1
+    requests = len({request for _, _, request in jobs}) > 1
+    facts = [_facts(method, known) for _, method, _ in jobs]
     names = []
-    for (seed, _), mine in zip(jobs, facts, strict=True):
+    for (seed, _, request), mine in zip(jobs, facts, strict=True):
         alike = [other for other in facts if other[""] == mine[""]]
         differ = [k for k in mine if len({o[k] for o in alike if k in o}) > 1]
-        names.append("-".join([mine[""], *(mine[k] for k in differ)] + [f"seed{seed}"] * seeds))
+        parts = [mine[""], *(mine[k] for k in differ)]
+        parts += [_request_name(request)] * requests + [f"seed{seed}"] * seeds
+        names.append("-".join(parts))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise InputError(f"got {twice[0]} twice; give each method, setting and seed once")
+        raise InputError(f"got {twice[0]} twice; give each method, setting, request and seed once")
     return names
+
+
+def _request_name(text: str) -> str:
+    """A request as it would stand in a name; of a list's file the stem."""
+    kind, _, rest = text.partition(":")
+    return kind + _plain(Path(rest).stem if kind in ("file", "samples") else rest)
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-+." else "_" for c in text)
 
 
 def _facts(value: Any, known: Mapping[Any, str], path: str = "") -> dict[str, str]:
@@ -133,7 +193,7 @@ def _facts(value: Any, known: Mapping[Any, str], path: str = "") -> dict[str, st
     if not dataclasses.is_dataclass(value):
         last = path.rpartition(".")[2].replace("_", "-")
         text = value.stem if isinstance(value, Path) else str(value)
-        return {path: last + "".join(c if c.isalnum() or c in "-+." else "_" for c in text)}
+        return {path: last + _plain(text)}
     found = {path: known[type(value)]} if type(value) in known else {}
     for field in dataclasses.fields(value):
         below = f"{path}.{field.name}" if path else field.name

@@ -15,7 +15,10 @@ COMMANDS = {
     "train": "train the original model",
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
+    "recipes": "list methods with settings, and where each comes from",
+    "tune": "search for a method's rate and settings",
     "evaluate": "measure what is left, one row a model",
+    "oracles": "train the retrained and original models that an audit compares with",
     "run": "train, forget by several methods, evaluate and report from one file",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
@@ -24,7 +27,11 @@ COMMANDS = {
 }
 """Each script of this folder with the line that --help prints about it."""
 HELP = ("--help", "-h")
-ROOMS = {"run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export."}
+ROOMS = {
+    "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
+    "recipes": "tuning.", "tune": "tuning.",
+    "oracles": "ensembles.",
+}  # fmt: skip
 """Those that lie in a folder of their own."""
 
 

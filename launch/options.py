@@ -13,9 +13,9 @@ from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
 from letheon.eval.inference.extract import extract
-from letheon.eval.top_classes import rank_classes
+from letheon.eval.top_classes import rank_classes, rank_samples
 from letheon.loaders.datasets.image_set import Data
-from letheon.loaders.forget_request import Request, resolve
+from letheon.loaders.forget_request import Request, resolve, score_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,9 @@ class Forgetting(JobOptions):
     """The original model: a run folder of train.py, or a checkpoint from elsewhere."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     forget: str
-    """class:3,8 (ids, names or WordNet ids), file:LIST, random:100, samples:FILE or top:100."""
+    """Classes: class:3,8 (ids, names or WordNet ids), file:LIST, random:100 or top:100. Training
+    samples: samples:FILE, random-samples:10%, hardest:10% or easiest:500 (by the original's loss;
+    hardest:10%,confidence by its confidence)."""
     downstream: str | None = None
     """For top:K, the set whose nearest classes are meant: `digits`, or <domain>/<class>/ or
     <class>/ folders."""
@@ -41,17 +43,32 @@ class Forgetting(JobOptions):
 
     def open(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
         """Load the model, the data in its class numbers and the request; equal on every rank."""
-        model, data, nearest = self.open_sets(ranks)
-        return model, data, resolve(self.forget, data, self.seed, nearest)
+        model, data = self.open_sets()
+        return model, data, resolve(self.forget, data, self.seed, self.rank(model, data, ranks))
 
-    def open_sets(self, ranks: Ranks) -> tuple[Classifier, Data, list[int] | None]:
-        """Load what does not depend on the seed: model, data and, for top:K, the class ranking."""
+    def open_sets(self) -> tuple[Classifier, Data]:
+        """Load what does not depend on the request and the seed: the model and the data."""
         model = self.checkpoint.load(self.weights)
         if self.relearn_earlier:
             model.requests = ()
-        data = self.upstream(model)
-        nearest = self._rank_classes(model, ranks) if self.forget.startswith("top:") else None
-        return model, data, nearest
+        return model, self.upstream(model)
+
+    def rank(self, model: Classifier, data: Data, ranks: Ranks) -> list[int] | None:
+        """Rank what the request takes the first of, by the original; None where it is not asked.
+
+        Class ids for top:K; sample numbers for hardest:N and easiest:N, in the order the request
+        takes them in.
+        """
+        if self.forget.startswith("top:"):
+            return self._rank_classes(model, ranks)
+        if (score := score_of(self.forget)) is None:
+            return None
+        alone = Ranks(device=ranks.device)  # as `_rank_classes`
+        model.to(ranks.device)
+        nothing = np.zeros(len(data.train), dtype=bool)
+        loader = self.loader_of(data.train, nothing, model.preset, 256, alone)
+        ranking = rank_samples(extract(model, loader, alone), score)
+        return ranking[::-1] if self.forget.startswith("easiest:") else ranking
 
     def _rank_classes(self, model: Classifier, ranks: Ranks) -> list[int]:
         """Rank the classes by nearness to the downstream set, on each rank for itself.

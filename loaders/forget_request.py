@@ -18,7 +18,14 @@ from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.views import SubsetImages
 
-FORMS = "class:3,8 class:truck file:LIST random:100 top:100 samples:LIST"
+FORMS = (
+    "class:3,8 class:truck file:LIST random:100 top:100 samples:LIST random-samples:10% "
+    "hardest:10% easiest:500,confidence"
+)
+RANKED = ("hardest", "easiest")
+"""Requests of the samples that come first or last in a ranking by the original network."""
+SCORES = ("loss", "confidence")
+"""What such a ranking goes by; the first where the request does not say."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,17 @@ class Request:
 
 
 def resolve(
-    text: str, data: Data, seed: int | None = None, nearest: Sequence[int] | None = None
+    text: str, data: Data, seed: int | None = None, ranking: Sequence[int] | None = None
 ) -> Request:
     """The request `text` on `data`; see `FORMS`.
 
     ``class:`` takes ids, names and WordNet ids (``id=3`` or ``name=3`` where both would fit);
     ``file:`` the same, one a line, with ``#`` comments; ``random:K`` draws by `seed`; ``top:K``
-    takes the first K of `nearest`, class ids ranked by another part of the program; ``samples:``
-    names a file of training sample numbers.
+    takes the first K of `ranking`, class ids ranked by another part of the program. Of training
+    samples: ``samples:`` names a file of their numbers, ``random-samples:N`` or
+    ``random-samples:10%`` draws some by `seed`, ``hardest:N`` takes those that the original
+    network finds hardest, by their loss (``hardest:N,confidence``: by the probability of its
+    answer), ``easiest:N`` the easiest: the first of `ranking`, sample numbers in that order.
 
     Raises:
         InputError: Unknown, ambiguous, empty, of another dataset, or everything would be forgotten.
@@ -82,6 +92,8 @@ def resolve(
     kind, _, rest = text.partition(":")
     rest = rest.strip()
     present = np.unique(data.train.labels)
+    if kind == "random-samples" or kind in RANKED:
+        return request_samples(text, _pick_samples(text, data, seed, ranking), data)
     if kind == "samples" and rest:
         return request_samples(text, [_number(token, rest) for token in _lines(rest)], data)
     if kind in ("class", "file") and rest:
@@ -92,19 +104,17 @@ def resolve(
         ids = [_class(token, index, data, text) for token in tokens if token]
     elif kind in ("random", "top") and rest.isdecimal():
         if kind == "random":
-            if seed is None:
-                raise InputError(
-                    f"got {text!r} without a seed, expected one; give it", option="seed"
-                )
-            order = keyed.permutation(seed, "forget-classes", 0, len(present)).numpy()
+            order = keyed.permutation(
+                _require_seed(text, seed), "forget-classes", 0, len(present)
+            ).numpy()
             ranked = present[order].tolist()
         else:
-            if nearest is None:
+            if ranking is None:
                 raise InputError(
                     f"got {text!r} without a ranking of the classes, expected a downstream set to "
                     "be nearest to; name one"
                 )
-            ranked = list(dict.fromkeys(int(c) for c in nearest))
+            ranked = list(dict.fromkeys(int(c) for c in ranking))
         if int(rest) > len(ranked):
             raise InputError(f"got {text!r}, expected at most {len(ranked)} classes; ask for fewer")
         ids = ranked[: int(rest)]
@@ -125,6 +135,62 @@ def resolve(
             "name fewer"
         )
     return Request(text, classes, None, _digest(classes), notes)
+
+
+def score_of(text: str) -> str | None:
+    """Return what a ``hardest:`` or ``easiest:`` request ranks the samples by; None of others.
+
+    Raises:
+        InputError: by something else than `SCORES`.
+    """
+    kind, _, rest = text.partition(":")
+    if kind not in RANKED:
+        return None
+    score = rest.partition(",")[2].strip() or SCORES[0]
+    if score not in SCORES:
+        raise InputError(
+            f"got {text!r}, expected a ranking by {' or '.join(SCORES)}; such as "
+            f"{kind}:{rest.partition(',')[0] or '10%'},{SCORES[0]}"
+        )
+    return score
+
+
+def _pick_samples(
+    text: str, data: Data, seed: int | None, ranking: Sequence[int] | None
+) -> list[int]:
+    """The sample numbers of a request for so many, or such a share, of the training samples."""
+    rest = text.partition(":")[2]
+    ranked = score_of(text) is not None
+    amount = rest.partition(",")[0].strip() if ranked else rest.strip()
+    count = _count(text, amount, len(data.train))
+    if ranked:
+        if ranking is None:
+            raise InputError(
+                f"got {text!r} without a ranking of the samples, expected that of the original "
+                "network; give their numbers, or ask where the network is at hand"
+            )
+        return [int(number) for number in ranking[:count]]
+    order = keyed.permutation(_require_seed(text, seed), "forget-samples", 0, len(data.train))
+    return order[:count].tolist()
+
+
+def _count(text: str, amount: str, samples: int) -> int:
+    """How many of `samples` an amount is: a number, or a share in per cent, rounded to nearest."""
+    share = amount.removesuffix("%")
+    if re.fullmatch(r"\d+(\.\d+)?", share) and (share != amount or share.isdecimal()):
+        count = round(float(share) / 100 * samples) if share != amount else int(share)
+        if 0 < count < samples:
+            return count
+    raise InputError(
+        f"got {text!r} of {samples} training samples, expected a number of 1 to {samples - 1} or "
+        "a share of them; such as 10%"
+    )
+
+
+def _require_seed(text: str, seed: int | None) -> int:
+    if seed is None:
+        raise InputError(f"got {text!r} without a seed, expected one; give it", option="seed")
+    return seed
 
 
 def forget_mask(request: Request, labels: NDArray[np.int64]) -> NDArray[np.bool_]:

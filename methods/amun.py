@@ -62,7 +62,7 @@ class Amun(Method):
     network in a ball whose radius starts at `radius` and is doubled until the network's answer y'
     is not y; then it learns D and {(x', y')} (Ebrahimpour-Boroojeny et al. 2025, "AMUN: Adversarial
     Machine UNlearning", algorithm 1). The forget samples stay in, with their true labels, as
-    published. `data forget` is the variant without retain data, D_f and {(x', y')}.
+    published. `images forget` is the variant without retain data, D_f and {(x', y')}.
 
     Radius 0.01, steps of a tenth of it, SGD at 0.01 for 10 epochs are published. Here distances are
     in units of the network's normalized input, and x' come in batches of their own, without
@@ -80,7 +80,7 @@ class Amun(Method):
     """Of the ascent, in each ball."""
     doublings: int = 12
     """Balls that are tried after the first."""
-    data: Literal["all", "forget"] = "all"
+    images: Literal["all", "forget"] = "all"
     """What is learned beside the adversarial images."""
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Amun(Method):
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty that is read."""
-        require_samples(run, self.name, retain=self.data == "all")
+        require_samples(run, self.name, retain=self.images == "all")
 
     def prepare(self, run: Run) -> AdversarialState:
         """Find the adversarial images, each rank those of its samples; all have all of them."""
@@ -142,7 +142,7 @@ class Amun(Method):
             return F.cross_entropy(net(images[rows]).logits, labels[rows])
 
         adversarial = Phase("adversarial", "forget", mislead)
-        if self.data == "forget":
+        if self.images == "forget":
             adversarial = replace(adversarial, batch_norm="frozen")
             return [Phase("forget", "forget", cross_entropy, "frozen", beside=adversarial)]
         every = max(1, run.loader.steps("mixed") // run.loader.steps("forget"))

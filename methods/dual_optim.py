@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -32,6 +32,7 @@ class DualOptim(Wrapper):
     """
 
     name: ClassVar[str] = "dual-optim"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"forget_lr": (1e-6, 1e-2)}
     forget_lr: float = 1e-4
     """Peak rate of the forget steps."""
     forget_decay: float = 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ class Esc(Method):
     """
 
     name: ClassVar[str] = "esc"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0.001, 0.5)}
     recipe: Recipe = Recipe(epochs=0)
     share: float = 0.015
     """p, of the D directions."""

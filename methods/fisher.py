@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -43,6 +44,7 @@ class Fisher(Method):
     """
 
     name: ClassVar[str] = "fisher"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-10, 1e-4)}
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1e-8
     """Variance of the noise where the Fisher information is 1."""
@@ -115,6 +117,7 @@ class GolatkarFisher(Method):
     """
 
     name: ClassVar[str] = "fisher-golatkar"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-9, 1e-3)}
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1e-6
     """Scale of the variance."""

@@ -48,6 +48,13 @@ class HeadDistillation(Method):
                 option="forget",
             )
 
+        if len(run.forget_classes) == run.model.classes:
+            raise InputError(
+                "got a request of all classes; head-distillation masks some of them; forget fewer "
+                "classes",
+                option="forget",
+            )
+
     def prepare(self, run: Run) -> HeadState:
         """Keep the original head, and let nothing else move."""
         head = run.model.head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -71,6 +71,7 @@ class Influence(Method):
     """
 
     name: ClassVar[str] = "influence"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (0.01, 20.0)}
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1.0
     """Length of the step; 1 is Newton's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,6 +46,7 @@ class Kodge(Method):
     """
 
     name: ClassVar[str] = "kodge"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha_forget": (1.0, 30.0)}
     recipe: Recipe = Recipe(epochs=0)
     alpha_forget: float = 3.0
     """How far weak directions of the forget set count as its own; larger forgets more."""

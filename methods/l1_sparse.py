@@ -6,7 +6,7 @@ Jia et al. 2023, "Model Sparsity Can Simplify Machine Unlearning".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -29,6 +29,7 @@ class L1Sparse(Method):
     """
 
     name: ClassVar[str] = "l1-sparse"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-6, 1e-2)}
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     alpha: float = 1e-4
     """Weight of the penalty in the first epoch. The published scripts use 1e-4 to 5e-4; the

@@ -6,7 +6,7 @@ Spartalis et al. 2025, "LoTUS: Large-Scale Machine Unlearning with a Taste of Un
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar, Literal
@@ -53,6 +53,7 @@ class Lotus(Method):
     """
 
     name: ClassVar[str] = "lotus"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 64.0)}
     recipe: Recipe = Recipe(epochs=10, lr=1e-4, optimizer="adamw")
     alpha: float = 8.0
     """How fast the temperature grows with the gap in accuracy."""

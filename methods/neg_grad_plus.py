@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ class NegGradPlus(Method):
     """
 
     name: ClassVar[str] = "neg-grad-plus"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (0.5, 0.9999)}
     recipe: Recipe = Recipe(epochs=5, lr=0.01, momentum=0.0, weight_decay=0.0)
     alpha: float = 0.95
     """Weight of the retain set's loss; 1 - alpha is that of the ascent."""

@@ -81,6 +81,15 @@ class RandomLabel(Method):
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"got alpha {self.alpha}; expected a finite number of 0 or more")
 
+    def check(self, run: Run) -> None:
+        """Refuse a request that leaves no class to draw a label from."""
+        if self.draw == "retained" and len(run.forget_classes) == run.model.classes:
+            raise InputError(
+                "got a request of all classes with labels of retained ones; expected some to be "
+                "retained; forget fewer classes",
+                option="forget",
+            )
+
     def prepare(self, run: Run) -> RandomLabelState:
         """Choose the classes to draw from."""
         classes = torch.arange(run.model.classes, device=run.ranks.device)

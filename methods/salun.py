@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +38,7 @@ class SalUn(Wrapper):
     """
 
     name: ClassVar[str] = "salun"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"density": (0.1, 0.9)}
     density: float = 0.5
     """Share of all weights that may move."""
     mask: Path | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -55,6 +55,7 @@ class Sfron(Method):
     """
 
     name: ClassVar[str] = "sfron"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 500.0)}
     recipe: Recipe = Recipe(epochs=9, lr=0.01, schedule="cosine")
     alpha: float = 25.0
     """Weight of the first ascent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,6 +33,7 @@ class Ssd(Method):
     """
 
     name: ClassVar[str] = "ssd"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 100.0)}
     recipe: Recipe = Recipe(epochs=0, batch_size=64)
     alpha: float = 10.0
     """How many times as important for the forget set a weight must be to be shrunk."""

@@ -12,9 +12,11 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
+from letheon.launch.tuning import recipes, tune
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -28,6 +30,9 @@ SCRIPTS = {
     "export": export,
     "verify": verify,
     "dispose": dispose,
+    "recipes": recipes,
+    "tune": tune,
+    "oracles": oracles,
 }
 
 
@@ -52,8 +57,8 @@ class Scripts:
         self.capsys.readouterr()
         code = 0
         try:
-            if script == "forget":
-                forget.start()
+            if script in ("forget", "tune"):
+                module.start()
             else:
                 run_command(module.Settings, module.main)
         except SystemExit as end:

@@ -57,7 +57,7 @@ def test_the_doctor_estimates_from_a_probe(scripts: Scripts, tmp_path: Path) -> 
     words = ("doctor", "--data", "digits", "--out", tmp_path, "--device", "cpu", "--estimate")
     ended = scripts(*words, "--model", "small", "--batch-size", "32", "--nodes", "2")
     assert ended.code == 0, ended.err
-    lines = [line for line in ended.out.splitlines() if "estimate" in line]
+    lines = [line for line in ended.out.splitlines() if line.startswith("ok       estimate:")]
     assert "probes of 4 and 16 images a rank" in lines[0]
     assert "images/s on 2 ranks of 2 nodes" in lines[1]
     assert "hours for 10 epochs of 1438 images" in lines[2]

@@ -334,7 +334,7 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     for path in tracked:
-        if path.endswith((".py", ".json", ".txt")):
+        if path.endswith((".py", ".json", ".txt", ".toml")):
             assert (tmp_path / "lib" / "letheon" / path).is_file(), path
     assert (tmp_path / "lib" / "letheon" / "py.typed").is_file()
     [points] = (tmp_path / "base").glob("*.egg-info/entry_points.txt")

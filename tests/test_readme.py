@@ -15,7 +15,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 import letheon
-from letheon.launch import forget as forget_script
 from letheon.launch.command import parse
 from letheon.launch.main import COMMANDS
 from letheon.methods import METHODS, catalogue
@@ -79,8 +78,9 @@ def fields_of(kind: Any) -> frozenset[str]:
 @cache
 def options_of(script: str) -> frozenset[str]:
     """Every option of a script, methods' options included, as names of Python."""
-    methods = [fields_of(method) for method in catalogue().values()] if script == "forget" else []
-    return fields_of(SCRIPTS[script].Settings).union(*methods)
+    methods = [fields_of(m) for m in catalogue().values()] if script in ("forget", "tune") else []
+    everywhere = frozenset({"quiet", "json"})
+    return fields_of(SCRIPTS[script].Settings).union(everywhere, *methods)
 
 
 def flags(words: list[str]) -> list[str]:
@@ -102,8 +102,8 @@ def check_script(name: str, words: list[str]) -> None:
     unfinished = "..." in words or any(re.fullmatch(r"[A-Z]{4,}|\[\w+\]", w) for w in words)
     if unfinished or "help" in given or not set(required) - {"method"} <= set(given):
         return
-    if name == "forget":
-        forget_script.read(words)
+    if name in ("forget", "tune"):
+        SCRIPTS[name].read(words)
     else:
         parse(SCRIPTS[name].Settings, words)
 

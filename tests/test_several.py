@@ -87,6 +87,38 @@ def test_seeds_and_rates(scripts: Scripts, original: Path, tmp_path: Path) -> No
         same(tmp_path / "all" / f"finetune-lr0.01-seed{seed}", alone)
 
 
+def test_a_file_of_runs_with_requests_of_their_own(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    lines = {
+        "finetune-class3-seed1": "--forget class:3 finetune --epochs 1",
+        "ssd-class8-seed1": "--forget class:8 ssd --alpha 2  # one-shot",
+        "ssd-class8-seed2": "--forget class:8 --seed 2 ssd --alpha 2",
+        "spkd-random-samples5_-seed1": "--forget random-samples:5% "
+        "--recipe digits-small-classes/spkd --epochs 1",
+        "random-label-hardest30-seed1": "--forget hardest:30 random-label --epochs 1",
+        "random-label-easiest30_confidence-seed1": "--forget easiest:30,confidence "
+        "random-label --epochs 1",
+    }
+    (tmp_path / "jobs.txt").write_text("# six\n\n" + "\n".join(lines.values()))
+    args = ("--weights", original, "--data", "digits")
+    out = tmp_path / "all"
+    ended = scripts("forget", *args, "--out", out, "--jobs", tmp_path / "jobs.txt")
+    assert ended.code == 0, ended.err
+    assert sorted(p.name for p in out.iterdir()) == sorted(lines)
+    for name, line in list(lines.items())[2:5]:
+        alone = tmp_path / name
+        words = line.partition("#")[0].split()
+        assert scripts("forget", *args, "--out", alone, *words).code == 0
+        same(out / name, alone)
+    requests = {n: json.loads((out / n / "request.json").read_text())["samples"] for n in lines}
+    hard, easy = (
+        requests[f"random-label-{n}-seed1"] for n in ("hardest30", "easiest30_confidence")
+    )
+    assert len(hard) == len(easy) == 30 and not set(hard) & set(easy)
+    assert len(requests["spkd-random-samples5_-seed1"]) > 50
+
+
 def test_two_ranks(original: Path, tmp_path: Path) -> None:
     runs = {k: v for k, v in RUNS.items() if k in ("finetune", "grad-ascent", "salun", "spkd")}
     args = ("--weights", original, *REQUEST)
@@ -191,6 +223,10 @@ BAD: dict[str, tuple[str, str]] = {
     "a seed twice": ("has 1 twice", "--seed 1,1 finetune"),
     "other data": ("got another data", "finetune + spkd --data elsewhere"),
     "one of them wrong": ("--mask: got", "finetune + salun --mask {tmp}/none random-label"),
+    "no file of runs": ("--jobs: got {tmp}/none", "--jobs {tmp}/none"),
+    "a file without runs": ("without a run", "--jobs {tmp}/empty"),
+    "a line that is none": ("line 1", "--jobs {tmp}/quote"),
+    "an option of both": ("got --forget 2 times", "--jobs {tmp}/twice"),
     "out of range": ("density", "finetune + salun --density 0.5,1.5 random-label"),
 }
 
@@ -201,10 +237,13 @@ def test_bad_input_ends_all_before_the_start(
 ) -> None:
     expected, words = BAD[case]
     out = tmp_path / "all"
+    files = {"empty": "# nothing\n", "quote": "finetune --lr '1", "twice": "--forget class:4 spkd"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     args = ("--weights", original, "--forget", "class:3", "--out", out)
     ended = scripts("forget", *args, *words.format(tmp=tmp_path).split())
     assert ended.code == 2, ended.err
-    assert ended.err.startswith("error: ") and expected in ended.err
+    assert ended.err.startswith("error: ") and expected.format(tmp=tmp_path) in ended.err
     assert len(ended.err.strip().splitlines()) == 1
     assert not out.exists()
 
@@ -243,19 +282,21 @@ def test_the_command_lines_of_the_single_runs() -> None:
 
 
 def test_a_run_is_called_after_what_tells_it_apart() -> None:
-    jobs: list[tuple[int, Method]] = [
-        (1, Finetune(Recipe(lr=0.1))),
-        (1, Finetune(Recipe(lr=0.01))),
-        (1, SalUn(Finetune(), density=0.1)),
-        (1, SalUn(RandomLabel(Finetune().recipe), density=0.1)),
-        (1, Spkd()),
+    jobs: list[tuple[int, Method, str]] = [
+        (1, Finetune(Recipe(lr=0.1)), "class:3"),
+        (1, Finetune(Recipe(lr=0.01)), "class:3"),
+        (1, SalUn(Finetune(), density=0.1), "class:3"),
+        (1, SalUn(RandomLabel(Finetune().recipe), density=0.1), "class:3"),
+        (1, Spkd(), "class:3"),
     ]
     names = ["finetune-lr0.1", "finetune-lr0.01", "salun-finetune", "salun-random-label", "spkd"]
     assert job_names(jobs, METHODS) == names
-    assert job_names([*jobs, (2, Spkd())], METHODS) == [
+    assert job_names([*jobs, (2, Spkd(), "class:3")], METHODS) == [
         *(f"{name}-seed1" for name in names),
         "spkd-seed2",
     ]
+    several = [(1, Spkd(), text) for text in ("class:3,8", "random-samples:10%", "file:a/b.txt")]
+    assert job_names(several, METHODS) == ["spkd-class3_8", "spkd-random-samples10_", "spkd-fileb"]
 
 
 def test_a_run_is_no_folder_of_runs(scripts: Scripts, original: Path) -> None:

@@ -46,6 +46,11 @@ class Place:
     folder: Path | None = None
     """The run folder, once there is one."""
 
+    def start_step(self, phase: str) -> None:
+        """Count a step whose batch has arrived."""
+        self.steps += 1
+        self.phase = phase
+
 
 PLACE = Place()
 

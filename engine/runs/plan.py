@@ -132,6 +132,10 @@ class Plan:
             open_images=open_images,
         )
 
+    def seed_torch(self, ranks: Ranks) -> None:
+        """Seed what torch itself draws in training mode: dropout and stochastic depth, by rank."""
+        torch.manual_seed(self.seed * 4096 + ranks.rank)
+
     @cached_property
     def split(self) -> tuple[Data, NDArray[np.bool_]]:
         """The images without those forgotten earlier, and which training images to forget."""
@@ -240,8 +244,7 @@ def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Save
         record.write("request.json", {**dataclasses.asdict(request), "earlier": earlier})
     for text in run.notes:
         record.log("note", text=text)
-    # For what torch itself draws in training mode: dropout and stochastic depth, by rank.
-    torch.manual_seed(plan.seed * 4096 + run.ranks.rank)
+    plan.seed_torch(run.ranks)
     return saver
 
 

@@ -55,6 +55,8 @@ class SeveralRuns:
 
     unlearned: Runs
     retrained: Runs
+    own: Tensor | None = None  # (n,) margins of the model whose row this is
+    original: Sequence[Tensor] = ()  # (n,) margins of each original model
     _results: dict[Callable[[SeveralRuns], Any], Any] = field(default_factory=dict, repr=False)
 
     def once(self, compute: Callable[[SeveralRuns], T]) -> T:

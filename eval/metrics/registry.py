@@ -54,12 +54,13 @@ Need = Literal[
 - ``several runs``: runs of the method, and retrained models, that differ by the seed.
 - ``relearning``: relearn curves.
 """
-Stage = Literal["model", "runs", "relearning", "scores"]
+Stage = Literal["model", "runs", "relearning", "attacks", "scores"]
 """When a metric is computed, and what its function is given.
 
 - ``model``: a `Case`, one model beside the others.
 - ``runs``: a `SeveralRuns`, when the rows of all models are there.
 - ``relearning``: a `Relearning`, on one rank.
+- ``attacks``: an `Attack`, on one rank.
 - ``scores``: two rows, the model's and the retrained models' mean (or the original's).
 """
 
@@ -67,6 +68,7 @@ GROUPS = (
     "Distance to the retrained models",
     "Accuracy",
     "Membership inference",
+    "Attacks",
     "Representation and probes",
     "Weights",
     "Output distributions",
@@ -82,7 +84,10 @@ NUMBERS_BY_NAME: Mapping[str, Any] = {
 }  # fmt: skip
 SHARES_BY_NAME: Mapping[str, Any] = {"type": "object", "additionalProperties": SHARE}
 NAMES: Mapping[str, Any] = {"type": "array", "items": {"type": "string"}}
-_FAMILIES = ("letheon.eval.metrics", "letheon.eval.membership", "letheon.eval.probes")
+_FAMILIES = (
+    "letheon.eval.metrics", "letheon.eval.membership", "letheon.eval.probes",
+    "letheon.eval.attacks",
+)  # fmt: skip
 _UNVERIFIED = "Our reading: the published formula could not be read; unverified."
 
 

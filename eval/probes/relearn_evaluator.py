@@ -15,6 +15,7 @@ from letheon.eval.metrics.registry import SHARE, metric
 from letheon.eval.probes.relearn import (
     RelearnCurve,
     feature_batches,
+    find_rate,
     head_on_features,
     relearn,
 )
@@ -35,6 +36,7 @@ class Lesson:
     held_images: Tensor  # (m, 3, H, W) held-out images of the forgotten classes
     held_labels: Tensor  # (m,) int64
     steps: int
+    rate: float = 0.01  # of SGD, for the whole network and from related data
     related: tuple[Tensor, Tensor] | None = None  # images and labels as above, of other images
 
 
@@ -92,7 +94,20 @@ def _curve(
         return float((predictions == truth).double().mean())
 
     every = max(1, lesson.steps // 20)
-    return relearn(net, batches, accuracy, steps=lesson.steps, every=every)
+    rate = 0.01 if isinstance(net, nn.Linear) else lesson.rate
+    return relearn(net, batches, accuracy, steps=lesson.steps, every=every, lr=rate)
+
+
+def rate_of(model: Classifier, lesson: Lesson, device: torch.device) -> float:
+    """Return the learning rate at which `model`, the original, can go on learning the lesson."""
+    learner = copy.deepcopy(model).to(device).eval()
+    sample = feature_batches(lesson.images, lesson.labels, _BATCH, seed=0)
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        rows, names = sample(step)
+        return rows.to(device), names.to(device)
+
+    return find_rate(learner, batches)
 
 
 Curves = dict[str, RelearnCurve]

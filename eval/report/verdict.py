@@ -13,11 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from letheon.eval.audit.agreement import agreement
+from letheon.eval.audit.false_positives import LEVEL
 from letheon.eval.checks import Floats
 from letheon.eval.metrics.reference import Row, numbers
 from letheon.eval.metrics.registry import Metric, metrics
 
-LEVEL = 0.05
+CUT = 10.0
+"""Standard deviations at which a metric's distance is cut."""
 ORACLES = 19
 """Retrained models below which no p-value reaches `LEVEL`: the smallest is 1 / (K + 1)."""
 
@@ -36,9 +39,15 @@ def compared_keys(rows: Sequence[Row]) -> list[str]:
 
 
 def _distance(of: Floats, others: Floats) -> float:
-    """Median over the metrics of the distance to the others' mean, in their standard deviations."""
+    """Root mean square over the metrics of the distance to the others' mean, in their deviations.
+
+    A leak in the features alone shows in few metrics, so no median: head distillation, which only
+    CKA, the few-shot probe and their kin expose, passed by one on 24 retrained models of the
+    digits. Each distance is cut at `CUT`, so that none decides alone.
+    """
     spread = np.maximum(others.std(axis=0, ddof=1), 1e-9)
-    return float(np.median(np.abs(of - others.mean(axis=0)) / spread))
+    away = np.minimum(np.abs(of - others.mean(axis=0)) / spread, CUT)
+    return float(np.sqrt(np.mean(away**2)))
 
 
 def p_value(model: Row, retrained: Sequence[Row]) -> float:
@@ -73,8 +82,27 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     return bool(((ours - before) / spread) @ way > 0.5 * (way @ way))
 
 
+def _side(row: Row, original: Row, retrained: Sequence[Row]) -> str:
+    """Say which of the two a model is closer to, with the p-value where the answers were compared.
+
+    At full depth the forget images decide (`eval.membership.closeness`), else the numbers of the
+    table, which give no p-value.
+    """
+    share, p = row.get("closer_to_retrained"), row.get("closer_p")
+    if share is None or p is None:
+        near = is_closer_to_retrained(row, original, retrained)
+        return f"closer to the {'retrained models' if near else 'original model'}"
+    if p > LEVEL:
+        return f"as near to the original model as to the retrained models, p = {p:.3f}"
+    side = "retrained models" if share > 0.5 else "original model"
+    of, chance = max(share, 1 - share), "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"closer to the {side} on {of:.0%} of the forget images, {chance}"
+
+
 def judge(rows: Sequence[Row]) -> list[str]:
-    """Write one line a model that was to forget; none where there is no retrained model.
+    """Write one line a model that was to forget, and one on how far the metrics agree.
+
+    There is none where there is no retrained model.
 
     Args:
         rows: of a table, each with "name" and "role".
@@ -85,10 +113,7 @@ def judge(rows: Sequence[Row]) -> list[str]:
     for row in rows if retrained else ():
         if row["role"] not in ("unlearned", "control"):
             continue
-        words = []
-        if original is not None:
-            near = is_closer_to_retrained(row, original, retrained)
-            words.append(f"closer to the {'retrained models' if near else 'original model'}")
+        words = [] if original is None else [_side(row, original, retrained)]
         if len(retrained) < ORACLES:
             words.append(
                 f"whether it could be one of the retrained models is not decidable from "
@@ -99,4 +124,5 @@ def judge(rows: Sequence[Row]) -> list[str]:
             like = "could be" if p > LEVEL else "is not"
             words.append(f"{like} one of the {len(retrained)} retrained models, p = {p:.3f}")
         lines.append(f"{row['name']}: {'; '.join(words)}")
-    return lines
+    ranks = agreement(rows) if retrained else None
+    return lines if ranks is None else [*lines, f"no single score: {ranks.sentence}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.durable import write
+from letheon.eval.audit.tables import as_audit, as_audit_json
 from letheon.eval.report.page import page as html
 from letheon.eval.report.pictures import draw_pictures
 from letheon.eval.report.plots import require_matplotlib
@@ -19,7 +20,8 @@ from letheon.spans import span
 MARK = "evaluation.json"
 """Written last: a folder without it holds an unfinished evaluation."""
 OWN = (
-    MARK, "metrics.csv", "table.md", "metrics.tex", "metrics.json", "report.html", "*.partial",
+    MARK, "metrics.csv", "table.md", "metrics.tex", "metrics.json", "report.html", "audit.md",
+    "audit.json", "*.partial",
 )  # fmt: skip
 """Patterns of the files that an evaluation writes."""
 
@@ -63,6 +65,9 @@ def write_report(
 ) -> list[Path]:
     """Write report.html, metrics.csv, table.md, metrics.tex and metrics.json into `out`.
 
+    Where there are retrained models, audit.md and audit.json too: how often each number accuses
+    one of them.
+
     A row is what `Row.as_dict` or `measure` returns, with "name" and, as far as known:
 
     - "role": original, retrained, control or unlearned (the default); "seed"; "seconds".
@@ -103,6 +108,8 @@ def write_report(
         "metrics.tex": as_latex(prepared),
         "metrics.json": as_json(prepared),
     }
+    if prepared.reference is not None:
+        texts |= {"audit.md": as_audit(prepared.rows), "audit.json": as_audit_json(prepared.rows)}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write(out / name, text)

@@ -17,8 +17,6 @@ from letheon.engine.runs.run_folder import FINISHED
 from letheon.progress import choose_mode, clear, format_seconds, note
 
 OPTIONS = ("--quiet", "--json")
-HELP = """Every script also takes --quiet (errors, warnings and results alone) and --json (one JSON
-object at the end on standard output, and nothing else there)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from letheon.launch.joblist import method_at
 from letheon.launch.records.checks import Check
 
 OPTION = "--config"
-_OF_THIS_CALL = ("config", "overwrite")  # what a replay says for itself
+_OF_THIS_CALL = ("config", "jobs", "overwrite")  # what a replay says for itself
 
 
 def expand_config(
@@ -44,10 +44,10 @@ def expand_config(
     if "+" in rest:
         raise InputError("got + beside a file of settings; expected one run; leave one of them out")
     method = settings.pop("method", {})
-    named = {_name(word) for word in rest if word.startswith("--")}
+    named = {option_name(word) for word in rest if word.startswith("--")}
     words = [*option_words(settings, named)]
     if methods and method_at(rest, methods, flags) < len(rest):
-        return [*words, *rest]
+        return [*(w for w in words if not w.startswith("--recipe=")), *rest]
     if not methods:
         return [*words, *option_words(method, named), *rest]
     return [*words, *method_words(method, Path(value), named), *rest]
@@ -99,7 +99,7 @@ def method_words(
         yield from method_words(wrapped, path, named)
 
 
-def _name(word: str) -> str:
+def option_name(word: str) -> str:
     """Return an option without dashes, ``no-`` and value, as settings spell it."""
     return word.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 

@@ -29,4 +29,4 @@ def note(drill: str, fault: str, outcome: str, lost: float) -> None:
     """Add a row to the table that `make cluster` prints."""
     if table := os.environ.get("LETHEON_DRILLS"):
         with open(table, "a") as file:
-            file.write(f"| {drill} | {fault} | {outcome} | {lost:.0f} |\n")
+            file.write(f"| {drill} | {fault} | {outcome} | {max(lost, 0):.0f} |\n")

@@ -152,7 +152,9 @@ class Bed:
         for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munge/pid"):
             file = self.folder / name
             if file.exists():
-                _kill(int(file.read_text()), signal.SIGTERM)
+                pid = int(file.read_text())
+                _kill(pid, signal.SIGTERM)
+                wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"end of {name}", 60)
         for pid, _ in list(self.processes()):
             _kill(pid)
 

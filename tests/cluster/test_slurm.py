@@ -107,7 +107,7 @@ def test_a_job_is_preempted_loses_a_node_and_ends_equal(
     finish(bed, job)
     assert "already done by the same command" in log_of(bed)
     assert (out / "weights.safetensors").stat().st_mtime_ns == stamp
-    note("SLURM, 2 nodes x 2 ranks", "requeued after its end", "already done", 0)
+    note("SLURM, 2 nodes x 2 ranks", "queued again after its end", "already done", 0)
     assert not list(bed.processes())
 
 

@@ -114,7 +114,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_all_formats_are_written(written: dict[str, str]) -> None:
-    names = {"report.html", "metrics.csv", "table.md", "metrics.tex", "metrics.json"}
+    names = {"report.html", "metrics.csv", "table.md", "metrics.tex", "metrics.json",
+             "audit.md", "audit.json"}  # fmt: skip
     assert set(written) == names
 
 
@@ -352,7 +353,7 @@ def test_without_matplotlib_the_extra_is_named_and_tables_still_work(
         write.write_report(full(), tmp_path / "page")
     assert not (tmp_path / "page").exists()
     written = write.write_report(full(), tmp_path / "tables", page=False)
-    assert [path.suffix for path in written] == [".csv", ".md", ".tex", ".json"]
+    assert [path.suffix for path in written] == [".csv", ".md", ".tex", ".json", ".md", ".json"]
 
 
 def test_every_metric_has_a_definition_and_a_place() -> None:

@@ -137,9 +137,30 @@ def test_random_classes_depend_on_the_seed_alone_and_have_images() -> None:
 
 
 def test_top_takes_the_nearest() -> None:
-    assert resolve("top:2", TEN, nearest=[5, 5, 1, 0]).classes == (1, 5)
+    assert resolve("top:2", TEN, ranking=[5, 5, 1, 0]).classes == (1, 5)
     with pytest.raises(InputError, match="at most 1"):
-        resolve("top:2", TEN, nearest=[5])
+        resolve("top:2", TEN, ranking=[5])
+
+
+def test_drawn_and_ranked_samples() -> None:
+    """A share of a set by the seed alone; the first of a ranking that is handed in."""
+    count = len(TEN.train)
+    first, again, other = (resolve("random-samples:5", TEN, s).samples for s in (2, 2, 3))
+    assert first == again != other and len(set(first or ())) == 5
+    share = resolve("random-samples:50%", TEN, 1).samples
+    assert share is not None and len(share) == round(count / 2)
+    ranking = list(range(count))[::-1]
+    assert resolve("hardest:2", TEN, ranking=ranking).samples == (count - 2, count - 1)
+    assert resolve("easiest:2,confidence", TEN, ranking=ranking[::-1]).samples == (0, 1)
+    for text, words in {
+        "random-samples:0": "a number of 1 to", "random-samples:100%": "a number of 1 to",
+        "random-samples:ten": "such as 10%", "random-samples:": "such as 10%",
+        "hardest:2,margin": "loss or confidence", "hardest:2": "without a ranking",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            resolve(text, TEN, 1)
+    with pytest.raises(InputError, match="without a seed"):
+        resolve("random-samples:2", TEN)
 
 
 def test_samples(tmp_path: Path) -> None:

@@ -334,7 +334,7 @@ def test_what_was_read_is_what_the_page_says() -> None:
         assert read(one) == [(31, 31)]
     assert read(Sfron(THREE, every=2)) == [(0, 31), (20, 0)]
     assert read(Amun(THREE, radius=1.0)) == [(10, 31), (10, 0)]
-    assert read(Amun(THREE, radius=1.0, data="forget")) == [(10, 0), (10, 0)]
+    assert read(Amun(THREE, radius=1.0, images="forget")) == [(10, 0), (10, 0)]
     assert read(DualOptim(RandomLabel(THREE, order="sequential"))) == [(10, 0), (0, 31)]
     for one in (Jit(THREE), TaskVector(THREE), NegMerge(THREE, rates=(1.0,))):
         assert read(one) == [(10, 0)]

@@ -1,0 +1,98 @@
+"""The three-sample comparison: are a model's answers nearer the retrained models or the original?
+
+Two-sample tests accuse exact retrains, because two trainings never answer alike. The relative
+question of three samples (Bounliphone et al. 2016; for unlearning arXiv 2601.19755) has an answer
+for them too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from letheon.errors import NotMeasurable
+from letheon.eval.checks import Numbers, matrix, vector
+from letheon.eval.membership.over_seeds import LEAST, SeveralRuns
+from letheon.eval.metrics.registry import metric
+
+IMAGES = 10
+"""Forget images below which the sign test decides nothing at 1 %."""
+
+
+class Closeness(NamedTuple):
+    """On which side of the middle a model's answers to the forget images lie."""
+
+    share: float  # of the images whose answer is nearer the retrained models' mean
+    p: float  # two-sided, of the hypothesis that neither side is nearer
+
+
+def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closeness:
+    """Compare per-image distances of a model to the original and to the retrained models.
+
+    An image whose margin is m speaks for the retrained models where |m - mean retrained| is less
+    than |m - mean original|; the sign test (binomial, exact) over the images gives the p-value.
+    Images with equal distances count half in the share and not in the test. The images are the
+    sample, the models are given: another original may decide otherwise.
+
+    Args:
+        model: (n,) margins of the forget images under the audited model.
+        original: (M, n) under the original models.
+        retrained: (K, n) under the retrained models.
+
+    Raises:
+        NotMeasurable: fewer than `IMAGES` images.
+        InputError: shapes that are none of these.
+    """
+    ours = vector(model, "margins")
+    before = matrix(original, "original margins").mean(axis=0)
+    after = matrix(retrained, "retrained margins")
+    if len(ours) < IMAGES:
+        raise NotMeasurable(
+            f"got {len(ours)} forget images; not decidable from fewer than {IMAGES}"
+        )
+    evidence = np.abs(ours - before) - np.abs(ours - after.mean(axis=0))
+    near, decided = int((evidence > 0).sum()), int((evidence != 0).sum())
+    share = (near + (len(evidence) - decided) / 2) / len(evidence)
+    return Closeness(share, float(binomtest(near, decided).pvalue) if decided else 1.0)
+
+
+def _closeness(runs: SeveralRuns) -> Closeness:
+    if not runs.original or runs.own is None:
+        raise NotMeasurable("got no original model; expected one to compare with")
+    if len(runs.retrained.margins) < LEAST:
+        raise NotMeasurable(
+            f"got {len(runs.retrained.margins)} retrained models besides this one; not decidable "
+            f"from fewer than {LEAST}"
+        )
+    return closeness(
+        runs.own, torch.stack([*runs.original]), torch.stack([*runs.retrained.margins])
+    )
+
+
+_GROUP = "Distance to the retrained models"
+
+
+@metric(
+    "closer_to_retrained", title="Images nearer retrained", group=_GROUP, unit="share",
+    better="high", stage="runs", needs=("several runs", "depth full"), place=10,
+    source="after Bounliphone et al. 2016 and arXiv 2601.19755",
+)  # fmt: skip
+def closer_to_retrained(runs: SeveralRuns) -> float:
+    """Share of the forget images whose margin lies nearer the mean of the retrained models than
+    that of the original: 0 as if nothing was done, near 1 for a retrained model.
+    """
+    return runs.once(_closeness).share
+
+
+@metric(
+    "closer_p", title="p of nearer", group=_GROUP, stage="runs",
+    needs=("several runs", "depth full"), place=11, source="exact sign test",
+)  # fmt: skip
+def closer_p(runs: SeveralRuns) -> float:
+    """Two-sided p-value of the sign test over the forget images that the model is as near to the
+    original as to the retrained models; small where it is nearer one of them, on either side.
+    """
+    return runs.once(_closeness).p

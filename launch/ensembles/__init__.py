@@ -1,0 +1,1 @@
+"""Ensembles of reference models: retrained and original ones, with stored outputs."""

@@ -1,0 +1,1 @@
+"""Recipes with where their settings come from, and the search for settings."""

@@ -1,0 +1,302 @@
+"""Search by trials: Optuna proposes settings, each is run with every seed, a round at a time.
+
+The one module that imports `optuna`. The study is a SQLite file: a search that was stopped goes on,
+and several processes may work on one study.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from letheon.engine.checkpoints.method_state import State
+from letheon.engine.distributed import Ranks, gather_objects
+from letheon.engine.loop import Log, Seconds
+from letheon.engine.method import Accuracies, Decision, Method, Run
+from letheon.engine.runs.plan import Plan
+from letheon.engine.runs.several import NamedPlan, group_by_memory
+from letheon.engine.runs.stop import Poll, defer
+from letheon.engine.runs.together import Member, run_together
+from letheon.errors import InputError, RunFailed
+from letheon.launch.tuning.objective import Target, accuracies
+from letheon.launch.tuning.ranges import Range, replace_settings
+from letheon.loaders.batch import Loader
+from letheon.methods.wrapper import Wrapper
+
+WORST = 1.0
+"""Value of settings with which a run fails: the largest gap there is."""
+STARTUP = 5
+"""Trials that are run to their end before a hopeless one is stopped."""
+
+
+@dataclass(frozen=True)
+class Watch(Wrapper):
+    """The method inside, with a look at the measured images after each epoch."""
+
+    name: ClassVar[str] = "watch"
+    look: Callable[[int, Accuracies], bool]
+    """(epoch, accuracies) -> whether the run is hopeless, equal on every rank."""
+
+    @property
+    def watches_epochs(self) -> bool:
+        """Always."""
+        return True
+
+    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
+        """Decide as the inner method does, or stop a hopeless run."""
+        decision: Decision = "go on"
+        if self.inner.watches_epochs:
+            decision = super().after_epoch(run, state, accuracies)
+        last = run.epoch_number == run.recipe.epochs - 1
+        if decision == "go on" and not last and self.look(run.epoch_number, accuracies):
+            return "stop"
+        return decision
+
+
+@dataclass
+class Trial:
+    """Proposed settings and what their runs came to; equal on every rank."""
+
+    number: int
+    values: dict[str, Any]
+    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By seed: forget and retain accuracy, gap, seconds; or why it failed."""
+    hopeless: bool = False
+
+
+class Study:
+    """The first rank's Optuna study; on the others every call passes on what that one says."""
+
+    def __init__(self, file: Path, facts: Mapping[str, Any], ranks: Ranks, seed: int):
+        """Open or make the study; `facts` are what it searches, for all its processes.
+
+        Raises:
+            InputError: on every rank: no optuna, or a study of something else.
+        """
+        self.ranks, self._seed = ranks, seed
+        self._open: dict[int, Any] = {}
+        self._optuna = load_optuna()
+        if ranks.main:
+            self._study = self._load(file)
+            before = self._study.user_attrs.get("facts")
+            if before is None:
+                self._study.set_user_attr("facts", dict(facts))
+            odd = [k for k in facts if before is not None and before.get(k) != facts[k]]
+            if odd:
+                raise InputError(
+                    f"got {file.parent}, which holds a search with {odd[0]} {before.get(odd[0])}, "
+                    f"for one with {facts[odd[0]]}; expected the same; name another folder",
+                    option="out",
+                )
+            self._close_left()
+
+    def _load(self, file: Path) -> Any:
+        optuna = self._optuna
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
+        storage = f"sqlite:///{file.resolve()}"
+        for attempt in range(3):  # two processes may make the tables at once
+            try:
+                return optuna.create_study(
+                    storage=storage, study_name="letheon", pruner=pruner, load_if_exists=True
+                )
+            except Exception:
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+    def _sampler(self, number: int) -> Any:
+        """Return what proposes a trial, by seed and number: no two processes propose the same."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant_liar is called experimental
+            return self._optuna.samplers.TPESampler(
+                seed=self._seed * 1_000_003 + number, constant_liar=True
+            )
+
+    def _close_left(self) -> None:
+        """Close the trials of processes of this host that have died."""
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state == self._optuna.trial.TrialState.RUNNING and not _lives(trial):
+                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+
+    def list_finished(self) -> list[Any]:
+        """Trials that count: run to their end, or stopped as hopeless."""
+        states = self._optuna.trial.TrialState
+        return list(self._study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+
+    def ask(
+        self, count: int, budget: int, ranges: Sequence[Range], start: Mapping[str, Any]
+    ) -> list[Trial]:
+        """Propose at most `count` trials, so that no more than `budget` count in all.
+
+        The first of a study has the method's own settings, `start`.
+        """
+        proposed: list[Trial] = []
+        if self.ranks.main:
+            states = self._optuna.trial.TrialState
+            running = self._study.get_trials(deepcopy=False, states=(states.RUNNING,))
+            spent = len(self.list_finished()) + sum(_lives(trial) for trial in running)
+            if not self._study.get_trials(deepcopy=False) and start:
+                self._study.enqueue_trial(dict(start), skip_if_exists=True)
+            for _ in range(min(count, budget - spent)):
+                trial = self._study.ask()
+                self._study.sampler = self._sampler(trial.number)
+                trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+                values = {one.name: one.suggest(trial) for one in ranges}
+                self._open[trial.number] = trial
+                proposed.append(Trial(trial.number, values))
+        return gather_objects(proposed, self.ranks)[0]
+
+    def hopeless(self, trial: Trial, gap: float, step: int) -> bool:
+        """Report a gap on the way; whether it is above the median of the earlier trials'."""
+        word = False
+        if self.ranks.main:
+            own = self._open[trial.number]
+            own.report(gap, step)
+            word = bool(own.should_prune())
+        return gather_objects(word, self.ranks)[0]
+
+    def tell(self, trial: Trial) -> None:
+        """Close a trial with the mean gap over its seeds."""
+        if not self.ranks.main:
+            return
+        own = self._open.pop(trial.number)
+        own.set_user_attr("runs", {str(seed): facts for seed, facts in trial.runs.items()})
+        if trial.hopeless:
+            self._study.tell(own, state=self._optuna.trial.TrialState.PRUNED)
+        else:
+            gaps = [facts["gap"] for facts in trial.runs.values()]
+            self._study.tell(own, sum(gaps) / len(gaps))
+
+
+def _lives(trial: Any) -> bool:
+    """Whether the process of a running trial may still be at work."""
+    host, _, number = str(trial.user_attrs.get("process", "")).rpartition(":")
+    if host != socket.gethostname():
+        return bool(host)
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def load_optuna() -> Any:
+    """Import Optuna.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError(
+            f"got no package optuna ({error}); expected it for a search; install Letheon with its "
+            "extra `tune`"
+        ) from error
+    return optuna
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that the trials of one search share."""
+
+    study: Study
+    method: Method
+    seeds: tuple[int, ...]
+    plan: Callable[[Method, int, Loader | None], tuple[Plan, Run]]
+    open_measured: Callable[[Run], Loader]
+    target: Target
+    prune: bool
+    poll: Poll
+
+    def run(self, ranges: Sequence[Range], start: Mapping[str, Any], budget: Budget) -> None:
+        """Run trials until the budget is spent; what is saved so far is in the study.
+
+        Raises:
+            Stopped: a signal came.
+            InputError: the method refuses values of the ranges.
+        """
+        shared: dict[Any, Any] = {}
+        ranks = self.study.ranks
+        while not gather_objects(budget.over, ranks)[0]:
+            trials = self.study.ask(budget.at_once, budget.trials, ranges, start)
+            if not trials:
+                return
+            jobs: list[tuple[Trial, int, NamedPlan]] = []
+            for trial in trials:
+                method = replace_settings(self.method, trial.values)
+                for seed in self.seeds:
+                    like = jobs[0][2].run.loader if jobs else None
+                    plan, run = self.plan(method, seed, like)
+                    run.shared, run.held_out = shared, lambda run=run: self.open_measured(run)
+                    name = f"trial {trial.number} seed {seed}"
+                    jobs.append((trial, seed, NamedPlan(name, method, plan, run, Path())))
+            groups, _ = group_by_memory([job for _, _, job in jobs], ranks)
+            by_name = {job.name: (trial, seed) for trial, seed, job in jobs}
+            for group in groups:
+                defer(True)
+                try:
+                    members = [self._member(*by_name[job.name], job) for job in group]
+                    failed = run_together(members, ranks, self.poll)
+                finally:
+                    defer(False)
+                for name, error in failed.items():
+                    if not isinstance(error, RunFailed | InputError):
+                        raise error
+                    trial, seed = by_name[name]
+                    trial.runs[seed] = {"gap": WORST, "failed": str(error)}
+            for trial in trials:
+                self.study.tell(trial)
+
+    def _member(self, trial: Trial, seed: int, job: NamedPlan) -> Member:
+        ranks = self.study.ranks
+        number = self.seeds.index(seed)
+
+        def look(epoch: int, values: Accuracies) -> bool:
+            if trial.hopeless:
+                return True
+            forget, retain = values.held_out_forget, values.held_out_retain
+            assert forget is not None and retain is not None
+            step = epoch * len(self.seeds) + number
+            trial.hopeless = self.study.hopeless(trial, self.target.gap(forget, retain), step)
+            return trial.hopeless
+
+        def begin() -> tuple[Run, Log, None]:
+            job.plan.seed_torch(ranks)
+            run = dataclasses.replace(job.run, model=copy.deepcopy(job.run.model))
+            return run, lambda *_, **__: None, None
+
+        def end(run: Run, seconds: Seconds) -> None:
+            forget, retain = accuracies(run, run.model, self.open_measured(run))
+            trial.runs[seed] = {
+                "gap": self.target.gap(forget, retain), "forget": forget, "retain": retain,
+                "seconds": round(seconds.prepare + seconds.train, 3),
+            }  # fmt: skip
+
+        watches = self.prune and job.run.recipe.epochs > 1
+        method = Watch(job.method, look) if watches else job.method
+        return Member(job.name, method, begin, end)
+
+
+class Budget:
+    """How many trials, in all and at once, and until when."""
+
+    def __init__(self, trials: int, at_once: int, minutes: float | None):
+        self.trials, self.at_once = trials, at_once
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def over(self) -> bool:
+        """Whether the minutes are spent."""
+        return self._end is not None and time.monotonic() >= self._end

@@ -1,0 +1,176 @@
+"""The attack suite: each attack beside its definition, and on networks whose truth is known."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from sklearn.neighbors import NearestCentroid
+from torch import nn
+from torch.nn import functional as F
+
+from letheon.engine.models.classifier import Classifier, build
+from letheon.errors import NotMeasurable
+from letheon.eval.attacks.inputs import RADIUS, divergence, prompt, push
+from letheon.eval.attacks.suite import Targets, attack
+from letheon.eval.attacks.weights import barrier, interpolate, quantize
+from letheon.eval.case import Case, Peers, Subject
+from letheon.eval.inference.passes import Passes
+from letheon.eval.outputs import Outputs
+from letheon.eval.probes.prototypes import attack_class_means, attack_prototype
+from letheon.eval.probes.relearn import RATES, feature_batches, find_rate
+from letheon.eval.row_builder import Row, add_stage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Classifier, torch.Tensor, torch.Tensor]:
+    """A network that knows four classes of colored noise, and the images."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(128) % 4
+    images = 0.5 * torch.randn(128, 3, 8, 8, generator=generator)
+    images[torch.arange(128), labels % 3] += (labels < 3).float()[:, None, None]
+    model = build("small", 4, 1).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images).logits, labels).backward()
+        optimizer.step()
+    assert share(model, images, labels) > 0.95
+    return model, images, labels
+
+
+def share(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((model(images).logits.argmax(1) == labels).double().mean())
+
+
+def hide(model: Classifier) -> Classifier:
+    """A model that never names class 1: its head alone was changed."""
+    hidden = copy.deepcopy(model)
+    with torch.no_grad():
+        hidden.head.bias[1] -= 20
+    return hidden
+
+
+def test_quantized_weights_are_multiples_of_a_channels_step() -> None:
+    model = build("small", 4, 1)
+    coarse = dict(quantize(model).named_parameters())
+    for name, weight in model.named_parameters():
+        got = coarse[name].detach().numpy()
+        if weight.dim() < 2:
+            assert np.array_equal(got, weight.detach().numpy())
+            continue
+        rows = weight.detach().flatten(1).numpy()
+        step = np.abs(rows).max(axis=1, keepdims=True) / 7
+        np.testing.assert_allclose(got.reshape(rows.shape), np.rint(rows / step) * step, atol=1e-6)
+        assert np.abs(got.reshape(rows.shape) - rows).max() <= step.max() / 2 + 1e-6
+
+
+def test_the_path_has_its_ends_and_no_barrier_to_itself(
+    trained: tuple[Classifier, torch.Tensor, torch.Tensor],
+) -> None:
+    model, images, labels = trained
+    other = build("small", 4, 2).eval()
+    half = dict(interpolate(model, other, 0.5).named_parameters())
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(half[name], (weight + other.get_parameter(name)) / 2)
+    assert barrier(model, model, images, labels, CPU) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(NotMeasurable, match="another architecture"):
+        interpolate(model, build("small", 5, 1), 0.5)
+
+
+def test_neighbors_lie_within_the_radius_and_raise_the_loss(
+    trained: tuple[Classifier, torch.Tensor, torch.Tensor],
+) -> None:
+    model, images, labels = trained
+    near = push(model, images, labels, CPU)
+    radius = RADIUS / torch.tensor(model.preset.std).view(1, 3, 1, 1)
+    assert bool(((near - images).abs() <= radius + 1e-5).all())
+    with torch.no_grad():
+        before, after = (F.cross_entropy(model(x).logits, labels) for x in (images, near))
+    assert after > before
+
+
+def test_divergence_is_that_of_the_kept_classes() -> None:
+    draw = np.random.default_rng(0).normal(size=(2, 6, 4))
+    kept = np.exp(draw[:, :, [0, 2, 3]])
+    p, q = kept / kept.sum(axis=2, keepdims=True)
+    want = np.mean(jensenshannon(p, q, axis=1) ** 2)
+    first, second = torch.from_numpy(draw)
+    assert divergence(first, second, (1,)) == pytest.approx(want)
+    second = first.clone()
+    second[:, 1] -= 20  # hiding the forgotten class is no damage
+    assert divergence(first, second, (1,)) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(NotMeasurable):
+        divergence(first, second, (0, 1, 2))
+
+
+def test_what_was_hidden_comes_back_and_the_model_stays(
+    trained: tuple[Classifier, torch.Tensor, torch.Tensor],
+) -> None:
+    model, images, labels = trained
+    member, hidden = labels == 1, hide(model)
+    before = {name: value.clone() for name, value in hidden.state_dict().items()}
+    assert share(hidden, images[member], labels[member]) == 0
+    targets = Targets(images, labels, member, (1,), 30, 0.01)
+    row = Row("hidden")
+    add_stage(row, attack(hidden, model, targets, CPU))
+    assert all(torch.equal(value, before[name]) for name, value in hidden.state_dict().items())
+    assert row.values["over_unlearning"] == pytest.approx(0, abs=1e-9)
+    assert row.values["attack_quantized"] == 0
+    learned = prompt(model, images[member], labels[member], 5, CPU)
+    assert learned >= share(model, images[member], labels[member]) - 0.05
+    alone = Row("alone")
+    add_stage(alone, attack(hidden, None, targets, CPU))
+    assert alone.values["mode_barrier"] is None and "no original" in alone.why["mode_barrier"]
+    assert alone.values["attack_retain_only"] == row.values["attack_retain_only"]
+
+
+def test_a_prompt_recovers_what_a_small_step_hides(
+    trained: tuple[Classifier, torch.Tensor, torch.Tensor],
+) -> None:
+    model, images, labels = trained
+    member, hidden = labels == 1, copy.deepcopy(model)
+    with torch.no_grad():
+        logits = model(images[member]).logits
+        rest = logits[:, [0, 2, 3]].max(dim=1).values
+        hidden.head.bias[1] -= (logits[:, 1] - rest).max() + 0.1
+    assert share(hidden, images[member], labels[member]) == 0
+    assert prompt(hidden, images[member], labels[member], 40, CPU) > 0.3
+
+
+def test_the_rate_is_the_largest_at_which_the_model_does_not_fall_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (64,), generator=generator)
+    inputs = torch.randn(64, 5, generator=generator)
+    net = nn.Linear(5, 2)
+    nn.init.zeros_(net.weight)
+    assert find_rate(net, feature_batches(inputs, labels, 64, 0)) == RATES[0]
+    # A curvature 10,000 times as large: labels are chance, so that the gradient never vanishes.
+    assert find_rate(net, feature_batches(100 * inputs, labels, 64, 0)) < RATES[0]
+
+
+def test_class_means_are_scikit_learns_nearest_centroids() -> None:
+    draw = np.random.default_rng(3)
+    centers = draw.normal(size=(3, 5))
+
+    def outputs(n: int) -> Outputs:
+        labels = torch.from_numpy(draw.integers(0, 3, n))
+        rows = centers[labels] + draw.normal(size=(n, 5))
+        features = F.normalize(torch.from_numpy(rows), dim=1).float()  # cosine is then distance
+        index = torch.arange(n)
+        return Outputs(features, torch.zeros(n, 3), labels, labels == 1, index)
+
+    train, test = outputs(90), outputs(60)
+    case = Case(Subject(Passes("a", {"train": train, "test": test})), Peers(forgotten=(1,)))
+    fit = NearestCentroid().fit(train.features.numpy(), train.labels.numpy())
+    fit.centroids_ /= np.linalg.norm(fit.centroids_, axis=1, keepdims=True)
+    asked = test.labels == 1
+    want = np.mean(fit.predict(test.features[asked].numpy()) == 1)
+    assert attack_class_means(case) == pytest.approx(want)
+    assert abs(attack_prototype(case) - want) < 0.4
