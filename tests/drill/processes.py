@@ -214,19 +214,26 @@ def run_job(
 def _launch(
     script: str, args: Sequence[str], log: Path, faults: Mapping[int, Fault], folder: Path
 ) -> None:
-    """Start the ranks; when one fails the others have a SIGTERM, then a SIGKILL."""
+    """Start the ranks and keep their store, as torchrun does.
+
+    When one fails the others have a SIGTERM, then a SIGKILL.
+    """
     os.setsid()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(
         WORLD_SIZE=str(len(faults)), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="drill",
+        TORCHELASTIC_RUN_ID="drill", TORCHELASTIC_RESTART_COUNT="0",
+        TORCHELASTIC_USE_AGENT_STORE="True",
     )  # fmt: skip
     ranks = []
     for rank, fault in faults.items():
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         ranks.append(fork(lambda fault=fault: _child(script, args, log, fault, folder)))
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     code = 0
     signal.signal(signal.SIGALRM, lambda number, frame: _signal(ranks, signal.SIGKILL))
     while ranks:
@@ -236,6 +243,7 @@ def _launch(
             code = os.waitstatus_to_exitcode(status)
             _signal(ranks, signal.SIGTERM)
             signal.alarm(5)
+    del store  # which lives as long as the ranks
     os._exit(code if code >= 0 else 128 - code)
 
 
