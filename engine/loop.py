@@ -147,7 +147,7 @@ def passes(
             if before is None and run.recipe.on_nonfinite == "rollback":
                 before = share_state(collect(course), run.ranks)
             turn: Pass | None = None
-            while turn is None or turn.goes_back(course, before):
+            while turn is None or _goes_back(turn, course, before):
                 earlier, turn = turn, Pass(run, step, phase, epoch, later, log, sources)
                 if before is not None and (own := pass_state(before, run.ranks)) is not None:
                     turn.load_state_dict(*own)
@@ -347,20 +347,6 @@ class Pass:
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
 
-    def goes_back(self, course: Course, before: RunState | None) -> bool:
-        """After the last batch: whether the pass is to be done again, from the state `before`."""
-        if self.run.recipe.on_nonfinite != "rollback":
-            return False
-        found = leave_out(self.bad, [tally.list_bad() for tally in self._tallies], self.skip)
-        if found == self.bad:
-            return False
-        assert before is not None
-        self.bad = found
-        course.now = None
-        self.step.optimizers.clear()  # those that this pass has made; the others are restored
-        restore(course, before)
-        return True
-
     def after(self, earlier: Pass | None) -> Pass:
         """This pass, without the steps for which an earlier turn of it was given up."""
         self.bad = self.bad if earlier is None else earlier.bad
@@ -400,33 +386,49 @@ class Pass:
             parts = sum(tally.parts for tally in self._tallies)
             average_batch_norm(self.run, parts if idle else None)
         for number, tally in enumerate(self._tallies):
-            self._close(number, tally, compiling)
+            _close(self, number, tally, compiling)
 
-    def _close(self, number: int, tally: Tally, compiling: float) -> None:
-        run, phase = self.run, tally.phase
-        total, samples, forget, retain = tally.sums.tolist()
-        elapsed = time.perf_counter() - self.started - compiling
-        mean = total / samples if samples else math.nan
-        self.losses[phase.name] = mean
-        self.log(
-            "phase",
-            epoch=self.epoch,
-            phase=phase.name,
-            reads=phase.reads,
-            loss=mean if math.isfinite(mean) else str(mean),
-            forget_read=int(forget),
-            retain_read=int(retain),
-            lr=tally.rate,
-            dtype=run.precision.dtype,
-            seconds=elapsed,
-            compile_seconds=compiling,
-            images_per_second=samples / elapsed,
-            **({"together": self.together} if self.together > 1 else {}),
-            **({"source": phase.source} if phase.source != "train" else {}),
-        )
-        audit(phase, int(forget), int(retain))
-        if not math.isfinite(mean):
-            report_first(self, number, tally, mean)
+
+def _goes_back(one: Pass, course: Course, before: RunState | None) -> bool:
+    """After the last batch: whether the pass is to be done again, from the state `before`."""
+    if one.run.recipe.on_nonfinite != "rollback":
+        return False
+    bad = leave_out(one.bad, [tally.list_bad() for tally in one._tallies], one.skip)
+    if bad == one.bad:
+        return False
+    assert before is not None
+    one.bad = bad
+    course.now = None
+    one.step.optimizers.clear()  # those that this pass has made; the others are restored
+    restore(course, before)
+    return True
+
+
+def _close(one: Pass, number: int, tally: Tally, compiling: float) -> None:
+    run, phase = one.run, tally.phase
+    total, samples, forget, retain = tally.sums.tolist()
+    elapsed = time.perf_counter() - one.started - compiling
+    mean = total / samples if samples else math.nan
+    one.losses[phase.name] = mean
+    one.log(
+        "phase",
+        epoch=one.epoch,
+        phase=phase.name,
+        reads=phase.reads,
+        loss=mean if math.isfinite(mean) else str(mean),
+        forget_read=int(forget),
+        retain_read=int(retain),
+        lr=tally.rate,
+        dtype=run.precision.dtype,
+        seconds=elapsed,
+        compile_seconds=compiling,
+        images_per_second=samples / elapsed,
+        **({"together": one.together} if one.together > 1 else {}),
+        **({"source": phase.source} if phase.source != "train" else {}),
+    )
+    audit(phase, int(forget), int(retain))
+    if not math.isfinite(mean):
+        report_first(one, number, tally, mean)
 
 
 def _progress(one: Pass) -> Progress | None:

@@ -20,7 +20,7 @@ from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.models.batch_norm import set_mode
-from letheon.engine.numbers.nonfinite import Undo, find_bad
+from letheon.engine.numbers.nonfinite import copy_for_undo, find_bad
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 
@@ -53,9 +53,7 @@ class Step:
         optimizer = self.slot_optimizer(phase.slot)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        undo = None
-        if self.run.recipe.on_nonfinite == "skip":
-            undo = Undo(self.run, self.state, optimizer, self.averages)
+        undo = copy_for_undo(self.run, self.state, optimizer, self.averages)
         backward = self._parts_backward if phase.parts else self._backward
         loss = backward(phase, batch)
         if self.scaler.is_enabled():
@@ -75,9 +73,8 @@ class Step:
         self.method.edit_weights(self.run, self.state, phase)
         if self.averages:
             torch._foreach_lerp_(self.averages, self._weights(), 1 - self.run.recipe.ema)
-        if undo is not None and self.bad is not None:
-            with torch.no_grad():
-                undo.take_back(self.bad)
+        if undo is not None:
+            undo.take_back(self.bad)
         self.reducer.clear()
         return loss
 
@@ -85,7 +82,7 @@ class Step:
         """Leave the gradient, the mean over the ranks, in `.grad`; return the loss."""
         run, losses = self.run, []
         if not len(batch.labels):
-            losses.append(self._zero_loss())
+            losses.append(_zero_loss(self))
         for piece, last in pieces(batch, run.recipe.grad_accum_steps):
             started = time.perf_counter()
             with self.reducer.backward(last):
@@ -129,7 +126,7 @@ class Step:
             share = len(piece.labels) / len(batch.labels)
             losses.append(torch.stack([value.detach() for value in values.values()]).sum() * share)
         if not len(batch.labels):
-            losses.append(self._zero_loss())
+            losses.append(_zero_loss(self))
         flat = [one for grads in parts.values() for one in grads]
         sum_over_ranks(flat, run.ranks)
         if run.ranks.world > 1:
@@ -144,10 +141,6 @@ class Step:
                 parameter.grad.copy_(total)
         run.grad_parts = parts
         return torch.stack(losses).sum()
-
-    def _zero_loss(self) -> Tensor:
-        """Loss of a rank that has no sample of a global batch; the scaler gets its scale by one."""
-        return self.scaler.scale(torch.zeros((), device=self.run.ranks.device))
 
     def finish(self) -> None:
         """After the last step: where an average of the weights was kept, it is what remains."""
@@ -183,6 +176,11 @@ class Step:
         if self.run.precision.compile != "off" and shape not in self.shapes:
             self.shapes.add(shape)
             self.compile_seconds += time.perf_counter() - started
+
+
+def _zero_loss(step: Step) -> Tensor:
+    """Loss of a rank that has no sample of a global batch; the scaler gets its scale by one."""
+    return step.scaler.scale(torch.zeros((), device=step.run.ranks.device))
 
 
 def rehearse(step: Step, phase: Phase, batch: Batch) -> None:

@@ -77,8 +77,10 @@ class Undo:
         ]  # fmt: skip
         self._copies = [tensor.clone() for tensor in self._moving]
 
-    def take_back(self, bad: Tensor) -> None:
+    @torch.no_grad()
+    def take_back(self, bad: Tensor | None) -> None:
         """Put everything back where `bad`, 0-dim bool, is true."""
+        assert bad is not None
         for tensor, copy in zip(self._moving, self._copies, strict=True):
             tensor.copy_(torch.where(bad.to(tensor.device), copy, tensor))
         old = {id(tensor) for tensor in self._moving}
@@ -91,16 +93,24 @@ class Undo:
         return [one for slot in slots for one in slot.values() if isinstance(one, Tensor)]
 
 
+def copy_for_undo(
+    run: Run, state: State, optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]
+) -> Undo | None:
+    """Copy what a step moves, where the recipe skips bad steps; else None."""
+    skips = run.recipe.on_nonfinite == "skip"
+    return Undo(run, state, optimizer, averages) if skips else None
+
+
 def leave_out(
-    known: Mapping[int, Sequence[int]], found: Sequence[Sequence[int]], skip: int
+    known: Mapping[int, Sequence[int]], steps: Sequence[Sequence[int]], skip: int
 ) -> Nonfinite:
     """Add the first bad step of a pass, which the later ones may follow from, to those known.
 
     Raises:
         RunFailed: too many, or the step lies before the state that the run went on from.
     """
-    first = min(((steps[0], number) for number, steps in enumerate(found) if steps), default=None)
-    wanted = {number: list(steps) for number, steps in known.items()}
+    first = min(((bad[0], number) for number, bad in enumerate(steps) if bad), default=None)
+    wanted = {number: list(bad) for number, bad in known.items()}
     if first is None:
         return wanted
     position, number = first
