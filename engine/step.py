@@ -39,7 +39,9 @@ class Step:
     shapes: set[tuple[str, int, int]] = field(default_factory=set)  # compiled: phase, rows, total
     compile_seconds: float = 0.0
     edits_grads: bool = True  # False where the method has no edit of its own
-    averages: list[Tensor] = field(default_factory=list)  # of `_weights`; empty without an EMA
+    averages: list[Tensor] = field(
+        default_factory=list
+    )  # of `_averaged_weights`; empty without an EMA
     idle: frozenset[str] = frozenset()  # phases in which ranks have no sample of some batch
     bad: Tensor | None = None  # 0-dim bool: the last step was not finite; None: not looked at
 
@@ -72,7 +74,9 @@ class Step:
         self.run.grad_parts = {}
         self.method.edit_weights(self.run, self.state, phase)
         if self.averages:
-            torch._foreach_lerp_(self.averages, self._weights(), 1 - self.run.recipe.ema)
+            torch._foreach_lerp_(
+                self.averages, _averaged_weights(self.run), 1 - self.run.recipe.ema
+            )
         if undo is not None:
             undo.take_back(self.bad)
         self.reducer.clear()
@@ -144,16 +148,9 @@ class Step:
 
     def finish(self) -> None:
         """After the last step: where an average of the weights was kept, it is what remains."""
-        for average, weight in zip(self.averages, self._weights(), strict=True):
+        for average, weight in zip(self.averages, _averaged_weights(self.run), strict=True):
             # Equal numbers keep the weight's own bits: the average turns -0 into 0.
             weight.copy_(torch.where(average == weight, weight, average))
-
-    def _weights(self) -> list[Tensor]:
-        if not self.run.recipe.ema:
-            return []
-        if self.run.flat is not None:
-            return [self.run.flat.weights]
-        return [parameter.detach() for parameter in self.run.parameters]
 
     def slot_optimizer(self, slot: str) -> torch.optim.Optimizer:
         """The optimizer of a slot; built when it is first asked for."""
@@ -178,6 +175,14 @@ class Step:
             self.compile_seconds += time.perf_counter() - started
 
 
+def _averaged_weights(run: Run) -> list[Tensor]:
+    if not run.recipe.ema:
+        return []
+    if run.flat is not None:
+        return [run.flat.weights]
+    return [parameter.detach() for parameter in run.parameters]
+
+
 def _zero_loss(step: Step) -> Tensor:
     """Loss of a rank that has no sample of a global batch; the scaler gets its scale by one."""
     return step.scaler.scale(torch.zeros((), device=step.run.ranks.device))
@@ -199,7 +204,7 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     run.flat = reducer if isinstance(reducer, Flat) else None
     step = Step(method, run, state, reducer, scaler)
     step.edits_grads = type(method).edit_grads is not Method.edit_grads
-    step.averages = [weight.clone() for weight in step._weights()]
+    step.averages = [weight.clone() for weight in _averaged_weights(run)]
     step.idle = check_sync(method, run, state)
     return step
 

@@ -236,11 +236,11 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         finished.remove()
 
 
-def summarize(settings: Settings, of: Comparison, table: Table, written: Sequence[Path]) -> Summary:
+def summarize(settings: Settings, of: Comparison, table: Table, files: Sequence[Path]) -> Summary:
     """Say what was measured, and where the page or the tables lie."""
     done = f"measured {len(table.rows)} models that were to forget {of.request.text}"
-    facts = {"rows": table.flat, "left_out": table.left_out, "files": [*map(str, written)]}
-    page = next((path for path in written if path.suffix == ".html"), None)
+    facts = {"rows": table.flat, "left_out": table.left_out, "files": [*map(str, files)]}
+    page = next((path for path in files if path.suffix == ".html"), None)
     if page is not None:
         return Summary("evaluate", done, facts, page.absolute().as_uri())
     out = None if settings.out is None else str(settings.out.absolute())

@@ -20,7 +20,7 @@ from letheon.loaders.formats.beton_set import is_betons, open_betons, open_ffcv
 from letheon.loaders.formats.shards import read_shards
 from letheon.loaders.views import divide_data
 
-DOMAINS_OF_DIGITS = {"digits": digits.downstream, "digits-varied": digits.varied}
+DOMAINS_OF_DIGITS = {"digits": digits.downstream, "digits-varied": digits.vary}
 
 
 def open_source(path: str) -> Data | dict[str, ImageSet]:

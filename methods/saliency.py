@@ -85,11 +85,11 @@ def mask_facts(run: Run) -> dict[str, str]:
 
 
 def load_masks(
-    path: Path, density: float, made_from: Mapping[str, str], names: list[str]
+    path: Path, density: float, origin: Mapping[str, str], names: list[str]
 ) -> dict[str, Tensor]:
     """Read one density's masks, bool on the host, by the parameters' `names`.
 
-    A digest of `made_from` (as `mask_facts`) that the file has, too, must be equal.
+    A digest of `origin` (as `mask_facts`) that the file has, too, must be equal.
 
     Raises:
         InputError: no such file, not a mask file, another density, bits that are not those that
@@ -109,7 +109,7 @@ def load_masks(
                     f"got density {density}; {path} holds {densities}; choose of these",
                     option="density",
                 )
-            for name, digest in made_from.items():
+            for name, digest in origin.items():
                 other = facts.get(name, digest)
                 if other != digest:
                     raise InputError(

@@ -11,7 +11,7 @@ from letheon.engine.runs.run_folder import FINISHED
 from letheon.errors import InputError
 
 
-class Found(NamedTuple):
+class RunFolders(NamedTuple):
     """Run folders by what their records say they are, each in the order of their names."""
 
     original: Path | None
@@ -19,7 +19,7 @@ class Found(NamedTuple):
     runs: tuple[Path, ...]
 
 
-def find_runs(folder: Path) -> Found:
+def find_runs(folder: Path) -> RunFolders:
     """Find the finished runs in a folder, those of several seeds in folders of theirs too.
 
     Raises:
@@ -37,7 +37,7 @@ def find_runs(folder: Path) -> Found:
         )
     if not originals and not retrained and not runs:
         raise InputError(f"got {folder}; it holds no finished run; name a folder of runs")
-    return Found(originals[0] if originals else None, tuple(retrained), tuple(runs))
+    return RunFolders(originals[0] if originals else None, tuple(retrained), tuple(runs))
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -81,7 +81,7 @@ def downstream() -> dict[str, ArrayImages]:
     }
 
 
-def varied() -> dict[str, ArrayImages]:
+def vary() -> dict[str, ArrayImages]:
     """All 1,797 digits as they were scanned, each image disturbed in its own way, in four domains.
 
     ``shifted``: moved by up to 3 pixels along each axis. ``shaded``: strokes at 70 %, with light

@@ -61,7 +61,7 @@ def start_both(
 @pytest.mark.parametrize("fault", ["forget request", "train images", "weights", "seed"])
 def test_a_node_that_differs_is_refused(fault: str, tmp_path: Path, scripts: Scripts) -> None:
     data = pictures(tmp_path / "set", each=4)
-    common = ["--data", str(data), "--device", "cpu", "--batch-size", "8"]
+    common = ["--data", str(data), "--device", "cpu"]
     original = tmp_path / "original"
     ended = scripts("train", *common, "--epochs", "0", "--out", original)
     assert ended.code == 0, ended.err
@@ -71,7 +71,7 @@ def test_a_node_that_differs_is_refused(fault: str, tmp_path: Path, scripts: Scr
     args = [
         SCRIPT.replace("train.py", "forget.py"), *common, "--weights", str(original),
         "--forget", f"file:{requests[0]}", "--accept-chance", "--out", str(tmp_path / "run"),
-        "--seed", "0", "finetune", "--epochs", "1",
+        "--seed", "0", "finetune", "--epochs", "1", "--batch-size", "8",
     ]  # fmt: skip
     other, mount = list(args), None
     if fault == "forget request":
