@@ -332,11 +332,14 @@ def wait_for_ranks(ranks: Ranks) -> None:
 _MEETINGS = itertools.count()
 
 
-def agree(ranks: Ranks, problem: str | None = None) -> None:
-    """Meet the other ranks; if any has a problem, raise the first one as InputError on all."""
+def agree(ranks: Ranks, problem: str | None = None, option: str = "") -> None:
+    """Meet the other ranks; if any has a problem, raise the first one as InputError on all.
+
+    `option` is the name of the setting in question, as an InputError has it.
+    """
     first = next((text for text in gather_objects(problem, ranks) if text is not None), None)
     if first is not None:
-        refusal = InputError(first)
+        refusal = InputError(first, option)
         refusal.everywhere = True
         raise refusal
 

@@ -30,6 +30,7 @@ from letheon.engine.runs.run_folder import revision, versions
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.kernels.keyed import permutation
 from letheon.launch.command import run_command
+from letheon.launch.console.summary import console
 from letheon.launch.planning.estimate import JobForecast, estimate
 from letheon.loaders.backends.memory import free_bytes
 from letheon.loaders.datasets.image_set import Data, ImageSet
@@ -68,8 +69,6 @@ class Settings:
     out: Path = Path()
     """Where the job will write: free space and speed of its disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    json: bool = False
-    """Print one JSON object instead of lines."""
     estimate: bool = False
     """Predict rate, hours, memory and disk of training on --data, from a probe of 20 steps."""
     job: JobForecast = field(default_factory=JobForecast)
@@ -93,7 +92,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     reports = gather_objects((place, own), ranks)
     merged = list(_merge(reports))
     if ranks.main:
-        _print(merged, settings.json, ranks)
+        _print(merged, ranks)
     if any(finding.status == "failure" for _, finding in merged):
         raise RunFailed("got a check that failed; expected none; mend what it names")
 
@@ -116,12 +115,12 @@ def _merge(reports: list[tuple[str, list[Finding]]]) -> Iterator[tuple[str, Find
                 yield place, f._replace(status="failure", mend=f.mend or mend)
 
 
-def _print(merged: list[tuple[str, Finding]], as_json: bool, ranks: Ranks) -> None:
-    if as_json:
+def _print(merged: list[tuple[str, Finding]], ranks: Ranks) -> None:
+    if console().json:
         rows = [{"place": place, **finding._asdict()} for place, finding in merged]
         for row in rows:
             del row["differs"]
-        print(json.dumps({"world": ranks.world, "checks": rows}, indent=2))
+        console().show(json.dumps({"world": ranks.world, "checks": rows}, indent=2))
         return
     for place, finding in merged:
         mend = f"; {finding.mend}" if finding.mend else ""

@@ -90,7 +90,9 @@ def test_a_run_is_only_overwritten_on_request(
     args = ("--weights", original, "--forget", "class:3", "--out", tmp_path / "run")
     assert scripts("forget", *args, *FINETUNE).code == 0
     before = (tmp_path / "run" / "weights.safetensors").read_bytes()
-    ended = scripts("forget", *args, *FINETUNE)
+    again = scripts("forget", *args, *FINETUNE)
+    assert again.code == 0 and "already done" in again.err
+    ended = scripts("forget", *args, "--seed", "2", *FINETUNE)
     assert ended.code == 2 and "--out: got" in ended.err and "overwrite" in ended.err
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == before
     assert scripts("forget", *args, "--overwrite", "--seed", "2", *FINETUNE).code == 0

@@ -21,6 +21,7 @@ from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
+from letheon.errors import RunFailed
 from letheon.eval.evaluate import Extent, Measuring
 from letheon.launch import evaluate, forget
 from letheon.methods.head_distillation import HeadDistillation
@@ -161,7 +162,7 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
     cache = written.parent / "cache"
     ended = scripts(
         "evaluate", *arguments(original, runs)[:-2], "--cache", cache, "--report",
-        "--depth", "full", "--out", tmp_path / "again",
+        "--depth", "full", "--attacks", 0, "--out", tmp_path / "again",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     first, again = rows_of(written)["head"], rows_of(tmp_path / "again")["head"]
@@ -286,7 +287,7 @@ def test_models_that_cannot_be_measured_leave_the_others_their_rows(
     weights["conv2.weight"][0, 0] = float("nan")
     model.net.load_state_dict(weights)
     save_model(tmp_path / "broken", model)
-    Record(tmp_path / "failed", Ranks(), {}).fail("got a loss of nan at step 7")
+    Record(tmp_path / "failed", Ranks(), {}).fail(RunFailed("got a loss of nan at step 7"))
     ended = scripts(
         "evaluate", "--original", original, "--runs", tmp_path / "huge.safetensors",
         tmp_path / "broken", tmp_path / "failed", runs["head"], "--out", tmp_path / "out",

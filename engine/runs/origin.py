@@ -62,7 +62,7 @@ def plan_start(
                 "expected the same; give what it was begun with, name another folder, allow to "
                 "overwrite it, or to resume anyway"
             )
-    agree(run.ranks, problem)
+    agree(run.ranks, problem, "out")
     resume, finished, overrides = gather_objects(
         (start.resume, start.finished, start.overrides), run.ranks
     )[0]

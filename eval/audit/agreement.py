@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from letheon.eval.checks import Floats
 from letheon.eval.metrics.reference import Row, numbers, reference
@@ -85,6 +84,8 @@ def agreement(rows: Sequence[Row]) -> Agreement | None:
             ranks[key] = known
     if len(ranks) < 2:
         return None
+    from scipy.stats import kendalltau  # slow to import
+
     keys = tuple(ranks)
     taus = np.eye(len(keys))
     for (i, a), (j, b) in combinations(enumerate(keys), 2):

@@ -14,7 +14,6 @@ from math import inf, sqrt
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, t
 
 from letheon.eval.checks import Floats
 from letheon.eval.metrics.reference import Row, numbers
@@ -45,6 +44,8 @@ class FalsePositives:
     def bound(self) -> float:
         """Upper end of the exact 95 % interval of the rate (Clopper and Pearson 1934)."""
         count = len(self.flagged)
+        from scipy.stats import beta  # slow to import
+
         return 1.0 if count == self.seeds else float(beta.ppf(0.975, count + 1, self.seeds - count))
 
 
@@ -60,6 +61,8 @@ def tolerance(seeds: int, level: float = LEVEL) -> float:
     The prediction interval of a normal sample (Student's t): t(1 - level / 2, n - 1) sqrt(1 + 1/n).
     Two standard deviations accuse 12 % of the retrained models where there are 5 others.
     """
+    from scipy.stats import t  # slow to import
+
     return float(t.ppf(1 - level / 2, seeds - 1)) * sqrt(1 + 1 / seeds)
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from letheon.errors import NotMeasurable
 from letheon.eval.checks import Numbers, matrix, vector
@@ -56,6 +55,8 @@ def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closenes
     evidence = np.abs(ours - before) - np.abs(ours - after.mean(axis=0))
     near, decided = int((evidence > 0).sum()), int((evidence != 0).sum())
     share = (near + (len(evidence) - decided) / 2) / len(evidence)
+    from scipy.stats import binomtest  # slow to import
+
     return Closeness(share, float(binomtest(near, decided).pvalue) if decided else 1.0)
 
 

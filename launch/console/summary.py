@@ -41,6 +41,8 @@ class Console:
 
     quiet: bool = False
     json: bool = False
+    shown: bool = False
+    """Whether the JSON object of this command has been printed."""
     part: bool = False
     """Whether what runs now is a step of a longer command, whose own summary follows."""
     started: float = field(default_factory=time.perf_counter)
@@ -67,11 +69,16 @@ class Console:
                 print(f"  next  {summary.following}")
         sys.stdout.flush()
 
+    def show(self, result: str) -> None:
+        """Print the command's own JSON object; an error after it goes to standard error alone."""
+        print(result, flush=True)
+        self.shown = True
+
     def fail(self, line: str, code: int) -> None:
         """Print an error of one line: on standard error, and as JSON where that was asked for."""
         clear()
         print(line, file=sys.stderr, flush=True)
-        if self.json:
+        if self.json and not self.shown:
             print(json.dumps({"error": line.removeprefix("error: "), "exit_code": code}))
 
 

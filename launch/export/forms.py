@@ -111,7 +111,8 @@ def write_onnx(path: Path, model: Classifier) -> str:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise InputError(
-                f"got form onnx, and {package} is not installed; pip install 'letheon[onnx]'",
+                f"got form onnx, and {package} is not installed; the extra [onnx] "
+                "brings both: pip install '.[onnx]'",
                 option="form",
             )
     net = model.plain_net().eval().cpu()

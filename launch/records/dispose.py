@@ -26,6 +26,7 @@ from letheon.engine.runs.run_folder import STATE
 from letheon.eval.inference.cache import stored_outputs
 from letheon.folders import new_folder
 from letheon.launch.command import run_command, together
+from letheon.launch.console.summary import console
 from letheon.launch.records.claim import claim
 
 
@@ -39,8 +40,6 @@ class Settings:
     """Folder of stored outputs, as evaluate takes it."""
     yes: bool = False
     """Remove what is the run's own."""
-    json: bool = False
-    """Print JSON."""
     device: str = "cpu"
 
 
@@ -121,8 +120,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
         holders = together(ranks, lambda: list_holders(settings.run, settings.cache))
         if not ranks.main:
             return
-        if settings.json:
-            print(json.dumps([holder._asdict() for holder in holders], indent=1))
+        if console().json:
+            console().show(json.dumps([holder._asdict() for holder in holders], indent=1))
         else:
             for path, what, removable in holders:
                 print(f"{path}: {what}; {'' if removable else 'not '}removed by --yes")

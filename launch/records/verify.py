@@ -19,6 +19,7 @@ import tyro
 from letheon.engine.distributed import Ranks
 from letheon.errors import RunFailed
 from letheon.launch.command import run_command
+from letheon.launch.console.summary import console
 from letheon.launch.records.checks import as_json, as_lines, check_run
 from letheon.launch.records.replay import replay_run
 
@@ -32,8 +33,6 @@ class Settings:
     key: str | None = None
     """Ed25519 public key, in hex, by which each must be signed; default: a signature is checked
     where there is one."""
-    json: bool = False
-    """Print JSON."""
     replay: bool = False
     """Run each again by its settings, which takes as long as it took, and compare the weights."""
     device: str = "cpu"
@@ -46,8 +45,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     checks = {str(run): check_run(run, settings.key) for run in settings.runs}
     for run in settings.runs if settings.replay else ():
         checks[str(run)].append(replay_run(run))
-    if settings.json:
-        print(as_json(checks))
+    if console().json:
+        console().show(as_json(checks))
     else:
         for run in settings.runs:
             print("\n".join(as_lines(run, checks[str(run)])))

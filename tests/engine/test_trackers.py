@@ -16,7 +16,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.runs import loggers
 from letheon.engine.runs.loggers import TrackingOptions, report_numbers
 from letheon.engine.runs.run_folder import Record
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 
 LINES: list[dict[str, Any]] = [
     {"kind": "phase", "phase": "retain", "epoch": 0, "loss": 2.5, "clean": True, "text": "x"},
@@ -120,7 +120,7 @@ def record(out: Path, tracker: str, fail: bool = False) -> list[dict[str, Any]]:
     for line in LINES:
         run.log(**line)
     if fail:
-        run.fail("a reason")
+        run.fail(RunFailed("a reason"))
     else:
         run.finish()
     text = (out / "metrics.jsonl").read_text().splitlines()
