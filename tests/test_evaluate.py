@@ -209,6 +209,7 @@ def test_a_stopped_evaluation_goes_on_from_finished_rows(
         assert (tmp_path / "table" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
+@pytest.mark.slow
 def test_related_data_and_the_critic_of_later_layers(
     original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_file_of_runs_with_requests_of_their_own(
     assert len(requests["spkd-random-samples5_-seed1"]) > 50
 
 
+@pytest.mark.slow
 def test_two_ranks(original: Path, tmp_path: Path) -> None:
     runs = {k: v for k, v in RUNS.items() if k in ("finetune", "grad-ascent", "salun", "spkd")}
     args = ("--weights", original, *REQUEST)
