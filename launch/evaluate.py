@@ -281,18 +281,33 @@ def write(
 ) -> list[Path]:
     """Write the table, the report's files and what they were made under; return their paths."""
     assert settings.out is not None
-    head, examples = None, None
-    if settings.page:
-        of, now = measuring.comparison, datetime.now().astimezone()
-        head = describe_comparison(of, settings.data, settings.downstream, facts["versions"], now)
-        order = [row["name"] for row in select_rows(prepare(table.flat), "name")]
-        examples = find_examples(measuring.inference, order)
+    fault = None
     with replace_tables(settings.out) as folder:
-        files = write_report(
-            table.flat, folder, table.left_out, page=settings.page, facts=head, examples=examples
-        )
+        files = write_report(table.flat, folder, table.left_out, page=False)
+        if settings.page:
+            try:
+                files = _write_page(settings, measuring, table, facts, folder)
+            except Exception as error:  # whatever it is, the numbers are kept
+                fault = error
         durable.write(folder / MARK, json.dumps(facts, indent=2, default=str) + "\n")
+    if fault is not None:
+        raise fault
     return [settings.out / path.name for path in files]
+
+
+def _write_page(
+    settings: Settings,
+    measuring: Measuring,
+    table: Table,
+    facts: Mapping[str, Any],
+    folder: Path,
+) -> list[Path]:
+    """Write the tables and the page."""
+    of, now = measuring.comparison, datetime.now().astimezone()
+    head = describe_comparison(of, settings.data, settings.downstream, facts["versions"], now)
+    order = [row["name"] for row in select_rows(prepare(table.flat), "name")]
+    examples = find_examples(measuring.inference, order)
+    return write_report(table.flat, folder, table.left_out, facts=head, examples=examples)
 
 
 def start() -> None:

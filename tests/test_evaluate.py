@@ -172,6 +172,20 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
         assert first[key] == again[key]
 
 
+def test_a_page_that_fails_leaves_the_tables(
+    written: Path, original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
+) -> None:
+    def broken(*args: object) -> None:
+        raise LookupError("no such font")
+
+    scripts.monkeypatch.setattr(evaluate, "find_examples", broken)
+    words = ["--original", original, "--runs", runs["head"], "--device", "cpu", "--report"]
+    with pytest.raises(LookupError, match="no such font"):
+        scripts("evaluate", *words, "--out", tmp_path / "table")
+    assert rows_of(tmp_path / "table").keys() == {"original", "head"}
+    assert (tmp_path / "table" / "evaluation.json").is_file()
+
+
 def test_a_stopped_evaluation_goes_on_from_finished_rows(
     original: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

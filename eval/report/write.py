@@ -115,5 +115,5 @@ def write_report(
         write(out / name, text)
     if page:
         text = html(prepared, draw_pictures(prepared), heading, facts, examples)
-        write(out / "report.html", text)
+        write(out / "report.html", text.encode("utf-8", "replace"))
     return [out / name for name in (*texts, *(["report.html"] if page else []))]

@@ -129,8 +129,11 @@ def read_facts(out: Path) -> dict[str, Any]:
     """Read what a finished run's record says of its weights, seconds and last losses."""
     facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
     losses = {}
-    for text in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for text in (out / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a damaged line: the run has said so
         if line.get("kind") == "phase":
             losses[line["phase"]] = line["loss"]
     return {"weights": facts["weights"], "spent": facts["seconds"], "losses": losses}

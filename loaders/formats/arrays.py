@@ -115,11 +115,19 @@ class VerifiedFiles(FileImages):
         self._verified = bytearray(len(rows))
 
     def file_bytes(self, i: int) -> bytes:
-        """The content of file i; raises `UnreadableImage` where it is not what was prepared."""
+        """The content of file i.
+
+        Raises:
+            UnreadableImage: it cannot be read.
+            InputError: it is not what was prepared, so that the set is another than its record.
+        """
         data = super().file_bytes(i)
         if not self._verified[i]:
             if piece_digest(data) != self._digests[i * BYTES : (i + 1) * BYTES]:
-                raise unreadable(self.path(i), DAMAGE)
+                raise InputError(
+                    f"{self.path(i)}: got another content than was prepared, by its digest; "
+                    "expected the files of the list as they were; put it back, or run prepare again"
+                )
             self._verified[i] = 1
         return data
 

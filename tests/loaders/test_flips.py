@@ -110,8 +110,9 @@ def test_a_list_compares_each_file_with_its_digest(photographs: Path, tmp_path: 
     before = place.read_bytes()
     try:
         place.write_bytes(Path(images.path(4)).read_bytes())
-        with pytest.raises(UnreadableImage, match="digest"):
+        with pytest.raises(InputError, match="digest") as refusal:
             images.read(3)
+        assert not isinstance(refusal.value, UnreadableImage)  # which may be left out
         assert images.encoded_image(4).data.size
     finally:
         place.write_bytes(before)
