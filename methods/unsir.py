@@ -11,6 +11,7 @@ from math import inf
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,7 +97,10 @@ class Unsir(Method):
                 ce = F.cross_entropy(teacher(noise).logits, labels, reduction="sum")
             (0.1 * noise.square().sum() - ce).div(self.noise_images).backward()
             optimizer.step()
-        return UnsirState(noise.detach(), labels)
+        learned = noise.detach()
+        if run.ranks.world > 1:  # rounding differs between processes
+            dist.broadcast(learned, 0)
+        return UnsirState(learned, labels)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """Impair, then repair."""

@@ -69,9 +69,9 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread: one still in the store when Python ends would abort the process."""
         self._over.set()
-        self._thread.join(2 * _BEAT)
+        self._thread.join(30 * _BEAT)
 
     def _work(self) -> None:
         written = False

@@ -50,7 +50,8 @@ def library() -> ctypes.CDLL | None:
         places += map(str, sorted(beside.glob("libturbojpeg*.so*")))
     for place in places:
         try:
-            lib = ctypes.CDLL(place)
+            # Its own libjpeg inside, whatever other one the process has loaded, such as ffcv's.
+            lib = ctypes.CDLL(place, os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
             lib.tj3Init.restype, lib.tj3Init.argtypes = c_void_p, [c_int]
             lib.tj3Destroy.restype, lib.tj3Destroy.argtypes = None, [c_void_p]
             lib.tj3Get.argtypes = [c_void_p, c_int]
@@ -78,6 +79,11 @@ class Turbo:
     def __del__(self) -> None:
         self._lib.tj3Destroy(self._handle)
 
+    def _renew(self) -> None:
+        """Take a new handle: one that met a damaged image may keep what it has read."""
+        self._lib.tj3Destroy(self._handle)
+        self._handle = self._lib.tj3Init(DECOMPRESS)
+
     def decode(
         self,
         data: NDArray[np.uint8],
@@ -96,6 +102,7 @@ class Turbo:
         start = data.__array_interface__["data"][0]
         lib.tj3SetCroppingRegion(handle, _Region(0, 0, 0, 0))
         if lib.tj3DecompressHeader(handle, start, length):
+            self._renew()
             return None
         height, width = lib.tj3Get(handle, HEIGHT), lib.tj3Get(handle, WIDTH)
         sampling = lib.tj3Get(handle, SUBSAMPLING)
@@ -127,7 +134,10 @@ class Turbo:
         out = np.empty((h, last - first, 3), dtype=np.uint8)
         place = out.__array_interface__["data"][0]
         if lib.tj3Decompress8(handle, start, length, place, 0, RGB):
-            if lib.tj3GetErrorCode(handle) == WARNING:
-                raise ValueError(lib.tj3GetErrorStr(handle).decode("ascii", "replace"))
+            warning = lib.tj3GetErrorCode(handle) == WARNING
+            words = lib.tj3GetErrorStr(handle).decode("ascii", "replace")
+            self._renew()
+            if warning:
+                raise ValueError(words)
             return None
         return out[:, left - first : left - first + w]
