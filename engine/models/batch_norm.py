@@ -47,6 +47,7 @@ def average_batch_norm(run: Run, parts: int | None) -> None:
         total = torch.tensor(float(parts), dtype=torch.float64, device=run.ranks.device)
         sum_over_ranks([total], run.ranks)
         weight = parts * run.ranks.world / float(total)
+    if parts is not None or run.recipe.grad_accum_steps > 1:  # a small part has fewer pieces
         for layer in batch_norms(run.model):
             if layer.num_batches_tracked is not None:
                 dist.all_reduce(layer.num_batches_tracked, dist.ReduceOp.MAX)
