@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
+from letheon.engine.method import Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_index
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import sum_of_halves
+from letheon.methods.paired import UntilForgotten
 from letheon.methods.requirements import (
     require_between,
     require_positive,
@@ -54,7 +55,7 @@ def cosine_distances(features: Tensor, centroids: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Duck(Method):
+class Duck(UntilForgotten):
     """DUCK: forget features go to the nearest wrong centroid, retain samples keep their labels.
 
     Descends distance_weight (1 - cos(f(x), mu_t(x))) over a forget batch plus ce_weight CE(z / T)
@@ -117,13 +118,3 @@ class Duck(Method):
             return sum_of_halves(batch, far, self.ce_weight * losses)
 
         return [Phase("pull", "paired", pull)]
-
-    @property
-    def watches_epochs(self) -> bool:
-        """Only where an accuracy ends the training."""
-        return self.until > 0
-
-    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
-        """Stop once the forget set is forgotten."""
-        forget = accuracies.forget
-        return "stop" if forget is not None and forget < self.until else "go on"

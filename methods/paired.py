@@ -1,4 +1,4 @@
-"""Losses over the two halves of a paired batch: retain samples, and as many forget samples."""
+"""What methods over paired batches share: losses over the halves, and when to stop."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks, gather_rows
-from letheon.engine.method import Run
+from letheon.engine.method import Accuracies, Decision, Method, Run
 from letheon.loaders.batch import Batch
 
 
@@ -38,3 +39,19 @@ def write_gradient(run: Run, grads: list[Tensor]) -> None:
     for parameter, grad in zip(run.parameters, grads, strict=True):
         assert parameter.grad is not None
         parameter.grad.copy_(grad)
+
+
+class UntilForgotten(Method):
+    """Ends the training once the forget accuracy, a fraction, is below `until`; 0: never."""
+
+    until: float
+
+    @property
+    def watches_epochs(self) -> bool:
+        """Only where an accuracy ends the training."""
+        return self.until > 0
+
+    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
+        """Stop once the forget set is forgotten."""
+        forget = accuracies.forget
+        return "stop" if forget is not None and forget < self.until else "go on"

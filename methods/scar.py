@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
+from letheon.engine.method import Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_covariances, outputs_by_index
@@ -19,6 +19,7 @@ from letheon.errors import InputError
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import class_mask, sum_of_halves
 from letheon.methods.duck import nearest_others
+from letheon.methods.paired import UntilForgotten
 from letheon.methods.requirements import (
     require_between,
     require_positive,
@@ -64,7 +65,7 @@ def mahalanobis(features: Tensor, means: Tensor, precisions: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scar(Method):
+class Scar(UntilForgotten):
     """SCAR: forget features go to the nearest wrong class; a teacher keeps the rest.
 
     With g(x) = f(x)^delta scaled to unit length, mu_c the mean and P_c the inverse of the shrunk
@@ -157,13 +158,3 @@ class Scar(Method):
             return sum_of_halves(batch, self.distance_weight * far, self.kl_weight * kl)
 
         return [Phase("pull", "paired", pull)]
-
-    @property
-    def watches_epochs(self) -> bool:
-        """Only where an accuracy ends the training."""
-        return self.until > 0
-
-    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
-        """Stop once the forget set is forgotten."""
-        forget = accuracies.forget
-        return "stop" if forget is not None and forget < self.until else "go on"

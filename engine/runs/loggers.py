@@ -254,8 +254,8 @@ class TrackingOptions:
         """Refuse a tracker that is not installed, on every rank, before anything is written."""
         if self.tracker not in ("auto", "none") and find_spec(self.tracker) is None:
             raise InputError(
-                f"got tracker {self.tracker}, which is not installed; pip install "
-                f"'letheon[{self.tracker}]'",
+                f"got tracker {self.tracker}, which is not installed; "
+                f"pip install '.[{self.tracker}]' in the checkout",
                 option="tracker",
             )
 

@@ -1,21 +1,19 @@
-"""The small world in float64, and weights as one vector, for definitions that hold to 1e-10."""
+"""Weights as one vector, and samples one by one, for definitions that hold to 1e-10."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
-from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
-from letheon.loaders.batch import Batch, Loader, Reads, Stream
-from tests.world import network, run_of
+from letheon.loaders.batch import Batch
+from tests.methods.plain import ce, original, run_in_doubles
 
 ONCE = Recipe(epochs=0, batch_size=12)
 THREE = Recipe(
@@ -24,42 +22,12 @@ THREE = Recipe(
 """Three steps over the 31 retain samples; one over the 10 forget samples."""
 
 
-class Doubled(Loader):
-    """A loader whose images are float64."""
-
-    def __init__(self, loader: Loader):
-        self.loader = loader
-
-    def train(self, stream: Stream | Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        for batch in self.loader.train(stream, epoch, skip):
-            yield batch._replace(images=batch.images.double())
-
-    def steps(self, stream: Stream | Reads) -> int:
-        return self.loader.steps(stream)
-
-    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
-        for batch in self.loader.sweep(indices):
-            yield batch._replace(images=batch.images.double())
-
-
-def fresh(method: Method, ranks: Ranks | None = None) -> Run:
-    """A run that has not begun."""
-    run = run_of(method, ranks)
-    run.model.double()
-    run.loader = Doubled(run.loader)
-    return run
-
-
 def end_of(method: Method) -> Tensor:
     """(P,) the weights after the whole run."""
-    run = fresh(method)
+    run = run_in_doubles(method)
     method.check(run)
     run_method(method, run)
     return flat(run.model)
-
-
-def original() -> Classifier:
-    return network().double().eval()
 
 
 def flat(model: Classifier) -> Tensor:
@@ -89,13 +57,9 @@ def step(model: Classifier, change: Tensor) -> None:
     vector_to_parameters(flat(model) + change, model.parameters())
 
 
-def ce(model: Classifier, batch: Batch) -> Tensor:
-    return F.cross_entropy(model(batch.images).logits, batch.labels)
-
-
 def samples(part: str) -> list[Batch]:
     """Every sample of a part as a batch of its own, ascending by number."""
-    run = fresh(Method.__new__(_Nothing))
+    run = run_in_doubles(Method.__new__(_Nothing))
     keep = {"forget": run.forget, "retain": ~run.forget, "all": run.forget | ~run.forget}[part]
     [*batches] = run.loader.sweep(keep.nonzero().flatten().tolist())
     return [

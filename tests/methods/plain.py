@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
@@ -53,9 +54,9 @@ def original() -> Classifier:
     return network().double().eval()
 
 
-def run_in_doubles(method: Method) -> Run:
+def run_in_doubles(method: Method, ranks: Ranks | None = None) -> Run:
     """A run of `method` on the small world in float64."""
-    run = run_of(method)
+    run = run_of(method, ranks)
     run.model, run.loader = run.model.double(), Doubles(run.loader)
     return run
 

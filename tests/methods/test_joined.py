@@ -30,19 +30,17 @@ from letheon.methods.sfron import Sfron
 from letheon.methods.task_vectors import NegMerge, TaskVector
 from tests.methods.double import (
     THREE,
-    ce,
     end_of,
     flat,
-    fresh,
     gradient,
     gradients,
     join,
-    original,
     same,
     step,
     unflat,
     whole,
-)  # fmt: skip
+)
+from tests.methods.plain import ce, original, run_in_doubles, train_in_doubles
 from tests.world import trained
 
 LR = THREE.lr
@@ -61,7 +59,7 @@ def paired(
     method: Method, join_gradients: Callable[[Classifier, Batch, Batch], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The end of the run, and that of plain steps along minus `join_gradients`."""
-    model, loader = original(), fresh(method).loader
+    model, loader = original(), run_in_doubles(method).loader
     for epoch in range(method.recipe.epochs):
         for batch in loader.train("paired", epoch):
             step(model, -method.recipe.lr * join_gradients(model, *halves(batch)))
@@ -153,7 +151,7 @@ def test_hamu_is_its_definition(goal: str, ratio: float) -> None:
 @pytest.mark.parametrize("fisher", ["sample", "batch"])
 def test_sfron_is_its_definition(fisher: str) -> None:
     method = Sfron(THREE, alpha=2.0, every=2, clip=0.7, fisher=fisher)  # type: ignore[arg-type]
-    run, model = fresh(method), original()
+    run, model = run_in_doubles(method), original()
     mask = join(method.prepare(run).masks)
     if fisher == "sample":
         sides = (gradients(part).square().mean(0) for part in ("forget", "retain"))
@@ -172,7 +170,7 @@ def test_sfron_is_its_definition(fisher: str) -> None:
             step(model, -LR * grad * min(1.0, 0.7 / (float(grad.norm()) + 1e-6)))
     same(end_of(method), flat(model))
     if fisher == "batch":
-        other = Sfron(THREE).prepare(fresh(method)).masks
+        other = Sfron(THREE).prepare(run_in_doubles(method)).masks
         assert not torch.equal(mask, join(other))
 
 
@@ -249,7 +247,7 @@ def test_amun_is_its_definition() -> None:
             found[int(own.index[row])] = (moved.detach(), answer)
             if answer != label:
                 break
-    model, loader = original(), fresh(method).loader
+    model, loader = original(), run_in_doubles(method).loader
     others = loader.train(Stream("forget", steps=3), 0)
     for t, batch in enumerate(loader.train("mixed", 0)):
         step(model, -LR * gradient(model, ce(model, batch)))
@@ -274,7 +272,7 @@ def test_jit_is_its_definition() -> None:
     method = Jit(replace(THREE, epochs=3), sigma=0.4, copies=2)
     model = original()
     for epoch in range(3):
-        for batch in fresh(method).loader.train("forget", epoch):
+        for batch in run_in_doubles(method).loader.train("forget", epoch):
             clean, loss = model(batch.images).logits, torch.zeros(()).double()
             for k in range(2):
                 draws = normal(0, f"jit-{k}", epoch, batch.index, batch.images[0].numel())
@@ -287,7 +285,7 @@ def test_jit_is_its_definition() -> None:
 
 def test_dual_optim_is_its_definition() -> None:
     inner = RandomLabel(replace(THREE, momentum=0.9, schedule="linear"), order="sequential")
-    model, loader = original(), fresh(inner).loader
+    model, loader = original(), run_in_doubles(inner).loader
     weights = list(model.parameters())
     adamw = torch.optim.AdamW(weights, 1e-2, weight_decay=0.1)
     sgd = torch.optim.SGD(weights, LR, 0.9)
@@ -305,7 +303,7 @@ def learned(rate: float, epochs: range) -> Tensor:
     """The change that steps on the forget set make."""
     model = original()
     for epoch in epochs:
-        for batch in fresh(TaskVector(THREE)).loader.train("forget", epoch):
+        for batch in run_in_doubles(TaskVector(THREE)).loader.train("forget", epoch):
             step(model, -rate * gradient(model, ce(model, batch)))
     return flat(model) - flat(original())
 
@@ -366,20 +364,20 @@ def test_what_a_method_cannot_work_with_is_refused() -> None:
     micro = replace(THREE, grad_accum_steps=2)
     for method in (GdrGma(micro), Sfron(micro)):
         with pytest.raises(InputError, match="got 2 micro-batches"):
-            method.check(fresh(method))
-    run = fresh(Duck())
+            method.check(run_in_doubles(method))
+    run = run_in_doubles(Duck())
     run.forget = torch.ones_like(run.forget)
     for method in (Munba(), GdrGma(), Hamu(), Sfron(), Duck(), Scar(), Amun()):
         with pytest.raises(InputError, match="got no retain samples"):
             method.check(run)
     wrapper = DualOptim(Finetune())
     with pytest.raises(InputError, match=r"got finetune with the passes retain \(retain\)"):
-        wrapper.phases(fresh(wrapper), wrapper.prepare(fresh(wrapper)), 0)
+        wrapper.phases(run_in_doubles(wrapper), wrapper.prepare(run_in_doubles(wrapper)), 0)
 
 
 @pytest.mark.parametrize("method", [Duck(until=0.0), Scar(until=0.0)])
 def test_a_lone_class_has_nowhere_to_send_samples(method: Method) -> None:
-    run = fresh(method)
+    run = run_in_doubles(method)
     labels = {
         int(row): int(label)
         for batch in run.loader.sweep()
@@ -392,9 +390,17 @@ def test_a_lone_class_has_nowhere_to_send_samples(method: Method) -> None:
 
 def test_single_samples_go_to_another_class() -> None:
     for method in (Duck(THREE, until=0.0), Scar(THREE, until=0.0)):
-        run = fresh(method)
+        run = run_in_doubles(method)
         run.forget_classes = ()
         run.forget = torch.arange(len(run.forget)) % 5 == 0
         state = method.prepare(run)
         labels = torch.cat([batch.labels for batch in run.loader.sweep()])
         assert (state.targets != labels)[run.forget].all()
+
+
+@pytest.mark.parametrize("method", [Duck, Scar])
+def test_the_training_ends_once_the_forget_set_is_forgotten(method: type[Duck | Scar]) -> None:
+    for until, epochs in ((1.0, 1), (0.0, 3)):
+        run, reads = train_in_doubles(method(replace(THREE, epochs=3), until=until))
+        assert len(reads) == epochs
+        assert run.epoch_number == epochs - 1

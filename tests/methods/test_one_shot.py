@@ -23,18 +23,16 @@ from tests.methods.cases import cases
 from tests.methods.double import (
     ONCE,
     THREE,
-    ce,
     end_of,
     flat,
-    fresh,
     gradient,
     gradients,
     join,
-    original,
     same,
     unflat,
     whole,
-)  # fmt: skip
+)
+from tests.methods.plain import ce, original, run_in_doubles
 from tests.world import FORGOTTEN, run_of
 
 
@@ -51,7 +49,7 @@ def test_ssd_is_its_definition() -> None:
 
 def test_an_alpha_that_no_weight_can_reach_is_said() -> None:
     for alpha, lines in ((4.2, 1), (4.0, 0)):  # 41 samples, 10 of them to forget
-        run = fresh(Ssd(ONCE, alpha=alpha))
+        run = run_in_doubles(Ssd(ONCE, alpha=alpha))
         Ssd(ONCE, alpha=alpha).prepare(run)
         assert len(run.warnings) == lines
         assert lines == 0 or torch.equal(flat(run.model), flat(original()))
@@ -59,7 +57,7 @@ def test_an_alpha_that_no_weight_can_reach_is_said() -> None:
 
 def test_the_published_importance_is_of_batches() -> None:
     def of_batches(part: str) -> Tensor:
-        model, run = original(), fresh(Ssd(ONCE))
+        model, run = original(), run_in_doubles(Ssd(ONCE))
         keep = run.forget if part == "forget" else run.forget | ~run.forget
         batches = list(run.loader.sweep(keep.nonzero().flatten().tolist()))
         squares = [gradient(model, ce(model, b)).square() * len(b.labels) for b in batches]
@@ -198,7 +196,7 @@ def test_esc_is_its_definition() -> None:
     [Ssd(alpha=1.2), Lfssd(alpha=1.05), Fisher(), GolatkarFisher(), Influence(), Kodge(), Esc()],
 )
 def test_single_samples_can_be_asked_for(method: Method) -> None:
-    run = fresh(replace(method, recipe=ONCE))  # type: ignore[type-var]
+    run = run_in_doubles(replace(method, recipe=ONCE))  # type: ignore[type-var]
     run.forget_classes = ()
     method.check(run)
     method.prepare(run)
@@ -219,7 +217,7 @@ def test_statistics_serve_a_run_in_bf16(name: str) -> None:
 
 def test_an_empty_set_is_refused() -> None:
     for method, mask in ((Fisher(), True), (Influence(), True), (Ssd(), False), (Kodge(), True)):
-        run = fresh(method)
+        run = run_in_doubles(method)
         run.forget = torch.full_like(run.forget, mask)
         with pytest.raises(InputError, match="got no (forget|retain) samples"):
             method.check(run)
