@@ -12,7 +12,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,6 +31,7 @@ from letheon.loaders.order import share
 from letheon.processes import end_with_launcher
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 START = 300.0
@@ -330,6 +331,33 @@ def wait_for_ranks(ranks: Ranks) -> None:
 
 
 _MEETINGS = itertools.count()
+
+
+def share_out(items: Sequence[K], compute: Callable[[K], T], ranks: Ranks) -> list[T]:
+    """Compute something of each item on one rank, in turn; the results in the items' order, on all.
+
+    No collective waits for the work of one rank.
+
+    Raises:
+        LetheonError: the problem of the first item that has one, on every rank.
+    """
+    own: dict[int, T] = {}
+    problem: tuple[int, LetheonError] | None = None
+    for number in range(ranks.rank, len(items), ranks.world):
+        try:
+            own[number] = compute(items[number])
+        except LetheonError as error:
+            problem = (number, error)
+            break
+    wait_for_ranks(ranks)
+    found: dict[int, T] = {}
+    problems: list[tuple[int, LetheonError]] = []
+    for part, one in gather_objects((own, problem), ranks):
+        found |= part
+        problems += [one] if one is not None else []
+    if problems:
+        raise min(problems, key=lambda one: one[0])[1]
+    return [found[number] for number in range(len(items))]
 
 
 def agree(ranks: Ranks, problem: str | None = None, option: str = "") -> None:

@@ -328,6 +328,12 @@ class Measuring:
             add_stage(by_name[entry.name], inputs)
 
 
+def _identity(entry: Entry) -> list[Any]:
+    """What a model's answers depend on: its weights, architecture and preset."""
+    preset = asdict(entry.model.preset)
+    return [entry.name, entry.role, entry.weights, entry.model.name, preset]
+
+
 def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, Any]:
     """Collect what the row of a model depends on."""
     of, sets = read.comparison, {}
@@ -336,9 +342,9 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         sets[key] = [images.digest, len(images), mask]
     code = {k: v for k, v in versions(Ranks()).items() if k not in ("command", "threads")}
     return {
-        "model": [entry.name, entry.role, entry.weights, entry.seed, entry.seconds],
+        "model": [*_identity(entry), entry.seed, entry.seconds],
         "together": entry.together, "sets": sets, "request": asdict(of.request),
-        "references": [[e.name, e.role, e.weights] for e in _references(of)],
+        "references": [_identity(e) for e in _references(of)],
         "conditions": asdict(conditions),
         "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
         + (["shift"] if read.extent.shift else []),

@@ -72,7 +72,7 @@ class FinishedRows:
         if self.ranks.main:
             content: dict[str, Any] = {"facts": facts, "row": asdict(row)}
             content["margins"] = None if margins is None else margins.tolist()
-            content = json.loads(_text(content))
+            content = json.loads(_text(content))  # tuples as lists, as they are read
             place = self._place(facts)
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,13 @@ class FinishedRows:
 
 
 def _text(content: Any) -> str:
-    return json.dumps(content, sort_keys=True, default=str)
+    """As JSON, tables in their order: layers are drawn in it."""
+    return json.dumps(content, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and torch's numbers as Python's, whatever else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _digest(content: Any) -> str:

@@ -50,6 +50,7 @@ from letheon.eval.report.pictures import select_rows
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
+from letheon.folders import can_replace
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
 from letheon.launch.ensembles.oracles import find_oracles
@@ -126,7 +127,10 @@ class Settings(JobOptions):
     @property
     def rows_folder(self) -> Path | None:
         """Where finished rows are kept until the table is written; None where none is."""
-        return None if self.out is None else self.out.with_name(f"{self.out.name}.rows")
+        if self.out is None or not can_replace(self.out):
+            return None  # nothing can be written beside it
+        place = self.out.resolve()
+        return place.with_name(f"{place.name}.rows")
 
     def with_oracles(self) -> Settings:
         """Return these settings with the models and outputs of an ensemble named one by one."""

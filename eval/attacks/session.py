@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
-from letheon.errors import LetheonError
+from letheon.engine.distributed import Ranks, share_out
+from letheon.errors import RunFailed
 from letheon.eval.attacks.suite import IMAGES, Attack, Targets, attack
 from letheon.eval.comparison import Entry
 from letheon.eval.evaluate import Inference, Measuring, Table, read_images
@@ -52,6 +52,8 @@ class Lessons:
             related = read.related_images(entry)
             lesson = Lesson(images, labels, *asked, read.extent.relearn, related=related)
             for before in read.comparison.of_role("original")[:1]:
+                if before.model.preset != preset:
+                    continue
                 rate = rate_of(before.model, lesson, alone.device)
                 lesson = Lesson(images, labels, *asked, read.extent.relearn, rate, related)
             member = torch.from_numpy(read.comparison.forget_mask("train"))[rows]
@@ -59,28 +61,11 @@ class Lessons:
         return self._known[preset]
 
 
-def _share_out(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict[str, T]:
-    """Compute something of every model that has a row, each on one rank; all must call.
-
-    Raises:
-        LetheonError: the first problem of any rank, on every rank.
-    """
-    ranks = of.ranks
+def _of_rows(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict[str, T]:
+    """Compute something of every model that has a row, each on one rank; all must call."""
     entries = [e for e in of.comparison.entries if e.name not in table.left_out]
-    own: dict[str, T] = {}
-    problem = None
-    try:
-        for entry in entries[ranks.rank :: ranks.world]:
-            own[entry.name] = compute(entry)
-    except LetheonError as error:
-        problem = error
-    wait_for_ranks(ranks)
-    by_name: dict[str, T] = {}
-    for part, refusal in gather_objects((own, problem), ranks):
-        if refusal is not None:
-            raise refusal
-        by_name |= part
-    return by_name
+    results = share_out(entries, compute, of.ranks)
+    return {entry.name: result for entry, result in zip(entries, results, strict=True)}
 
 
 def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
@@ -99,17 +84,30 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
             row.why["relearn"] = reason
         return
 
-    def learn(entry: Entry) -> Curves:
-        return curves(entry.model, lessons.of(entry)[0], of.ranks.device)
+    def learn(entry: Entry) -> Curves | str:
+        lesson = lessons.of(entry)[0]
+        try:
+            return curves(entry.model, lesson, of.ranks.device)
+        except RunFailed as error:  # one that diverges as it learns leaves the others their curves
+            return str(error)
 
-    by_name = _share_out(of, table, learn)
+    results = _of_rows(of, table, learn)
+    by_name = {name: result for name, result in results.items() if not isinstance(result, str)}
     original, first = (
         next((by_name[e.name] for e in of.comparison.of_role(role) if e.name in by_name), None)
         for role in ("original", "retrained")
     )
     for row in table.rows:
+        if row.name not in by_name:
+            row.why["relearn"] = str(results[row.name])
+            continue
         reference = None if by_name[row.name] is first else first
         add_stage(row, Relearning(by_name[row.name], original, reference))
+
+
+def attack_rows(member: Tensor) -> Tensor:
+    """(m,) increasing positions of at most `IMAGES` images a side, keyed: of all classes."""
+    return torch.cat([sample_rows(side, IMAGES) for side in (member, ~member)]).sort().values
 
 
 def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
@@ -118,16 +116,20 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
     Raises:
         LetheonError: the first problem of any rank, on every rank.
     """
-    before = next(iter(of.comparison.of_role("original")), None)
+    originals = (e for e in of.comparison.of_role("original") if e.name not in table.left_out)
+    before = next(originals, None)
 
     def make(entry: Entry) -> Attack:
         lesson, member = lessons.of(entry)
-        rows = torch.cat([side.nonzero()[:IMAGES, 0] for side in (member, ~member)]).sort().values
+        rows = attack_rows(member)
         targets = Targets(
             lesson.images[rows], lesson.labels[rows], member[rows],
             tuple(of.comparison.request.classes), of.extent.attacks, lesson.rate,
         )  # fmt: skip
-        return attack(entry.model, before.model if before else None, targets, of.ranks.device)
+        # One that reads images in another way cannot be asked the same.
+        alike = before is not None and before.model.preset == entry.model.preset
+        original = before.model if before is not None and alike else None
+        return attack(entry.model, original, targets, of.ranks.device)
 
-    for name, result in _share_out(of, table, make).items():
+    for name, result in _of_rows(of, table, make).items():
         add_stage(next(row for row in table.rows if row.name == name), result)

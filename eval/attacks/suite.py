@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.models.classifier import Classifier
-from letheon.errors import NotMeasurable
+from letheon.errors import NotMeasurable, RunFailed
 from letheon.eval.attacks.inputs import divergence, prompt, push
 from letheon.eval.attacks.weights import answer, barrier, quantize
 from letheon.eval.metrics.registry import metric
@@ -105,8 +105,8 @@ def attack(
     for name, run in attacks.items():
         try:
             results[name] = run()
-        except NotMeasurable as error:
-            results[name] = error
+        except (NotMeasurable, RunFailed) as error:  # such as a model that diverges as it learns
+            results[name] = NotMeasurable(str(error))
     return Attack(results)
 
 

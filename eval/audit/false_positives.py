@@ -1,7 +1,9 @@
 """False-positive rates: each retrained model audited as if it were unlearned, against the others.
 
 A retrained model's row compares it with the other retrained models alone (`Case.others`), so that
-its numbers are already those of a leave-one-out audit. What is added here is the rule by which a
+its numbers are already those of a leave-one-out audit. Those that compare with one retrained model
+(CKA, the gap) take the first, which has none itself: they are of the others, all against that one.
+What is added here is the rule by which a
 number accuses a model, and how often it accuses one that never saw the forget set. Everything is
 read from rows, in milliseconds.
 """

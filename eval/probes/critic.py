@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from letheon.engine.distributed import Ranks, gather_objects
+from letheon.engine.distributed import Ranks, share_out
 from letheon.engine.models.classifier import Classifier, Head
 from letheon.eval.probes.information import halves, info_nce
 from letheon.eval.probes.relearn import feature_batches
@@ -93,9 +93,8 @@ def critic_by_layer(
 ) -> dict[str, float]:
     """Layer -> `critic_information`; every rank must call, each trains a share."""
     layers = [*taps, "features"]
-    own = {
-        tap: critic_information(model, tap, images, member, ranks.device, steps=STEPS, seed=0)
-        for tap in layers[ranks.rank :: ranks.world]
-    }
-    values = {tap: value for part in gather_objects(own, ranks) for tap, value in part.items()}
-    return {tap: values[tap] for tap in layers}
+
+    def train(tap: str) -> float:
+        return critic_information(model, tap, images, member, ranks.device, steps=STEPS, seed=0)
+
+    return dict(zip(layers, share_out(layers, train, ranks), strict=True))

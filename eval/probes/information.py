@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from letheon.engine.distributed import gather_objects, wait_for_ranks
-from letheon.errors import NotMeasurable
+from letheon.errors import LetheonError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix
 from letheon.eval.inference.passes import Passes
 from letheon.eval.membership.signals import loss
@@ -162,20 +162,20 @@ def information_of(model: Passes) -> dict[str, float]:
         if side is None or not side.taps:
             raise NotMeasurable("got no pass with layers over forget and retain images")
         layers, member = {**side.taps, "features": side.features}, side.gather(side.forget)
-        own: dict[str, float | NotMeasurable] = {}
+        own: dict[str, float | LetheonError] = {}
         for turn, (name, rows) in enumerate(layers.items()):
             whole = side.gather(rows)  # one layer at a time, of few samples
             if turn % side.ranks.world == side.ranks.rank:
                 try:
                     own[name] = information(whole, member, seed=0)
-                except NotMeasurable as error:
+                except LetheonError as error:
                     own[name] = error
         wait_for_ranks(side.ranks)
         found = {k: v for part in gather_objects(own, side.ranks) for k, v in part.items()}
         values: dict[str, float] = {}
         for name in layers:
             value = found[name]
-            if isinstance(value, NotMeasurable):
+            if isinstance(value, LetheonError):
                 raise value
             values[name] = value
         return values

@@ -66,10 +66,10 @@ def p_value(model: Row, retrained: Sequence[Row]) -> float:
     return float(np.mean([score >= scores[0] - 1e-12 for score in scores]))
 
 
-def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) -> bool:
+def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) -> bool | None:
     """Tell whether the model lies beyond the middle on the way from the original to the retrained.
 
-    Metrics count in units of the retrained models' spread, so those that tell both sides apart
+    None where no number tells the original from the retrained models. Metrics count in units of the retrained models' spread, so those that tell both sides apart
     decide, and those that do not have no say.
     """
     keys = compared_keys([model, original, *retrained])
@@ -79,6 +79,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     spread = np.std(others, axis=0, ddof=1) if len(others) > 1 else np.ones(len(keys))
     spread = np.maximum(spread, 1e-3)
     way = (np.mean(others, axis=0) - before) / spread
+    if not way @ way:
+        return None
     return bool(((ours - before) / spread) @ way > 0.5 * (way @ way))
 
 
@@ -91,6 +93,8 @@ def _side(row: Row, original: Row, retrained: Sequence[Row]) -> str:
     share, p = row.get("closer_to_retrained"), row.get("closer_p")
     if share is None or p is None:
         near = is_closer_to_retrained(row, original, retrained)
+        if near is None:
+            return "not decidable: no number tells the original from the retrained models"
         return f"closer to the {'retrained models' if near else 'original model'}"
     if p > LEVEL:
         return f"as near to the original model as to the retrained models, p = {p:.3f}"

@@ -17,6 +17,7 @@ from letheon.engine.distributed import (
     gather_rows,
     join_ranks,
     require_equal,
+    share_out,
     sum_over_ranks,
 )
 from letheon.engine.recipe import Recipe
@@ -168,3 +169,22 @@ def in_an_existing_group(ranks: Ranks) -> tuple[int, int, float, bool]:
 
 def test_a_process_group_that_exists_is_used_and_left_alone() -> None:
     assert on_ranks(2, in_an_existing_group) == [(0, 2, 2.0, True), (1, 2, 2.0, True)]
+
+
+def shared(ranks: Ranks) -> tuple[list[str], str]:
+    def check(number: int) -> int:
+        if number in (3, 4):
+            raise InputError(f"got {number}")
+        return number
+
+    named = share_out(range(5), lambda n: f"{n} on {ranks.rank}", ranks)
+    try:
+        share_out(range(7), check, ranks)
+    except InputError as error:
+        return named, str(error)
+    return named, ""
+
+
+def test_work_shared_out_comes_in_order_with_the_first_items_problem() -> None:
+    want = ["0 on 0", "1 on 1", "2 on 0", "3 on 1", "4 on 0"]
+    assert on_ranks(2, shared) == [(want, "got 3")] * 2
