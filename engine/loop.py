@@ -57,7 +57,6 @@ from letheon.progress import say
 from letheon.spans import span
 
 if TYPE_CHECKING:
-    from letheon.engine.checkpoints.run_state import RunState
     from letheon.engine.checkpoints.saver import Saver
 
 Log = Callable[..., None]
@@ -146,8 +145,11 @@ def passes(
             before, saved = saved, None
             if before is None and run.recipe.on_nonfinite == "rollback":
                 before = share_state(collect(course), run.ranks)
+                if before is not None and saver is not None:
+                    saver.note_log(before)
+            course.anchor = before
             turn: Pass | None = None
-            while turn is None or _goes_back(turn, course, before):
+            while turn is None or _goes_back(turn, course, saver):
                 earlier, turn = turn, Pass(run, step, phase, epoch, later, log, sources)
                 if before is not None and (own := pass_state(before, run.ranks)) is not None:
                     turn.load_state_dict(*own)
@@ -305,6 +307,12 @@ class Pass:
         """Steps taken, those before the run was stopped among them."""
         return getattr(self._tallies[0], "position", self.skip)
 
+    @property
+    def doomed(self) -> bool:
+        """Whether the pass has met a bad step for which it will be rolled back; waits."""
+        rolls = self.run.recipe.on_nonfinite == "rollback"
+        return rolls and any(tally.list_bad() for tally in self._tallies)
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """This rank's tensors in the middle of the pass, and values that are ready for JSON.
 
@@ -389,18 +397,20 @@ class Pass:
             _close(self, number, tally, compiling)
 
 
-def _goes_back(one: Pass, course: Course, before: RunState | None) -> bool:
-    """After the last batch: whether the pass is to be done again, from the state `before`."""
+def _goes_back(one: Pass, course: Course, saver: Saver | None) -> bool:
+    """After the last batch: whether the pass is to be done again, from the course's anchor."""
     if one.run.recipe.on_nonfinite != "rollback":
         return False
     bad = leave_out(one.bad, [tally.list_bad() for tally in one._tallies], one.skip)
     if bad == one.bad:
         return False
-    assert before is not None
+    assert course.anchor is not None
     one.bad = bad
     course.now = None
     one.step.optimizers.clear()  # those that this pass has made; the others are restored
-    restore(course, before)
+    restore(course, course.anchor)
+    if saver is not None:
+        saver.cut_log(course.anchor)
     return True
 
 

@@ -39,6 +39,11 @@ class Part(Protocol):
         """Steps taken."""
         ...
 
+    @property
+    def doomed(self) -> bool:
+        """Whether it will be rolled back and repeated; equal on every rank."""
+        ...
+
     def state_dict(self) -> tuple[Tensors, dict[str, Any]]:
         """This rank's tensors, and values that are equal on every rank."""
         ...
@@ -62,6 +67,8 @@ class Course:
     """Weights at the ends of epochs, for a method that may go back to one."""
     now: Part | None = None
     """The pass under way; None between two."""
+    anchor: RunState | None = None
+    """Where a pass that is rolled back is repeated from, if such passes are; on every rank."""
 
     @property
     def between(self) -> bool:
@@ -122,7 +129,7 @@ def restore(course: Course, saved: RunState) -> None:
         RunFailed: the state is of another method or network.
     """
     run, step, facts = course.run, course.step, saved.facts
-    _regroup_buckets(course, facts)
+    _regroup_buckets(course, saved)
     tensors = saved.tensors
     own = run.model.state_dict()
     before = {k.removeprefix("model.") for k in tensors if k.startswith("model.")}
@@ -311,7 +318,7 @@ def _restore_optimizers(step: Step, saved: RunState) -> None:
             group.update(values)
 
 
-def _regroup_buckets(course: Course, facts: Mapping[str, Any]) -> None:
+def _regroup_buckets(course: Course, saved: RunState) -> None:
     """Let DDP order its buckets as they were: it does so after a backward pass or two.
 
     The order in which from three ranks on gradients are added up depends on the buckets. The passes
@@ -321,12 +328,13 @@ def _regroup_buckets(course: Course, facts: Mapping[str, Any]) -> None:
     if not isinstance(step.reducer, Buckets):
         return
     number, phase = _first_reduced(course)
-    taken = 0 if facts["between"] else facts["pass"]["tallies"][0]["position"]
+    facts = saved.facts
+    taken = saved.steps_taken - facts["steps"]
     if phase is None or (facts["epoch"], facts["phase"], taken) <= (0, number, 0):
         return
     loader = course.sources.get(phase.source, run.loader)
     batch = next(iter(loader.train(phase.stream, 0))).to(run.ranks.device)
-    for _ in range(min(facts["steps"] + taken, step.reducer.warmup)):
+    for _ in range(min(saved.steps_taken, step.reducer.warmup)):
         rehearse(step, phase, batch)
 
 

@@ -37,6 +37,12 @@ class RunState:
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
+    @property
+    def steps_taken(self) -> int:
+        """Steps of the run before this state, those of a pass under way among them."""
+        within = 0 if self.facts["between"] else self.facts["pass"]["tallies"][0]["position"]
+        return int(self.facts["steps"] + within)
+
 
 @dataclass
 class StateFolder:

@@ -90,7 +90,7 @@ class Saver:
         found, self.previous = self.previous, None
         if found is not None:
             restore(course, found)
-            self.record.cut(found.facts["metrics"])
+            self.cut_log(found)
         self.poll.reset()
         return found
 
@@ -125,15 +125,33 @@ class Saver:
         course = self._course
         assert course is not None
         taken = course.steps + (course.now.position if course.now is not None else 0)
+        if course.now is not None and course.now.doomed and course.anchor is not None:
+            taken = course.anchor.steps_taken
         return f"{self.record.folder}: saved after step {taken}, in epoch {course.epoch}"
 
+    def note_log(self, state: RunState) -> None:
+        """Note in a state how long metrics.jsonl is now."""
+        state.facts["metrics"] = self.record.length
+
+    def cut_log(self, state: RunState) -> None:
+        """Drop the lines of metrics.jsonl since a state: they will be written again."""
+        self.record.cut(state.facts["metrics"])
+
     def save(self) -> None:
-        """Copy the state to the host and begin to write it; raises as `after_step`."""
-        assert self._course is not None
-        state = collect(self._course)
+        """Copy the state to the host and begin to write it; raises as `after_step`.
+
+        Of a pass that will be rolled back, the state from which it is repeated is written.
+        """
+        course = self._course
+        assert course is not None
+        if course.now is not None and course.now.doomed:
+            state = course.anchor if self.ranks.main else None
+        else:
+            state = collect(course)
+            if state is not None:
+                self.note_log(state)
         problem = ""
         if state is not None:
-            state.facts["metrics"] = self.record.length
             state.facts["history"] = self.history
             problem = self._problem(lambda: self._folder.save(state))
         self._agree(problem)

@@ -76,7 +76,8 @@ class Progress:
         number, rate = self._sent
         self._sent = None
         loss, samples, *_ = self._copy.read()
-        mean = (loss - self.before[0]) / (samples - self.before[1])
+        count = samples - self.before[1]  # 0 where every step since then was left out
+        mean = (loss - self.before[0]) / count if count else math.nan
         self.before = (loss, samples)
         self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
 

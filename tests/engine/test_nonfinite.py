@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -17,6 +18,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
+from tests.engine.resume_tools import differing
 from tests.pool import on_ranks
 from tests.world import run_of, weights
 
@@ -44,6 +46,7 @@ def end_of(
     way: Way, ranks: Ranks, optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]], Run]:
     recipe = Recipe(epochs=2, lr=0.02, batch_size=7, on_nonfinite=way, optimizer=optimizer, ema=0.5)
+    recipe = replace(recipe, log_every=1)  # a line of a step that was left out has no mean
     method = Breaks(recipe)
     run = run_of(method, ranks)
     lines: list[dict[str, Any]] = []
@@ -89,6 +92,29 @@ def on_every_rank(ranks: Ranks) -> list[bool]:
 
 def test_two_ranks_leave_out_the_same_step() -> None:
     assert on_ranks(2, on_every_rank) == [[True] * 3] * 2
+
+
+def stopped_within(ranks: Ranks, folder: Path, stops: list[int]) -> list[str]:
+    recipe = Recipe(epochs=2, lr=0.02, batch_size=7, on_nonfinite="rollback", log_every=1)
+    method = Breaks(recipe)
+    return [
+        odd
+        for stop in stops
+        for odd in differing(method, lambda: run_of(method, ranks), folder / str(stop), [stop])
+    ]
+
+
+def test_a_rollback_goes_on_after_a_stop_behind_its_bad_step(tmp_path: Path) -> None:
+    """What is saved between the bad step and the rollback leads to the same end."""
+    assert stopped_within(Ranks(), tmp_path, [1, 2, 3, 4, 5, 6, 7]) == []
+
+
+def ranks_stopped_within(ranks: Ranks, folder: Path) -> list[str]:
+    return stopped_within(ranks, folder, [3, 5])
+
+
+def test_two_ranks_go_on_within_a_rollback(tmp_path: Path) -> None:
+    assert on_ranks(2, ranks_stopped_within, tmp_path) == [[]] * 2
 
 
 def test_a_run_that_diverges_ends() -> None:
