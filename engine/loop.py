@@ -153,7 +153,9 @@ def passes(
                 earlier, turn = turn, Pass(run, step, phase, epoch, later, log, sources)
                 if before is not None and (own := pass_state(before, run.ranks)) is not None:
                     turn.load_state_dict(*own)
-                course.now = one = turn.after(earlier)
+                if earlier is not None:
+                    turn.bad = earlier.bad
+                course.now = one = turn
                 yield one
             one.close()
             course.now, course.phase = None, number + 1
@@ -354,11 +356,6 @@ class Pass:
         tally.add(loss, batch, of_forget, self.step.bad)
         if self.progress is not None and tally is self._tallies[0]:
             self.progress.step(tally.position, tally.sums, tally.rate)
-
-    def after(self, earlier: Pass | None) -> Pass:
-        """This pass, without the steps for which an earlier turn of it was given up."""
-        self.bad = self.bad if earlier is None else earlier.bad
-        return self
 
     def samples(self, number: int, position: int) -> list[int]:
         """Numbers of the samples of a step of this pass (1: of the phase beside it), all ranks'.

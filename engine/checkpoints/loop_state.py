@@ -329,12 +329,12 @@ def _regroup_buckets(course: Course, saved: RunState) -> None:
         return
     number, phase = _first_reduced(course)
     facts = saved.facts
-    taken = saved.steps_taken - facts["steps"]
+    taken = saved.position - facts["steps"]
     if phase is None or (facts["epoch"], facts["phase"], taken) <= (0, number, 0):
         return
     loader = course.sources.get(phase.source, run.loader)
     batch = next(iter(loader.train(phase.stream, 0))).to(run.ranks.device)
-    for _ in range(min(saved.steps_taken, step.reducer.warmup)):
+    for _ in range(min(saved.position, step.reducer.warmup)):
         rehearse(step, phase, batch)
 
 

@@ -38,7 +38,7 @@ class RunState:
     facts: dict[str, Any]
 
     @property
-    def steps_taken(self) -> int:
+    def position(self) -> int:
         """Steps of the run before this state, those of a pass under way among them."""
         within = 0 if self.facts["between"] else self.facts["pass"]["tallies"][0]["position"]
         return int(self.facts["steps"] + within)

@@ -19,7 +19,7 @@ from letheon.engine.checkpoints.run_state import RunState, StateFolder
 from letheon.engine.distributed import Ranks, agree, gather_objects, wait_for_ranks
 from letheon.engine.method import Run
 from letheon.engine.runs.run_folder import STATE, Record
-from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped, defer
+from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
 from letheon.errors import InputError, RunFailed
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -107,7 +107,7 @@ class Saver:
             self.poll.reset()
         if word == STOP:
             self.wait()
-            raise Stopped(self.place)
+            stop(self.place)
 
     def after_epoch(self) -> None:
         """The same at the end of an epoch with another to come, whose first step may be the last.
@@ -126,7 +126,7 @@ class Saver:
         assert course is not None
         taken = course.steps + (course.now.position if course.now is not None else 0)
         if course.now is not None and course.now.doomed and course.anchor is not None:
-            taken = course.anchor.steps_taken
+            taken = course.anchor.position
         return f"{self.record.folder}: saved after step {taken}, in epoch {course.epoch}"
 
     def note_log(self, state: RunState) -> None:
