@@ -13,6 +13,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -124,7 +125,7 @@ class Study:
     def _close_left(self) -> None:
         """Close the trials of processes of this host that have died."""
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == self._optuna.trial.TrialState.RUNNING and not _lives(trial):
+            if trial.state == self._optuna.trial.TrialState.RUNNING and not self._lives(trial):
                 self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
     def list_finished(self) -> list[Any]:
@@ -137,15 +138,16 @@ class Study:
     ) -> list[Trial]:
         """Propose at most `count` trials, so that no more than `budget` count in all.
 
-        The first of a study has the method's own settings, `start`.
+        The first of a study has the method's own settings, `start`; again where it was cut off.
         """
         proposed: list[Trial] = []
         if self.ranks.main:
             states = self._optuna.trial.TrialState
             running = self._study.get_trials(deepcopy=False, states=(states.RUNNING,))
-            spent = len(self.list_finished()) + sum(_lives(trial) for trial in running)
-            if not self._study.get_trials(deepcopy=False) and start:
-                self._study.enqueue_trial(dict(start), skip_if_exists=True)
+            spent = len(self.list_finished()) + sum(self._lives(trial) for trial in running)
+            trials = self._study.get_trials(deepcopy=False)
+            if start and all(trial.state == states.FAIL for trial in trials):
+                self._study.enqueue_trial(dict(start), skip_if_exists=not trials)
             for _ in range(min(count, budget - spent)):
                 trial = self._study.ask()
                 self._study.sampler = self._sampler(trial.number)
@@ -176,19 +178,27 @@ class Study:
             gaps = [facts["gap"] for facts in trial.runs.values()]
             self._study.tell(own, sum(gaps) / len(gaps))
 
+    def close_open(self) -> None:
+        """Close the trials of this process that will not be run to their end; they do not count."""
+        for number in list(self._open):
+            with suppress(Exception):  # what has ended the search is the error to show
+                self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+            del self._open[number]
 
-def _lives(trial: Any) -> bool:
-    """Whether the process of a running trial may still be at work."""
-    host, _, number = str(trial.user_attrs.get("process", "")).rpartition(":")
-    if host != socket.gethostname():
-        return bool(host)
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    def _lives(self, trial: Any) -> bool:
+        """Whether the process of a running trial may still be at work."""
+        host, _, number = str(trial.user_attrs.get("process", "")).rpartition(":")
+        if host != socket.gethostname():
+            return bool(host)
+        if int(number) == os.getpid():  # or that of an earlier process with the same number
+            return trial.number in self._open
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
         return True
-    return True
 
 
 def load_optuna() -> Any:
@@ -227,6 +237,12 @@ class Search:
             Stopped: a signal came.
             InputError: the method refuses values of the ranges.
         """
+        try:
+            self._run(ranges, start, budget)
+        finally:
+            self.study.close_open()
+
+    def _run(self, ranges: Sequence[Range], start: Mapping[str, Any], budget: Budget) -> None:
         shared: dict[Any, Any] = {}
         ranks = self.study.ranks
         while not gather_objects(budget.over, ranks)[0]:

@@ -166,7 +166,8 @@ class Case:
         """Measure what the trials are compared with."""
         path = self.settings.retrained
         if path is not None:
-            other = self._load_retrained(path)
+            other = self.retrained_model
+            assert other is not None
             pair = accuracies(run, other, self.open_measured(run, other))
             return target_of_retrained([pair], str(path))
         original = accuracies(run, plan.model, self.open_measured(run, plan.model))
@@ -174,7 +175,16 @@ class Case:
         single = self.request.samples is not None and wish is None
         return target_without(original, self.unseen(run) if single else None, wish)
 
-    def _load_retrained(self, path: Path) -> Classifier:
+    @cached_property
+    def retrained_model(self) -> Classifier | None:
+        """The retrained model that the trials are to be near to; None where none is named.
+
+        Raises:
+            InputError: it is a model of another request or of other classes.
+        """
+        path = self.settings.retrained
+        if path is None:
+            return None
         other = load_model(path)
         last = other.requests[-1].numbers if other.requests else None
         if other.classes != self.model.classes or last not in (None, self.request.numbers):
@@ -189,7 +199,7 @@ class Case:
     @property
     def facts(self) -> dict[str, Any]:
         """What every process of the study must agree on."""
-        settings = self.settings
+        settings, retrained = self.settings, self.retrained_model
         return {
             "weights": weights_digest(self.model), "data": self.data.train.digest,
             "request": self.request.digest,
@@ -197,7 +207,7 @@ class Case:
             "ranges": json.loads(json.dumps([dataclasses.asdict(one) for one in self.ranges])),
             "seeds": list(settings.seed_numbers), "share": settings.share, "seed": settings.seed,
             "forget_target": settings.forget_target, "prune": settings.prune,
-            "retrained": str(settings.retrained or ""),
+            "retrained": "" if retrained is None else weights_digest(retrained),
         }  # fmt: skip
 
 
@@ -256,7 +266,7 @@ def report(case: Case, target: Target, study: Study) -> None:
               "measured_forget": int(case.division.forget.sum())}  # fmt: skip
     facts = {**case.facts, "knowledge": target.knowledge, "images": counts,
              "target": {"forget": target.forget, "retain": target.retain}}  # fmt: skip
-    done = [row for row in rows if row["gap"] is not None]
+    done = [row for row in rows if row["state"] == "complete"]  # a pruned one has a gap of its way
     best = min(done, key=lambda row: row["gap"]) if done else None
     text = json.dumps({**facts, "best": best, "trials": rows}, indent=1) + "\n"
     durable.write(settings.out / "report.json", text)
