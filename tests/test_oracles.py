@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ def test_an_ensemble_grows_and_evaluate_reads_its_outputs(tmp_path: Path) -> Non
     stored = {path.name for path in (out / oracles.OUTPUTS).iterdir()}
     oracles.main(settings(out, 2), Ranks())
     assert (out / "class_3_8" / "retrain-seed1" / "weights.safetensors").read_bytes() == first
+    with pytest.raises(InputError, match=r"differs: method.recipe.lr 0.05 before, 0.1 now"):
+        other = replace(settings(out, 2), method=Retrain(Recipe(epochs=1, lr=0.1)))
+        oracles.main(other, Ranks())
     original, retrained, outputs = oracles.find_oracles(out / "class_1")
     assert original.name == "original-seed1"
     assert [path.name for path in retrained] == ["retrain-seed1", "retrain-seed2"]

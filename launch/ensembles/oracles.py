@@ -24,6 +24,7 @@ from letheon.engine.runs.agreement import Facts, plan_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, check_free
 from letheon.engine.runs.several import NamedPlan, train_all
+from letheon.engine.runs.stop import check
 from letheon.errors import InputError
 from letheon.eval.comparison import open_comparison
 from letheon.eval.evaluate import Extent, Inference
@@ -78,16 +79,14 @@ class Settings(JobOptions):
         return Call(**{**job, "seed": seed}, forget=forget, method=method, out=out)
 
     def plans(self, ranks: Ranks) -> list[NamedPlan]:
-        """Plan every run that is not finished, before anything is written."""
+        """Plan every run before anything is written; finished ones are compared, and left out."""
         data = self.open_data()
         seeds = range(self.seed, self.seed + max(self.count, self.originals))
         shared = {each.name: getattr(self.method, each.name) for each in fields(FromScratch)}
         jobs: list[NamedPlan] = []
 
         def add(call: Call, request: str | None) -> None:
-            if (call.out / FINISHED).is_file():
-                return
-            check_free(call.out, False, resume=True)
+            check_free(call.out, False, resume=True, repeat=True)
             model = build(self.model, len(data.classes), call.seed)
             model.class_names = data.classes
             if request is None:
@@ -152,12 +151,16 @@ def store_outputs(settings: Settings, ranks: Ranks) -> None:
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
-    """Plan together, train what is not finished, and store the outputs."""
+    """Plan together, train what is not finished, and store the outputs.
+
+    Raises:
+        InputError: a finished model was made by other settings than these.
+    """
     with claim([settings.out / "ensemble"], ranks):
         jobs = together(ranks, lambda: settings.plans(ranks), _facts_of_all)
-        if jobs:
-            train_all(jobs, ranks, settings.saving)
+        train_all(jobs, ranks, settings.saving)
         wait_for_ranks(ranks)
+        check(ranks)
         store_outputs(settings, ranks)
     if ranks.main:
         for text in settings.forget:
