@@ -92,6 +92,26 @@ def test_a_mistake_in_the_file_is_named_before_anything_is_written(
     assert not (tmp_path / "job" / "original").exists()
 
 
+def test_a_file_that_was_refused_may_be_mended_until_a_run_has_begun(
+    recipe: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    out = tmp_path / "job"
+
+    def refusal(data: str, comment: str = "") -> str:
+        text = RECIPE.replace('"digits"', f'"{tmp_path / data}"')
+        recipe.write_text(comment + text, encoding="utf-8")
+        ended = scripts("run", recipe, "--out", out)
+        assert ended.code == 2 and not (out / "original").exists()
+        return ended.err
+
+    assert "nowhere" in refusal("nowhere")
+    assert "elsewhere" in refusal("elsewhere")  # the file was kept, but no run stands for it
+    (out / "salun").mkdir()
+    (out / "salun" / "origin.json").write_text("{}")
+    assert "elsewhere" in refusal("elsewhere", "# a comment\n")
+    assert "another recipe or seed" in refusal("nowhere")
+
+
 def test_a_folder_without_runs_is_refused(scripts: Scripts, tmp_path: Path) -> None:
     ended = scripts("evaluate", tmp_path)
     assert ended.code == 2 and "holds no finished run" in ended.err

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -39,14 +39,15 @@ class _Listener:
     def __init__(self) -> None:
         self.signal: str = ""  # the first that came
         self.deferred = False  # within training, which asks by itself
+        self.stopped = False  # the process is ending already
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal, or end the process where nothing needs saving."""
-        first, self.signal = not self.signal, self.signal or signal.Signals(number).name
+        self.signal = self.signal or signal.Signals(number).name
         if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
-        if first and not self.deferred:
-            raise Stopped("before there was anything to save")
+        if not self.deferred and not self.stopped:
+            stop("before there was anything to save")
 
 
 _listener = _Listener()
@@ -58,7 +59,7 @@ def listen() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _listener.signal, _listener.deferred = "", False
+    _listener.signal, _listener.deferred, _listener.stopped = "", False, False
     before = {number: signal.signal(number, _listener.hear) for number in SIGNALS}
     try:
         yield
@@ -75,6 +76,24 @@ def last_signal() -> str:
 def defer(on: bool) -> None:
     """Let signals wait until `Poll.after_step` asks for them, or no longer."""
     _listener.deferred = on
+
+
+def stop(place: str) -> NoReturn:
+    """Raise `Stopped`; further signals are then ignored, so that they disturb no cleaning up."""
+    _listener.stopped = True
+    raise Stopped(place)
+
+
+def check(ranks: Ranks) -> None:
+    """Between two parts of a job: stop where a signal came that nobody asked for any more.
+
+    Every rank must call.
+
+    Raises:
+        Stopped: on every rank.
+    """
+    if any(gather_objects(_listener.signal, ranks)):
+        stop("between two parts of the job; what is finished is saved")
 
 
 class Poll:

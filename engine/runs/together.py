@@ -19,7 +19,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
 from letheon.engine.method import Method, Run
 from letheon.engine.runs.progress import TrainingLine
-from letheon.engine.runs.stop import GO_ON, STOP, Poll, Stopped
+from letheon.engine.runs.stop import GO_ON, STOP, Poll, check, stop
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
@@ -56,6 +56,7 @@ def run_together(
     failed: dict[str, Exception] = {}
     jobs = [_Job(member, ranks, failed) for member in members]
     for job in jobs:
+        check(ranks)
         job.attempt(job.start)
     line = TrainingLine(ranks.main)
     while waiting := [job for job in jobs if job.now is not None]:
@@ -89,7 +90,7 @@ def _save(jobs: Sequence[_Job], poll: Poll) -> None:
     if word == STOP:
         for saver in savers:
             saver.wait()
-        raise Stopped("; ".join(saver.place for saver in savers))
+        stop("; ".join(saver.place for saver in savers))
 
 
 class _Job:

@@ -38,7 +38,8 @@ import tyro
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.run_folder import FINISHED
+from letheon.engine.runs.run_folder import FINISHED, ORIGIN
+from letheon.engine.runs.stop import check
 from letheon.errors import InputError, suggest
 from letheon.launch import evaluate, forget, train
 from letheon.launch.command import parse, run_command, together
@@ -46,6 +47,7 @@ from letheon.launch.console.summary import console
 from letheon.launch.records.replay import method_words, option_words
 
 SECTIONS = ("train", "forget", "evaluate")
+_SEED = "# --seed "  # first line of the recipe that is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
     console().part = True
     if training is not None and not (training.out / FINISHED).is_file():
         train.main(training, ranks)
+        check(ranks)
     if any(not (one.out / FINISHED).is_file() for one in runs):
         forget.main_of_several(forget.read(words), ranks)
     console().part = False
+    check(ranks)
     evaluate.main(evaluation, ranks)
 
 
@@ -121,19 +125,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _keep_recipe(settings: Settings, ranks: Ranks) -> None:
-    """Keep the file beside the runs; refuse another one for the same folder."""
-    text = f"# --seed {settings.seed}\n" + settings.recipe.read_text(encoding="utf-8")
+    """Keep the file beside the runs; refuse another one once one of its runs has begun."""
+    text = f"{_SEED}{settings.seed}\n" + settings.recipe.read_text(encoding="utf-8")
     kept = settings.out / "recipe.toml"
-    if kept.is_file():
-        if kept.read_text(encoding="utf-8") != text:
-            raise InputError(
-                f"got {settings.out}, which holds the runs of another recipe or seed (recipe.toml "
-                "there says which); name another folder",
-                option="out",
-            )
-    elif ranks.main:
+    before = kept.read_text(encoding="utf-8") if kept.is_file() else ""
+    if before and _content(before) == _content(text):
+        return
+    if before and any(settings.out.glob(f"*/{ORIGIN}")):
+        raise InputError(
+            f"got {settings.out}, which holds the runs of another recipe or seed (recipe.toml "
+            "there says which); name another folder",
+            option="out",
+        )
+    if ranks.main:
         settings.out.mkdir(parents=True, exist_ok=True)
         durable.write(kept, text)
+
+
+def _content(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the seed and the settings of a recipe that is kept; comments do not count."""
+    first = text.partition("\n")[0]
+    return first.removeprefix(_SEED), tomllib.loads(text)
 
 
 def start() -> None:
