@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ def test_activations_are_those_of_the_layers() -> None:
     least = 4 * rows * (image + 2 * middle)
     assert least <= count_activations(network(), rows) <= 2 * least
     assert count_activations(network(), 2 * rows) > 1.9 * count_activations(network(), rows)
+
+
+def test_activations_are_those_of_one_micro_batch_of_a_rank() -> None:
+    """A paired batch has as many forget images; `rank_batch` bounds what a rank holds at once."""
+    net = network()
+    assert planned("beside", 1).activation_bytes == count_activations(net, 2 * 9)
+    method = RandomLabel(replace(RECIPE, batch_size=16, rank_batch=4))
+    for world in (1, 2):
+        plan = plan_run(plan_of(method), method, torch.device("cpu"), world)
+        assert plan.activation_bytes == count_activations(net, 4)
 
 
 def test_the_scripts_print_the_plan_and_write_nothing(scripts: Scripts, tmp_path: Path) -> None:

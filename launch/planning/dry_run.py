@@ -106,15 +106,27 @@ def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> Ru
         for phase in method.phases(run, state, epoch)
         for one in _plan_passes(method, run, phase, epoch, world)
     ]
-    parts = max((len(p.parts) for p in method.phases(run, state, 0)), default=0) if passes else 0
+    phases = method.phases(run, state, 0) if passes else []
+    parts = max((len(phase.parts) for phase in phases), default=0)
     wire = 2 if run.precision.wire == "bf16" and not parts else 4
-    rows = -(-run.recipe.batch_size // world // run.recipe.grad_accum_steps)
+    recipe = plan.recipe.divide_batch(world)
+    share_of_rank = -(-_largest_batch(phases, recipe.batch_size) // world)
+    rows = -(-share_of_rank // recipe.grad_accum_steps)
     return RunPlan(
         method.name, world, tuple(passes),
         sum(p.numel() for p in run.parameters) * wire * max(parts, 1) * (world > 1),
         peak_bytes(NamedPlan("", method, plan, alone, Path())),
         count_activations(run.model, rows),
     )  # fmt: skip
+
+
+def _largest_batch(phases: Sequence[Phase], batch_size: int) -> int:
+    """Images of the largest global batch of one step; a paired one has as many of either kind."""
+    each = [one for phase in phases for one in (phase, phase.beside) if one is not None]
+    return max(
+        ((one.batch_size or batch_size) * (2 if one.reads == "paired" else 1) for one in each),
+        default=0,
+    )
 
 
 def _plan_passes(
