@@ -11,7 +11,7 @@ import torch
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs import agreement
+from letheon.engine.runs import agreement, run_folder
 from letheon.errors import InputError, LetheonError
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import together
@@ -54,7 +54,7 @@ def start(ranks: Ranks, fault: str) -> str:
         with torch.no_grad():
             next(model.parameters()).flatten()[0] += 1
     elif bad and fault == "code":
-        agreement.code_digest, real = lambda: "0" * 64, agreement.code_digest
+        vars(agreement)["code_digest"] = lambda: "0" * 64
     elif bad and fault == "version of torch":
         agreement._versions, kept = lambda: {"version of torch": "1.0"}, agreement._versions
 
@@ -72,7 +72,7 @@ def start(ranks: Ranks, fault: str) -> str:
         return str(error)
     finally:
         if bad and fault == "code":
-            agreement.code_digest = real
+            vars(agreement)["code_digest"] = run_folder.code_digest
         elif bad and fault == "version of torch":
             agreement._versions = kept
     (node,) = ranks.nodes
@@ -105,13 +105,13 @@ def test_the_digest_of_the_code_is_over_every_source_file(
 ) -> None:
     for folder in ("engine/runs", "eval"):
         (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setattr(agreement, "__file__", str(tmp_path / "engine/runs/agreement.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "engine/runs/run_folder.py"))
     digests = set()
     for name, text in (("engine/a.py", "1"), ("engine/a.py", "2"), ("eval/b.py", "2")):
         (tmp_path / name).write_text(text)
-        digests.add(agreement.code_digest())
+        digests.add(run_folder.code_digest())
     (tmp_path / "engine" / "notes.txt").write_text("no code")
-    assert len(digests) == 3 and agreement.code_digest() in digests
+    assert len(digests) == 3 and run_folder.code_digest() in digests
 
 
 @pytest.mark.slow

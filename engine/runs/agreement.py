@@ -23,6 +23,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.method import Run
 from letheon.engine.runs.plan import Plan
+from letheon.engine.runs.run_folder import code_digest
 from letheon.errors import InputError, LetheonError
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
@@ -34,7 +35,6 @@ PLACES = (
     "forget", "mask", "related", "cache", "device", "workers", "report", "define",
 )  # fmt: skip
 """Settings that may differ between nodes: where things lie; their contents are compared."""
-_FLOORS = ("letheon", "kernels", "loaders", "engine", "methods", "eval", "launch")
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,3 @@ def _data_facts(data: Data, ranks: Ranks) -> dict[str, str]:
         facts["test images"] = f"{len(data.test)}, digest {data.test.digest[:16]}"
         facts["code"] = code_digest()[:16]
     return facts
-
-
-def code_digest() -> str:
-    """SHA-256 in hex over the source files of this package, edited or not."""
-    root, total = Path(__file__).resolve().parents[2], hashlib.sha256()
-    for floor in _FLOORS:
-        for file in sorted((root / floor).rglob("*.py")):
-            total.update(f"{file.relative_to(root).as_posix()}\n".encode())
-            total.update(file.read_bytes())
-    return total.hexdigest()

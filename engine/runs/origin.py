@@ -14,7 +14,14 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import agree, gather_objects
 from letheon.engine.method import Method, Run
-from letheon.engine.runs.run_folder import FINISHED, ORIGIN, is_unfinished, versions, working_folder
+from letheon.engine.runs.run_folder import (
+    FINISHED,
+    ORIGIN,
+    code_digest,
+    is_unfinished,
+    packages,
+    working_folder,
+)
 
 if TYPE_CHECKING:
     from letheon.engine.runs.plan import Plan
@@ -80,7 +87,6 @@ def describe_origin(plan: Plan, method: Method, run: Run) -> dict[str, Any]:
     """
     named = ((field.name, getattr(plan.job, field.name)) for field in dataclasses.fields(plan.job))
     settings = {name: value for name, value in named if name not in _FREE | {"method"}}
-    software = versions(run.ranks)
     known = {
         "settings": settings,
         "method": method,
@@ -89,9 +95,8 @@ def describe_origin(plan: Plan, method: Method, run: Run) -> dict[str, Any]:
         "weights": weights_digest(run.model),
         "seed": plan.seed,
         "world": run.ranks.world,
-        "packages": software["packages"],
-        "revision": software.get("revision", ""),
-        "uncommitted_changes": software.get("uncommitted_changes", False),
+        "packages": packages(),
+        "code": code_digest()[:16],  # a commit may change documents alone, an edit anything
     }
     plain: dict[str, Any] = json.loads(json.dumps(dict(_flatten(known, "")), default=str))
     return plain

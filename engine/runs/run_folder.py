@@ -64,6 +64,7 @@ OWN = (
     STATE, STACKS, TENSORBOARD, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""
+_FLOORS = ("letheon", "kernels", "loaders", "engine", "methods", "eval", "launch")
 
 
 def settle_run(out: Path) -> None:
@@ -197,7 +198,8 @@ class Record:
     ) -> None:
         """Make the folder (its check is `check_free`) and write the settings and versions.
 
-        With `resume` the lines and states of an unfinished run stay, until `cut`.
+        With `resume` the lines and states of an unfinished run stay, until `cut`; so do its curves
+        and the stacks of a job that hung.
         """
         self.out = out
         self.folder = working_folder(out)
@@ -209,7 +211,7 @@ class Record:
             clear_new_folder(out)  # what an unfinished run left there
         with durable.disk_errors(self.folder):
             self.folder.resolve().mkdir(parents=True, exist_ok=True)
-        stays = ("metrics.jsonl", STATE, ORIGIN) if resume else ()
+        stays = ("metrics.jsonl", STATE, ORIGIN, STACKS, TENSORBOARD) if resume else ()
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
         self._logger = JsonLines(self.folder / "metrics.jsonl")
@@ -310,19 +312,22 @@ def _text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
 
+def packages() -> dict[str, str]:
+    """Versions of the installed packages that a result may depend on, by name."""
+    found = {}
+    for name in ("letheon", "torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def versions(ranks: Ranks) -> dict[str, Any]:
     """Software, hardware and source revision of this run."""
-    packages = {}
-    for name in ("letheon", "torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     cuda = ranks.device.type == "cuda"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": packages,
+        "packages": packages(),
         "device": torch.cuda.get_device_name(ranks.device) if cuda else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -358,3 +363,13 @@ def revision() -> dict[str, Any]:
         "uncommitted_changes": bool(changed),
         "diff": hashlib.sha256(changes).hexdigest(),
     }
+
+
+def code_digest() -> str:
+    """SHA-256 in hex over the source files of this package, edited or not."""
+    root, total = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for floor in _FLOORS:
+        for file in sorted((root / floor).rglob("*.py")):
+            total.update(f"{file.relative_to(root).as_posix()}\n".encode())
+            total.update(file.read_bytes())
+    return total.hexdigest()

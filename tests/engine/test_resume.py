@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, R
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.engine.runs.stop import Poll
+from letheon.engine.runs.stop import Poll, Stopped, check, defer, listen
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Reader
@@ -295,3 +296,27 @@ def test_a_step_without_memory_says_what_would_fit(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"7 samples a rank in 1 micro-batch .*steps 2, .* of 3"):
         attempt(method, lambda: run_of(method), tmp_path, Poll(Ranks(), steps=1), False)
     assert StateFolder(tmp_path / "state")
+
+
+def test_a_signal_that_nobody_asked_for_stops_the_job_at_its_next_part() -> None:
+    """One that came while it was deferred; a second one, which is not, stops at once."""
+    for then in (lambda: check(Ranks()), lambda: signal.raise_signal(signal.SIGTERM)):
+        with listen():
+            defer(True)
+            signal.raise_signal(signal.SIGUSR1)
+            defer(False)
+            with pytest.raises(Stopped):
+                then()
+            signal.raise_signal(signal.SIGTERM)  # while it ends: ignored
+    with listen():
+        check(Ranks())  # forgotten by the next job
+
+
+def test_curves_and_stacks_stay_when_a_run_goes_on(tmp_path: Path) -> None:
+    Record(tmp_path, Ranks(), {})
+    for name in ("stacks", "tensorboard"):
+        (tmp_path / name).mkdir()
+    Record(tmp_path, Ranks(), {}, True)
+    assert (tmp_path / "stacks").is_dir() and (tmp_path / "tensorboard").is_dir()
+    Record(tmp_path, Ranks(), {})
+    assert not (tmp_path / "stacks").exists() and not (tmp_path / "tensorboard").exists()
