@@ -31,7 +31,9 @@ from letheon.errors import RunFailed
 STACKS = "stacks"
 """Folder in the run folder: rank-0.txt, ... , the stacks of a job that hung."""
 _BEAT = 1.0  # seconds from one word of a rank to the next
-_PATIENCE = 5.0  # seconds that a signal may wait for the main thread before the process ends
+# Seconds that a signal may wait for the main thread before the process ends: just under the 25 that
+# launchers give (docs/cluster.md), since one long call in the library may still end, and be saved.
+_PATIENCE = 22.0
 _ANSWER = 4.0  # seconds that the other ranks have to write their stacks
 _EXIT = 75  # as `STOPPED`: to be started again
 

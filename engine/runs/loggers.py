@@ -219,8 +219,13 @@ class Guard:
 
 
 def report_numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of a report, named after its phase or else its kind."""
+    """Return the finite numbers of a report, named after its phase or else its kind.
+
+    Those of a line within a pass are apart from the pass's own: ``retain/steps/loss``.
+    """
     prefix = line.get("phase") or line.get("kind")
+    if line.get("kind") == "steps":
+        prefix = f"{prefix}/steps"
     return {
         f"{prefix}/{name}": float(value)
         for name, value in line.items()

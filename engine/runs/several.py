@@ -150,8 +150,11 @@ def peak_bytes(job: NamedPlan) -> int:
 
     The weights and their gradient, the optimizer's moments, a running average where one is asked
     for, and two more for what its method may keep: a teacher, a mask, the weights it started from.
+    A run that takes bad steps back holds a copy of all but the gradient.
     """
     recipe = job.plan.recipe
     copies = 4 + (2 if recipe.optimizer == "adamw" else 1) + (1 if recipe.ema else 0)
+    if recipe.on_nonfinite == "skip":
+        copies += copies - 1  # `Undo` holds all but the gradient again
     tensors = [*job.run.model.parameters(), *job.run.model.buffers()]
     return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)

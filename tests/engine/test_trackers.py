@@ -187,6 +187,8 @@ def test_a_run_that_goes_on_counts_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_names_and_numbers() -> None:
+    within = {"kind": "steps", "phase": "retain", "loss": 1.5}
+    assert report_numbers(within) == {"retain/steps/loss": 1.5}  # not the pass's mean
     assert [report_numbers(line) for line in LINES] == [EXPECTED[0][1], {}, EXPECTED[1][1]]
 
 
