@@ -111,6 +111,16 @@ def test_activations_are_those_of_one_micro_batch_of_a_rank() -> None:
         assert plan.activation_bytes == count_activations(net, 4)
 
 
+def test_a_run_that_takes_steps_back_holds_a_copy() -> None:
+    """Weights, gradient, momentum and two of the method's; again all but the gradient."""
+    bytes_of = {}
+    for way in ("stop", "skip"):
+        method = RandomLabel(replace(RECIPE, on_nonfinite=way))
+        plan = plan_run(plan_of(method), method, torch.device("cpu"), 1)
+        bytes_of[way] = plan.state_bytes
+    assert bytes_of["skip"] * 5 == bytes_of["stop"] * 9
+
+
 def test_the_scripts_print_the_plan_and_write_nothing(scripts: Scripts, tmp_path: Path) -> None:
     out = tmp_path / "original"
     words = ("--data", "digits", "--epochs", "3", "--lr", "0.05", "--out", out)
