@@ -161,10 +161,10 @@ def test_cola() -> None:
 
 def test_unsir() -> None:
     method = Unsir(replace(RECIPE, batch_size=6), repair_lr=0.02, retain_share=0.6, noise_steps=3,
-                   noise_images=4, noise_weight=0.7)  # fmt: skip
+                   noise_images=8, noise_weight=0.7)  # fmt: skip
     run, reads = train_in_doubles(method)
-    noise = normal(0, "unsir", 4 * 3 * 64, torch.device("cpu")).view(4, 3, 8, 8)
-    noise, label = noise.requires_grad_(True), torch.tensor([2] * 4)
+    noise = normal(0, "unsir", 8 * 3 * 64, torch.device("cpu")).view(8, 3, 8, 8)
+    noise, label = noise.requires_grad_(True), torch.tensor([2] * 8)  # learned by 6 and 2
     adam, teacher = torch.optim.Adam([noise], 0.1), original()
     for _ in range(3):
         adam.zero_grad()
@@ -174,7 +174,7 @@ def test_unsir() -> None:
     images = noise.detach()
 
     def impair(net: Classifier, batch: Batch) -> Tensor:
-        pick = (uniform(0, "unsir-noise", 0, batch.index, 1)[:, 0] * 4).long()
+        pick = (uniform(0, "unsir-noise", 0, batch.index, 1)[:, 0] * 8).long()
         bad = F.cross_entropy(net(images[pick]).logits, label.new_full((len(pick),), 2))
         return ce(net, batch) + 0.7 * bad
 
