@@ -15,7 +15,7 @@ from letheon.engine.method import Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
-from letheon.methods.requirements import require_kept_class
+from letheon.methods.requirements import require_retained_class
 
 
 @dataclass
@@ -48,7 +48,7 @@ class HeadDistillation(Method):
                 "give class:, file:, random: or top:",
                 option="forget",
             )
-        require_kept_class(run, self.name)
+        require_retained_class(run, self.name)
 
     def prepare(self, run: Run) -> HeadState:
         """Keep the original head, and let nothing else move."""

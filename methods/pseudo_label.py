@@ -17,7 +17,7 @@ from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import TeacherState, class_mask, mask_own
-from letheon.methods.requirements import require_kept_class
+from letheon.methods.requirements import require_retained_class
 
 
 def pseudo_label_loss(run: Run, teacher: Classifier) -> Callable[[nn.Module, Batch], Tensor]:
@@ -51,7 +51,7 @@ class PseudoLabel(Method):
 
     def check(self, run: Run) -> None:
         """Refuse a request of all classes, which leaves no label."""
-        require_kept_class(run, self.name)
+        require_retained_class(run, self.name)
 
     def prepare(self, run: Run) -> TeacherState:
         """Keep the original model as the teacher."""

@@ -18,7 +18,7 @@ from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
-from letheon.methods.requirements import require_kept_class
+from letheon.methods.requirements import require_retained_class
 
 Draw = Literal["other", "retained", "any"]
 
@@ -85,7 +85,7 @@ class RandomLabel(Method):
     def check(self, run: Run) -> None:
         """Refuse a request that leaves no class to draw a label from."""
         if self.draw == "retained":
-            require_kept_class(run, f"{self.name} with labels of retained classes")
+            require_retained_class(run, f"{self.name} with labels of retained classes")
 
     def prepare(self, run: Run) -> RandomLabelState:
         """Choose the classes to draw from."""

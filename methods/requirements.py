@@ -36,7 +36,7 @@ def require_samples(run: Run, method: str, forget: bool = True, retain: bool = T
             )
 
 
-def require_kept_class(run: Run, method: str) -> None:
+def require_retained_class(run: Run, method: str) -> None:
     """Refuse a request of all classes, which leaves none to answer with."""
     if len(run.forget_classes) == run.model.classes:
         raise InputError(
