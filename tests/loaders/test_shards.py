@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from letheon.errors import InputError
+from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.open import open_data, open_domains
+from letheon.loaders.views import list_notes
 from tests.loaders.test_downloads import tar
 
 Label = Callable[[int], tuple[str, str]]  # a sample's number to its extension and text
@@ -61,6 +63,15 @@ def test_webdataset_shards(tmp_path: Path, form: str, place: str) -> None:
     assert data.test.labels.tolist() == [0, 1, 2]
     assert [int(data.train.read(i)[0, 0, 0]) for i in range(9)] == list(range(9))
     assert data.classes == (("a", "b", "c") if form == "names" else ("0", "1", "2"))
+
+
+def test_a_split_that_is_not_read_is_noted(tmp_path: Path) -> None:
+    names = {"train": range(9), "val": range(9, 12), "test": range(12, 15)}
+    data = open_data(str(write_shards(tmp_path / "set", names, FORMS["cls"])))
+    (note,) = list_notes({"train": data.train})
+    assert "is there too and is not read" in note
+    prepare(data, tmp_path / "out", 8)
+    assert note in list_notes({"train": open_data(str(tmp_path / "out")).train})
 
 
 def test_a_single_shard_is_divided_and_named_by_its_list(tmp_path: Path) -> None:
