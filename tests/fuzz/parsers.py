@@ -7,6 +7,7 @@ what did not end in a result or in an error of `letheon.errors`.
 from __future__ import annotations
 
 import faulthandler
+import importlib.util
 import io
 import json
 import os
@@ -45,7 +46,7 @@ from letheon.loaders.formats.beton import BetonImages, manifest_path
 from letheon.loaders.formats.beton_set import write_betons
 from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
-from letheon.loaders.open import open_source
+from letheon.loaders.open import open_data, open_source
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import order_classes
 from letheon.methods.saliency import load_masks, save_masks
@@ -80,6 +81,11 @@ def read_all(found: Data | dict[str, ImageSet]) -> None:
 def open_all(path: Path) -> None:
     """Open a set and read all of it."""
     read_all(open_source(str(path)))
+
+
+def open_pair(path: Path) -> None:
+    """Open a set as train and test, which lists may divide, and read all of it."""
+    read_all(open_data(str(path)))
 
 
 def noise(seed: int, size: int = 8) -> np.ndarray[Any, Any]:
@@ -193,6 +199,75 @@ def read_beton(folder: Path) -> None:
     assert isinstance(images.digest, str) and isinstance(images.source(0), str)
     images.will_need(np.arange(len(images)))
     read_all({"set": images})
+
+
+def make_ffcv(folder: Path) -> None:
+    images = photographs(folder)
+    for split in ("train_a", "val_a"):
+        place = folder / "set" / f"{split}.ffcv"
+        place.parent.mkdir(exist_ok=True)
+        write_beton(images, place, Encoding(page=2**21))
+        for beside in set(place.parent.glob(f"{place.name}.*")):
+            beside.unlink()
+    shutil.rmtree(folder / "photos")
+
+
+def make_shards(extension: str, labels: list[str], names: str = "") -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for split in ("train", "val"):
+            with tarfile.open(folder / f"{split}-000000.tar", "w") as archive:
+                for k, label in enumerate(labels):
+                    files = {"png": encoded("PNG", k), extension: label.encode()}
+                    for suffix, content in files.items():
+                        member = tarfile.TarInfo(f"{k:04}.{suffix}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+        if names:
+            (folder / "classes.txt").write_text(names)
+
+    return make
+
+
+def make_arrow(folder: Path) -> None:
+    import pyarrow as pa
+
+    images = [{"bytes": encoded("PNG", k), "path": f"{k}.png"} for k in range(4)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    label = {"names": ["a", "b"], "_type": "ClassLabel"}
+    features = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    table = pa.table({"image": pa.array(images, kind), "label": pa.array([0, 1, 0, 1])})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    for split in ("train", "test"):
+        place = folder / "set" / split
+        place.mkdir(parents=True)
+        with pa.OSFile(str(place / "data.arrow"), "wb") as file, \
+                pa.ipc.new_stream(file, table.schema) as stream:  # fmt: skip
+            stream.write_table(table)
+        (place / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+        (place / "dataset_info.json").write_text('{"features": {"label": {}}}')
+    (folder / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+
+
+def make_parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    images = [{"bytes": encoded("PNG", k), "path": f"{k}.png"} for k in range(4)]
+    table = pa.table({"image": images, "label": ["a", "b", "a", "b"]})
+    for split in ("train", "test"):
+        parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet", row_group_size=2)
+
+
+def make_kit(folder: Path) -> None:
+    from scipy.io import savemat
+
+    tree(folder, [f"train/{c}/{i}.png" for c in ("n00000001", "n00000002") for i in range(2)])
+    tree(folder, [f"val/v{i}.png" for i in range(3)])
+    rows = [(1, "n00000001"), (2, "n00000002")]
+    synsets = np.array(rows, [("ILSVRC2012_ID", "O"), ("WNID", "O")])
+    (folder / "kit").mkdir()
+    savemat(folder / "kit" / "meta.mat", {"synsets": synsets})
+    (folder / "kit" / "ground_truth.txt").write_text("1\n2\n1\n")
 
 
 def make_betons(folder: Path) -> None:
@@ -346,13 +421,17 @@ PARSERS: dict[str, Parser] = {
     "list files": Parser(make_lists, open_all),
     "Tiny-ImageNet labels": Parser(make_labels(TINY_LABELS, "val_annotations.txt"), open_all),
     "CSV labels": Parser(make_labels(CSV_LABELS, "solution.csv"), open_all),
-    "CUB lists": Parser(make_cub, open_all),
+    "CUB lists": Parser(make_cub, open_pair),
     "CIFAR binaries": Parser(make_cifar, open_all),
     "CIFAR pickles": Parser(make_pickles, open_all),
     "forget requests and jobs": Parser(write_file("list.txt", REQUEST), read_request),
     "class order": Parser(write_file("classes.txt", b"a\nb\nc\nd it\n"), read_order),
     ".beton": Parser(make_beton, read_beton),
     ".beton of others": Parser(make_plain_beton, read_beton),
+    "ffcv folder": Parser(make_ffcv, open_within("set")),
+    "shards": Parser(make_shards("cls", ["0", "1"], "cat\ndog\n"), open_all),
+    "shards of JSON": Parser(make_shards("json", ['{"label": 0}', '{"label": 1}']), open_all),
+    "development kit": Parser(make_kit, open_all),
     "betons": Parser(make_betons, open_within("set")),
     "arrays": Parser(make_arrays, open_within("set")),
     "prepared list": Parser(make_list_form, open_within("set")),
@@ -366,6 +445,10 @@ PARSERS: dict[str, Parser] = {
     "stored outputs": Parser(make_outputs, read_outputs),
     **{f"{form} image": Parser(write_file("x", encoded(form)), read_image) for form in FORMATS},
 }
+
+if importlib.util.find_spec("pyarrow") is not None:
+    PARSERS["Arrow"] = Parser(make_arrow, open_within("set"))
+    PARSERS["parquet"] = Parser(make_parquet, open_all)
 
 
 def files_of(folder: Path) -> list[Path]:
