@@ -258,18 +258,6 @@ def make_parquet(folder: Path) -> None:
         parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet", row_group_size=2)
 
 
-def make_kit(folder: Path) -> None:
-    from scipy.io import savemat
-
-    tree(folder, [f"train/{c}/{i}.png" for c in ("n00000001", "n00000002") for i in range(2)])
-    tree(folder, [f"val/v{i}.png" for i in range(3)])
-    rows = [(1, "n00000001"), (2, "n00000002")]
-    synsets = np.array(rows, [("ILSVRC2012_ID", "O"), ("WNID", "O")])
-    (folder / "kit").mkdir()
-    savemat(folder / "kit" / "meta.mat", {"synsets": synsets})
-    (folder / "kit" / "ground_truth.txt").write_text("1\n2\n1\n")
-
-
 def make_betons(folder: Path) -> None:
     write_betons(data(), folder / "set", Encoding(raw=0.5, page=2**21))
 
@@ -431,7 +419,6 @@ PARSERS: dict[str, Parser] = {
     "ffcv folder": Parser(make_ffcv, open_within("set")),
     "shards": Parser(make_shards("cls", ["0", "1"], "cat\ndog\n"), open_all),
     "shards of JSON": Parser(make_shards("json", ['{"label": 0}', '{"label": 1}']), open_all),
-    "development kit": Parser(make_kit, open_all),
     "betons": Parser(make_betons, open_within("set")),
     "arrays": Parser(make_arrays, open_within("set")),
     "prepared list": Parser(make_list_form, open_within("set")),
