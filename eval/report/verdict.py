@@ -69,8 +69,8 @@ def p_value(model: Row, retrained: Sequence[Row]) -> float:
 def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) -> bool | None:
     """Tell whether the model lies beyond the middle on the way from the original to the retrained.
 
-    None where no number tells the original from the retrained models. Metrics count in units of the retrained models' spread, so those that tell both sides apart
-    decide, and those that do not have no say.
+    None where no number tells these two apart. Metrics count in units of the retrained models'
+    spread, so those that tell both sides apart decide, and those that do not have no say.
     """
     keys = compared_keys([model, original, *retrained])
     ours, before, *others = (

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from letheon.engine.models.classifier import Classifier, build
 from letheon.errors import NotMeasurable
 from letheon.eval.attacks.inputs import RADIUS, divergence, prompt, push
-from letheon.eval.attacks.suite import Targets, attack
-from letheon.eval.attacks.weights import barrier, interpolate, quantize
+from letheon.eval.attacks.session import attack_rows
+from letheon.eval.attacks.suite import IMAGES, Targets, attack
+from letheon.eval.attacks.weights import PLACES, barrier, interpolate, quantize
 from letheon.eval.case import Case, Peers, Subject
 from letheon.eval.inference.passes import Passes
 from letheon.eval.outputs import Outputs
@@ -125,10 +126,50 @@ def test_what_was_hidden_comes_back_and_the_model_stays(
     assert row.values["attack_quantized"] == 0
     learned = prompt(model, images[member], labels[member], 5, CPU)
     assert learned >= share(model, images[member], labels[member]) - 0.05
+    lightly, wide = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for one in (lightly.head.weight, lightly.head.bias):
+            one *= 0.02  # the same answers, less sure
+        logits = lightly(images).logits
+        # All are called 2.
+        lightly.head.bias[2] += (logits.max(dim=1).values - logits[:, 2]).max() + 0.1
+        wide.head.weight *= 1e38  # its loss is no number
+    assert share(lightly, images[member], labels[member]) == 0
+    back = attack(lightly, model, targets, CPU)
+    assert back.result("overreach") > 0.1  # the kept classes were damaged
+    ends = attack(wide, model, targets, CPU)
+    with pytest.raises(NotMeasurable, match="not finite"):
+        ends.result("retain only")
+    assert 0 <= ends.result("quantized") <= 1  # the others are made all the same
     alone = Row("alone")
     add_stage(alone, attack(hidden, None, targets, CPU))
     assert alone.values["mode_barrier"] is None and "no original" in alone.why["mode_barrier"]
     assert alone.values["attack_retain_only"] == row.values["attack_retain_only"]
+
+
+def test_rows_of_an_ordered_set_are_of_all_its_classes() -> None:
+    labels = torch.arange(20).repeat_interleave(400)
+    rows = attack_rows((labels == 3) | (labels == 8))
+    assert set(labels[rows].tolist()) == set(range(20))
+    assert len(rows) == 2 * IMAGES and torch.equal(rows, rows.unique())
+
+
+def test_the_barrier_is_its_definition(
+    trained: tuple[Classifier, torch.Tensor, torch.Tensor],
+) -> None:
+    model, images, labels = trained
+    other = build("small", 4, 9).eval()
+    own, far = model.state_dict(), other.state_dict()
+
+    def loss(place: float) -> float:
+        mixed = {k: (1 - place) * v + place * far[k] for k, v in own.items() if "num_" not in k}
+        between = copy.deepcopy(model)
+        between.load_state_dict(mixed, strict=False)
+        with torch.no_grad():
+            return float(F.cross_entropy(between(images).logits, labels))
+
+    excess = [loss(p) - (1 - p) * loss(0) - p * loss(1) for p in PLACES]
+    assert barrier(model, other, images, labels, CPU) == pytest.approx(max(excess), abs=1e-5)
 
 
 def test_a_prompt_recovers_what_a_small_step_hides(

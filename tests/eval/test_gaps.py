@@ -162,3 +162,11 @@ def test_the_verdict_is_one_line_a_model() -> None:
     ]
     assert verdict.judge([original, good]) == []
     assert "verdict: " + few[0] in as_text(prepare([original, *oracle_rows(3), good]))
+
+
+def test_no_number_that_tells_the_sides_apart_is_no_verdict() -> None:
+    alike = {"name": "a", "FA": 0.5, "RA": 0.5}
+    assert verdict.is_closer_to_retrained(alike, alike, [alike, alike]) is None
+    original = {"name": "o", "FA": 1.0, "RA": 0.5}
+    assert verdict.is_closer_to_retrained(alike, original, [alike, alike]) is True
+    assert verdict.is_closer_to_retrained(original, original, [alike, alike]) is False

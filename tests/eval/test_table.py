@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from letheon.engine.distributed import Ranks
@@ -96,11 +97,14 @@ def test_conditions_are_printed_where_all_rows_share_them() -> None:
 
 def test_finished_rows_come_back_as_they_were_or_not_at_all(tmp_path: Path) -> None:
     rows, margins = FinishedRows(tmp_path / "rows", Ranks()), torch.tensor([0.1, -3.0]).double()
-    row = Row("a", seed=3, values={"FA": 0.1 + 0.2, "counts": {"FA": [1, 3]}}, why={"idi": "none"})
+    values = {"FA": 0.1 + 0.2, "counts": {"FA": [1, 3]}, "plug-in": np.float32(0.5)}
+    values["cka_by_layer"] = {"stem": 1.0, "net.1": 0.5, "features": 0.25}  # drawn in this order
+    row = Row("a", seed=3, values=values, why={"idi": "none"})
     rows.save({"weights": "w"}, row, margins)
     wanted = {"a": {"weights": "w"}, "b": {"weights": "v"}}
     found = rows.load(wanted)
     assert list(found) == ["a"] and found["a"].row.as_dict() == row.as_dict()
+    assert list(found["a"].row.values["cka_by_layer"]) == ["stem", "net.1", "features"]
     assert found["a"].margins is not None and torch.equal(found["a"].margins, margins)
     (file,) = (tmp_path / "rows").iterdir()
     file.write_text(file.read_text(encoding="utf-8").replace("0.30000000000000004", "0.31"))
