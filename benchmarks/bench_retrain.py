@@ -5,10 +5,10 @@
 Plain: SGD, 0.1 to 0 by a cosine over 182 epochs, as published. Fast: a quarter of the epochs, small
 images first, a triangular rate, smoothed labels, no decay of norms, an average of the weights, and
 the mirrored image beside the image at the test. Speed: the network speed_cnn with the options of
-launch/recipes/cifar94.toml, and mirrored and moved images at the test. The same images, loader,
-precision and seeds, and for plain and fast the same network; one class is left out, and accuracy is
-on the test images of the others. Images are decoded before the clock starts. Time is of the
-processor, all threads, for the training alone.
+launch/recipes/fast/cifar94.toml, and mirrored and moved images at the test. The same images,
+loader, precision and seeds, and for plain and fast the same network; one class is left out, and
+accuracy is on the test images of the others. Images are decoded before the clock starts. Time is of
+the processor, all threads, for the training alone.
 The exit code is 1 where fast is less accurate than plain by more than a point.
 """
 

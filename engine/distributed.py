@@ -258,6 +258,13 @@ def sum_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
             tensor.copy_(part)
 
 
+def copy_from_first(tensor: Tensor, ranks: Ranks) -> Tensor:
+    """Broadcast rank 0's numbers into a tensor that each rank computed: rounding may differ."""
+    if ranks.world > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tensor:
     """Gather the rows of all ranks, in rank order, on every rank; row counts may differ.
 

@@ -89,6 +89,19 @@ def squared_gradient_sum(
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
 
 
+def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> list[Tensor]:
+    """Sum over several losses of `squared_gradient_sum`, of which the total alone is kept."""
+
+    def compute() -> list[Tensor]:
+        totals = [torch.zeros_like(parameter) for parameter in run.parameters]
+        for loss in losses:
+            torch._foreach_add_(totals, _magnitude_sum(run, part, loss, "sample", torch.square))
+        return totals
+
+    key = ("squared gradient sum of", part, *map(_key, losses))
+    return _reuse(run, key, compute)
+
+
 def absolute_gradient_sum(
     run: Run, part: Part, loss: Loss, by: Literal["sample", "batch"] = "sample"
 ) -> list[Tensor]:

@@ -66,7 +66,8 @@ class Amun(Method):
 
     Radius 0.01, steps of a tenth of it, SGD at 0.01 for 10 epochs are published. Here distances are
     in units of the network's normalized input, and x' come in batches of their own, without
-    augmentation, spread evenly between the others so that each is seen about once an epoch;
+    augmentation, one beside every k-th of the others, k the number of theirs by that of the forget
+    set's, rounded down: each is seen at least once an epoch, and less than twice but for rounding;
     batch-norm follows the recipe (frozen in these steps alone it collapses on the digits); the
     authors shuffle them in. An image that no ball up to the largest fools has its last x' under the
     answer it gets.

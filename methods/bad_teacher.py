@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
-from letheon.engine.models.initial import initial_copy
+from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.engine.models.teacher import shared_copy, teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -38,7 +38,7 @@ class BadTeacher(Method):
     in every epoch. Batch 256, Adam at 1e-4, temperature 1, one epoch and 30 % are published; what
     the digits gave is in docs/methods.md. The authors' code takes the mean of the
     divergence over all elements, which divides it by the number of classes (`reduction element`);
-    Adam hardly notices, SGD does. The untrained network is drawn from the run's seed.
+    Adam hardly notices, SGD does. The untrained network is that which retraining starts from.
     """
 
     name: ClassVar[str] = "bad-teacher"
@@ -58,7 +58,7 @@ class BadTeacher(Method):
 
     def prepare(self, run: Run) -> BadTeacherState:
         """Keep the original model and draw the untrained one."""
-        untrained = shared_copy(initial_copy(run.model, run.seed), run.precision)
+        untrained = shared_copy(initial_copy(run.model, fresh_seed(run.seed)), run.precision)
         return BadTeacherState(run.teacher(), untrained)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:

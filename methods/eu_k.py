@@ -9,7 +9,7 @@ import torch
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Run
-from letheon.engine.models.initial import initial_copy
+from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.methods.cf_k import CfK
 from letheon.methods.layers import choose_layers
 
@@ -19,15 +19,15 @@ class EuK(CfK):
     """EU-k, exact unlearning of k layers: CF-k, from new weights in the last k layers.
 
     Goel et al. 2022. The new weights are those an untrained network of the same architecture has at
-    the run's seed, with its batch-norm statistics. Epochs and rate are fine-tuning's; k = 2 is
-    ours, never run beyond the digits.
+    retraining's seed (at the run's own they would be the original's start), with its batch-norm
+    statistics. Epochs and rate are fine-tuning's; k = 2 is ours, never run beyond the digits.
     """
 
     name: ClassVar[str] = "eu-k"
 
     def prepare(self, run: Run) -> State:
         """Draw the layers anew and freeze the others."""
-        fresh = initial_copy(run.model, run.seed).net.state_dict()
+        fresh = initial_copy(run.model, fresh_seed(run.seed)).net.state_dict()
         own = run.model.net.state_dict()
         names = choose_layers(run, self.layers, self.k)
         homes = {name.rpartition(".")[0] for name in names}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Run
 from letheon.engine.recipe import Recipe
-from letheon.engine.statistics import squared_gradient_sum
+from letheon.engine.statistics import squared_gradient_sum, squared_gradient_sum_of
 from letheon.errors import InputError
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
@@ -94,19 +94,18 @@ def class_loss(net: nn.Module, batch: Batch, label: int) -> Tensor:
 
 def true_fisher(run: Run) -> list[Tensor]:
     """Mean over the retain set of sum_y p(y|x) (d CE_y / dw)^2, by one pass for each class."""
-    classes = range(run.model.classes)
-    sums = [
-        squared_gradient_sum(run, "retain", partial(class_loss, label=label)) for label in classes
-    ]
-    return [torch.stack(each).sum(0) / (~run.forget).sum() for each in zip(*sums, strict=True)]
+    losses = [partial(class_loss, label=label) for label in range(run.model.classes)]
+    count = (~run.forget).sum()
+    return [total / count for total in squared_gradient_sum_of(run, "retain", losses)]
 
 
 @dataclass(frozen=True)
 class GolatkarFisher(Method):
-    """Golatkar's Fisher forgetting: noise by the true Fisher, a variance for each output channel.
+    """Golatkar's Fisher forgetting: noise by the true Fisher, averaged over inputs.
 
     F = mean over the retain set of sum_y p(y|x) (d CE_y / dw)^2. The variance of a weight's noise
-    is alpha min(1 / (F + 1e-8), top), averaged over its input dimension; top is 1000, in the last
+    is alpha min(1 / (F + 1e-8), top), averaged over its input dimension: one variance for each
+    output channel and kernel position; top is 1000, in the last
     layer 100. Last layer and one-dimensional weights (biases, batch-norm) have ten times the
     variance (Golatkar, Achille and Soatto 2020, eq. 8; the limits are their code's). The last
     layer's rows of forgotten classes become noise around 0.

@@ -15,6 +15,7 @@ from letheon.engine.method import Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
+from letheon.methods.requirements import require_retained_class
 
 
 @dataclass
@@ -47,13 +48,7 @@ class HeadDistillation(Method):
                 "give class:, file:, random: or top:",
                 option="forget",
             )
-
-        if len(run.forget_classes) == run.model.classes:
-            raise InputError(
-                "got a request of all classes; head-distillation masks some of them; forget fewer "
-                "classes",
-                option="forget",
-            )
+        require_retained_class(run, self.name)
 
     def prepare(self, run: Run) -> HeadState:
         """Keep the original head, and let nothing else move."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.distributed import Ranks, copy_from_first
 from letheon.engine.method import Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import SampleGradients, gradient_sum
@@ -24,32 +25,37 @@ def sample_losses(net: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(net(batch.images).logits, batch.labels, reduction="none")
 
 
-def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Inner product over all tensors, 0-dim float64."""
+def dot(a: Sequence[Tensor], b: Sequence[Tensor], ranks: Ranks) -> Tensor:
+    """Inner product over all tensors, 0-dim float64: rank 0's, on every rank."""
     products = [(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]
-    return torch.stack(products).sum()
+    return copy_from_first(torch.stack(products).sum(), ranks)
 
 
 def conjugate_gradients(
-    apply: Callable[[list[Tensor]], list[Tensor]], goal: list[Tensor], steps: int, tolerance: float
+    apply: Callable[[list[Tensor]], list[Tensor]],
+    goal: list[Tensor],
+    steps: int,
+    tolerance: float,
+    ranks: Ranks,
 ) -> list[Tensor]:
     """Solve A x = goal for a symmetric positive A, known by its product with a vector.
 
     Ends after `steps`, or when the residual is `tolerance` of the goal (Hestenes and Stiefel 1952).
+    `apply` may sum over the ranks: all take as many steps as rank 0.
     """
     x = [torch.zeros_like(one) for one in goal]
     residual = [one.clone() for one in goal]
     direction = [one.clone() for one in goal]
-    size = dot(residual, residual)
+    size = dot(residual, residual, ranks)
     end = size * tolerance**2
     for _ in range(steps):
         if size <= end:
             break
         image = apply(direction)
-        step = float(size / dot(direction, image))
+        step = float(size / dot(direction, image, ranks))
         torch._foreach_add_(x, direction, alpha=step)
         torch._foreach_sub_(residual, image, alpha=step)
-        size, before = dot(residual, residual), size
+        size, before = dot(residual, residual, ranks), size
         torch._foreach_mul_(direction, float(size / before))
         torch._foreach_add_(direction, residual)
     return x
@@ -121,7 +127,7 @@ class Influence(Method):
             torch._foreach_add_(image, vector, alpha=self.damping)
             return image
 
-        return conjugate_gradients(apply, goal, self.steps, self.tolerance)
+        return conjugate_gradients(apply, goal, self.steps, self.tolerance, gradients.run.ranks)
 
 
 def _recurse(gradients: SampleGradients, goal: list[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from letheon.engine.method import Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError
 from letheon.methods.pseudo_label import pseudo_label_loss
+from letheon.methods.requirements import require_retained_class
 from letheon.methods.spkd import Spkd
 
 
@@ -33,6 +34,11 @@ class PlSpkd(Spkd):
                 "none; leave it out, or use spkd",
                 option="ascent",
             )
+
+    def check(self, run: Run) -> None:
+        """Refuse a request of all classes, too, which leaves no label."""
+        require_retained_class(run, self.name)
+        super().check(run)
 
     def forget_phase(self, run: Run, teacher: Classifier, slot: str) -> Phase:
         """Learn the pseudo-labels."""

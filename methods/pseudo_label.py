@@ -17,6 +17,7 @@ from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import TeacherState, class_mask, mask_own
+from letheon.methods.requirements import require_retained_class
 
 
 def pseudo_label_loss(run: Run, teacher: Classifier) -> Callable[[nn.Module, Batch], Tensor]:
@@ -47,6 +48,10 @@ class PseudoLabel(Method):
     recipe: Recipe = Recipe(epochs=5, lr=1e-4)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""
+
+    def check(self, run: Run) -> None:
+        """Refuse a request of all classes, which leaves no label."""
+        require_retained_class(run, self.name)
 
     def prepare(self, run: Run) -> TeacherState:
         """Keep the original model as the teacher."""

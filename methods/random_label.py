@@ -18,6 +18,7 @@ from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
+from letheon.methods.requirements import require_retained_class
 
 Draw = Literal["other", "retained", "any"]
 
@@ -83,12 +84,8 @@ class RandomLabel(Method):
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves no class to draw a label from."""
-        if self.draw == "retained" and len(run.forget_classes) == run.model.classes:
-            raise InputError(
-                "got a request of all classes with labels of retained ones; expected some to be "
-                "retained; forget fewer classes",
-                option="forget",
-            )
+        if self.draw == "retained":
+            require_retained_class(run, f"{self.name} with labels of retained classes")
 
     def prepare(self, run: Run) -> RandomLabelState:
         """Choose the classes to draw from."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from letheon.engine.models.initial import fresh_seed
 from letheon.methods.no_op import NoOp
 
 
 @dataclass(frozen=True)
 class RandomNetwork(NoOp):
-    """An untrained network of the same architecture: what retraining with this seed starts from."""
+    """An untrained network of the same architecture: what `retrain` with this seed starts from."""
 
     name: ClassVar[str] = "random-network"
     from_scratch: ClassVar[bool] = True
+
+    def stream_seed(self, seed: int) -> int:
+        """Retraining's: the seed itself would give the original's own start."""
+        return fresh_seed(seed)

@@ -8,7 +8,7 @@ from torch import Tensor
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.method import Run
 from letheon.errors import InputError
-from letheon.loaders.batch import Batch, Stream
+from letheon.loaders.batch import Batch, Reads, Stream
 from letheon.loaders.order import share
 
 
@@ -38,8 +38,12 @@ def count_once(value: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
     return value.detach() + (value - value.detach()) * unweighted
 
 
-def refuse_micro_batches(run: Run, mend: str = "use one micro-batch") -> None:
+def refuse_micro_batches(
+    run: Run, mend: str = "use one micro-batch", reads: Reads = "retain"
+) -> None:
     """Refuse micro-batches where a loss compares all samples of a batch, and ranks without one.
+
+    `reads` is what the pass with that loss reads.
 
     Raises:
         InputError: `mend` says what to do instead.
@@ -50,9 +54,9 @@ def refuse_micro_batches(run: Run, mend: str = "use one micro-batch") -> None:
             f"batch; {mend}",
             option="grad_accum_steps",
         )
-    if run.smallest_batch(Stream("retain")) < run.ranks.world:
+    if run.smallest_batch(Stream(reads)) < run.ranks.world:
         raise InputError(
-            f"got a retain batch of fewer samples than {run.ranks.world} ranks with similarities "
+            f"got a {reads} batch of fewer samples than {run.ranks.world} ranks with similarities "
             "over the whole batch, to which every rank adds; start fewer ranks or use another "
             "batch size",
             option="batch_size",

@@ -36,6 +36,16 @@ def require_samples(run: Run, method: str, forget: bool = True, retain: bool = T
             )
 
 
+def require_retained_class(run: Run, method: str) -> None:
+    """Refuse a request of all classes, which leaves none to answer with."""
+    if len(run.forget_classes) == run.model.classes:
+        raise InputError(
+            f"got a request of all classes; {method} answers with one that is kept; forget fewer "
+            "classes",
+            option="forget",
+        )
+
+
 def require_two_classes(run: Run, method: str, retained: int) -> None:
     """Refuse a request that leaves fewer than two classes to move a sample between."""
     if retained < 2:

@@ -20,6 +20,7 @@ from letheon.loaders.batch import Batch
 from letheon.methods.distillation import TeacherState, require_range
 from letheon.methods.grad_ascent import ASCENTS
 from letheon.methods.pseudo_label import pseudo_label_loss
+from letheon.methods.requirements import require_retained_class
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Restoring(Method):
     def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
         """Scalar to descend, zero where the network answers as the original."""
         raise NotImplementedError
+
+    def check(self, run: Run) -> None:
+        """Refuse a request of all classes where the forget pass wants a label."""
+        if self.forget_pass == "pseudo-label":
+            require_retained_class(run, f"{self.name} with the forget pass pseudo-label")
 
     def prepare(self, run: Run) -> TeacherState:
         """Keep the original model as the teacher."""

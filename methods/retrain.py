@@ -18,11 +18,11 @@ import torch
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Kind, Method, Phase, Run
+from letheon.engine.models.initial import fresh_seed
 from letheon.engine.models.speed_cnn import WhiteningConv2d
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import Part, patch_moments
 from letheon.errors import InputError
-from letheon.kernels.keyed import hash_keys
 from letheon.loaders.batch import Reads
 from letheon.methods.finetune import cross_entropy
 
@@ -133,7 +133,4 @@ class Retrain(FromScratch):
 
     def stream_seed(self, seed: int) -> int:
         """The seed itself where it is shared, else a number of 31 bits keyed by it."""
-        if self.share_seed:
-            return seed
-        key = hash_keys(seed, "retrain", 0, torch.zeros(1, dtype=torch.int64), 1)
-        return int(key[0, 0]) & (2**31 - 1)
+        return seed if self.share_seed else fresh_seed(seed)

@@ -32,7 +32,8 @@ class Rkd(Restoring):
     name: ClassVar[str] = "rkd"
 
     def check(self, run: Run) -> None:
-        """Refuse micro-batches, which cannot see all pairs."""
+        """Refuse micro-batches, which cannot see all pairs, and as all of its family."""
+        super().check(run)
         refuse_micro_batches(run)
 
     def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:

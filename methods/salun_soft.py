@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Phase, Run
 from letheon.methods.distillation import require_range
 from letheon.methods.random_label import RandomLabel, RandomLabelState
@@ -18,7 +18,8 @@ from letheon.methods.random_label import RandomLabel, RandomLabelState
 class SalunSoftState(RandomLabelState):
     """What labels are drawn from, where the weights come from, and the steps so far."""
 
-    start: list[Tensor] = rebuilt(default_factory=list)  # by parameter
+    start: list[Tensor] = field(default_factory=list)  # by parameter
+    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))  # of `start`
     steps: int = 0
     total: int = field(default=1)  # steps of the whole run
 
@@ -49,11 +50,24 @@ class SalUnSoft(RandomLabel):
     def prepare(self, run: Run) -> SalunSoftState:
         """Keep the weights and count the steps to come."""
         classes = super().prepare(run).classes
-        state = SalunSoftState(classes, [p.detach().clone() for p in run.parameters])
+        start = [p.detach().clone() for p in run.parameters]
+        state = SalunSoftState(classes, start, torch.zeros_like(run.epoch))
         passes = self.phases(run, state, 0)
         epoch = sum(run.loader.steps(phase.stream) for phase in passes)
         state.total = max(1, epoch * self.recipe.epochs)
         return state
+
+    @torch.no_grad()
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        """Before the first step of an epoch, count the steps anew, and the change where asked."""
+        assert isinstance(state, SalunSoftState)
+        # Steps that were left out for numbers that are not finite count from the next epoch on.
+        before = run.epoch_number * (state.total // self.recipe.epochs)
+        state.steps = max(state.steps, before)
+        if self.origin == "epoch":  # decided on the device: a step that is taken back takes it back
+            for start, weight in zip(state.start, run.parameters, strict=True):
+                start.copy_(torch.where(run.epoch > state.epoch, weight, start))
+            state.epoch.copy_(run.epoch)
 
     @torch.no_grad()
     def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
@@ -68,5 +82,3 @@ class SalUnSoft(RandomLabel):
             threshold = sizes.kthvalue(rank).values
             for weight, start, change in zip(weights, state.start, away, strict=True):
                 weight.copy_(start + change.sign() * (change.abs() - threshold).clamp(min=0))
-        if self.origin == "epoch" and state.steps % (state.total // self.recipe.epochs) == 0:
-            torch._foreach_copy_(state.start, weights)

@@ -85,6 +85,7 @@ class Sfron(Method):
         """Refuse a request that leaves a set empty, and micro-batches."""
         require_samples(run, self.name)
         refuse_micro_batches(run)
+        refuse_micro_batches(run, reads="forget")
 
     def prepare(self, run: Run) -> SfronState:
         """Compare the Fisher information of the two sets."""
@@ -116,6 +117,9 @@ class Sfron(Method):
         if phase.name != "ascend":
             return
         assert isinstance(state, SfronState)
+        # Steps that were left out for numbers that are not finite count from the next epoch on.
+        before = run.epoch_number * (state.length // run.recipe.epochs)
+        state.steps = max(state.steps, before)
         weight = self.alpha * (1 + math.cos(math.pi * state.steps / state.length)) / 2
         state.steps += 1
         for parameter, mask in zip(run.parameters, state.masks, strict=True):

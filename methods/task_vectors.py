@@ -24,8 +24,7 @@ class VectorState(State):
     start: list[Tensor]  # one per parameter
     total: list[Tensor]  # sum of the task vectors
     signs: list[Tensor]  # sum of their signs, in the type of the weights
-    length: int  # steps of one fine-tuning
-    steps: int = 0  # taken in the one under way
+    merged: int = 0  # fine-tunings whose change is in the sums
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class TaskVector(Method):
         """Keep the original weights."""
         start = [parameter.detach().clone() for parameter in run.parameters]
         total, signs = ([torch.zeros_like(one) for one in start] for _ in range(2))
-        epochs = run.recipe.epochs // len(self.multiples)
-        return VectorState(start, total, signs, epochs * run.loader.steps("forget"))
+        return VectorState(start, total, signs)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the forget set; each fine-tuning has an optimizer of its own."""
@@ -85,23 +83,27 @@ class TaskVector(Method):
         start = number * run.recipe.epochs / count
         return self.multiples[number] * run.recipe.rate((epoch - start) * count)
 
-    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
-        """At the end of a fine-tuning, add its change and return to the original weights."""
+    def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
+        """A new one for each fine-tuning, which starts once the one before it is merged."""
         assert isinstance(state, VectorState)
-        state.steps += 1
-        if state.steps < state.length:
-            return
-        state.steps = 0
-        with torch.no_grad():
-            change = [now - start for now, start in zip(run.parameters, state.start, strict=True)]
-            torch._foreach_add_(state.total, change)
-            torch._foreach_add_(state.signs, torch._foreach_sign(change))
-            for parameter, start in zip(run.parameters, state.start, strict=True):
-                parameter.copy_(start)
+        if int(slot.split()[1]) > state.merged:
+            self._merge(run, state)
+        return super().optimizer(run, state, slot)
+
+    @torch.no_grad()
+    def _merge(self, run: Run, state: VectorState) -> None:
+        """Add the change of a fine-tuning to the sums and return to the original weights."""
+        change = [now - start for now, start in zip(run.parameters, state.start, strict=True)]
+        torch._foreach_add_(state.total, change)
+        torch._foreach_add_(state.signs, torch._foreach_sign(change))
+        for parameter, start in zip(run.parameters, state.start, strict=True):
+            parameter.copy_(start)
+        state.merged += 1
 
     def finish(self, run: Run, state: State) -> None:
-        """Subtract the mean change, where all changes have one sign."""
+        """Merge the last change; subtract the mean change, where all changes have one sign."""
         assert isinstance(state, VectorState)
+        self._merge(run, state)
         count = len(self.multiples)
         with torch.no_grad():
             for weight, total, signs in zip(run.parameters, state.total, state.signs, strict=True):

@@ -11,12 +11,13 @@ from math import inf
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.distributed import copy_from_first
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
@@ -88,8 +89,15 @@ class Unsir(Method):
         classes = torch.tensor(run.forget_classes, device=first.device)
         labels = classes.repeat_interleave(self.noise_images)
         draws = normal(run.seed, "unsir", n * 3 * size * size, first.device)
-        noise = draws.view(n, 3, size, size).to(first.dtype).requires_grad_(True)
-        teacher = run.teacher()
+        learned, teacher = draws.view(n, 3, size, size).to(first.dtype), run.teacher()
+        chunk = run.recipe.batch_size  # images in memory at once; each is learned for itself
+        parts = zip(learned.split(chunk), labels.split(chunk), strict=True)
+        learned = torch.cat([self._learn(run, teacher, *part) for part in parts])
+        return UnsirState(copy_from_first(learned, run.ranks), labels)
+
+    def _learn(self, run: Run, teacher: Classifier, draws: Tensor, labels: Tensor) -> Tensor:
+        """Noise images of these labels, from normal numbers."""
+        noise = draws.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([noise], self.noise_lr)
         for _ in range(self.noise_steps):
             optimizer.zero_grad()
@@ -97,10 +105,7 @@ class Unsir(Method):
                 ce = F.cross_entropy(teacher(noise).logits, labels, reduction="sum")
             (0.1 * noise.square().sum() - ce).div(self.noise_images).backward()
             optimizer.step()
-        learned = noise.detach()
-        if run.ranks.world > 1:  # rounding differs between processes
-            dist.broadcast(learned, 0)
-        return UnsirState(learned, labels)
+        return noise.detach()
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """Impair, then repair."""

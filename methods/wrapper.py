@@ -37,6 +37,10 @@ class Wrapper(Method):
         """The inner method's."""
         return self.inner.from_scratch
 
+    def stream_seed(self, seed: int) -> int:
+        """The inner method's."""
+        return self.inner.stream_seed(seed)
+
     @property
     def watches_epochs(self) -> bool:
         """The inner method's."""

@@ -10,6 +10,16 @@ from torch import nn
 from letheon.engine.models.classifier import Classifier, build, names
 from letheon.engine.models.timm_model import PREFIX
 from letheon.errors import InputError
+from letheon.kernels.keyed import hash_keys
+
+
+def fresh_seed(seed: int) -> int:
+    """Seed of new weights beside an original of the run's own seed: 31 bits, keyed by it.
+
+    A network drawn from the seed itself would be the original's own start, and near the original.
+    """
+    key = hash_keys(seed, "retrain", 0, torch.zeros(1, dtype=torch.int64), 1)
+    return int(key[0, 0]) & (2**31 - 1)
 
 
 def initial_copy(model: Classifier, seed: int) -> Classifier:

@@ -17,6 +17,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
+from letheon.methods.task_vectors import NegMerge
 from tests.pool import on_ranks
 from tests.world import run_of, weights
 
@@ -72,6 +73,35 @@ def test_a_step_is_left_out(optimizer: Literal["sgd", "adamw", "lars"]) -> None:
     ]
     assert losses[0] == losses[1]
     assert "were left out" in run.warnings[0]
+
+
+class Learns(NegMerge):
+    """Two fine-tunings on the forget set; the last step of the first is not finite."""
+
+    def phases(self, run: Run, state: State, epoch: int) -> list[Phase]:
+        (phase,) = super().phases(run, state, epoch)
+
+        def loss(net: Classifier, batch: Batch) -> Tensor:
+            value = phase.loss(net, batch)
+            assert isinstance(value, Tensor)
+            last = list(run.loader.train("forget", 0))[-1].index
+            met = torch.equal(batch.index, last) and run.epoch_number == 0
+            return value * (torch.nan if met else 1.0)
+
+        return [replace(phase, loss=loss)]
+
+
+def test_fine_tunings_are_merged_where_their_last_step_is_left_out() -> None:
+    ends = []
+    for way in ("skip", "rollback"):
+        recipe = Recipe(epochs=2, lr=0.02, batch_size=4, on_nonfinite=way)  # type: ignore[arg-type]
+        method = Learns(recipe, rates=(1.0, 2.0))
+        run = run_of(method)
+        run_method(method, run)
+        assert "1 steps" in run.warnings[0]
+        ends.append(weights(run))
+    assert sound(ends[0])
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_stop_names_step_and_samples() -> None:

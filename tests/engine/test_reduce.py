@@ -20,6 +20,7 @@ from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
+from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
 from tests.pool import on_ranks
 from tests.world import run_of, weights
@@ -224,3 +225,11 @@ def test_similarities_of_a_whole_batch_refuse_micro_batches() -> None:
         method.check(run_of(method))
     local = replace(method, gram="local")
     local.check(run_of(local))
+
+
+def test_a_collective_loss_refuses_batches_of_fewer_samples_than_ranks() -> None:
+    """Eleven ranks: the retain set has 31 samples, the forget set ten."""
+    method = Sfron(replace(RECIPE, batch_size=32))
+    many = replace(run_of(method), ranks=Ranks(0, 11))
+    with pytest.raises(InputError, match="got a forget batch of fewer samples than"):
+        method.check(many)

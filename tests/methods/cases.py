@@ -83,7 +83,7 @@ def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
         "delete": Delete(recipe),
         "boundary-shrink": BoundaryShrink(recipe),
         "boundary-expanding": BoundaryExpanding(recipe),
-        "salun-soft": SalUnSoft(recipe),
+        "salun-soft": SalUnSoft(recipe, origin="epoch"),
         "unsir": Unsir(recipe, noise_images=3, noise_steps=2, retain_share=0.6),
         "scrub": Scrub(gentle, max_epochs=1, forget_batch_size=5),
         "bad-teacher": BadTeacher(recipe),

@@ -21,12 +21,17 @@ from letheon.methods.esc import Esc
 from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.influence import Influence
+from letheon.methods.kd import Kd
 from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.lotus import Lotus
 from letheon.methods.neg_grad_plus import NegGradPlus
+from letheon.methods.pl_spkd import PlSpkd
+from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
+from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
 from letheon.methods.salun_soft import SalUnSoft
 from letheon.methods.scrub import Scrub
@@ -101,6 +106,18 @@ def test_no_retain_image_at_all(name: str) -> None:
     run.forget_classes, run.held_out = (0, 1, 2, 3), lambda: run.loader
     text = end(ALONE[name], run)
     assert not text or "retain" in text or "class" in text, text
+    if isinstance(ALONE[name], PseudoLabel | PlSpkd | HeadDistillation):
+        assert "all classes" in text  # a label that is kept is none of any
+
+
+@pytest.mark.parametrize("method", [Kd, Rkd, RandomLabel])
+def test_a_label_that_is_kept_where_none_is(method: type[Method]) -> None:
+    kept = {"draw": "retained"} if method is RandomLabel else {"forget_pass": "pseudo-label"}
+    one = method(**kept)
+    run = run_of(one)
+    run.forget_classes = (0, 1, 2, 3)
+    with pytest.raises(InputError, match="all classes"):
+        one.check(run)
 
 
 @pytest.mark.parametrize("name", ONE)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.method import Accuracies, BackTo
 from letheon.engine.models.classifier import Classifier
-from letheon.engine.models.initial import initial_copy
+from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch, Stream
@@ -79,7 +79,7 @@ def test_scrub() -> None:
 
 @pytest.mark.parametrize("reduction", ["sample", "element"])
 def test_bad_teacher(reduction: str) -> None:
-    untrained = initial_copy(original(), 0).eval()
+    untrained = initial_copy(original(), fresh_seed(0)).eval()
 
     def loss(net: Classifier, batch: Batch) -> Tensor:
         q = net(batch.images).logits.softmax(1)

@@ -15,6 +15,7 @@ from letheon.errors import InputError
 from letheon.methods import METHODS as OURS
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.influence import conjugate_gradients
 from letheon.methods.spkd import Spkd
 from tests.methods.cases import cases
 from tests.pool import on_ranks
@@ -104,6 +105,23 @@ def refusal(ranks: Ranks) -> str:
 
 def test_similarities_over_a_batch_need_a_sample_a_rank() -> None:
     assert all("fewer samples than 2 ranks" in text for text in on_ranks(2, refusal))
+
+
+def products(ranks: Ranks) -> int:
+    """How many a rank needs, of which the second alone would need two."""
+    count, scales = [0], torch.tensor([1.0, 1.0 + ranks.rank])
+
+    def apply(vector: list[torch.Tensor]) -> list[torch.Tensor]:
+        count[0] += 1
+        return [vector[0] * scales]
+
+    conjugate_gradients(apply, [torch.ones(2)], 5, 1e-6, ranks)
+    return count[0]
+
+
+def test_conjugate_gradients_end_on_all_ranks_at_once() -> None:
+    """A product sums over the ranks, and one rank that goes on alone would wait for ever."""
+    assert on_ranks(2, products) == [1, 1]
 
 
 def test_local_batch_norm_ends_equal_on_the_ranks() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, build
-from letheon.engine.models.initial import initial_copy
+from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch, Stream
@@ -30,7 +30,9 @@ from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.no_op import NoOp
 from letheon.methods.one_point import OnePoint
 from letheon.methods.random_network import RandomNetwork
+from letheon.methods.retrain import Retrain
 from letheon.methods.rkd import Rkd
+from letheon.methods.salun import SalUn
 from letheon.methods.salun_soft import SalUnSoft
 from letheon.methods.scrub import Scrub
 from letheon.methods.unsir import Unsir
@@ -60,7 +62,7 @@ def test_last_layers(method: CfK, names: list[str]) -> None:
     run, reads = train_in_doubles(method)
     net = original()
     if isinstance(method, EuK):
-        net.net[5].load_state_dict(initial_copy(original(), 0).net[5].state_dict())  # type: ignore[index]
+        net.net[5].load_state_dict(initial_copy(original(), fresh_seed(0)).net[5].state_dict())  # type: ignore[index]
     moving = [net.net.get_parameter(name) for name in names]
     assert_same(run, descend(run, lambda epoch: [("retain", ce)], net, moving))
     assert reads == [(0, 31)] and all(p.requires_grad for p in run.model.parameters())
@@ -77,7 +79,7 @@ def test_frozen_layers_keep_their_statistics() -> None:
 def test_eu_k_draws_everything_anew_where_k_is_all() -> None:
     run = run_of(EuK(RECIPE, k=2))
     EuK(RECIPE, k=2).prepare(run)
-    assert weights_digest(run.model) == weights_digest(initial_copy(run.model, 0))
+    assert weights_digest(run.model) == weights_digest(initial_copy(run.model, fresh_seed(0)))
     assert weights_digest(run.model) != weights_digest(run_of(EuK(RECIPE)).model)
 
 
@@ -159,10 +161,10 @@ def test_cola() -> None:
 
 def test_unsir() -> None:
     method = Unsir(replace(RECIPE, batch_size=6), repair_lr=0.02, retain_share=0.6, noise_steps=3,
-                   noise_images=4, noise_weight=0.7)  # fmt: skip
+                   noise_images=8, noise_weight=0.7)  # fmt: skip
     run, reads = train_in_doubles(method)
-    noise = normal(0, "unsir", 4 * 3 * 64, torch.device("cpu")).view(4, 3, 8, 8)
-    noise, label = noise.requires_grad_(True), torch.tensor([2] * 4)
+    noise = normal(0, "unsir", 8 * 3 * 64, torch.device("cpu")).view(8, 3, 8, 8)
+    noise, label = noise.requires_grad_(True), torch.tensor([2] * 8)  # learned by 6 and 2
     adam, teacher = torch.optim.Adam([noise], 0.1), original()
     for _ in range(3):
         adam.zero_grad()
@@ -172,7 +174,7 @@ def test_unsir() -> None:
     images = noise.detach()
 
     def impair(net: Classifier, batch: Batch) -> Tensor:
-        pick = (uniform(0, "unsir-noise", 0, batch.index, 1)[:, 0] * 4).long()
+        pick = (uniform(0, "unsir-noise", 0, batch.index, 1)[:, 0] * 8).long()
         bad = F.cross_entropy(net(images[pick]).logits, label.new_full((len(pick),), 2))
         return ce(net, batch) + 0.7 * bad
 
@@ -191,6 +193,8 @@ def test_controls(tmp_path: Path) -> None:
     assert_same(run, original())
     assert reads == [] and NoOp.kind == RandomNetwork.kind == OnePoint.kind == "control"
     assert RandomNetwork.from_scratch and not NoOp.from_scratch
+    for method in (RandomNetwork(), SalUn(Retrain())):  # not the original's own start
+        assert method.stream_seed(1) == fresh_seed(1) not in (1, fresh_seed(2))
 
 
 def test_an_untrained_copy_is_the_builders_own() -> None:
