@@ -35,8 +35,18 @@ def open_source(path: str) -> Data | dict[str, ImageSet]:
 def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, ImageSet]:
     """As `open_source`; with `divide`, class folders with lists of splits are train and test.
 
-    With `alone`, training images without others beside them are taken for both.
+    With `alone`, training images without others beside them are taken for both. Notes on the whole
+    become the training images' too, which are those that a run prints.
     """
+    found = _recognize(path, divide, alone)
+    if isinstance(found, Data):
+        notes = tuple(dict.fromkeys((*found.notes, *found.train.notes)))
+        found = replace(found, notes=notes)
+        found.train.notes = notes
+    return found
+
+
+def _recognize(path: str, divide: bool, alone: bool) -> Data | dict[str, ImageSet]:
     if path == "digits":
         train, test = digits.upstream()
         return Data(train, test, tuple((name,) for name in train.classes))
@@ -65,8 +75,7 @@ def _open(path: str, divide: bool, alone: bool = False) -> Data | dict[str, Imag
     found = _read(tree, layout, divide, alone)
     if isinstance(found, Data):
         notes = layouts.note_unread(tree, layout, [found.train, found.test])
-        found = replace(found, notes=(*found.notes, *found.train.notes, *notes))
-        found.train.notes = found.notes
+        found.train.notes = (*found.train.notes, *notes)
     else:
         first = next(iter(found.values()))
         first.notes = (*first.notes, *layouts.note_unread(tree, layout, found.values()))

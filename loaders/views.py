@@ -222,8 +222,9 @@ def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, Image
     """Divide a set into train and test: of each class the `share` whose names come first by hash.
 
     Which images these are follows from `seed` and their names alone: it is the same on every rank
-    and machine, and an image that is added moves no other but at the border. At least one image of
-    a class is on either side.
+    and machine, and an image that is added moves no other but at the border. Folders above the set
+    do not count. Images without files of their own (arrays, `.beton`, tables) go by their numbers.
+    At least one image of a class is on either side.
 
     Raises:
         InputError: A share outside 0..1, or a class of a single image.
@@ -274,19 +275,20 @@ def divide_data(data: Data, share: float, seed: int) -> Data:
 
 
 def _own_name(images: ImageSet, i: int) -> str:
-    """What image i is called in its set, wherever the set lies."""
-    return images.file(i) if isinstance(images, FileImages) else str(i)
+    """What image i is called in its set, wherever the set lies and however it is packed."""
+    return images.file(i).removeprefix(images.root) if isinstance(images, FileImages) else str(i)
 
 
 def drop_unreadable(images: ImageSet) -> ImageSet:
     """`images` without those that cannot be read; itself where all can.
 
-    Takes this process's share of the machine's cores. Arrays in memory are taken as they are.
+    Takes this process's share of the machine's cores. Arrays in memory are taken as they are; those
+    of a prepared set are read, as their bytes may be damaged.
 
     Raises:
         InputError: None can be read.
     """
-    if isinstance(images, ArrayImages):
+    if type(images) is ArrayImages:
         return images
     threads = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     starts = range(0, len(images), CHUNK)
@@ -323,7 +325,7 @@ def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
             if isinstance(one, UnreadableImage):
                 raise one
             one.pixels()
-        except InputError as error:
+        except UnreadableImage as error:
             found[i] = str(error)
     return found
 

@@ -35,6 +35,15 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_FOREIGN = {
+    "UntypedStorage": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+}
+"""Bytes of a number in storages that are passed over; only the old format must know them."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,8 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
     if isinstance(storage, tuple):  # a view of another storage, as torch before 0.4 saved
         storage, start = storage
         offset += start
+    if isinstance(storage, Placeholder):  # of numbers that no network of ours holds
+        return storage
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError("a tensor of no storage")
@@ -221,8 +232,10 @@ def _read_zip(path: Path) -> Any:
             raise ValueError("compressed again after it was saved; extract it and save it anew")
         storages: dict[str, _Storage] = {}
 
-        def open_storage(pid: tuple[Any, ...]) -> _Storage:
+        def open_storage(pid: tuple[Any, ...]) -> _Storage | Placeholder:
             _, dtype, name, _, count = pid
+            if not isinstance(dtype, torch.dtype):
+                return Placeholder()
             if name not in storages:
                 info = records[f"{root}data/{name}"]
                 file.seek(info.header_offset + 26)
@@ -257,9 +270,13 @@ def _storage(dtype: Any, count: Any, name: Any, path: Path) -> _Storage:
 def _read_old(path: Path) -> Any:
     """Read the format of torch before 1.6: five pickles, then the storages one after another."""
     storages: dict[str, _Storage] = {}
+    foreign: dict[str, int] = {}
 
     def open_storage(pid: tuple[Any, ...]) -> Any:
         _, dtype, name, _, count, view = pid
+        if not isinstance(dtype, torch.dtype):
+            foreign[name] = _FOREIGN[dtype.__name__]
+            return Placeholder()
         if name not in storages:
             storages[name] = _storage(dtype, count, name, path)
         return storages[name] if view is None else (storages[name], int(view[1]))
@@ -276,8 +293,11 @@ def _read_old(path: Path) -> Any:
             raise ValueError("of another byte order")
         content = load()
         for name in load():
-            storage = storages[name]
             count = int.from_bytes(file.read(8), sys.byteorder)
+            if name in foreign:
+                file.seek(count * foreign[name], 1)
+                continue
+            storage = storages[name]
             if count != storage.count:
                 raise ValueError(f"storage {name} is cut short")
             storage.where = file.tell()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from letheon.engine.models.classifier import Classifier, build, names
+from letheon.engine.models.timm_model import PREFIX
 from letheon.errors import InputError
 from letheon.kernels.keyed import hash_keys
 
@@ -31,7 +32,7 @@ def initial_copy(model: Classifier, seed: int) -> Classifier:
     Raises:
         InputError: a layer of a network of the user's own has no `reset_parameters`.
     """
-    if model.name in names():
+    if model.name in names() or model.name.startswith(PREFIX):
         fresh = build(model.name, model.classes, seed, model.preset)
         if _shapes(fresh) == _shapes(model):
             return fresh.to(next(model.parameters()))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.errors import InputError
@@ -95,7 +96,7 @@ def check_original(look: Look) -> None:
         InputError: on every rank, with the likely cause.
     """
     rows = _sample(look)
-    answers = _ask(look, look.loader, rows)
+    answers = _ask(look, lambda: look.loader, rows)
     labels = answers.labels
     if len(labels) < LEAST or answers.chance == 1 or answers.above_chance or not answers.overrated:
         return
@@ -116,23 +117,46 @@ def _sample(look: Look) -> list[int]:
     return [int(i) for i in retain[drawn].sort().values]
 
 
-def _ask(look: Look, loader: Loader, rows: list[int]) -> Answers:
-    """What the model says of these samples, those of all ranks together."""
+def _ask(
+    look: Look,
+    open_loader: Callable[[], Loader],
+    rows: list[int],
+    failures: tuple[type[Exception], ...] = (InputError,),
+) -> Answers:
+    """What the model says of these samples, those of all ranks together.
+
+    Raises:
+        InputError: on every rank, where one of them failed in a way of `failures`.
+    """
+    columns: list[Tensor] = []
+    problem: str | None = None
+    option = ""
+    try:
+        columns = _columns(look, open_loader(), rows)
+    except failures as error:
+        problem, option = str(error), getattr(error, "option", "")
+    agree(look.ranks, problem, option)
+    return Answers(*(gather_rows(column, look.ranks).cpu() for column in columns))
+
+
+def _columns(look: Look, loader: Loader, rows: list[int]) -> list[Tensor]:
+    """This rank's labels, classes named and probabilities; the model is left as it was."""
     model, device = look.model, look.ranks.device
     before, training = next(model.parameters()).device, model.training
-    model.to(device).eval()
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.no_grad():
-        for host in loader.sweep(rows):
-            batch = host.to(device)
-            with look.precision.autocast(device):
-                logits = model(batch.images).logits
-            sure, named = logits.double().softmax(dim=1).max(dim=1)
-            parts.append((batch.labels, named, sure))
-    model.to(before).train(training)
     none = torch.zeros(0, dtype=torch.int64, device=device)
-    columns = zip((none, none, none.double()), *parts, strict=True)
-    return Answers(*(gather_rows(torch.cat(column), look.ranks).cpu() for column in columns))
+    parts: list[tuple[Tensor, Tensor, Tensor]] = [(none, none, none.double())]
+    try:
+        model.to(device).eval()
+        with torch.no_grad():
+            for host in loader.sweep(rows):
+                batch = host.to(device)
+                with look.precision.autocast(device):
+                    logits = model(batch.images).logits
+                sure, named = logits.double().softmax(dim=1).max(dim=1)
+                parts.append((batch.labels, named, sure))
+    finally:
+        model.to(before).train(training)
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
 def _cause(look: Look, answers: Answers, rows: list[int]) -> str:
@@ -149,9 +173,9 @@ def _cause(look: Look, answers: Answers, rows: list[int]) -> str:
     best, said = answers, ""
     for change in _presets(look.model.preset):
         preset = replace(look.model.preset, **change)
-        try:
-            other = _ask(look, look.open_as(preset), rows)
-        except (InputError, RuntimeError):  # a size that the network or the loader cannot take
+        try:  # a size may be one that the network or the loader cannot take
+            other = _ask(look, partial(look.open_as, preset), rows, (InputError, RuntimeError))
+        except InputError:  # on every rank, see `agree`
             continue
         if other.accuracy > best.accuracy:
             best, said = other, ", ".join(f"{key} {value}" for key, value in change.items())

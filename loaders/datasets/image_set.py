@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.decode.encoded_image import EncodedImage, from_pixels
 
+MAX_CLASSES = 2**20  # of labels that are numbers alone: each below the largest gets a name
+
 
 class ImageSet(ABC):
     """N images, numbered 0..N-1 in an order that is the same on every file system.
@@ -65,6 +67,20 @@ class ImageSet(ABC):
     def path(self, i: int) -> str:
         """What image i is called in messages."""
         return f"{self.name}[{i}]"
+
+
+def number_classes(largest: int, where: object) -> tuple[str, ...]:
+    """Name classes "0", "1", ... that have no names of their own, for labels up to `largest`.
+
+    Raises:
+        InputError: They are more than `MAX_CLASSES`; `where` says of what set.
+    """
+    if largest >= MAX_CLASSES:
+        raise InputError(
+            f"{where}: got a label of {MAX_CLASSES} or more, expected numbers from 0 up to the "
+            "count of the classes; number them anew"
+        )
+    return tuple(map(str, range(largest + 1)))
 
 
 @dataclass(frozen=True)

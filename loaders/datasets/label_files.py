@@ -101,8 +101,8 @@ def listed_splits(tree: Tree, paths: Sequence[str]) -> dict[str, list[str]] | No
     if {"images.txt", "train_test_split.txt"} <= set(at):
         folder = at["images.txt"].rpartition("/")[0]
         prefix = f"{folder}/images/".lstrip("/")
-        files = dict(_rows(tree.read(at["images.txt"]).decode("utf-8-sig"), 2))
-        marks = dict(_rows(tree.read(at["train_test_split.txt"]).decode("utf-8-sig"), 2))
+        files = _read_pairs(tree, at["images.txt"])
+        marks = _read_pairs(tree, at["train_test_split.txt"])
         missing = [name for name in files.values() if prefix + name not in known]
         if missing or set(marks) != set(files):
             raise InputError(
@@ -199,8 +199,16 @@ def _cells(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()]
 
 
-def _rows(text: str, columns: int) -> list[list[str]]:
-    return [line.split(maxsplit=columns - 1) for line in text.splitlines() if line.strip()]
+def _read_pairs(tree: Tree, path: str) -> dict[str, str]:
+    """The first word of each line and what follows it."""
+    try:
+        lines = tree.read(path).decode("utf-8-sig").splitlines()
+        return {key: rest for key, rest in (s.split(maxsplit=1) for s in lines if s.strip())}
+    except ValueError as error:
+        raise InputError(
+            f"{tree.where(path)}: got lines that are not text in two columns "
+            f"({' '.join(str(error).split())[:200]}), expected CUB's own file; fetch it again"
+        ) from None
 
 
 def _match_names(column: Sequence[str], classes: Collection[str]) -> list[str] | None:

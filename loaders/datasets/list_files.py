@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 from letheon.errors import InputError
 from letheon.loaders.datasets.files import ListedImages
-from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.datasets.image_set import MAX_CLASSES, ImageSet
 from letheon.loaders.datasets.layouts import Layout, canonical, children
 from letheon.loaders.datasets.tree import MAX_FILE, SUFFIXES, Folder, Tree, bytewise
 from letheon.regular import read_regular
 
 NAME = re.compile(r"(.+)_(list|train|test)\.txt")
-MAX_LABEL = 2**16 - 1
 
 
 class Line(NamedTuple):
@@ -130,10 +129,10 @@ def _lines(name: str, data: bytes) -> list[Line]:
         if not line.strip():
             continue
         *before, label = line.strip().rsplit(maxsplit=1)
-        if not before or not re.fullmatch("[0-9]{1,9}", label) or int(label) > MAX_LABEL:
+        if not before or not re.fullmatch("[0-9]{1,9}", label) or int(label) >= MAX_CLASSES:
             raise InputError(
                 f"{name}, line {number}: got {line.strip()[-80:]!r}, expected "
-                f"<domain>/<class>/<image> and a label of 0..{MAX_LABEL}; mend the line"
+                f"<domain>/<class>/<image> and a label of 0..{MAX_CLASSES - 1}; mend the line"
             )
         path = unicodedata.normalize("NFC", before[0])
         parts = [part for part in path.split("/") if part not in ("", ".")]

@@ -73,8 +73,8 @@ class MapStyleImages(ImageSet):
         """Image and label number i as the dataset gives them.
 
         Raises:
-            UnreadableImage: The dataset raised; the message names the image and the reason.
-            InputError: It gave something else than an image and an integer label.
+            UnreadableImage: The dataset raised, or gave something else than an image and an
+                integer label; the message names the image and the reason.
         """
         try:
             item = self.dataset[i]
@@ -87,7 +87,7 @@ class MapStyleImages(ImageSet):
         try:
             image, label = item[0], int(item[1])
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError):
-            raise InputError(
+            raise UnreadableImage(
                 f"{self.path(i)}: got {type(item).__name__}, expected (image, integer label); "
                 "wrap the dataset so that it gives these"
             ) from None
@@ -115,8 +115,7 @@ class MapStyleImages(ImageSet):
         """Image i, (H, W, 3) RGB uint8.
 
         Raises:
-            UnreadableImage: As `item`.
-            InputError: It has another shape or dtype.
+            UnreadableImage: As `item`, or it has another shape or dtype.
         """
         return _to_rgb(self.item(i)[0], self.path(i))
 
@@ -171,7 +170,7 @@ def _to_rgb(image: Any, name: str) -> NDArray[np.uint8]:
         if first and (channels_first or not last):
             pixels = pixels.transpose(1, 2, 0)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise InputError(
+        raise UnreadableImage(
             f"{name}: got a {pixels.dtype} image of shape {pixels.shape}, expected a PIL image or "
             "uint8 (H, W, 3) or (3, H, W); take the dataset without its transform, or one that "
             "gives floating-point tensors for all images"

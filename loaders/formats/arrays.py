@@ -110,7 +110,8 @@ class VerifiedFiles(FileImages):
         """`rows` are those of files.csv."""
         paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
         name, digest = str(part["name"]), str(part["digest"])
-        super().__init__(name, tree, paths, labels, classes, digest=digest)
+        root = str(part.get("root", ""))
+        super().__init__(name, tree, paths, labels, classes, root, digest)
         self._digests = b"".join(bytes.fromhex(row["sha256"])[:BYTES] for row in rows)
         self._verified = bytearray(len(rows))
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from letheon.durable import replacing, write
-from letheon.errors import InputError, RunFailed
+from letheon.errors import InputError, RunFailed, UnreadableImage
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.formats.arrays import FORMAT
@@ -120,6 +120,7 @@ def _write_part(
             for number, *about in page["rows"]
         ]
         _write_csv(folder / "files.csv", [("path", "label", "bytes", "sha256"), *rows])
+        entry["root"] = images.root
         entry["digest"] = hashlib.sha256((folder / "files.csv").read_bytes()).hexdigest()
     parts.remove()
     return entry
@@ -142,7 +143,7 @@ def _check_chunk(images: ImageSet, parts: Parts, size: int | None, chunk: int) -
                     assert isinstance(images, FileImages)
                     data = images.file_bytes(i)
                     rows.append((i, len(data), hashlib.sha256(data).hexdigest()))
-            except InputError as error:
+            except UnreadableImage as error:
                 bad.append((images.path(i), str(error)))
         return {"rows": rows, "bad": bad}
 

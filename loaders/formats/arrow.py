@@ -11,21 +11,25 @@ import hashlib
 import importlib.util
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError
-from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.errors import InputError, UnreadableImage
+from letheon.loaders.datasets.files import sample_numbers
+from letheon.loaders.datasets.image_set import Data, ImageSet, number_classes
 from letheon.loaders.datasets.label_files import sort_classes
 from letheon.loaders.datasets.layouts import SPLIT, canonical
 from letheon.loaders.decode import jpeg
 from letheon.loaders.decode.encoded_image import EncodedImage, from_file
 from letheon.loaders.decode.pillow import unreadable
+from letheon.loaders.formats.arrays import check_name, texts
 from letheon.loaders.formats.shards import NUMBER, pair_splits
+from letheon.sealed import expect_shape, read_sealed
 
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
 DOMAIN = "domain"
@@ -50,15 +54,23 @@ class ArrowImages(ImageSet):
         self.numbers, self.labels, self.classes = numbers, labels, tuple(classes)
         self._open: tuple[list[Any], NDArray[np.int64]] | None = None  # groups, first rows
         self._held: OrderedDict[int, Any] = OrderedDict()
+        self._digest = ""
 
     @property
     def digest(self) -> str:
-        """Over classes, labels and rows, and the sizes of the files, not their contents."""
-        sizes = [f"{file.name} {file.stat().st_size}" for file in self.files]
-        total = hashlib.sha256("\n".join((*self.classes, *sizes)).encode())
-        for numbers in (self.labels, self.numbers):
-            total.update(numbers.astype("<i8").tobytes())
-        return total.hexdigest()
+        """Over classes, labels, rows, sizes of files, and the bytes of a keyed sample of images."""
+        if not self._digest:
+            sizes = [f"{file.name} {file.stat().st_size}" for file in self.files]
+            total = hashlib.sha256("\n".join((*self.classes, *sizes)).encode())
+            for numbers in (self.labels, self.numbers):
+                total.update(numbers.astype("<i8").tobytes())
+            for i in sample_numbers(len(self)):
+                try:
+                    total.update(hashlib.sha256(self._bytes(i)).digest())
+                except UnreadableImage:  # whether that is an error is for its reader to say
+                    total.update(b"unreadable")
+            self._digest = total.hexdigest()
+        return self._digest
 
     def encoded_image(self, i: int) -> EncodedImage:
         """The JPEG of image i, or its pixels; raises `UnreadableImage`."""
@@ -75,15 +87,19 @@ class ArrowImages(ImageSet):
         groups, first = self._open
         row = int(self.numbers[i])
         k = int(np.searchsorted(first, row, side="right")) - 1
-        if k not in self._held:
-            self._held[k] = _read_group(groups[k], [self.image]).column(0)
+        group = self._held.get(k)  # held by this thread while others change the groups
+        if group is None:
+            group = self._held[k] = _read_group(groups[k], self.image)
             if len(self._held) > GROUPS and groups[k][0].suffix == ".parquet":
                 self._held.popitem(last=False)
-        value = self._held[k][row - int(first[k])].as_py() or {}
+        try:
+            value = group[row - int(first[k])].as_py()
+        except (LookupError, ValueError) as error:
+            raise unreadable(self.path(i), " ".join(str(error).split())) from None
         data = value.get("bytes") if isinstance(value, dict) else value
-        if not data:
+        if not data or not isinstance(data, bytes):
             raise unreadable(self.path(i), "its bytes are not in the file")
-        return bytes(data)
+        return data
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": None, "_held": OrderedDict()}
@@ -95,7 +111,8 @@ def open_arrow(path: Path) -> Data | dict[str, ImageSet] | None:
     A column "domain" divides a single split into domains. Splits without labels are passed over.
 
     Raises:
-        InputError: pyarrow is not installed, or there is no one column of images or of labels.
+        InputError: pyarrow is not installed, there is no one column of images or of labels, a file
+            is missing or broken, or as `pair_splits`.
     """
     splits = _find_files(path)
     if not splits:
@@ -110,25 +127,23 @@ def open_arrow(path: Path) -> Data | dict[str, ImageSet] | None:
     for split, files in splits.items():
         table, features = _read_columns(files)
         image, label = _choose_columns(path, features)
-        column = table[label].to_pylist()
-        names = _names(features[label], column)
+        with _expect_whole(files[0]):
+            column = table[label].to_pylist()
+        names = _names(path, features[label], column)
         ranks = {name: rank for rank, name in enumerate(names)}
-        labels = np.array(
-            [-1 if c is None else c if isinstance(c, int) else ranks[str(c)] for c in column],
-            np.int64,
-        )
+        labels = np.array([_rank(cell, ranks) for cell in column], np.int64)
         if len(labels) == 0 or labels.min() < 0:
             unlabeled.append(split)
             continue
         if labels.max() >= len(names):
             raise InputError(
-                f"{path}: got the label {labels.max()} for {len(names)} classes, expected numbers "
-                "below that; mend the set"
+                f"{path}: got the label {column[int(labels.argmax())]!r} for {len(names)} classes, "
+                "expected one of these; mend the set"
             )
         rows = np.arange(len(labels))
         if len(splits) == 1 and DOMAIN in features:
             places = table[DOMAIN].to_pylist()
-            called = dict(enumerate(features[DOMAIN].get("names", ())))
+            called = dict(enumerate(features[DOMAIN].get("names") or ()))
             of_row = np.array([canonical(str(called.get(place, place))) for place in places])
             return {
                 str(name): _part(str(name), files, image, rows[of_row == name], labels, names)
@@ -137,10 +152,8 @@ def open_arrow(path: Path) -> Data | dict[str, ImageSet] | None:
         sets[split] = _part(f"{path.name}/{split}", files, image, rows, labels, names)
     if not sets:
         raise InputError(f"{path}: got {', '.join(unlabeled)} without labels, expected labels")
-    first = next(iter(sets.values()))
-    if any(images.classes != first.classes for images in sets.values()):
-        raise InputError(f"{path}: got splits of other classes, expected the same; mend the set")
     found = pair_splits(sets)
+    first = found.train if isinstance(found, Data) else next(iter(found.values()))
     first.notes = tuple(f"{split} has no labels and is not read" for split in unlabeled)
     return found
 
@@ -158,8 +171,9 @@ def _find_files(path: Path) -> dict[str, list[Path]]:
         return {"train": [path]}
     if not path.is_dir():
         return {}
-    if (path / "dataset_dict.json").is_file():
-        names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    if (page := path / "dataset_dict.json").is_file():
+        with expect_shape(page):
+            names = [check_name(name) for name in texts(read_sealed(page)["splits"])]
         return {name: _arrow_files(path / name) for name in names}
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return {"train": _arrow_files(path)}
@@ -172,37 +186,58 @@ def _find_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _arrow_files(folder: Path) -> list[Path]:
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return [folder / part["filename"] for part in state["_data_files"]]
+    page = folder / "state.json"
+    with expect_shape(page):
+        files = [folder / check_name(part["filename"]) for part in read_sealed(page)["_data_files"]]
+    if not files:
+        raise InputError(f"{page}: got no files, expected some; copy the set again")
+    return files
 
 
 def _row_groups(file: Path) -> list[tuple[Path, int, int]]:
     """Each group of rows of a file: the file, the group's number, its rows."""
     import pyarrow.parquet as parquet
 
-    if file.suffix == ".parquet":
+    if file.suffix != ".parquet":
+        return [(file, 0, _map_stream(file).num_rows)]
+    with _expect_whole(file):
         about = parquet.ParquetFile(file).metadata
         return [(file, k, about.row_group(k).num_rows) for k in range(about.num_row_groups)]
-    return [(file, 0, _map_stream(file).num_rows)]
 
 
-def _read_group(group: tuple[Path, int, int], columns: list[str]) -> Any:
+def _read_group(group: tuple[Path, int, int], column: str) -> Any:
+    """One column of a group of rows."""
     import pyarrow.parquet as parquet
 
     file, k, _ = group
-    if file.suffix == ".parquet":
-        return parquet.ParquetFile(file).read_row_group(k, columns=columns)
-    return _map_stream(file).select(columns)
+    with _expect_whole(file):
+        if file.suffix == ".parquet":
+            return parquet.ParquetFile(file).read_row_group(k, columns=[column]).column(0)
+        return _map_stream(file).column(column)
 
 
 def _map_stream(file: Path) -> Any:
-    """The table of an Arrow stream, mapped and not read."""
+    """The table of an Arrow stream, mapped; of the images only their extents are read."""
+    import pyarrow
+
+    with _expect_whole(file):
+        table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
+        table.validate(full=True)  # else a damaged extent leads outside the file
+        return table
+
+
+@contextmanager
+def _expect_whole(file: Path) -> Iterator[None]:
+    """Read a file by pyarrow: what it raises on a broken one becomes an `InputError`."""
     import pyarrow
 
     try:
-        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
+        yield
+    except (
+        pyarrow.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError,
+        RecursionError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: cannot be read ({reason}); copy the set again") from None
 
 
@@ -211,7 +246,7 @@ def _read_columns(files: Sequence[Path]) -> tuple[Any, Features]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    try:
+    with _expect_whole(files[0]):
         schema = (
             parquet.read_schema(files[0])
             if files[0].suffix == ".parquet"
@@ -220,6 +255,8 @@ def _read_columns(files: Sequence[Path]) -> tuple[Any, Features]:
         written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         kinds = written.get("info", {}).get("features", {})
         features: Features = {name: dict(kinds.get(name, {})) for name in schema.names}
+        for kind in features.values():
+            texts(kind.get("names") or [])
         plain = [f.name for f in schema if not pyarrow.types.is_nested(f.type)]
         plain = [n for n in plain if not pyarrow.types.is_binary(schema.field(n).type)]
         for name in set(schema.names) - set(plain):
@@ -235,9 +272,6 @@ def _read_columns(files: Sequence[Path]) -> tuple[Any, Features]:
             for file in files
         ]
         return pyarrow.concat_tables(parts), features
-    except (pyarrow.ArrowInvalid, OSError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{files[0]}: cannot be read ({reason}); copy the set again") from None
 
 
 def _choose_columns(path: Path, features: Features) -> tuple[str, str]:
@@ -254,10 +288,17 @@ def _choose_columns(path: Path, features: Features) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _names(feature: Any, column: Sequence[Any]) -> list[str]:
+def _rank(cell: Any, ranks: Mapping[str, int]) -> int:
+    """The number of a label; -1 where there is none, and the count of the classes if not one."""
+    if isinstance(cell, int):
+        return max(-1, min(cell, len(ranks)))
+    return -1 if cell is None else ranks.get(str(cell), len(ranks))
+
+
+def _names(path: Path, feature: Any, column: Sequence[Any]) -> list[str]:
     """The classes in label order: the feature's names, numbers, or the texts sorted."""
     if feature.get("names"):
         return list(feature["names"])
     if all(isinstance(cell, int) for cell in column):
-        return [str(number) for number in range(max(column, default=-1) + 1)]
+        return list(number_classes(max(column, default=-1), path))
     return sort_classes({str(cell) for cell in column if cell is not None})

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letheon.errors import InputError, UnreadableImage
-from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.datasets.image_set import ImageSet, number_classes
 from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.decode.pillow import unreadable
 from letheon.loaders.formats.arrays import DAMAGE, UNVERIFIED, check_format, texts
@@ -55,7 +55,6 @@ _ROW_TYPES = {
 }  # fmt: skip
 LABELS = ("label", "labels", "target", "targets", "class", "y")  # of several integers, the label
 INT_FIELD, IMAGE_FIELD = 1, 2
-MAX_CLASSES = 2**20  # of a file that has no manifest to name them
 
 
 def manifest_path(path: Path) -> Path:
@@ -111,10 +110,7 @@ class BetonImages(ImageSet):
             self.name, self.classes = self.manifest["name"], tuple(self.manifest["classes"])
             self._open_digests(start + n * row.itemsize, end)
         else:
-            count = int(self.labels.max(initial=-1)) + 1
-            if count > MAX_CLASSES:
-                raise _broken(self.file, f"a label is {count - 1}")
-            self.classes = tuple(map(str, range(count)))
+            self.classes = number_classes(int(self.labels.max(initial=-1)), self.file)
         if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise _broken(self.file, f"a label is outside the {len(self.classes)} classes")
 

@@ -90,7 +90,8 @@ def open_ffcv(path: Path) -> Data | dict[str, ImageSet] | None:
     """Read a file that ffcv wrote, or a folder of them, by the splits in their names; else None.
 
     Raises:
-        InputError: a broken file, or fields that do not say which is the image or the label.
+        InputError: a broken file, fields that do not say which is the image or the label, two files
+            of one split, or as `pair_splits`.
     """
     if path.is_file():
         files = [path]
@@ -101,11 +102,17 @@ def open_ffcv(path: Path) -> Data | dict[str, ImageSet] | None:
     files = [file for file in files if file.is_file() and is_beton(file)]
     if not files:
         return None
-    sets = {_split_of(file) if len(files) > 1 else file.stem: BetonImages(file) for file in files}
-    classes = max((images.classes for images in sets.values()), key=len)
-    for images in sets.values():
-        if not images.manifest:  # numbers alone: a split may lack the last class
-            images.classes = classes
+    sets: dict[str, ImageSet] = {}
+    place: dict[str, Path] = {}
+    for file in files:
+        split = _split_of(file) if len(files) > 1 else file.stem
+        first = place.setdefault(split, file)
+        if first is not file:
+            raise InputError(
+                f"{path}: got {first.name} and {file.name}, both of the split {split!r}, expected "
+                "one file for each; write the split as one file, or move the other away"
+            )
+        sets[split] = BetonImages(file)
     return pair_splits(sets)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from letheon.durable import replacing, write
-from letheon.errors import InputError, RunFailed
+from letheon.errors import InputError, RunFailed, UnreadableImage
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.formats import beton
@@ -99,7 +99,7 @@ def _encode_chunk(images: ImageSet, parts: Parts, encoding: Encoding, chunk: int
         for i in parts.members(chunk):
             try:
                 data, height, width, raw, remarks = admit(images, i, encoding)
-            except InputError as error:
+            except UnreadableImage as error:
                 bad.append((images.path(i), str(error).removeprefix(f"{images.path(i)}: ")))
                 continue
             file.write(data)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 from letheon.kernels import keyed
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ImageSet
@@ -71,7 +71,7 @@ def admit(images: ImageSet, i: int, encoding: Encoding) -> Admitted:
     """Decode image i once, to be sure of it, and encode it where it cannot stay as it is.
 
     Raises:
-        InputError: It is unreadable, over the cap, or over a page in any form; its name is in it.
+        UnreadableImage: It is unreadable, over the cap, or over a page in any form; it is named.
     """
     remarks: list[str] = []
     original: bytes | None = None
@@ -146,7 +146,7 @@ def _wants_raw(i: int, encoding: Encoding) -> bool:
     return bool(draw.item() < encoding.raw)
 
 
-def _refuse(images: ImageSet, i: int, reason: str) -> InputError:
-    return InputError(
+def _refuse(images: ImageSet, i: int, reason: str) -> UnreadableImage:
+    return UnreadableImage(
         f"{images.path(i)}: got {reason}, expected a smaller image; give a max side or larger pages"
     )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.datasets.archives import Tar
 from letheon.loaders.datasets.files import ListedImages
-from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.datasets.image_set import MAX_CLASSES, Data, ImageSet, number_classes
 from letheon.loaders.datasets.label_files import sort_classes
 from letheon.loaders.datasets.layouts import SPLIT, find_splits
 from letheon.loaders.datasets.tree import SUFFIXES, Bundle, Tree
@@ -77,14 +77,31 @@ def read_shards(tree: Tree) -> Data | dict[str, ImageSet] | None:
 
 
 def pair_splits(sets: Mapping[str, ImageSet]) -> Data | dict[str, ImageSet]:
-    """Train with the held-out split that is preferred; all as domains where none is to be had."""
+    """Train with the held-out split that is preferred; all as domains where none is to be had.
+
+    Classes that are numbers alone are those of the set that has most: a split may lack the last.
+
+    Raises:
+        InputError: The two splits have other classes.
+    """
+    classes = max((images.classes for images in sets.values()), key=len)
+    for images in sets.values():
+        if images.classes == tuple(map(str, range(len(images.classes)))):  # numbers
+            images.classes = classes
     train, held_out = find_splits(list(sets))
     if train is None or not held_out:
         return {images.name: images for images in sets.values()}
+    first, second = sets[train], sets[held_out[0]]
+    if first.classes != second.classes:
+        odd = sorted(set(first.classes) ^ set(second.classes))
+        raise InputError(
+            f"got {first.name} of {len(first.classes)} classes and {second.name} of "
+            f"{len(second.classes)}, {f'{odd[0]!r} in one alone' if odd else 'in another order'}; "
+            "expected the same in both; mend the set"
+        )
     others = [split for split in sets if split not in (train, held_out[0])]
     notes = tuple(f"{split} is there too and is not read" for split in others)
-    names = tuple((name,) for name in sets[train].classes)
-    return Data(sets[train], sets[held_out[0]], names, notes)
+    return Data(first, second, tuple((name,) for name in first.classes), notes)
 
 
 def _split_of(key: str) -> str:
@@ -117,13 +134,13 @@ def _class_names(tree: Tree, labels: Sequence[str]) -> tuple[list[str], dict[str
     if not all(label.isdecimal() for label in labels):
         classes = sort_classes(labels)
         return classes, {name: rank for rank, name in enumerate(classes)}
-    count = max(map(int, labels)) + 1
-    classes = [str(number) for number in range(count)]
+    largest = max(int(label) if len(label) < 19 else MAX_CLASSES for label in labels)
+    classes = list(number_classes(largest, tree.root))
     for path in tree.files:
         if path.rpartition("/")[2] in NAMES:
-            lines = [line.strip() for line in tree.read(path).decode("utf-8-sig").splitlines()]
-            lines = [line for line in lines if line]
-            if count <= len(lines) == len(set(lines)):
+            text = tree.read(path).decode("utf-8-sig", "replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            if largest < len(lines) == len(set(lines)):
                 classes = lines
                 break
     return classes, {label: int(label) for label in labels}

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from letheon.engine.checkpoints.model_file import load_model, save_model
-from letheon.engine.models import timm_model
+from letheon.engine.models import classifier, timm_model
 from letheon.engine.models.classifier import build, preset_of
+from letheon.engine.models.initial import initial_copy
 from letheon.errors import InputError
+from letheon.loaders.preset import Preset
 from tests.engine.files import saved
 
 needs_timm = pytest.mark.skipif(not timm_model.is_installed(), reason="timm is not installed")
@@ -26,6 +28,31 @@ OURS = {
     "swin_tiny_patch4_window7_224": "swin_t",
     "convnext_tiny": "convnext_tiny",
 }
+
+
+def test_a_network_of_timm_is_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not reset layer by layer: timm's own start is another, and not every layer can be reset."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.full((3,), 0.1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3)) * self.gain
+
+    def network(name: str, classes: int, size: int) -> nn.Module:
+        return nn.Sequential(Scale(), nn.Linear(3, classes))
+
+    monkeypatch.setattr(classifier, "timm_network", network)
+    monkeypatch.setattr(classifier, "preset_of_timm", lambda name: Preset(size=8, resize_to=8))
+    model = build("timm:x", 4, 0)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(1)
+    fresh, expected = initial_copy(model, 3), build("timm:x", 4, 3)
+    for key, value in expected.state_dict().items():
+        assert torch.equal(fresh.state_dict()[key], value)
 
 
 def shake(net: nn.Module) -> nn.Module:

@@ -74,6 +74,18 @@ def test_tensors_are_those_of_torch(tmp_path: Path, zipped: bool, dtype: str) ->
     assert read["named"] == {"x": 1} or isinstance(read["named"], Placeholder)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("dtype", ["complex64", "uint16", "float8_e5m2"])
+def test_numbers_of_other_kinds_are_passed_over(tmp_path: Path, zipped: bool, dtype: str) -> None:
+    content = {
+        "other": torch.ones(5).to(getattr(torch, dtype)), "bytes": torch.ones(3).untyped_storage(),
+        "a": torch.arange(7.0),
+    }  # fmt: skip
+    read = read_torch_file(saved(tmp_path, content, _use_new_zipfile_serialization=zipped))
+    assert isinstance(read["other"], Placeholder) and isinstance(read["bytes"], Placeholder)
+    assert torch.equal(read["a"].load(), content["a"])
+
+
 def test_the_numbers_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     read = read_torch_file(archive(tmp_path / "x.pt", tensor(0, b"K\x04", b"K\x01")))
     assert isinstance(read, StoredTensor)

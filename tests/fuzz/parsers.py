@@ -7,7 +7,7 @@ what did not end in a result or in an error of `letheon.errors`.
 from __future__ import annotations
 
 import faulthandler
-import io
+import importlib.util
 import json
 import os
 import random
@@ -15,16 +15,13 @@ import resource
 import shutil
 import signal
 import sys
-import tarfile
 import traceback
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.distributed import Ranks
@@ -45,11 +42,25 @@ from letheon.loaders.formats.beton import BetonImages, manifest_path
 from letheon.loaders.formats.beton_set import write_betons
 from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
-from letheon.loaders.open import open_source
+from letheon.loaders.open import open_data, open_source
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import order_classes
 from letheon.methods.saliency import load_masks, save_masks
 from letheon.sealed import seal
+from tests.fuzz.image_sets import (
+    encoded,
+    make_arrow,
+    make_cifar,
+    make_cub,
+    make_labels,
+    make_lists,
+    make_parquet,
+    make_pickles,
+    make_shards,
+    make_tar,
+    make_zip,
+    noise,
+)
 from tests.fuzz.mutate import mutate, mutate_json
 
 MEMORY = 2**31
@@ -82,82 +93,9 @@ def open_all(path: Path) -> None:
     read_all(open_source(str(path)))
 
 
-def noise(seed: int, size: int = 8) -> np.ndarray[Any, Any]:
-    """An image."""
-    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def encoded(form: str, seed: int = 0) -> bytes:
-    """An image file."""
-    file = io.BytesIO()
-    Image.fromarray(noise(seed, 16)).save(file, form)
-    return file.getvalue()
-
-
-def tree(folder: Path, names: list[str]) -> Path:
-    """PNG files."""
-    for number, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(encoded("PNG", number))
-    return folder
-
-
-NAMES = [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(2)]
-
-
-def make_zip(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in NAMES:
-            archive.writestr(name, encoded("PNG"))
-
-
-def make_tar(form: str) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        with tarfile.open(folder / "set.tar", form) as archive:  # type: ignore[call-overload]
-            for name in NAMES:
-                member = tarfile.TarInfo(name)
-                member.size = len(encoded("PNG"))
-                archive.addfile(member, io.BytesIO(encoded("PNG")))
-
-    return make
-
-
-def make_lists(folder: Path) -> None:
-    tree(folder, [f"real/{c}/{i}.png" for c in "ab" for i in range(2)])
-    lines = [f"real/{c}/{i}.png {k}" for k, c in enumerate("ab") for i in range(2)]
-    (folder / "real_list.txt").write_text("\n".join(lines) + "\n")
-
-
-def make_labels(text: str, name: str) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        tree(folder, [f"train/{c}/{i}.png" for c in "ab" for i in range(2)])
-        tree(folder, [f"val/images/v{i}.png" for i in range(2)])
-        (folder / "val" / name).write_text(text)
-
-    return make
-
-
-def make_cub(folder: Path) -> None:
-    names = [f"images/{c}/{i}.png" for c in ("001.a", "002.b") for i in range(2)]
-    tree(folder, names)
-    lines = [f"{k} {name.removeprefix('images/')}" for k, name in enumerate(names, 1)]
-    (folder / "images.txt").write_text("\n".join(lines) + "\n")
-    (folder / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n4 0\n")
-
-
-def make_cifar(folder: Path) -> None:
-    for name in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
-        (folder / name).write_bytes((b"\1" + bytes(3072)) * 2)
-    (folder / "batches.meta.txt").write_text("a\nb\n")
-
-
-def make_pickles(folder: Path) -> None:
-    import pickle
-
-    for name in [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]:
-        batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
-        (folder / name).write_bytes(pickle.dumps(batch, 2))
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"a", b"b"]}, 2))
+def open_pair(path: Path) -> None:
+    """Open a set as train and test, which lists may divide, and read all of it."""
+    read_all(open_data(str(path)))
 
 
 def data() -> Data:
@@ -193,6 +131,17 @@ def read_beton(folder: Path) -> None:
     assert isinstance(images.digest, str) and isinstance(images.source(0), str)
     images.will_need(np.arange(len(images)))
     read_all({"set": images})
+
+
+def make_ffcv(folder: Path) -> None:
+    images = photographs(folder)
+    for split in ("train_a", "val_a"):
+        place = folder / "set" / f"{split}.ffcv"
+        place.parent.mkdir(exist_ok=True)
+        write_beton(images, place, Encoding(page=2**21))
+        for beside in set(place.parent.glob(f"{place.name}.*")):
+            beside.unlink()
+    shutil.rmtree(folder / "photos")
 
 
 def make_betons(folder: Path) -> None:
@@ -346,13 +295,16 @@ PARSERS: dict[str, Parser] = {
     "list files": Parser(make_lists, open_all),
     "Tiny-ImageNet labels": Parser(make_labels(TINY_LABELS, "val_annotations.txt"), open_all),
     "CSV labels": Parser(make_labels(CSV_LABELS, "solution.csv"), open_all),
-    "CUB lists": Parser(make_cub, open_all),
+    "CUB lists": Parser(make_cub, open_pair),
     "CIFAR binaries": Parser(make_cifar, open_all),
     "CIFAR pickles": Parser(make_pickles, open_all),
     "forget requests and jobs": Parser(write_file("list.txt", REQUEST), read_request),
     "class order": Parser(write_file("classes.txt", b"a\nb\nc\nd it\n"), read_order),
     ".beton": Parser(make_beton, read_beton),
     ".beton of others": Parser(make_plain_beton, read_beton),
+    "ffcv folder": Parser(make_ffcv, open_within("set")),
+    "shards": Parser(make_shards("cls", ["0", "1"], "cat\ndog\n"), open_all),
+    "shards of JSON": Parser(make_shards("json", ['{"label": 0}', '{"label": 1}']), open_all),
     "betons": Parser(make_betons, open_within("set")),
     "arrays": Parser(make_arrays, open_within("set")),
     "prepared list": Parser(make_list_form, open_within("set")),
@@ -366,6 +318,10 @@ PARSERS: dict[str, Parser] = {
     "stored outputs": Parser(make_outputs, read_outputs),
     **{f"{form} image": Parser(write_file("x", encoded(form)), read_image) for form in FORMATS},
 }
+
+if importlib.util.find_spec("pyarrow") is not None:
+    PARSERS["Arrow"] = Parser(make_arrow, open_within("set"))
+    PARSERS["parquet"] = Parser(make_parquet, open_all)
 
 
 def files_of(folder: Path) -> list[Path]:

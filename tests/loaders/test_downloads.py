@@ -336,6 +336,12 @@ def test_cub_is_a_training_set_by_its_lists_and_a_domain_as_before(draw: Drawn) 
     assert data.classes == data.test.classes and data.classes[2] == "003.Sooty_Albatross"
     (domain,) = open_domains(str(root)).values()
     assert len(domain) == 12
+    good = (root / "images.txt").read_bytes()
+    for broken in (b"1\n", "1 \u00e4\n".encode("latin-1")):
+        (root / "images.txt").write_bytes(good + broken)
+        with pytest.raises(InputError, match=r"images\.txt: got lines that are not text in two"):
+            open_data(str(root))
+    (root / "images.txt").write_bytes(good)
     (root / "images/001.Black_footed_Albatross/Black_footed_Albatross_0.jpg").unlink()
     with pytest.raises(InputError, match=r"images\.txt: got 001"):
         open_data(str(root))

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from letheon.errors import InputError
+from letheon.loaders.datasets.image_set import ArrayImages
 from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.open import open_data, open_domains
 
 TYPES = {"float": 0, "int": 1, "image": 2, "bytes": 3, "array": 4, "json": 5}
@@ -100,6 +102,22 @@ def test_a_folder_of_splits_under_their_usual_names(tmp_path: Path) -> None:
     (alone,) = open_domains(str(tmp_path / "train_500_0.50_90.ffcv")).values()
     assert len(alone) == 9
     assert len(open_data(str(tmp_path / "train_500_0.50_90.ffcv"), holdout=0.3).test) == 3
+
+
+def test_two_files_of_a_split_and_splits_of_other_classes_are_refused(tmp_path: Path) -> None:
+    fields = [("image", "image"), ("label", "int")]
+    for name in ("train_0.beton", "train_1.beton"):
+        write(tmp_path / name, fields, 3, "raw")
+    with pytest.raises(InputError, match=r"train_0\.beton and train_1\.beton, both of .* 'train'"):
+        open_data(str(tmp_path))
+    for name in ("train_0.beton", "train_1.beton"):
+        (tmp_path / name).unlink()
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    for split, classes in (("train", ["cat", "dog"]), ("val", ["cat", "owl"])):
+        images = ArrayImages(split, pixels, np.arange(4) % 2, classes)
+        write_beton(images, tmp_path / f"{split}_x.beton")
+    with pytest.raises(InputError, match="train of 2 classes and val of 2, 'dog' in one alone"):
+        open_data(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch.utils.data import TensorDataset
 import letheon
 from letheon.errors import InputError
 from letheon.loaders.datasets.files import FileImages
-from letheon.loaders.open import open_data
+from letheon.loaders.formats.arrays_writer import prepare
+from letheon.loaders.open import open_data, open_source
 from letheon.loaders.options import DataOptions
 from letheon.loaders.views import SubsetImages
 from letheon.methods.train import Train
@@ -57,6 +59,18 @@ def test_the_split_follows_from_seed_and_names_alone(draw: Drawn, tmp_path: Path
     assert moved <= {"ant/20.png", *held} and len(moved) <= 2
     options = DataOptions(data=str(root), holdout=0.3, seed=7)  # another run, the same images
     assert options.open_data().test.digest == open_data(str(root), 0.3).test.digest
+
+
+def test_an_archive_is_divided_as_its_folder(draw: Drawn, tmp_path: Path) -> None:
+    root = draw(PATHS)
+    held = set(files(open_data(str(root), 0.3).test))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in PATHS:
+            archive.write(root / path, f"any-name-1.0/{path}")
+    packed = files(open_data(str(tmp_path / "set.zip"), 0.3).test)
+    assert {path.removeprefix("any-name-1.0/") for path in packed} == held
+    prepare(open_source(str(tmp_path / "set.zip")), tmp_path / "list")
+    assert files(open_data(str(tmp_path / "list"), 0.3).test) == packed
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ import torch
 
 from letheon.errors import InputError
 from letheon.loaders.batch import Reader
-from letheon.loaders.datasets.image_set import Data, ImageSet
+from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.forget_request import resolve
+from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_set import write_betons
 from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
-from letheon.loaders.open import open_source
+from letheon.loaders.open import open_data, open_domains, open_source
 from letheon.loaders.options import DataOptions
 from letheon.loaders.views import RelabeledImages, drop_unreadable, list_notes
 from tests.launch_tools import Scripts, torchrun
@@ -138,6 +140,35 @@ def split(photographs: Path, root: Path) -> Path:
         victim = root / side / "a" / "02.jpg"
         victim.write_bytes(victim.read_bytes()[:900])
     return root
+
+
+def test_a_replaced_file_of_a_list_is_not_left_out(photographs: Path, tmp_path: Path) -> None:
+    source = split(photographs, tmp_path / "data")
+    prepare(open_source(str(source)), tmp_path / "list")
+    good = sorted((source / "train/a").iterdir())
+    good[1].write_bytes(good[2].read_bytes())
+    opened = open_data(str(tmp_path / "list"))
+    refusal = "another content than was prepared"
+    with pytest.raises(InputError, match=refusal):
+        drop_unreadable(opened.train)
+    with pytest.raises(InputError, match=refusal):
+        prepare(opened, tmp_path / "arrays", 8)
+    with pytest.raises(InputError, match=refusal):
+        write_betons(opened, tmp_path / "betons")
+
+
+def test_damaged_arrays_of_a_prepared_set_are_left_out(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    prepare({"set": ArrayImages("set", pixels, np.arange(40) % 2, ["a", "b"])}, tmp_path / "x", 64)
+    place = tmp_path / "x/set/images.npy"
+    content = bytearray(place.read_bytes())
+    content[-1] ^= 1
+    place.write_bytes(content)
+    (opened,) = open_domains(str(tmp_path / "x")).values()
+    readable = drop_unreadable(opened)
+    assert 0 < len(readable) < 40 and "its bytes are not those" in readable.left_out[0]
+    whole = ArrayImages("set", pixels, np.arange(40) % 2, ["a", "b"])
+    assert drop_unreadable(whole) is whole
 
 
 def options(data: Path, out: Path) -> list[object]:

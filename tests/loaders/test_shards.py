@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from letheon.errors import InputError
+from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.open import open_data, open_domains
+from letheon.loaders.views import list_notes
 from tests.loaders.test_downloads import tar
 
 Label = Callable[[int], tuple[str, str]]  # a sample's number to its extension and text
@@ -63,6 +65,15 @@ def test_webdataset_shards(tmp_path: Path, form: str, place: str) -> None:
     assert data.classes == (("a", "b", "c") if form == "names" else ("0", "1", "2"))
 
 
+def test_a_split_that_is_not_read_is_noted(tmp_path: Path) -> None:
+    names = {"train": range(9), "val": range(9, 12), "test": range(12, 15)}
+    data = open_data(str(write_shards(tmp_path / "set", names, FORMS["cls"])))
+    (note,) = list_notes({"train": data.train})
+    assert "is there too and is not read" in note
+    prepare(data, tmp_path / "out", 8)
+    assert note in list_notes({"train": open_data(str(tmp_path / "out")).train})
+
+
 def test_a_single_shard_is_divided_and_named_by_its_list(tmp_path: Path) -> None:
     root = write_shards(tmp_path / "set", {"x": range(30)}, FORMS["cls"])
     (root / "classnames.txt").write_text("cat\ndog\nowl\n")
@@ -81,6 +92,20 @@ def test_broken_samples_are_named(tmp_path: Path) -> None:
     path.write_bytes(tar([("a.png", png(1)), ("a.cls", b"0"), ("b.png", png(2)), ("b.cls", b"")]))
     with pytest.raises(InputError, match=r"b\.cls: got no label"):
         open_domains(str(path))
+
+
+@pytest.mark.parametrize("label", ["999999999", "9" * 5000])
+def test_a_label_beyond_all_classes_is_refused(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar([("a.png", png(1)), ("a.cls", label.encode())]))
+    with pytest.raises(InputError, match=r"x\.tar: got a label of 1048576 or more"):
+        open_domains(str(path))
+
+
+def test_names_of_classes_in_another_encoding(tmp_path: Path) -> None:
+    root = write_shards(tmp_path / "set", {"x": range(6)}, FORMS["cls"])
+    (root / "classes.txt").write_bytes("ant\nbär\ncat\n".encode("latin-1"))
+    assert open_domains(str(root))["set"].classes[::2] == ("ant", "cat")
 
 
 # ------------------------------------------------------------------- Hugging Face datasets
@@ -171,6 +196,33 @@ def test_domains_a_holdout_and_splits_without_labels(tmp_path: Path) -> None:
         pq.write_table(part, tmp_path / f"set/{name}-00000-of-00001.parquet")
     data = open_data(str(tmp_path / "set"))
     assert data.test.name == "set/validation" and "test has no labels" in data.train.notes[0]
+
+
+def test_splits_whose_labels_are_numbers_may_lack_the_last_class(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    features = info({"dtype": "int64", "_type": "Value"})
+    for split, numbers in (("train", range(6)), ("test", range(2))):
+        pq.write_table(table(numbers, features), tmp_path / f"{split}-00000-of-00001.parquet")
+    data = open_data(str(tmp_path))
+    assert data.test.classes == data.classes == ("0", "1", "2")
+    before = data.train.digest
+    new = table(range(10, 16), features)
+    pq.write_table(new.set_column(1, "label", table(range(6), features)["label"]),
+                   tmp_path / "train-00000-of-00001.parquet")  # fmt: skip
+    changed = open_data(str(tmp_path))
+    assert changed.train.labels.tolist() == data.train.labels.tolist()
+    assert changed.train.digest != before
+
+
+def test_a_broken_folder_of_splits_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    features = info(CLASS_LABEL)
+    save_to_disk(tmp_path / "train", table(range(6), features), features)
+    page = tmp_path / "dataset_dict.json"
+    for text in ('{"splits": ["train", "gone"]}', '{"splits": ["../x"]}', "{", "[]", "{}"):
+        page.write_text(text)
+        with pytest.raises(InputError, match="got a broken file"):
+            open_data(str(tmp_path))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="no datasets library")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from letheon.errors import InputError
+from letheon.errors import InputError, UnreadableImage
 from letheon.folders import new_folder
 from letheon.launch import prepare
 from letheon.loaders.datasets.image_set import ArrayImages
@@ -149,7 +149,7 @@ def test_a_damaged_part_is_made_again(damage: str, tmp_path: Path) -> None:
 def test_a_class_without_images_leaves_nothing(tmp_path: Path) -> None:
     class Unreadable(HangingImages):
         def read(self, i: int) -> np.ndarray:
-            raise InputError("broken")
+            raise UnreadableImage("broken")
 
     with pytest.raises(InputError, match="no readable image"):
         write_betons({"set": Unreadable(tmp_path)}, tmp_path / "out")
