@@ -265,7 +265,7 @@ def copy_from_first(tensor: Tensor, ranks: Ranks) -> Tensor:
     return tensor
 
 
-def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tensor:
+def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None, group: int = 0) -> Tensor:
     """Gather the rows of all ranks, in rank order, on every rank; row counts may differ.
 
     Args:
@@ -273,6 +273,7 @@ def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tenso
         ranks: the job.
         total: rows over all ranks where they are shared out as a training batch's; without it the
             ranks exchange their counts first, which waits for the device.
+        group: that of `order.share`, by which such a batch was shared out.
 
     Returns:
         (sum of n_rank, ...), bitwise equal on every rank.
@@ -285,7 +286,7 @@ def gather_rows(tensor: Tensor, ranks: Ranks, total: int | None = None) -> Tenso
         dist.all_gather(all_counts, counts)
         sizes = [int(count) for count in all_counts]
     else:
-        parts_of = (share(total, rank, ranks.world) for rank in range(ranks.world))
+        parts_of = (share(total, rank, ranks.world, group) for rank in range(ranks.world))
         sizes = [part.stop - part.start for part in parts_of]
     plain = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
     padded = plain.new_zeros((max(sizes), *tensor.shape[1:]))

@@ -262,7 +262,8 @@ class Pass:
         self.epoch = epoch
         self.later = later  # passes that follow in the same epoch
         self.loader = sources.get(phase.source, run.loader)
-        self.steps = self.loader.steps(phase.stream)
+        self.stream = run.stream(phase)
+        self.steps = self.loader.steps(self.stream)
         self.together = 1  # runs that are fed in this pass
         self.losses: dict[str, float] = {}  # mean loss by phase, once it is closed
         self._tallies = [Tally(phase, self.steps)]
@@ -280,13 +281,13 @@ class Pass:
 
     def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
         """This rank's batches of the phase, each with that of the phase beside it."""
-        main = self.loader.train(self.phase.stream, self.epoch, self.skip)
+        main = self.loader.train(self.stream, self.epoch, self.skip)
         beside = self.phase.beside
         if beside is None:
             yield from zip(main, repeat(None), strict=False)
             return
         loader = self._sources.get(beside.source, self.run.loader)
-        stream = beside.stream._replace(share=1.0, steps=self._tallies[1].steps)
+        stream = self.run.stream(beside)._replace(share=1.0, steps=self._tallies[1].steps)
         others = loader.train(stream, self.epoch, -(-self.skip // self.phase.every))
         for position, batch in enumerate(main, self.skip):
             yield batch, next(others) if position % self.phase.every == 0 else None
@@ -363,7 +364,7 @@ class Pass:
         They follow from seed, epoch and position. Every rank must call.
         """
         phase = self._tallies[number].phase
-        stream, loader = phase.stream, self._sources.get(phase.source, self.run.loader)
+        stream, loader = self.run.stream(phase), self._sources.get(phase.source, self.run.loader)
         if number:
             stream = stream._replace(share=1.0, steps=self._tallies[1].steps)
         batch = next(iter(loader.train(stream, self.epoch, position)))

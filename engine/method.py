@@ -184,13 +184,19 @@ class Run:
         """The trainable parameters, in the order of `named_parameters`."""
         return list(self.named_parameters.values())
 
-    def smallest_batch(self, stream: Stream, samples: int | None = None) -> int:
-        """Samples of the smallest global batch of a stream of the training set.
+    def stream(self, phase: Phase) -> Stream:
+        """What the loader is asked for in a phase: ranks get whole batch-norm groups."""
+        return phase.stream._replace(group=self.recipe.batch_norm_group)
 
-        `samples` is the size of another set, which is read as a whole.
-        """
+    def fewest_parts(self, stream: Stream, samples: int | None = None) -> int:
+        """Parts in which ranks can share the smallest global batch of a stream: its samples, or
+        its batch-norm groups.
+
+        `samples` is the size of another set than the training set, which is read as a whole.
+        """  # noqa: D205
         forget = self.forget.cpu().numpy() if samples is None else np.zeros(samples, np.bool_)
-        return min(stream_sizes(stream, forget, self.recipe.batch_size))
+        count = min(stream_sizes(stream, forget, self.recipe.batch_size))
+        return -(-count // max(1, self.recipe.batch_norm_group))
 
     def add_module(self, name: str, module: nn.Module) -> nn.Module:
         """Train further parameters beside the network's, such as an adapter or a noise image.

@@ -52,6 +52,10 @@ class Recipe:
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """local: each rank's own batch statistics, running ones averaged over ranks each epoch;
     sync: statistics of the global batch (CUDA); frozen: running statistics, unchanged."""
+    batch_norm_group: int = 0
+    """Local batch-norm over fixed groups of so many images of the global batch, so that results do
+    not depend on the number of ranks (ghost batches, Hoffer et al. 2017); it divides the batch. 0:
+    each rank's share is one group."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -61,6 +65,7 @@ class Recipe:
             ("grad_accum_steps", 1),
             ("rank_batch", 0),
             ("log_every", 0),
+            ("batch_norm_group", 0),
         ):
             if getattr(self, name) < lowest:
                 raise InputError(f"got {name} {getattr(self, name)}; expected {lowest} or more")
@@ -77,12 +82,49 @@ class Recipe:
                 f"got warmup {self.warmup} for {self.epochs} epochs; expected at most the epochs"
             )
 
+        self._check_group()
+
+    def _check_group(self) -> None:
+        group = self.batch_norm_group
+        if not group:
+            return
+        if self.batch_norm != "local":
+            raise InputError(
+                f"got batch-norm groups of {group} with batch-norm {self.batch_norm}; expected "
+                "batch-norm local, whose batches they divide; leave one of them out",
+                option="batch_norm_group",
+            )
+        if self.batch_size % group:
+            raise InputError(
+                f"got batch-norm groups of {group} in batches of {self.batch_size}; expected a "
+                f"batch size that they divide; take {group * max(1, self.batch_size // group)}",
+                option="batch_norm_group",
+            )
+        if 0 < self.rank_batch < group:
+            raise InputError(
+                f"got batch-norm groups of {group} and at most {self.rank_batch} images at once; "
+                "expected room for a group, which is computed at once; take smaller groups",
+                option="batch_norm_group",
+            )
+
     def divide_batch(self, world: int) -> Recipe:
-        """Return the recipe with the micro-batches that `world` ranks need to keep `rank_batch`."""
+        """Return the recipe with the micro-batches that `world` ranks need to keep `rank_batch`.
+
+        Raises:
+            InputError: fewer batch-norm groups in a batch than ranks.
+        """
+        unit = max(1, self.batch_norm_group)
+        if self.batch_norm_group and self.batch_size < world * unit:
+            raise InputError(
+                f"got {self.batch_size // unit} batch-norm groups of {unit} in a batch of "
+                f"{self.batch_size} on {world} ranks; expected at least one a rank; start fewer "
+                "ranks, or take smaller groups",
+                option="batch_norm_group",
+            )
         if not self.rank_batch:
             return self
-        share = math.ceil(self.batch_size / world)
-        steps = max(self.grad_accum_steps, math.ceil(share / self.rank_batch))
+        share = math.ceil(self.batch_size / unit / world)  # samples, or groups
+        steps = max(self.grad_accum_steps, math.ceil(share / (self.rank_batch // unit)))
         return replace(self, grad_accum_steps=steps)
 
     def rate(self, epoch: float) -> float:

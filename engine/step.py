@@ -19,10 +19,11 @@ from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
-from letheon.engine.models.batch_norm import set_mode
+from letheon.engine.models.batch_norm import Groups, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import copy_for_undo, find_bad
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
+from letheon.loaders.micro_batches import group_pieces, group_sizes, pieces
 
 
 @dataclass
@@ -39,10 +40,9 @@ class Step:
     shapes: set[tuple[str, int, int]] = field(default_factory=set)  # compiled: phase, rows, total
     compile_seconds: float = 0.0
     edits_grads: bool = True  # False where the method has no edit of its own
-    averages: list[Tensor] = field(
-        default_factory=list
-    )  # of `_averaged_weights`; empty without an EMA
+    averages: list[Tensor] = field(default_factory=list)  # empty without an EMA
     idle: frozenset[str] = frozenset()  # phases in which ranks have no sample of some batch
+    groups: Groups | None = None  # batch-norm over groups of the batch, where the recipe has them
     bad: Tensor | None = None  # 0-dim bool: the last step was not finite; None: not looked at
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
@@ -58,6 +58,8 @@ class Step:
         undo = copy_for_undo(self.run, self.state, optimizer, self.averages)
         backward = self._parts_backward if phase.parts else self._backward
         loss = backward(phase, batch)
+        if self.groups is not None and not freezes_batch_norm(self.run, phase):
+            self.groups.update(self.run.ranks)
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
             scale = self.scaler._get_scale_async()
@@ -87,7 +89,7 @@ class Step:
         run, losses = self.run, []
         if not len(batch.labels):
             losses.append(_zero_loss(self))
-        for piece, last in pieces(batch, run.recipe.grad_accum_steps):
+        for piece, last in _micro_batches(self, phase, batch):
             started = time.perf_counter()
             with self.reducer.backward(last):
                 with run.precision.autocast(run.ranks.device):
@@ -105,7 +107,7 @@ class Step:
         `.grad`. Without the reducer, whose hooks would add them up."""  # noqa: D205, D209
         run, parameters, losses = self.run, self.run.parameters, []
         parts = {name: [torch.zeros_like(p) for p in parameters] for name in phase.parts}
-        for piece, _ in pieces(batch, run.recipe.grad_accum_steps):
+        for piece, _ in _micro_batches(self, phase, batch):
             started = time.perf_counter()
             with run.precision.autocast(run.ranks.device):
                 values = self._loss(phase)(run.model, piece)
@@ -148,6 +150,8 @@ class Step:
 
     def finish(self) -> None:
         """After the last step: where an average of the weights was kept, it is what remains."""
+        if self.groups is not None:
+            self.groups.remove()
         for average, weight in zip(self.averages, _averaged_weights(self.run), strict=True):
             # Equal numbers keep the weight's own bits: the average turns -0 into 0.
             weight.copy_(torch.where(average == weight, weight, average))
@@ -175,6 +179,22 @@ class Step:
             self.compile_seconds += time.perf_counter() - started
 
 
+def _micro_batches(step: Step, phase: Phase, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+    """The micro-batches, and whether each is the last; of whole groups where there are some."""
+    run, count = step.run, step.run.recipe.grad_accum_steps
+    if step.groups is None:
+        yield from pieces(batch, count)
+        return
+    halves = 2 if phase.reads == "paired" else 1
+    place = (run.ranks.rank, run.ranks.world)
+    sizes = group_sizes(batch.total // halves, *place, run.recipe.batch_norm_group)
+    try:
+        for piece, step.groups.sizes, last in group_pieces(batch, count, sizes, halves):
+            yield piece, last
+    finally:
+        step.groups.sizes = ()
+
+
 def _averaged_weights(run: Run) -> list[Tensor]:
     if not run.recipe.ema:
         return []
@@ -192,6 +212,8 @@ def rehearse(step: Step, phase: Phase, batch: Batch) -> None:
     """Forward and backward without a step; running statistics and random numbers move."""
     set_mode(step.run, phase)
     step._backward(phase, batch)
+    if step.groups is not None:
+        step.groups.update(step.run.ranks)
     step.reducer.clear()
 
 
@@ -206,6 +228,8 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     step.edits_grads = type(method).edit_grads is not Method.edit_grads
     step.averages = [weight.clone() for weight in _averaged_weights(run)]
     step.idle = check_sync(method, run, state)
+    if run.recipe.batch_norm_group:
+        step.groups = Groups(run.model, run.ranks.device)
     return step
 
 
@@ -222,11 +246,11 @@ def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
 
 
 def idle_phases(method: Method, run: Run, state: State) -> frozenset[str]:
-    """Names of the phases with a global batch of fewer samples than there are ranks."""
+    """Names of the phases with a global batch that has no part for some rank."""
     if run.ranks.world == 1:
         return frozenset()
     streams = {
-        (phase.stream, phase.source): phase.name
+        (run.stream(phase), phase.source): phase.name
         for epoch in range(run.recipe.epochs)
         for phase in _all(method, run, state, epoch)
     }
@@ -235,7 +259,7 @@ def idle_phases(method: Method, run: Run, state: State) -> frozenset[str]:
     return frozenset(
         name
         for (stream, source), name in streams.items()
-        if run.smallest_batch(stream, sizes.get(source)) < run.ranks.world
+        if run.fewest_parts(stream, sizes.get(source)) < run.ranks.world
     )
 
 
@@ -279,20 +303,3 @@ def _one_graph(method: Method, run: Run, state: State) -> bool:
         return False
     ends = (0, run.recipe.epochs - 1)
     return len({phase.name for epoch in ends for phase in _all(method, run, state, epoch)}) == 1
-
-
-def pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
-    """The batch in `count` micro-batches, none empty, and whether it is the last.
-
-    Each takes every count-th row, so that the two halves of a ``paired`` batch are in all of them.
-    `total` stays that of the whole batch: the losses, weighted by their samples, add up to its own.
-    """
-    if not len(batch.labels):
-        return
-    if count == 1:
-        yield batch, True
-        return
-    for first in reversed(range(min(count, len(batch.labels)))):
-        rows = slice(first, None, count)
-        images, labels, forget, index = (tensor[rows] for tensor in batch[:4])
-        yield Batch(images, labels, forget, index, batch.total), first == 0

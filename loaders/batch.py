@@ -34,6 +34,7 @@ class Stream(NamedTuple):
     share: float = 1.0  # read only the first ceil(share * steps) global batches of the epoch
     steps: int | None = None  # exactly so many global batches; a shorter stream begins anew
     retain_share: float = 1.0  # ``mixed`` alone: read only this share of the retain samples
+    group: int = 0  # ranks read whole groups of so many samples, see `order.share`; 0: none
 
     @staticmethod
     def of(stream: Stream | Reads) -> Stream:

@@ -43,9 +43,25 @@ def sizes(n: int, batch_size: int) -> list[int]:
     return [batch_size] * (full - 1) + [left - left // 2, left // 2]
 
 
-def share(count: int, rank: int, world: int) -> slice:
-    """The rows of a global batch of `count` that belong to `rank`: contiguous, none twice."""
-    return slice(rank * count // world, (rank + 1) * count // world)
+def share(count: int, rank: int, world: int, group: int = 0) -> slice:
+    """The rows of a global batch of `count` that belong to `rank`: contiguous, none twice.
+
+    With a `group` they are whole groups of so many samples, as `group_bounds` has them.
+    """
+    if not group:
+        return slice(rank * count // world, (rank + 1) * count // world)
+    bounds = group_bounds(count, group)
+    mine = share(len(bounds) - 1, rank, world)
+    return slice(bounds[mine.start], bounds[mine.stop])
+
+
+def group_bounds(count: int, group: int) -> list[int]:
+    """Where the groups of a global batch of `count` begin, and its end: of `group` samples each.
+
+    In a batch that does not divide they are smaller, by one sample at most among each other.
+    """
+    groups = -(-count // group)
+    return [k * count // groups for k in range(groups + 1)]
 
 
 def stream_sizes(stream: Stream | Reads, forget: NDArray[np.bool_], batch_size: int) -> list[int]:
@@ -151,7 +167,7 @@ def epoch_parts(
     parts: list[Part] = []
     start = 0
     for count in counts:
-        mine = share(count, rank, world)
+        mine = share(count, rank, world, stream.group)
         rows = slice(start + mine.start, start + mine.stop)
         samples, turn = (np.concatenate([half[k][rows] for half in halves]) for k in (0, 1))
         parts.append(Part(samples, turn, count * len(halves)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.method import Run
 from letheon.engine.models.classifier import Output
 from letheon.loaders.batch import Batch
 from letheon.methods.restoring import Restoring
@@ -25,6 +25,6 @@ class Akd(Restoring):
 
     name: ClassVar[str] = "akd"
 
-    def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
+    def distance(self, output: Output, goal: Output, batch: Batch, run: Run) -> Tensor:
         """The mean squared difference of the pooled features."""
         return F.mse_loss(output.features, goal.features.to(output.features.dtype))

@@ -78,8 +78,8 @@ class Cola(Method):
 
         def collapse(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            rows = all_rows(F.normalize(features, dim=1), ranks, batch.total)
-            labels = all_rows(batch.labels, ranks, batch.total)
+            rows = all_rows(F.normalize(features, dim=1), run, batch.total)
+            labels = all_rows(batch.labels, run, batch.total)
             loss = count_once(supervised_contrast(rows, labels, self.temperature), batch, ranks)
             return loss + 0 * logits.sum()  # DDP waits for a gradient of every weight
 

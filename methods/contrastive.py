@@ -91,8 +91,8 @@ class Contrastive(Method):
             half, total = len(batch.labels) // 2, batch.total // 2
             ce = F.cross_entropy(logits[:half], batch.labels[:half])
             rows = F.normalize(features, dim=1)
-            retain, forget = (all_rows(part, ranks, total) for part in rows.split(half))
-            kept, gone = (all_rows(part, ranks, total) for part in batch.labels.split(half))
+            retain, forget = (all_rows(part, run, total) for part in rows.split(half))
+            kept, gone = (all_rows(part, run, total) for part in batch.labels.split(half))
             away = contrast(forget, retain, gone, kept, self.temperature)
             return self.ce_weight * ce + self.contrast_weight * count_once(away, batch, ranks)
 

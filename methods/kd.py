@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks
+from letheon.engine.method import Run
 from letheon.engine.models.classifier import Output
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import divergence, require_range
@@ -32,6 +32,6 @@ class Kd(Restoring):
         super().__post_init__()
         require_range(temperature=(self.temperature, 1e-3, inf))
 
-    def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
+    def distance(self, output: Output, goal: Output, batch: Batch, run: Run) -> Tensor:
         """The mean divergence from the original's answers."""
         return divergence(output.logits, goal.logits, self.temperature).mean()

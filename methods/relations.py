@@ -12,17 +12,18 @@ from letheon.loaders.batch import Batch, Reads, Stream
 from letheon.loaders.order import share
 
 
-def all_rows(own: Tensor, ranks: Ranks, total: int) -> Tensor:
+def all_rows(own: Tensor, run: Run, total: int) -> Tensor:
     """Gather the (total, ...) rows of all ranks; a gradient flows to this rank's own alone.
 
     The other ranks' rows enter as constants: the sum over ranks of each rank's own partial gradient
     of one value of all rows is the whole gradient, without a collective in the backward pass. Pass
     the value through `count_once`.
     """
+    ranks, group = run.ranks, run.recipe.batch_norm_group
     if ranks.world == 1:
         return own
-    rows = gather_rows(own.detach(), ranks, total)
-    mine = share(total, ranks.rank, ranks.world)
+    rows = gather_rows(own.detach(), ranks, total, group)
+    mine = share(total, ranks.rank, ranks.world, group)
     return torch.cat([rows[: mine.start], own, rows[mine.stop :]])
 
 
@@ -54,7 +55,7 @@ def refuse_micro_batches(
             f"batch; {mend}",
             option="grad_accum_steps",
         )
-    if run.smallest_batch(Stream(reads)) < run.ranks.world:
+    if run.fewest_parts(Stream(reads)) < run.ranks.world:
         raise InputError(
             f"got a {reads} batch of fewer samples than {run.ranks.world} ranks with similarities "
             "over the whole batch, to which every rank adds; start fewer ranks or use another "

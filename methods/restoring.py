@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Output
 from letheon.engine.models.teacher import teacher_output
@@ -45,7 +44,7 @@ class Restoring(Method):
         """Refuse values outside their range."""
         require_range(ce_weight=(self.ce_weight, 0, inf), kd_weight=(self.kd_weight, 0, inf))
 
-    def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
+    def distance(self, output: Output, goal: Output, batch: Batch, run: Run) -> Tensor:
         """Scalar to descend, zero where the network answers as the original."""
         raise NotImplementedError
 
@@ -61,13 +60,13 @@ class Restoring(Method):
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """The forget set, then the retain set."""
         assert isinstance(state, TeacherState)
-        teacher, ranks = state.teacher, run.ranks
+        teacher = state.teacher
 
         def restore(net: nn.Module, batch: Batch) -> Tensor:
             goal = teacher_output(teacher, batch.images)
             output = net(batch.images)
             ce = F.cross_entropy(output.logits, batch.labels)
-            kd = self.distance(output, goal, batch, ranks)
+            kd = self.distance(output, goal, batch, run)
             return self.ce_weight * ce + self.kd_weight * kd
 
         if self.forget_pass == "pseudo-label":

@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import Output
 from letheon.kernels.similarity import angle_loss, distance_loss
@@ -36,8 +35,8 @@ class Rkd(Restoring):
         super().check(run)
         refuse_micro_batches(run)
 
-    def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
+    def distance(self, output: Output, goal: Output, batch: Batch, run: Run) -> Tensor:
         """Distances and angles of the whole batch, over all ranks."""
-        own = all_rows(F.normalize(output.features, dim=1), ranks, batch.total)
-        other = all_rows(F.normalize(goal.features, dim=1), ranks, batch.total)
-        return count_once(distance_loss(own, other) + angle_loss(own, other), batch, ranks)
+        own = all_rows(F.normalize(output.features, dim=1), run, batch.total)
+        other = all_rows(F.normalize(goal.features, dim=1), run, batch.total)
+        return count_once(distance_loss(own, other) + angle_loss(own, other), batch, run.ranks)

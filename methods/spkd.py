@@ -84,8 +84,8 @@ class Spkd(Method):
             output = net(batch.images)
             ce = F.cross_entropy(output.logits, batch.labels)
             if self.gram == "gathered":
-                student = all_rows(output.features, ranks, batch.total)
-                whole = all_rows(goal, ranks, batch.total)
+                student = all_rows(output.features, run, batch.total)
+                whole = all_rows(goal, run, batch.total)
                 sp = count_once(similarity_loss(student, whole, squared), batch, ranks)
             else:
                 sp = similarity_loss(output.features, goal, squared)

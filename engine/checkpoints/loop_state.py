@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, load_state_dict, state_dict
-from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_to_host
+from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_to_host, select
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Buckets, Flat
 from letheon.engine.method import Phase, Run
@@ -143,25 +143,24 @@ def restore(course: Course, saved: RunState) -> None:
             value.copy_(tensors[f"model.{key}"])
         for k, average in enumerate(step.averages):
             average.copy_(tensors[f"average.{k}"])
-        load_state_dict(course.state, _below(tensors, "method"), facts["method"])
+        load_state_dict(course.state, select(tensors, "method"), facts["method"])
     _restore_optimizers(step, saved)
     step.scaler.load_state_dict(facts["scaler"])
-    course.snapshots = [_below(tensors, f"snapshot.{k}") for k in range(facts["snapshots"])]
+    course.snapshots = [select(tensors, f"snapshot.{k}") for k in range(facts["snapshots"])]
     course.epoch, course.phase, course.steps = facts["epoch"], facts["phase"], facts["steps"]
     for name, value in facts["seconds"].items():
         setattr(course.seconds, name, value)
     if run.ranks.main:
-        run.reads.update(_below(tensors, "reads"))
+        run.reads.update(select(tensors, "reads"))
     run.warnings[:] = facts["notes"]["warnings"]
-    if f"rank.{run.ranks.rank}.random.cpu" in tensors and facts["world"] == run.ranks.world:
-        _restore_own(run, _below(tensors, f"rank.{run.ranks.rank}"))
+    _restore_own(run, select(tensors, f"rank.{run.ranks.rank}"))
 
 
 def pass_state(saved: RunState, ranks: Ranks) -> tuple[Tensors, dict[str, Any]] | None:
     """Return what `Part.state_dict` gave on this rank; None where the state lies between passes."""
     if saved.facts["between"]:
         return None
-    return _below(saved.tensors, f"rank.{ranks.rank}.pass"), saved.facts["pass"]
+    return select(saved.tensors, f"rank.{ranks.rank}.pass"), saved.facts["pass"]
 
 
 def choices(run: Run, step: Step) -> dict[str, Any]:
@@ -198,14 +197,6 @@ def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
     return RunState(tensors, facts)
 
 
-def _below(tensors: Mapping[str, Tensor], place: str) -> Tensors:
-    return {
-        name.removeprefix(f"{place}."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(f"{place}.")
-    }
-
-
 def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
     """This rank's tensors, and the facts about the pass under way."""
     run = course.run
@@ -222,12 +213,13 @@ def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _restore_own(run: Run, own: Tensors) -> None:
-    buffers = _below(own, "buffer")
+    buffers = select(own, "buffer")
     with torch.no_grad():
         for name, buffer in run.model.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
-    torch.set_rng_state(own["random.cpu"])
+    if "random.cpu" in own:  # not from another number of ranks
+        torch.set_rng_state(own["random.cpu"])
     if run.ranks.device.type == "cuda" and "random.cuda" in own:
         torch.cuda.set_rng_state(own["random.cuda"], run.ranks.device)
 
@@ -301,7 +293,7 @@ def _restore_optimizers(step: Step, saved: RunState) -> None:
     for slot, facts in saved.facts["optimizers"].items():
         optimizer = step.slot_optimizer(slot)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for name, host in _below(saved.tensors, f"optimizer.{slot}").items():
+        for name, host in select(saved.tensors, f"optimizer.{slot}").items():
             number, _, entry = name.partition(".")
             parameter = parameters[int(number)]
             kept = optimizer.state[parameter].get(entry)
@@ -333,7 +325,7 @@ def _regroup_buckets(course: Course, saved: RunState) -> None:
     if phase is None or (facts["epoch"], facts["phase"], taken) <= (0, number, 0):
         return
     loader = course.sources.get(phase.source, run.loader)
-    batch = next(iter(loader.train(phase.stream, 0))).to(run.ranks.device)
+    batch = next(iter(loader.train(run.stream(phase), 0))).to(run.ranks.device)
     for _ in range(min(saved.position, step.reducer.warmup)):
         rehearse(step, phase, batch)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from letheon.errors import RunFailed
 from letheon.spans import span
 
 STATES = 2
-"""States that stay on disk: the newest, and one should that be damaged; besides, the newest between
-two passes."""
+"""States that stay on disk: the newest, and one should that be damaged."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,8 @@ class StateFolder:
         if write is not None:
             write.result()
 
-    def load(
-        self, accept: Callable[[Mapping[str, Any]], bool]
-    ) -> tuple[RunState | None, list[str]]:
-        """Read the newest state that is whole and whose facts are accepted.
+    def load(self) -> tuple[RunState | None, list[str]]:
+        """Read the newest state that is whole.
 
         Returns:
             The state, None where there is none; and a line about each that is damaged.
@@ -81,8 +77,7 @@ class StateFolder:
         for number in sorted(self._numbers(), reverse=True):
             try:
                 facts = self._facts(number)
-                if accept(facts):
-                    return RunState(self._tensors(number, facts), facts), damaged
+                return RunState(self._tensors(number, facts), facts), damaged
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reason = str(error).partition("\n")[0]
                 damaged.append(f"{self._file(number, 'json')} is damaged ({reason}); left out")
@@ -129,18 +124,8 @@ class StateFolder:
         facts = {**state.facts, "tensors": digest}
         text = json.dumps({**facts, "digest": _seal(facts)}, sort_keys=True)
         durable.write(self._file(number, "json"), text + "\n")
-        between = self._newest_between()
         for old in sorted(self._numbers())[:-STATES]:
-            if old != between:
-                self._remove(old)
-
-    def _newest_between(self) -> int:
-        """The newest state that lies between two passes: any number of ranks may go on with it."""
-        for number in sorted(self._numbers(), reverse=True):
-            with suppress(OSError, ValueError):  # a damaged one is none
-                if self._facts(number).get("between"):
-                    return number
-        return 0
+            self._remove(old)
 
     def _remove(self, number: int) -> None:
         for kind in ("json", "safetensors"):
@@ -157,6 +142,15 @@ class StateFolder:
         if _sha256(file) != facts["tensors"]:
             raise ValueError(f"{file.name} has another digest")
         return load_file(file)
+
+
+def select(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    """Select the tensors whose names begin with `place` and a dot, by the rest of their names."""
+    return {
+        name.removeprefix(f"{place}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{place}.")
+    }
 
 
 def copy_to_host(tensor: Tensor) -> tuple[Tensor, list[int] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ from letheon.engine.checkpoints.loop_state import (
     restore,
     share_state,
 )
+from letheon.engine.checkpoints.other_ranks import share_out_state
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
-from letheon.engine.distributed import Ranks, agree, gather_objects, wait_for_ranks
+from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
 from letheon.engine.method import Run
 from letheon.engine.runs.run_folder import STATE, Record
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
@@ -180,43 +181,29 @@ class Saver:
 
 
 def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str] = ()) -> Saver:
-    """Open the states of a run's folder, with the newest one that the ranks may go on from.
+    """Open the states of a run's folder, with the newest whole one, for any number of ranks.
 
     Args:
         record: the run's folder.
         poll: when to save; shared by the runs of one process.
         resume: whether to go on at all; without, the states there are removed.
         overrides: what differs from the run as it was begun, for the record.
-
-    Raises:
-        InputError: on every rank: all states lie within a pass that another number of ranks began.
     """
     ranks = poll.ranks
     saver = Saver(record, poll, ranks)
     folder = StateFolder(record.folder / STATE)
     found: RunState | None = None
-    problem = None
     if ranks.main and not resume:
         folder.clear()
     elif ranks.main:
-        found, damaged = folder.load(lambda facts: _fits(facts, ranks))
+        found, damaged = folder.load()
         for line in damaged:
             print(line, file=sys.stderr)
-        if found is None and (other := folder.load(lambda facts: True)[0]) is not None:
-            problem = (
-                f"got {ranks.world} ranks for {record.folder}, whose states were saved within a "
-                f"pass on {other.facts['world']}; expected as many; start as many, or a new run"
-            )
-    agree(ranks, problem)
     found = share_state(found, ranks)
     if found is not None:
         event = {k: found.facts[k] for k in ("epoch", "phase", "steps", "world")}
-        saver.previous = found
+        saver.previous = share_out_state(found, ranks.world)
         saver.history = [*found.facts["history"], {**event, "overrides": list(overrides)}]
     elif resume and ranks.main:
         record.cut(0)
     return saver
-
-
-def _fits(facts: Mapping[str, Any], ranks: Ranks) -> bool:
-    return facts["between"] or facts["world"] == ranks.world

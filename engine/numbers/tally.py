@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,27 @@ class Tally:
     def list_bad(self) -> list[int]:
         """The steps that `add` was told are bad, counted from zero; waits for the device."""
         return [] if self.flags is None else self.flags.nonzero().flatten().tolist()
+
+
+def redistribute(
+    shares: Sequence[Mapping[str, Tensor]],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Add up what `Tally.state_dict` gave on several ranks, for another number of ranks.
+
+    Returns:
+        What the first of them goes on with, and what each other one does.
+    """
+    first, other = {}, {}
+    for name in shares[0]:
+        rows = torch.stack([share[name] for share in shares])
+        entry = name.split(".")[1]
+        if entry in ("broken", "flags"):  # the earliest; equal on all ranks
+            first[name] = other[name] = rows.amin(dim=0)
+            continue
+        other[name] = torch.zeros_like(rows[0])
+        # Of running statistics that are equal now, only what moves from here on has a weight.
+        first[name] = other[name] if entry == "parts" else rows.sum(dim=0, dtype=rows.dtype)
+    return first, other
 
 
 def audit(phase: Phase, forget: int, retain: int) -> None:

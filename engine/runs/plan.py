@@ -19,6 +19,7 @@ from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Run
+from letheon.engine.models.batch_norm import check_kinds
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
@@ -102,6 +103,8 @@ class Plan:
                 "got batch-norm sync on cpu; it needs CUDA; use local or frozen",
                 option="batch_norm",
             )
+        if recipe.batch_norm_group:
+            check_kinds(self.model)
         # Asks for the size of every file: one that is gone is found before training.
         digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset

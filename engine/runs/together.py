@@ -178,15 +178,14 @@ def choose_group(jobs: Sequence[_Job]) -> list[_Job]:
 
 def _source(job: _Job) -> Hashable:
     """Equal for runs whose next passes may be made as one; None for one that cannot share."""
-    phase = job.at.phase
-    return source(job.at.loader, phase.stream) if job.at.shareable else None
+    return source(job.at.loader, job.at.stream) if job.at.shareable else None
 
 
 def _watch(
     group: Sequence[_Job], line: TrainingLine
 ) -> Iterator[tuple[list[int], Batch, Batch | None]]:
     """Yield which runs take which batch, and show how far they are."""
-    streams = [job.at.phase.stream for job in group]
+    streams = [job.at.stream for job in group]
     batches: Iterator[tuple[list[int], Batch, Batch | None]]
     if len(group) == 1:
         batches = (([0], batch, other) for batch, other in group[0].at.batches())
@@ -195,9 +194,7 @@ def _watch(
         shared = shared_pass([job.at.loader for job in group], streams, group[0].at.epoch, skips)
         batches = ((readers, batch, None) for readers, batch in shared)
     apart = {
-        (job.at.phase.stream, job.at.run.recipe.batch_size, job.at.skip): (
-            job.at.steps - job.at.skip
-        )
+        (job.at.stream, job.at.run.recipe.batch_size, job.at.skip): (job.at.steps - job.at.skip)
         for job in group
     }
     shown = [job.at.shown(job.member.name) for job in group]

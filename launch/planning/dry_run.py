@@ -110,8 +110,9 @@ def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> Ru
     parts = max((len(phase.parts) for phase in phases), default=0)
     wire = 2 if run.precision.wire == "bf16" and not parts else 4
     recipe = plan.recipe.divide_batch(world)
-    share_of_rank = -(-_largest_batch(phases, recipe.batch_size) // world)
-    rows = -(-share_of_rank // recipe.grad_accum_steps)
+    unit = max(1, recipe.batch_norm_group)
+    units_of_rank = -(-_largest_batch(phases, recipe.batch_size) // unit // world)
+    rows = unit * -(-units_of_rank // recipe.grad_accum_steps)
     return RunPlan(
         method.name, world, tuple(passes),
         sum(p.numel() for p in run.parameters) * wire * max(parts, 1) * (world > 1),
@@ -139,14 +140,16 @@ def _plan_passes(
     for one in (phase, phase.beside):
         if one is None:
             continue
-        stream = one.stream if one is phase else one.stream._replace(share=1.0, steps=others)
+        stream = run.stream(one)
+        stream = stream if one is phase else stream._replace(share=1.0, steps=others)
         flags = forget if one.source == "train" else _flags(method, run, one)
         sizes = stream_sizes(stream, flags, run.recipe.batch_size)
         halves = 2 if one.reads == "paired" else 1
         rates = [method.rate(run, one.slot, epoch + k / len(sizes)) for k in (0, len(sizes) - 1)]
         yield PassPlan(
             epoch, one.name, one.reads, len(sizes), halves * sum(sizes),
-            tuple(halves * n for n in share_out(sizes, world)), tuple(sizes[-2:]), *rates,
+            tuple(halves * n for n in share_out(sizes, world, stream.group)), tuple(sizes[-2:]),
+            *rates,
         )  # fmt: skip
 
 
@@ -156,12 +159,12 @@ def _flags(method: Method, run: Run, phase: Phase) -> NDArray[np.bool_]:
     return np.zeros(len(method.sources(run)[phase.source]), np.bool_)
 
 
-def share_out(sizes: Sequence[int], world: int) -> list[int]:
-    """Count the samples that each rank reads of global batches of these sizes."""
+def share_out(sizes: Sequence[int], world: int, group: int = 0) -> list[int]:
+    """Count the samples that each rank reads of global batches of these sizes, in whole groups."""
     totals = [0] * world
     for size, times in Counter(sizes).items():
         for rank in range(world):
-            part = share(size, rank, world)
+            part = share(size, rank, world, group)
             totals[rank] += times * (part.stop - part.start)
     return totals
 

@@ -14,9 +14,9 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Method
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.step import pieces
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
+from letheon.loaders.micro_batches import pieces
 from letheon.methods.finetune import Finetune
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn

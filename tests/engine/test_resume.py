@@ -108,43 +108,6 @@ def test_three_ranks(tmp_path: Path) -> None:
     assert on_ranks(3, on_every_rank, tmp_path, list(METHODS)) == [{}] * 3
 
 
-def test_another_number_of_ranks_goes_on_between_epochs(tmp_path: Path) -> None:
-    method = Finetune(replace(RECIPE, batch_norm="frozen", epochs=3))
-
-    def make() -> Run:  # without dropout, which each rank draws for itself
-        return run_of(method)
-
-    steps = make().loader.steps("retain")
-    whole = attempt(method, make, tmp_path / "whole", Poll(Ranks()), False)
-    assert whole is not None
-
-    class AtEpochs(BreakAt):
-        def after_epoch(self) -> int:
-            return 1
-
-    poll = AtEpochs(Ranks(), 0, steps + 1)
-    assert attempt(method, make, tmp_path / "parts", poll, False) is None
-    ends = on_ranks(2, ends_elsewhere, tmp_path / "parts")
-    for key, value in whole[0].items():
-        torch.testing.assert_close(ends[0][key], value, atol=2e-5, rtol=0)
-    poll = BreakAt(Ranks(), 1, 2)
-    assert attempt(method, make, tmp_path / "within", poll, False) is None
-    assert "2 ranks for" in on_ranks(2, refusal, tmp_path / "within")[1]
-
-
-def ends_elsewhere(ranks: Ranks, folder: Path) -> dict[str, torch.Tensor]:
-    method = Finetune(replace(RECIPE, batch_norm="frozen", epochs=3))
-    ended = attempt(method, lambda: run_of(method, ranks), folder, Poll(ranks), True)
-    assert ended is not None
-    return ended[0]
-
-
-def refusal(ranks: Ranks, folder: Path) -> str:
-    with pytest.raises(InputError) as error:
-        open_saver(Record(folder, ranks, {}, True), Poll(ranks), True)
-    return str(error.value)
-
-
 KINDS: list[Kind] = ["torch", "resident", "beton"]
 
 
@@ -197,38 +160,25 @@ def state(value: float) -> RunState:
 
 def test_the_newest_whole_state_counts(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
-    assert not folder and folder.load(lambda facts: True) == (None, [])
+    assert not folder and folder.load() == (None, [])
     for value in (1.0, 2.0, 3.0):
         folder.save(state(value))
     folder.wait()
     names = sorted(file.name for file in folder.path.iterdir())
     assert names == ["000002.json", "000002.safetensors", "000003.json", "000003.safetensors"]
-    found, damaged = folder.load(lambda facts: True)
+    found, damaged = folder.load()
     assert found is not None and found.facts["value"] == 3.0 and not damaged
     assert bool((found.tensors["a"] == 3.0).all())
-    found, _ = folder.load(lambda facts: facts["value"] < 3)
-    assert found is not None and found.facts["value"] == 2.0
     for name in ("000003.safetensors", "000003.json"):
         whole = (folder.path / name).read_bytes()
         for bit in range(0, 8 * len(whole), 97):
             flipped = bytearray(whole)
             flipped[bit // 8] ^= 1 << bit % 8
             (folder.path / name).write_bytes(flipped)
-            found, damaged = folder.load(lambda facts: True)
+            found, damaged = folder.load()
             assert found is not None and found.facts["value"] == 2.0
             assert len(damaged) == 1 and "000003.json is damaged" in damaged[0]
         (folder.path / name).write_bytes(whole)
-    folder.save(RunState(state(4.0).tensors, {**state(4.0).facts, "between": True}))
-    for value in (5.0, 6.0, 7.0):
-        folder.save(state(value))
-    folder.wait()
-    assert sorted(file.stem for file in folder.path.glob("*.json")) == [
-        "000004",
-        "000006",
-        "000007",
-    ]
-    found, _ = folder.load(lambda facts: bool(facts.get("between")))  # for another number of ranks
-    assert found is not None and found.facts["value"] == 4.0
     folder.clear()
     assert not folder.path.exists()
 
@@ -246,7 +196,7 @@ def test_a_write_that_fails_is_heard_of(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RunFailed, match=r"No space left.*000002"):
         folder.save(state(3.0))
     monkeypatch.undo()
-    found, damaged = folder.load(lambda facts: True)
+    found, damaged = folder.load()
     assert found is not None and found.facts["value"] == 1.0 and not damaged
 
 
