@@ -22,7 +22,8 @@ from tests.methods.cases import cases
 from tests.world import PRESET, network, run_of
 
 RECIPE = Recipe(epochs=1, lr=0.01, batch_size=8, batch_norm="frozen")
-CASES = cases(RECIPE)
+GROUPS = dataclasses.replace(RECIPE, batch_norm="local", batch_norm_group=4)
+CASES = cases(RECIPE) | {"batch-norm groups": Finetune(GROUPS)}
 
 
 def stand_of(name: str) -> Stand:

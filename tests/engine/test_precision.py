@@ -37,6 +37,7 @@ def methods(recipe: Recipe) -> dict[str, Method]:
         "finetune": Finetune(replace(recipe, optimizer="lars", ema=0.9)),
         "grad-ascent": GradAscent(replace(recipe, log_every=1)),
         "random-label-paired": RandomLabel(replace(recipe, grad_accum_steps=2), order="paired"),
+        "batch-norm groups": Finetune(replace(recipe, batch_size=8, batch_norm_group=4)),
         "salun-adamw": SalUn(RandomLabel(adam), density=0.3),
     }
 
