@@ -168,6 +168,12 @@ class Run:
                 "would cut the graph; use batch-norm local or frozen, or compile off",
                 option="batch_norm",
             )
+        if self.recipe.activation_checkpoint and compile_mode != "off":
+            raise InputError(
+                f"got an activation checkpoint with compile {compile_mode}, which chooses by "
+                "itself what it computes again; leave one of them out",
+                option="activation_checkpoint",
+            )
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:

@@ -30,6 +30,9 @@ class Recipe:
     rank_batch: int = 0
     """Images that a rank computes at once, at most: `grad_accum_steps` grows by itself where ranks
     are few, and the batch stays. 0: no bound."""
+    activation_checkpoint: bool = False
+    """Keep the inputs of a network's blocks alone, and compute their activations again in the
+    backward pass: less memory, about a third more work, the same bits."""
     optimizer: Literal["sgd", "adamw", "lars", "muon"] = "sgd"
     """lars: SGD with a rate for each layer (You et al. 2017), for batches of thousands; muon:
     orthogonal steps of convolutions with batch-norm behind them (Jordan et al. 2024)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from letheon.engine.compiled import compile_loss
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
+from letheon.engine.memory.activations import checkpoint_blocks, restore_blocks
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.models.batch_norm import Groups, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import copy_for_undo, find_bad
@@ -43,6 +44,7 @@ class Step:
     averages: list[Tensor] = field(default_factory=list)  # empty without an EMA
     idle: frozenset[str] = frozenset()  # phases in which ranks have no sample of some batch
     groups: Groups | None = None  # batch-norm over groups of the batch, where the recipe has them
+    blocks: Sequence[nn.Module] = ()  # those whose activations are computed again
     bad: Tensor | None = None  # 0-dim bool: the last step was not finite; None: not looked at
 
     def take(self, phase: Phase, batch: Batch, rate: float) -> Tensor:
@@ -152,6 +154,7 @@ class Step:
         """After the last step: where an average of the weights was kept, it is what remains."""
         if self.groups is not None:
             self.groups.remove()
+        restore_blocks(self.blocks)
         for average, weight in zip(self.averages, _averaged_weights(self.run), strict=True):
             # Equal numbers keep the weight's own bits: the average turns -0 into 0.
             weight.copy_(torch.where(average == weight, weight, average))
@@ -230,6 +233,8 @@ def assemble(method: Method, run: Run, state: State) -> Step:
     step.idle = check_sync(method, run, state)
     if run.recipe.batch_norm_group:
         step.groups = Groups(run.model, run.ranks.device)
+    if run.recipe.activation_checkpoint:
+        step.blocks = checkpoint_blocks(run.model)
     return step
 
 

@@ -60,6 +60,7 @@ class Groups:
         widths = [2 * layer.num_features + 1 for layer in self.layers]  # mean, variance, groups
         self._sums = torch.zeros(sum(widths), device=device)
         self._parts = self._sums.split(widths) if widths else ()
+        self._running = [layer.running_mean for layer in self.layers]
         for number, layer in enumerate(self.layers):
             setattr(layer, "forward", partial(self._forward, number))  # noqa: B010
 
@@ -88,8 +89,9 @@ class Groups:
             F.batch_norm(part, mean, var, layer.weight, layer.bias, True, 1.0, layer.eps)
             for part, (mean, var) in zip(parts, stats, strict=True)
         ]
-        sums[:-1] += stats.sum(0).flatten()
-        sums[-1] += len(self.sizes)
+        if layer.running_mean is self._running[number]:  # else computed again, and counted before
+            sums[:-1] += stats.sum(0).flatten()
+            sums[-1] += len(self.sizes)
         if images.shape[0] == rows:
             return torch.cat(normal)
         several = images.shape[0] // rows

@@ -18,6 +18,7 @@ from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
+from letheon.engine.memory.activations import find_blocks
 from letheon.engine.method import Method, Run
 from letheon.engine.models.batch_norm import check_kinds
 from letheon.engine.models.classifier import Classifier
@@ -105,6 +106,8 @@ class Plan:
             )
         if recipe.batch_norm_group:
             check_kinds(self.model)
+        if recipe.activation_checkpoint:
+            find_blocks(self.model)
         # Asks for the size of every file: one that is gone is found before training.
         digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset

@@ -1,0 +1,1 @@
+"""What a training asks of each of its ranks, as they grow."""

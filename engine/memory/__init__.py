@@ -1,0 +1,1 @@
+"""Memory of a step: what it keeps between forward and backward."""
