@@ -152,9 +152,7 @@ class Step:
 
     def finish(self) -> None:
         """After the last step: where an average of the weights was kept, it is what remains."""
-        if self.groups is not None:
-            self.groups.remove()
-        restore_blocks(self.blocks)
+        _restore_layers(self)
         for average, weight in zip(self.averages, _averaged_weights(self.run), strict=True):
             # Equal numbers keep the weight's own bits: the average turns -0 into 0.
             weight.copy_(torch.where(average == weight, weight, average))
@@ -180,6 +178,13 @@ class Step:
         if self.run.precision.compile != "off" and shape not in self.shapes:
             self.shapes.add(shape)
             self.compile_seconds += time.perf_counter() - started
+
+
+def _restore_layers(step: Step) -> None:
+    """Give the network's layers their own forward passes back."""
+    if step.groups is not None:
+        step.groups.remove()
+    restore_blocks(step.blocks)
 
 
 def _micro_batches(step: Step, phase: Phase, batch: Batch) -> Iterator[tuple[Batch, bool]]:
