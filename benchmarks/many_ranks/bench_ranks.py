@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # before the fork: else each rank has its own, 150 MB of code
 import tyro
 from harness import Results, Row, row
 
@@ -60,6 +61,8 @@ class Options:
     steps: int = 3
     group: int = 2
     """Images of a batch-norm group."""
+    again: bool = False
+    """Compute activations again in the backward pass."""
 
 
 def train(options: Options) -> float:
@@ -74,7 +77,12 @@ def train(options: Options) -> float:
         names = [str(k) for k in range(10)]
         images = ArrayImages("noise", pixels, np.arange(count, dtype=np.int64) % 10, names)
         forget = np.zeros(count, dtype=np.bool_)
-        recipe = Recipe(1, batch_size=options.batch, batch_norm_group=options.group)
+        recipe = Recipe(
+            1,
+            batch_size=options.batch,
+            batch_norm_group=options.group,
+            activation_checkpoint=options.again,
+        )
         reader = Reader(0, ranks.rank, ranks.world)
         loader = TorchLoader(images, forget, model.preset, options.batch, reader)
         run = Run(model, loader, recipe, ranks, 0, torch.from_numpy(forget), ())
@@ -150,14 +158,15 @@ def main(options: Options) -> int:
     results = Results(options.out, options.append)
     medians: list[float] = []
     losses: list[float] = []
+    variant = "measured, activation checkpoint" if options.again else "measured"
     for world in options.worlds:
         megabytes, loss = measure(world, options)
         medians.append(float(np.median(megabytes)))
         losses.append(loss)
         results.add(
             [
-                row_of(options, world, "measured", megabytes),
-                row_of(options, world, "measured", [loss], "mean loss", ""),
+                row_of(options, world, variant, megabytes),
+                row_of(options, world, variant, [loss], "mean loss", ""),
             ]
         )
     if len(medians) > 1:
