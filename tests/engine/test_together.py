@@ -15,6 +15,7 @@ from letheon.engine.loop import Log, Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.stop import check
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import RunFailed
 from letheon.loaders.backends.torch_loader import TorchLoader
@@ -166,7 +167,8 @@ class DiskIsFull(Finetune):
 
 
 def disk_is_full(ranks: Ranks) -> str:
-    if ranks.rank == 0:  # would wait in a collective for the second rank
+    if ranks.rank == 0:  # would wait in a later collective for the second rank
+        check(ranks)
         return ""
     try:
         together({"a": DiskIsFull(RECIPE)}, ranks, Precision("fp32"))
