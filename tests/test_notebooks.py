@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -72,3 +73,15 @@ def check_example(example: Path, folder: Path) -> None:
     before, after = run(example, folder).splitlines()[-2:]
     assert before == "before: class 2 1.00, the others 1.00"
     assert after == "after: class 2 0.00, the others 1.00"
+
+
+@pytest.mark.slow
+def test_the_method_in_twenty_lines_runs(tmp_path: Path) -> None:
+    """The code of docs/extend.md, and what it should come to."""
+    text = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    test = "[row] = letheon.evaluate(unlearned=result, train='digits', forget=[3, 8])"
+    script = tmp_path / "extend.py"
+    script.write_text("\n".join([blocks[0], test, "print(row['FA'], row['RA'])"]), encoding="utf-8")
+    forgotten, retained = map(float, run(script, tmp_path).splitlines()[-1].split())
+    assert forgotten < 0.2 and retained > 0.8
