@@ -128,6 +128,8 @@ def refuse_unknown(settings: type, words: Sequence[str]) -> None:
     Raises:
         InputError: the first word that is none of the known.
     """
+    if any(word.startswith("--tyro-") for word in words):
+        return  # the parser's own, which print what a shell completes
     methods = find_methods(settings, words)
     options = list_options(settings)
     options += [one for method in methods for one in list_method_options(method)]
@@ -138,7 +140,7 @@ def refuse_unknown(settings: type, words: Sequence[str]) -> None:
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if not flag.startswith("--") or flag.startswith("--tyro-") or flag in (*HELP, "--"):
+        if not flag.startswith("--") or flag in (*HELP, "--"):
             continue
         if flag not in by_flag:
             raise InputError(
