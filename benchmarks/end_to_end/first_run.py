@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "first-run.md"
@@ -33,43 +32,47 @@ def read_commands() -> list[str]:
     return [re.sub(r"\s+#.*", "", line) for line in block.splitlines() if line.strip()]
 
 
-def run(folder: Path) -> list[tuple[str, float]]:
-    """Clone into a folder and run the commands one after another in one shell.
+class Step(NamedTuple):
+    """A command with the seconds it took."""
 
-    Returns:
-        Each command with its seconds of wall clock; the last one opens the report.
-    """
+    command: str
+    wall: float
+    processor: float
+
+
+def run(folder: Path) -> list[Step]:
+    """Clone into a folder and run the commands one after another in one shell."""
     env = {k: v for k, v in os.environ.items() if k in KEEP or k.startswith("PIP_")}
     env |= {"HOME": str(folder), "TERM": "dumb"}
     clone = folder / "letheon"
-    start = time.monotonic()
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], env=env, check=True)
-    found = [("git clone", time.monotonic() - start)]
-    commands = ["make install", *read_commands()]
-    lines = [f"set -e\n{command}\necho {MARK} $(date +%s.%N)" for command in commands]
+    commands = [f"git clone --quiet {ROOT} {clone}; cd {clone}", "make install", *read_commands()]
+    spent = folder / "times"  # `times` in a substitution would be of that alone
+    mark = f"times >{spent}; echo {MARK} $(date +%s.%N) $(tail -1 {spent})"
+    lines = ["set -e", mark, *(f"{command}\n{mark}" for command in commands)]
     shell = subprocess.Popen(
-        ["sh", "-c", f"echo {MARK} $(date +%s.%N)\n" + "\n".join(lines)],
-        cwd=clone, env=env, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        ["bash", "-c", "\n".join(lines)], cwd=folder, env=env, stdout=subprocess.PIPE, text=True
+    )
     assert shell.stdout is not None
-    marks: list[float] = []
+    marks: list[tuple[float, float]] = []
     for line in shell.stdout:
         if line.startswith(MARK):
-            marks.append(float(line.split()[1]))
+            _, now, *times = line.split()
+            marks.append((float(now), sum(map(read_seconds, times))))
         else:
             print(line, end="", flush=True)
     if shell.wait():
         sys.exit(f"error: {commands[len(marks) - 1]!r} ended with {shell.returncode}")
-    found += zip(commands, (b - a for a, b in pairwise(marks)), strict=True)
-    if browser := shutil.which("chromium"):
-        report = next(clone.glob("runs/digits/table/report.html"))
-        start = time.monotonic()
-        subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--dump-dom", report.as_uri()],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
-        found.append(("the report in Chromium", time.monotonic() - start))
-    return found
+    names = ["git clone", *commands[1:]]
+    return [
+        Step(name, after[0] - before[0], after[1] - before[1])
+        for name, (before, after) in zip(names, pairwise(marks), strict=True)
+    ]
+
+
+def read_seconds(text: str) -> float:
+    """Read a time of the shell's `times`, such as 1m2.345s."""
+    minutes, _, seconds = text.removesuffix("s").partition("m")
+    return 60 * float(minutes) + float(seconds)
 
 
 def describe_machine() -> str:
@@ -79,18 +82,19 @@ def describe_machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {model}, Python {platform.python_version()}"
 
 
-def write(found: list[tuple[str, float]]) -> None:
+def write(found: list[Step]) -> None:
     """Write the table between the marks of the page."""
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    rows = [f"| `{name}` | {seconds:.1f} |" for name, seconds in found]
-    rows.append(f"| together | {sum(seconds for _, seconds in found):.1f} |")
+    rows = [f"| `{one.command}` | {one.wall:.1f} | {one.processor:.1f} |" for one in found]
+    wall, processor = sum(one.wall for one in found), sum(one.processor for one in found)
+    rows.append(f"| together | {wall:.1f} | {processor:.1f} |")
     load = os.getloadavg()[1] / len(os.sched_getaffinity(0))
     text = "\n".join(
         [
             START,
-            "| command | seconds |",
-            "|---|---:|",
+            "| command | seconds | of processors |",
+            "|---|---:|---:|",
             *rows,
             "",
             f"Once, at commit {revision}, on {datetime.now(UTC):%Y-%m-%d}: {describe_machine()}, "
