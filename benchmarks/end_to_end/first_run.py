@@ -82,12 +82,12 @@ def describe_machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {model}, Python {platform.python_version()}"
 
 
-def write(found: list[Step]) -> None:
+def write(steps: list[Step]) -> None:
     """Write the table between the marks of the page."""
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    rows = [f"| `{one.command}` | {one.wall:.1f} | {one.processor:.1f} |" for one in found]
-    wall, processor = sum(one.wall for one in found), sum(one.processor for one in found)
+    rows = [f"| `{one.command}` | {one.wall:.1f} | {one.processor:.1f} |" for one in steps]
+    wall, processor = sum(one.wall for one in steps), sum(one.processor for one in steps)
     rows.append(f"| together | {wall:.1f} | {processor:.1f} |")
     load = os.getloadavg()[1] / len(os.sched_getaffinity(0))
     text = "\n".join(
