@@ -36,6 +36,7 @@ class Recipe:
     momentum: float = 0.9
     """Momentum of SGD, LARS and Muon; AdamW uses its own defaults."""
     weight_decay: float = 5e-4
+    """Share of the weights added to their gradients (L2); AdamW's is decoupled."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Rate after warm-up, by step; cosine and linear end at 0."""
     warmup: float = 0.0

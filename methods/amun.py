@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.distributed import gather_rows
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
@@ -74,6 +74,13 @@ class Amun(Method):
     """
 
     name: ClassVar[str] = "amun"
+    definition: ClassVar[Definition] = Definition(
+        alias="AMUN",
+        reads="mixed; forget beside",
+        formula="CE on all samples and on adversarial images of F under the wrong labels they get",
+        cost="E (N + N_f to 2 N_f) g, up to 130 N_f g once",
+        source="Ebrahimpour-Boroojeny et al. 2025, alg. 1",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     radius: float = 0.01
     """Of the first ball, in the network's input space."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import require_range
@@ -49,10 +49,18 @@ class Cola(Method):
     """
 
     name: ClassVar[str] = "cola"
+    definition: ClassVar[Definition] = Definition(
+        alias="COLA",
+        reads="retain",
+        formula="SupCon of f over R, then CE(R)",
+        cost="1",
+        source="Jeon et al. 2026, our reading",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     collapse_epochs: int | None = None
     """First epochs that contrast features, the others train with cross-entropy; default: half."""
     temperature: float = 0.1
+    """Divides the cosines of the contrast."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import require_range
@@ -65,10 +65,20 @@ class Contrastive(Method):
     """
 
     name: ClassVar[str] = "cu"
+    definition: ClassVar[Definition] = Definition(
+        alias="CU, contrastive unlearning",
+        reads="paired",
+        formula="0.6 CE(R) + 0.4 contrast of f(F) against f(R)",
+        cost="1, of twice R",
+        source="Zhang et al. 2024, our reading",
+    )
     recipe: Recipe = Recipe(epochs=5, lr=0.01)
     ce_weight: float = 0.6
+    """Weight of the cross-entropy on the retain set."""
     contrast_weight: float = 0.4
+    """Weight of the contrast of forget with retain features."""
     temperature: float = 0.1
+    """Divides the cosines of the contrast."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

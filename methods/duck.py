@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Phase, Run
+from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_index
 from letheon.loaders.batch import Batch
@@ -73,6 +73,13 @@ class Duck(UntilForgotten):
     """
 
     name: ClassVar[str] = "duck"
+    definition: ClassVar[Definition] = Definition(
+        alias="DUCK",
+        reads="paired",
+        formula="1 - cos(f, nearest wrong centroid) on F + 1.4 CE(z / T) on R; our reading",
+        cost="2 E N_r g, N l an epoch",
+        source="Cotogni et al. 2024, eq. 1-4",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=4e-4, optimizer="adamw", weight_decay=0.0)
     distance_weight: float = 1.0
     """lambda_1, of the cosine distance."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
@@ -32,6 +32,13 @@ class Jit(Method):
     """
 
     name: ClassVar[str] = "jit"
+    definition: ClassVar[Definition] = Definition(
+        alias="JiT",
+        reads="forget",
+        formula="mean of norm(z(x) - z(x + noise)) / norm(noise)",
+        cost="E N_f (g + 25 l)",
+        source="Foster et al. 2024, eq. 12",
+    )
     recipe: Recipe = Recipe(epochs=1, lr=3e-4, batch_size=64)
     sigma: float = 0.8
     """Standard deviation of the noise, in the network's input space."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.health import measure_accuracies
-from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
+from letheon.engine.method import Accuracies, Decision, Definition, Method, Phase, Run
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
@@ -53,6 +53,14 @@ class Lotus(Method):
     """
 
     name: ClassVar[str] = "lotus"
+    definition: ClassVar[Definition] = Definition(
+        alias="LoTUS",
+        reads="mixed, 30 % of R",
+        formula="-t log p, t = Gumbel softmax of z_o, warmer while F is better known than unseen "
+        "images",
+        cost="4/3; 1/3 of all images an epoch",
+        source="Spartalis et al. 2025",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 64.0)}
     recipe: Recipe = Recipe(epochs=10, lr=1e-4, optimizer="adamw")
     alpha: float = 8.0

@@ -12,7 +12,7 @@ from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Kind, Method, Phase, Run
+from letheon.engine.method import Definition, Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import require_range, sum_of_halves
@@ -28,6 +28,13 @@ class OnePoint(Method):
     """
 
     name: ClassVar[str] = "one-point-contraction"
+    definition: ClassVar[Definition] = Definition(
+        alias="OPC, a negative control",
+        reads="paired",
+        formula="CE(R) + norm of z over F",
+        cost="1, of twice R",
+        source="our reading",
+    )
     kind: ClassVar[Kind] = "control"
     recipe: Recipe = Recipe(epochs=5, lr=0.01)
     weight: float = 1.0

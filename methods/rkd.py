@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.method import Run
+from letheon.engine.method import Definition, Run
 from letheon.engine.models.classifier import Output
 from letheon.kernels.similarity import angle_loss, distance_loss
 from letheon.loaders.batch import Batch
@@ -30,6 +30,13 @@ class Rkd(Restoring):
     """
 
     name: ClassVar[str] = "rkd"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA_RKD, PL_RKD",
+        reads="forget, then retain",
+        formula="-CE(F); then 10 CE(R) + 10 (distances + angles) of f, l2-normalized",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code; Park et al. 2019",
+    )
 
     def check(self, run: Run) -> None:
         """Refuse micro-batches, which cannot see all pairs, and as all of its family."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Phase, Run
+from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_covariances, outputs_by_index
@@ -82,6 +82,14 @@ class Scar(UntilForgotten):
     """
 
     name: ClassVar[str] = "scar"
+    definition: ClassVar[Definition] = Definition(
+        alias="SCAR",
+        reads="paired",
+        formula="Mahalanobis distance to the nearest wrong class on F + 5 KL to the original on R; "
+        "our reading",
+        cost="2 E N_r g and l, N l an epoch",
+        source="Bonato et al. 2024, eq. 1-5",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=5e-4, optimizer="adamw", weight_decay=0.0)
     delta: float = 0.5
     """Power of the features (Tukey's transformation)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import Part, absolute_gradient_sum, squared_gradient_sum
 from letheon.loaders.batch import Batch
@@ -33,6 +33,14 @@ class Ssd(Method):
     """
 
     name: ClassVar[str] = "ssd"
+    definition: ClassVar[Definition] = Definition(
+        alias="SSD",
+        reads="all, once",
+        formula="where I_f > alpha I_D: w becomes min(lambda I_D / I_f, 1) w; I the mean squared "
+        "gradient of samples",
+        cost="N + N_f g",
+        source="Foster et al. 2024, eq. 5, 6",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 100.0)}
     recipe: Recipe = Recipe(epochs=0, batch_size=64)
     alpha: float = 10.0
@@ -93,6 +101,14 @@ class Lfssd(Ssd):
     """
 
     name: ClassVar[str] = "lfssd"
+    definition: ClassVar[Definition] = Definition(
+        alias="LFSSD",
+        reads="all, once",
+        formula="as ssd, with I the mean absolute gradient of the squared norm of the logits; our "
+        "reading",
+        cost="N + N_f g",
+        source="Foster et al. 2024 (loss-free)",
+    )
 
     def importances(self, run: Run, part: Part) -> list[Tensor]:
         """Sum over the samples of the absolute gradient of the output's norm."""
