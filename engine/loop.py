@@ -44,7 +44,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_memory, measure_accuracies
-from letheon.engine.method import BackTo, Decision, Method, Phase, Run
+from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
 from letheon.engine.numbers.tally import Tally, audit
@@ -127,6 +127,7 @@ def passes(
     state_dict(state)  # a field that cannot be saved is refused before the first step
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
     sources = _open_sources(method, run)
+    run.shared = None
     seconds.prepare = time.perf_counter() - started
     step = assemble(method, run, state)
     course = Course(run, step, state, seconds, sources)
@@ -195,7 +196,8 @@ def _decide(
     if method.goes_back:
         net = run.model.net.state_dict()
         snapshots.append({key: value.detach().cpu().clone() for key, value in net.items()})
-    accuracies = measure_accuracies(run)
+    unknown = Accuracies(None, None, None, None)
+    accuracies = measure_accuracies(run) if method.reads_accuracies else unknown
     decision = method.after_epoch(run, state, accuracies)
     log("after epoch", epoch=epoch, decision=str(decision), **accuracies._asdict())
     if isinstance(decision, BackTo):

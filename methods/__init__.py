@@ -16,6 +16,7 @@ from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
 from letheon.methods.cf_k import CfK
+from letheon.methods.cmf import Cmf
 from letheon.methods.cola import Cola
 from letheon.methods.contrastive import Contrastive
 from letheon.methods.delete import Delete
@@ -34,6 +35,7 @@ from letheon.methods.jit import Jit
 from letheon.methods.kd import Kd
 from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.l2ul import L2ul
 from letheon.methods.lotus import Lotus
 from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
@@ -109,7 +111,9 @@ METHODS: dict[str, type[Method]] = {
         # Features and images of other classes.
         Duck,
         Scar,
+        Cmf,
         Amun,
+        L2ul,
         Jit,
         # Around other methods, or of several trainings.
         DualOptim,

@@ -16,6 +16,7 @@ from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
 from letheon.methods.cf_k import CfK
+from letheon.methods.cmf import Cmf
 from letheon.methods.cola import Cola
 from letheon.methods.contrastive import Contrastive
 from letheon.methods.delete import Delete
@@ -34,6 +35,7 @@ from letheon.methods.jit import Jit
 from letheon.methods.kd import Kd
 from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.l2ul import L2ul
 from letheon.methods.lotus import Lotus
 from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
@@ -109,9 +111,11 @@ def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
         "hamu": Hamu(gentle),
         "sfron": Sfron(gentle, alpha=2.0, every=3),
         # Features and images of other classes.
-        "duck": Duck(recipe, until=0.0),
+        "duck": Duck(recipe, until=0.0, second_epochs=1),
         "scar": Scar(gentle, until=0.0),
         "amun": Amun(recipe, radius=1.0, doublings=2, steps=3),
+        "cmf": Cmf(recipe, scale=4.0),
+        "l2ul": L2ul(gentle, images=3, beside=2, radius=1.0, steps=3, until=0.0),
         "jit": Jit(gentle, copies=3),
         # Around other methods, or of several trainings.
         "dual-optim": DualOptim(RandomLabel(recipe, order="sequential"), forget_lr=1e-3),
