@@ -14,9 +14,8 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_moments
-from letheon.errors import InputError
 from letheon.loaders.batch import Batch
-from letheon.methods.requirements import require_positive, require_samples
+from letheon.methods.requirements import require_encoder, require_positive, require_samples
 
 
 @dataclass
@@ -69,11 +68,7 @@ class Cmf(Method):
     def check(self, run: Run) -> None:
         """Refuse a request that leaves no retain sample, and a network of a head alone."""
         require_samples(run, self.name, forget=False)
-        if len(run.parameters) == len(list(run.model.head.parameters())):
-            raise InputError(
-                f"got {run.model.name}, which has no weights before its last layer; cmf trains "
-                "those alone; use head-distillation or finetune"
-            )
+        require_encoder(run, self.name)
 
     def prepare(self, run: Run) -> CmfState:
         """Find the first directions; the network's own head rests."""

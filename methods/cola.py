@@ -17,6 +17,7 @@ from letheon.loaders.batch import Batch
 from letheon.methods.distillation import require_range
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
+from letheon.methods.requirements import require_encoder
 
 
 def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -67,8 +68,9 @@ class Cola(Method):
         return self.recipe.epochs // 2 if epochs is None else epochs
 
     def check(self, run: Run) -> None:
-        """Refuse micro-batches, which cannot see all pairs."""
+        """Refuse micro-batches, which cannot see all pairs, and a network of a head alone."""
         refuse_micro_batches(run)
+        require_encoder(run, self.name)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the retain set."""

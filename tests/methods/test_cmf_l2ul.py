@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from letheon.engine.method import Accuracies, Method
@@ -71,13 +71,6 @@ def test_cmf_measures_no_accuracy_and_keeps_a_masks_promise() -> None:
         assert torch.equal(run.model.net.state_dict()[name][~mask], start[name][~mask])
 
 
-def test_cmf_wants_weights_before_the_head() -> None:
-    run = run_of(Cmf())
-    run.model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), "flat", PRESET)
-    with pytest.raises(InputError, match="got flat, .* no weights before its last layer"):
-        Cmf().check(run)
-
-
 def misleading(batch: Batch, number: int, radius: float) -> tuple[Tensor, Tensor]:
     """Four steps of 0.1 of targeted l2 descent in pixels, one image at a time."""
     rows, std = [], torch.tensor(PRESET.std).double()[:, None, None]
@@ -129,7 +122,8 @@ def test_l2ul_takes_the_next_images_and_ends_with_the_last_right_answer() -> Non
     for accuracy, decision in ((0.1, "go on"), (0.0, "stop")):
         looks = Accuracies(accuracy, 1.0, None, None)
         assert L2ul().after_epoch(run, state, looks) == decision
-    batches = L2ul(importance="batch").prepare(run_in_doubles(L2ul())).pull
+    few = L2ul(images=1, beside=1, steps=1, importance="batch")
+    batches = few.prepare(run_in_doubles(few)).pull
     assert any(not torch.equal(*pair) for pair in zip(batches, state.pull, strict=True))
 
 
