@@ -14,7 +14,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import require_range
+from letheon.methods.distillation import in_fp32, require_range
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 from letheon.methods.requirements import require_encoder
@@ -31,7 +31,8 @@ def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) ->
         temperature: above 0.
     """
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
+    with torch.autocast(features.device.type, enabled=False):
+        logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
     log_probabilities = logits.log_softmax(dim=1).masked_fill(own, 0)
     positive = (labels[:, None] == labels[None, :]) & ~own
     count = positive.sum(dim=1)
@@ -80,7 +81,7 @@ class Cola(Method):
 
         def collapse(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            rows = all_rows(F.normalize(features, dim=1), ranks, batch.total)
+            rows = all_rows(F.normalize(in_fp32(features), dim=1), ranks, batch.total)
             labels = all_rows(batch.labels, ranks, batch.total)
             loss = count_once(supervised_contrast(rows, labels, self.temperature), batch, ranks)
             return loss + 0 * logits.sum()  # DDP waits for a gradient of every weight

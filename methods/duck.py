@@ -15,7 +15,7 @@ from letheon.engine.method import Accuracies, Decision, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_index
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import sum_of_halves
+from letheon.methods.distillation import in_fp32, sum_of_halves
 from letheon.methods.paired import UntilForgotten
 from letheon.methods.requirements import (
     require_between,
@@ -131,7 +131,9 @@ class Duck(UntilForgotten):
             logits, features = net(batch.images)
             goal = centroids[targets[batch.index]]  # (B, D)
             near = F.cosine_similarity(features.to(goal.dtype), goal)  # (B,)
-            losses = F.cross_entropy(logits / self.temperature, batch.labels, reduction="none")
+            losses = F.cross_entropy(
+                in_fp32(logits) / self.temperature, batch.labels, reduction="none"
+            )
             far = distance_weight * (1 - near)
             return sum_of_halves(batch, far, ce_weight * losses)
 

@@ -18,6 +18,7 @@ from letheon.errors import InputError
 from letheon.kernels.keyed import normal, uniform
 from letheon.loaders.batch import Batch
 from letheon.methods.amun import AdversarialState, find_images
+from letheon.methods.distillation import in_fp32
 from letheon.methods.paired import UntilForgotten
 from letheon.methods.random_label import draw_labels
 from letheon.methods.requirements import require_between, require_positive, require_samples
@@ -33,7 +34,7 @@ class L2ulState(AdversarialState):
 
 def logit_length(net: nn.Module, batch: Batch) -> Tensor:
     """Mean l2 norm of the logits: a sensitivity that needs no label (Aljundi et al. 2018)."""
-    logits: Tensor = net(batch.images).logits
+    logits: Tensor = in_fp32(net(batch.images).logits)
     return torch.linalg.vector_norm(logits, dim=1).mean()
 
 
