@@ -41,6 +41,7 @@ from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.no_op import NoOp
 from letheon.methods.one_point import OnePoint
+from letheon.methods.pcgrad import PcGrad
 from letheon.methods.pl_spkd import PlSpkd
 from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
@@ -53,6 +54,7 @@ from letheon.methods.scar import Scar
 from letheon.methods.scrub import Scrub
 from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
+from letheon.methods.spotter import Spotter
 from letheon.methods.ssd import Lfssd, Ssd
 from letheon.methods.task_vectors import NegMerge, TaskVector
 from letheon.methods.unsir import Unsir
@@ -106,6 +108,7 @@ METHODS: dict[str, type[Method]] = {
         # Two gradients, joined.
         Munba,
         GdrGma,
+        PcGrad,
         Hamu,
         Sfron,
         # Features and images of other classes.
@@ -114,6 +117,7 @@ METHODS: dict[str, type[Method]] = {
         Cmf,
         Amun,
         L2ul,
+        Spotter,
         Jit,
         # Around other methods, or of several trainings.
         DualOptim,

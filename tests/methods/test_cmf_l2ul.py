@@ -1,7 +1,8 @@
-"""CMF, L2UL and DUCK's second stage against plain references, in float64 to 1e-10."""
+"""CMF, L2UL, Spotter and DUCK's second stage against plain references, in float64 to 1e-10."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from letheon.engine.loop import run_method
 from letheon.engine.method import Accuracies, Method
 from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError
@@ -16,14 +18,18 @@ from letheon.kernels.keyed import normal, uniform
 from letheon.loaders.batch import Batch
 from letheon.methods.cmf import Cmf
 from letheon.methods.duck import Duck
-from letheon.methods.l2ul import L2ul
+from letheon.methods.l2ul import L2ul, spread_out
+from letheon.methods.pcgrad import PcGrad
 from letheon.methods.random_label import draw_labels
 from letheon.methods.salun import SalUn
+from letheon.methods.spotter import Spotter
 from tests.methods.double import end_of, flat, gradient, gradients, join, same, step, unflat, whole
 from tests.methods.plain import (
     FORGET,
     RECIPE,
+    Doubles,
     assert_same,
+    divergence,
     original,
     run_in_doubles,
     train_in_doubles,
@@ -127,9 +133,53 @@ def test_l2ul_takes_the_next_images_and_ends_with_the_last_right_answer() -> Non
     assert any(not torch.equal(*pair) for pair in zip(batches, state.pull, strict=True))
 
 
-def test_an_importance_without_spread_holds_evenly() -> None:
-    from letheon.methods.l2ul import spread_out
+@pytest.mark.parametrize("by_class", [True, False])
+def test_spotter_is_its_definition(by_class: bool) -> None:
+    recipe = replace(FORGET, momentum=0.0, weight_decay=0.0)
+    method = Spotter(recipe, share=0.6, weight=2.0, radius=0.4, step=0.3, steps=2)
+    forgotten = () if by_class else (2, 5, 9, 12, 16, 20, 31, 37)
+    run, net, start, near = run_of(method, forgotten=forgotten), original(), original(), {}
+    run.model, run.loader = run.model.double(), Doubles(run.loader)
+    for batch in run.loader.sweep(run.forget.nonzero().flatten().tolist()):
+        for image, label, index in zip(batch.images, batch.labels, batch.index, strict=True):
+            wrong = start(image[None]).logits[0].detach()
+            wrong[label] = -torch.inf
+            u = uniform(0, "spotter", 0, index[None], image.numel()).view(image.shape)
+            moved = image + 0.4 * (2 * u - 1)
+            for _ in range(2):
+                moved.requires_grad_(True)
+                loss = F.cross_entropy(start(moved[None]).logits, wrong.argmax()[None])
+                (slope,) = torch.autograd.grad(loss, moved)
+                moved = moved.detach() + 0.3 * slope.sign()
+                moved = torch.minimum(torch.maximum(moved, image - 0.4), image + 0.4)
+            near[int(index)] = moved
+    for batch in run.loader.train("forget", 0):
+        loss = torch.zeros(())
+        for share, images in (
+            (0.6, batch.images),
+            (0.4, torch.stack([near[int(i)] for i in batch.index])),
+        ):
+            goal = start(images).logits.softmax(1).detach()
+            goal[(slice(None), 2) if by_class else (range(len(goal)), batch.labels)] = 0
+            goal, answer = goal / goal.sum(1, keepdim=True), net(images).logits.softmax(1)
+            loss = loss + share * divergence(goal, answer).mean()
+        z, pairs = net(batch.images).features, []
+        for i, j in itertools.permutations(range(len(z)), 2):
+            if batch.labels[i] == batch.labels[j]:
+                pairs.append(F.cosine_similarity(z[i], z[j], dim=0))
+        step(net, -0.05 * gradient(net, loss + 2 * torch.stack(pairs).mean()))
+    run_method(method, run)
+    same(flat(run.model), flat(net))
 
+
+def test_what_spotter_reads() -> None:
+    lines = trained(Spotter(FORGET))[1]
+    assert [(x["forget_read"], x["retain_read"]) for x in lines if x["kind"] == "phase"] == [
+        (10, 0)
+    ]
+
+
+def test_an_importance_without_spread_holds_evenly() -> None:
     assert torch.equal(spread_out(torch.zeros(3)), torch.ones(3))
 
 
@@ -174,6 +224,9 @@ def test_ducks_second_stage(until: float) -> None:
         (L2ul, {"beside": 21}),
         (L2ul, {"radius": float("nan")}),
         (L2ul, {"weight": -1.0}),
+        (Spotter, {"share": 1.1}),
+        (Spotter, {"radius": 0.0}),
+        (PcGrad, {"weight": -1.0}),
     ],
 )
 def test_values_out_of_range_are_refused(kind: type[Method], wrong: dict[str, object]) -> None:
