@@ -16,6 +16,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import SampleGradients
 from letheon.errors import InputError, RunFailed
@@ -27,10 +28,12 @@ from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.influence import sample_losses
 from letheon.methods.random_label import RandomLabel
+from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import PRESET, network, run_of, weights
 
 RECIPE = Recipe(epochs=1, lr=0.01, batch_size=7)
+METHODS = cases(Recipe(epochs=1, lr=1e-3, batch_size=64))
 
 
 class Spare(nn.Module):
@@ -143,6 +146,20 @@ def test_gradients_of_samples_through_attention() -> None:
             grads = torch.autograd.grad(loss, run.parameters)
             expected = 0.1 * sum(float(grad.sum()) for grad in grads)
             assert found[index] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_forget_sample_without_batch_norm_in_bf16(name: str) -> None:
+    """In one batch of all others; what is defined by class refuses it."""
+    run = run_of(METHODS[name], forgotten=[5])
+    run.model, run.precision, run.held_out = build("plain"), Precision("bf16"), lambda: run.loader
+    try:
+        METHODS[name].check(run)
+    except InputError as error:
+        assert name in ("unsir", "head-distillation") and "got single samples" in str(error)
+        return
+    run_method(METHODS[name], run)
+    assert all(bool(weight.isfinite().all()) for weight in run.model.parameters())
 
 
 def test_a_batch_norm_of_one_value_is_refused_in_one_line() -> None:
