@@ -114,7 +114,7 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
 
 @contextmanager
 def explain_step(run: Run, phase: Phase, batch: Batch) -> Iterator[None]:
-    """Say what would do where a step does not fit in memory, or torch refuses its batch or loss."""
+    """Say what would do where a step fails by memory, graphs, or a batch or loss torch refuses."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -134,6 +134,11 @@ def explain_step(run: Run, phase: Phase, batch: Batch) -> Iterator[None]:
             "two or more; use batch_norm frozen, a larger batch_size or fewer micro-batches"
         ) from error
     except RuntimeError as error:
+        if "CUDAGraphs" in str(error):
+            raise RunFailed(
+                f"got a step that CUDA graphs cannot replay ({str(error).partition('.')[0]}); use "
+                "compile default, which has none"
+            ) from error
         if "finished reduction in the prior iteration" not in str(error):
             raise
         raise RunFailed(
