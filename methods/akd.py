@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.engine.method import Run
+from letheon.engine.method import Definition, Run
 from letheon.engine.models.classifier import Output
 from letheon.loaders.batch import Batch
 from letheon.methods.restoring import Restoring
@@ -24,6 +24,13 @@ class Akd(Restoring):
     """
 
     name: ClassVar[str] = "akd"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA_AKD, PL_AKD",
+        reads="forget, then retain",
+        formula="-CE(F); then 10 CE(R) + 10 mean (f - f_o)^2",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code",
+    )
 
     def distance(self, output: Output, goal: Output, batch: Batch, run: Run) -> Tensor:
         """The mean squared difference of the pooled features."""

@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.engine.method import Run
+from letheon.engine.method import Definition, Run
 from letheon.engine.models.classifier import Output
 from letheon.kernels.similarity import angle_loss, distance_loss
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import in_fp32
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 from letheon.methods.restoring import Restoring
 
@@ -29,6 +30,13 @@ class Rkd(Restoring):
     """
 
     name: ClassVar[str] = "rkd"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA_RKD, PL_RKD",
+        reads="forget, then retain",
+        formula="-CE(F); then 10 CE(R) + 10 (distances + angles) of f, l2-normalized",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code; Park et al. 2019",
+    )
 
     def check(self, run: Run) -> None:
         """Refuse micro-batches, which cannot see all pairs, and as all of its family."""
@@ -37,6 +45,8 @@ class Rkd(Restoring):
 
     def distance(self, output: Output, goal: Output, batch: Batch, run: Run) -> Tensor:
         """Distances and angles of the whole batch, over all ranks."""
-        own = all_rows(F.normalize(output.features, dim=1), run, batch.total)
-        other = all_rows(F.normalize(goal.features, dim=1), run, batch.total)
+        own, other = (
+            all_rows(F.normalize(in_fp32(answer.features), dim=1), run, batch.total)
+            for answer in (output, goal)
+        )
         return count_once(distance_loss(own, other) + angle_loss(own, other), batch, run.ranks)
