@@ -305,6 +305,26 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     return objects
 
 
+def gather_tensors(own: dict[str, Tensor], ranks: Ranks) -> list[dict[str, Tensor]]:
+    """Gather every rank's own tensors, by rank, on the host of the first; elsewhere nothing."""
+    if ranks.world == 1:
+        return [own]
+    host = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
+    everyone: list[Any] | None = [None] * ranks.world if ranks.main else None
+    dist.gather_object(host, everyone, 0)
+    return everyone or []
+
+
+def scatter_objects(parts: Sequence[T], ranks: Ranks) -> T:
+    """Give each rank its part, which can be pickled, of those that the first rank has."""
+    if ranks.world == 1:
+        return parts[0]
+    own: list[Any] = [None]
+    dist.scatter_object_list(own, list(parts) if ranks.main else None, 0)
+    part: T = own[0]
+    return part
+
+
 def is_first_to_fail(ranks: Ranks) -> bool:
     """Whether no other rank has said yet why it ends; asked while this one's error is on its way.
 

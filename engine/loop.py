@@ -128,6 +128,8 @@ def passes(
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
     sources = _open_sources(method, run)
     seconds.prepare = time.perf_counter() - started
+    if run.sweeps is not None:
+        seconds.prepare += run.sweeps.seconds
     step = assemble(method, run, state)
     course = Course(run, step, state, seconds, sources)
     for note in run.notes[known:]:

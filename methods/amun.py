@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.checkpoints.sweep_state import Rows
 from letheon.engine.distributed import gather_rows
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.numbers.sweep import batches
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
@@ -99,20 +101,17 @@ class Amun(Method):
         model, device = run.model, run.ranks.device
         was_training = model.training
         model.eval()
-        rows: list[list[Tensor]] = [[], [], []]
         shape = (0, 3, model.preset.size, model.preset.size)
-        for batch in run.loader.sweep(run.forget.nonzero().flatten().tolist()):
-            batch = batch.to(device)
+        numbers = torch.empty(0, dtype=torch.int64, device=device)
+        empty = torch.empty(shape, dtype=model.head.weight.dtype, device=device)
+        rows: list[list[Tensor]] = [[numbers], [numbers], [empty]]
+        name = f"adversarial images {self.radius} {self.steps} {self.doublings}"
+        for batch in batches(run, "forget", name, Rows(rows)):
             images, labels = self._fool(model, batch)
             for column, value in zip(rows, (batch.index, labels, images), strict=True):
                 column.append(value)
         model.train(was_training)
-        numbers = torch.empty(0, dtype=torch.int64, device=device)
-        empty = (numbers, numbers, torch.empty(shape, dtype=model.head.weight.dtype, device=device))
-        index, labels, images = (
-            gather_rows(torch.cat([nothing, *column]), run.ranks)
-            for nothing, column in zip(empty, rows, strict=True)
-        )
+        index, labels, images = (gather_rows(torch.cat(column), run.ranks) for column in rows)
         place = torch.zeros(len(run.forget), dtype=torch.int64, device=device)
         place[index] = torch.arange(len(index), device=device)
         return AdversarialState(place, labels, images)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from letheon import durable
+from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
 from letheon.errors import RunFailed
 from letheon.spans import span
 
@@ -42,6 +43,14 @@ class RunState:
         """Steps of the run before this state, those of a pass under way among them."""
         within = 0 if self.facts["between"] else self.facts["pass"]["tallies"][0]["position"]
         return int(self.facts["steps"] + within)
+
+    def below(self, place: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `place` and a dot, without these."""
+        return {
+            name.removeprefix(f"{place}."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(f"{place}.")
+        }
 
 
 @dataclass
@@ -159,6 +168,37 @@ class StateFolder:
         return load_file(file)
 
 
+def problem_of(work: Callable[[], None]) -> str:
+    """Do work that may fail on one rank alone, and say how it failed; empty where it did not."""
+    try:
+        work()
+    except RunFailed as error:
+        return str(error)
+    return ""
+
+
+def save_on_first(folder: StateFolder, state: RunState | None, ranks: Ranks) -> None:
+    """Begin to write a state that the first rank has; None writes nothing. Every rank must call.
+
+    Raises:
+        RunFailed: on every rank: the last write failed.
+    """
+    own = state
+    _agree("" if own is None else problem_of(lambda: folder.save(own)), ranks)
+
+
+def wait_on_first(folder: StateFolder, ranks: Ranks) -> None:
+    """Wait until the first rank's last state is on disk; every rank must call, raises as before."""
+    problem = problem_of(folder.wait) if ranks.main else ""
+    wait_for_ranks(ranks)  # a slow disk is no timeout
+    _agree(problem, ranks)
+
+
+def _agree(problem: str, ranks: Ranks) -> None:
+    if first := next(filter(None, gather_objects(problem, ranks)), ""):
+        raise RunFailed(first) from OSError(first)
+
+
 def copy_to_host(tensor: Tensor) -> tuple[Tensor, list[int] | None]:
     """Copy a tensor to the host, and name its strides where it is stored in another order."""
     strides = None if tensor.is_contiguous() else list(tensor.stride())
@@ -170,6 +210,21 @@ def copy_from_host(host: Tensor, strides: list[int] | None, device: torch.device
     if strides is None:
         return host.to(device, copy=True)
     return torch.empty_strided(host.shape, strides, dtype=host.dtype, device=device).copy_(host)
+
+
+def read_random(ranks: Ranks) -> list[Tensor]:
+    """The state of torch's generators that a step may draw from."""
+    states = [torch.get_rng_state()]
+    if ranks.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(ranks.device))
+    return states
+
+
+def set_random(states: Sequence[Tensor], ranks: Ranks) -> None:
+    """Put back what `read_random` gave."""
+    torch.set_rng_state(states[0])
+    if ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], ranks.device)
 
 
 def _sha256(file: Path) -> str:
