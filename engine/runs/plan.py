@@ -35,7 +35,7 @@ from letheon.loaders.factory import kind_of
 from letheon.loaders.forget_request import Request, forget_mask, leave_out_earlier
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import align_labels, list_notes, model_classes, unwrap
+from letheon.loaders.views import SubsetImages, align_labels, list_notes, model_classes, unwrap
 from letheon.progress import note, say
 
 
@@ -140,6 +140,14 @@ class Plan:
     def split(self) -> tuple[Data, NDArray[np.bool_]]:
         """The images without those forgotten earlier, and which training images to forget."""
         return leave_out_earlier(self.data, self.request, self.model.requests)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """(n,), the number in the training set of each image that the run may read."""
+        train = self.split[0].train
+        if train is not self.data.train and isinstance(train, SubsetImages):
+            return train.numbers
+        return np.arange(len(train))
 
     def set_digests(self) -> dict[str, str]:
         """Digests of the images by split, as they were opened; computed once a set."""
@@ -278,7 +286,8 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         facts["images"] = {"train": len(plan.data.train), "test": len(plan.data.test)}
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
-        facts["reads"] = write_reads(record.folder, run.reads, run.forget)
+        numbers, size = torch.from_numpy(plan.numbers), len(plan.data.train)
+        facts["reads"] = write_reads(record.folder, run.reads, run.forget, numbers, size)
     wait_for_ranks(run.ranks)  # a slow disk is no timeout
     if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
         run.warnings.append(collapse)
