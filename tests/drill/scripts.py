@@ -50,6 +50,8 @@ class Job:
     world: int = 1
     saves: bool = False
     """Whether states are saved on the way."""
+    agent: bool = True
+    """Whether the launcher keeps the store of several ranks; else rank 0."""
 
     def command(self, folder: Path) -> tuple[str, ...]:
         """The words after the script's name; the methods come after --out."""
@@ -62,7 +64,8 @@ class Job:
     def run(self, folder: Path, **faults: Any) -> End:
         """Run it in `folder`; as `run_job`."""
         folder.mkdir(parents=True, exist_ok=True)
-        return run_job(self.script, self.command(folder), folder, world=self.world, **faults)
+        args = self.command(folder)
+        return run_job(self.script, args, folder, world=self.world, agent=self.agent, **faults)
 
     def is_whole(self, folder: Path) -> bool:
         """Whether a reader would take what is there for finished."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from letheon.engine.ranks import watch
 from letheon.engine.ranks.meeting import meet
+from letheon.engine.ranks.store import ask, hangs
 from letheon.engine.ranks.watch import name_ranks
 from letheon.engine.recipe import Recipe
 from letheon.errors import RunFailed
+from tests.drill.processes import fork
 
 
 @pytest.fixture
@@ -76,3 +85,71 @@ def test_the_micro_batches_follow_from_the_ranks() -> None:
     assert counts == {1: 7, 2: 4, 3: 3, 8: 1}  # 100, 50, 34 and 13 images a rank
     assert replace(recipe, grad_accum_steps=5).divide_batch(8).grad_accum_steps == 5
     assert Recipe(batch_size=100).divide_batch(1).grad_accum_steps == 1
+
+
+@pytest.fixture
+def still() -> Iterator[tuple[int, int]]:
+    """The port of a store whose process stands still, and the process."""
+    reading, writing = os.pipe()
+
+    def hold() -> None:
+        own = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        os.write(writing, f"{own.port}\n".encode())
+        while True:
+            time.sleep(60)
+
+    process = fork(hold)
+    yield int(os.read(reading, 20)), process
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    os.close(reading)
+    os.close(writing)
+    while hangs():  # its connection has closed, so that the threads end
+        time.sleep(0.01)
+
+
+def test_a_store_that_stands_still_is_named(
+    still: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, process = still
+    monkeypatch.setattr(watch, "_ANSWER", 0.1)
+    monkeypatch.setattr(watch, "PLACE", watch.Place(7, "phase retain of epoch 1", tmp_path))
+    monkeypatch.setenv("MASTER_ADDR", "n0")
+    store = TCPStore("127.0.0.1", port, None, False)
+    one = watch.Watch(store, 1, 3, 1000.0)
+    assert one.explain_loss("mine") == ""  # it answers
+    os.kill(process, signal.SIGSTOP)
+    for _ in range(2):  # the second time it is known
+        text = one.explain("my stack")
+        assert "waited for rank 0 on n0, which holds the ranks' store and says nothing" in text
+        assert "this rank: step 7, phase retain of epoch 1" in text
+    assert hangs() and "my stack" in (tmp_path / "stacks" / "rank-1.txt").read_text()
+    assert "lost rank 0 on n0" in one.explain_loss("other stack")
+    with pytest.raises(TimeoutError):
+        ask(lambda: None, 5.0)  # no second thread hangs
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert "the launcher on n0" in one.explain("my stack")
+    one.close()
+
+
+def test_a_rank_that_hangs_in_the_store_is_ended(
+    still: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, process = still
+    said = tmp_path / "said"
+
+    def work() -> None:
+        handle = os.open(said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, 2)
+        sys.stderr = os.fdopen(2, "w")
+        watch._LATE = 0.0
+        store = TCPStore("127.0.0.1", port, None, False)
+        one = watch.Watch(store, 1, 2, 0.5)
+        assert one.explain_loss("") == ""
+        os.kill(process, signal.SIGSTOP)
+        store.add("place", 0)  # as one that waits for others does; it has no end
+
+    _, status = os.waitpid(fork(work), 0)
+    assert os.waitstatus_to_exitcode(status) == 3
+    text = said.read_text()
+    assert text.count("error: ") == 1 and "waited for rank 0 on" in text
