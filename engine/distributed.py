@@ -25,6 +25,7 @@ from torch._C._distributed_c10d import Store
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.rendezvous import rendezvous
 
+from letheon.engine.ranks.flight import record_collectives
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.store import ask, hangs, holder
 from letheon.engine.ranks.watch import Watch, end_when_deaf
@@ -203,6 +204,7 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
     longer = timedelta(seconds=max(timeout, START))
     store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=longer)))
     store.set_timeout(limit)
+    record_collectives(ranks.device)
     store = _meet(store, rank, world, max(timeout, START))
     _watch = Watch(store, rank, world, timeout)
     try:

@@ -22,7 +22,8 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
-from letheon.engine.ranks.watch import PLACE
+from letheon.engine.ranks.flight import write_flights_to
+from letheon.engine.ranks.watch import PLACE, STACKS
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
@@ -243,6 +244,8 @@ def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Save
     PLACE.folder = record.folder
     record.write(ORIGIN, start.origin)
     saver = open_saver(record, poll, start.resume, start.overrides)
+    if run.ranks.world > 1:
+        write_flights_to(record.folder / STACKS, run.ranks.device)
     if saver.previous is not None:
         _reopen_loader(plan, run, saver.previous.facts["choices"]["loader"])
     if plan.request is not None and run.ranks.main:

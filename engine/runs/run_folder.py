@@ -303,6 +303,8 @@ class Record:
         self.write(FINISHED, facts)
         if self.main:
             remove_own(self.folder, (STATE,))
+            with suppress(OSError):  # empty where no rank hung
+                (self.folder / STACKS).rmdir()
         if self.main and self.folder != self.out:
             publish(self.out, OWN)
         self.folder = self.out

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from letheon.engine.ranks import watch
+from letheon.engine import distributed
+from letheon.engine.distributed import Ranks
+from letheon.engine.ranks import flight, watch
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.store import ask, hangs
 from letheon.engine.ranks.watch import name_ranks
@@ -153,3 +157,35 @@ def test_a_rank_that_hangs_in_the_store_is_ended(
     assert os.waitstatus_to_exitcode(status) == 3
     text = said.read_text()
     assert text.count("error: ") == 1 and "waited for rank 0 on" in text
+
+
+def test_the_flight_recorder_is_on_before_the_group_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The variables alone: no NCCL here."""
+    names = (*flight.RECORDER, flight.PATH, *flight._OLDER.values())
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    monkeypatch.setattr(os, "environ", environment)
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(distributed, "rendezvous", lambda *args, **more: iter([(Store(), 1, 2)]))
+    monkeypatch.setattr(distributed, "_meet", lambda *args: Store())
+    monkeypatch.setattr(distributed, "Watch", lambda *args: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda *args, **more: seen.update(environment)
+    )
+    for kind, values in (("cpu", {}), ("cuda", flight.RECORDER)):
+        ranks = Ranks(1, 2, 1, torch.device(kind))
+        with distributed._join_group(ranks, 5.0):
+            assert {k: v for k, v in seen.items() if k in names} == values
+    cuda = torch.device("cuda")
+    flight.write_flights_to(tmp_path / "gone" / "stacks", cuda)
+    assert flight.PATH not in environment and not (tmp_path / "gone").exists()
+    for name in ("one", "two"):  # runs of one process
+        (tmp_path / name).mkdir()
+        flight.write_flights_to(tmp_path / name / "stacks", cuda)
+        assert environment[flight.PATH] == f"{tmp_path}/{name}/stacks/nccl-rank-"
+    environment |= {"TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "mine", "TORCH_FR_BUFFER_SIZE": "7"}
+    del environment[flight.PATH]
+    flight.write_flights_to(tmp_path / "one" / "stacks", cuda)
+    flight.record_collectives(cuda)
+    assert flight.PATH not in environment and environment["TORCH_FR_BUFFER_SIZE"] == "7"
