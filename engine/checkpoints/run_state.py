@@ -58,10 +58,13 @@ class StateFolder:
     """The states of one run, by number; the newest whole one counts. For one rank."""
 
     path: Path
+    log: Path | None = None
+    """A file whose lines up to now must be on disk before a state that knows its length is."""
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "state-writer")
     )
     _write: Future[None] | None = None
+    _damaged: set[int] = field(default_factory=set)  # that were met; the next state replaces them
 
     def save(self, state: RunState) -> None:
         """Write a state in a thread, after the last one is on disk; nobody may change its tensors.
@@ -95,6 +98,7 @@ class StateFolder:
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reason = str(error).partition("\n")[0]
                 damaged.append(f"{self._file(number, 'json')} is damaged ({reason}); left out")
+                self._damaged.add(number)
         return None, damaged
 
     def __bool__(self) -> bool:
@@ -106,6 +110,7 @@ class StateFolder:
         self.wait()
         for number in self._numbers():
             self._remove(number)
+        self._remove_rest()
         if self.path.is_dir():
             for left in self.path.glob(f"*{durable.PARTIAL}"):
                 left.unlink(missing_ok=True)
@@ -135,9 +140,16 @@ class StateFolder:
             except SafetensorError as error:
                 raise OSError(None, str(error)) from error
             digest = _sha256(temporary)
+        if self.log is not None and self.log.exists():
+            with durable.disk_errors(self.log):
+                durable.flush(self.log)
         facts = {**state.facts, "tensors": digest}
         text = json.dumps({**facts, "digest": _seal(facts)}, sort_keys=True)
         durable.write(self._file(number, "json"), text + "\n")
+        for old in self._damaged:  # or one of them would be kept in the place of a whole one
+            self._remove(old)
+        self._damaged.clear()
+        self._remove_rest()
         between = self._newest_between()
         for old in sorted(self._numbers())[:-STATES]:
             if old != between:
@@ -150,6 +162,13 @@ class StateFolder:
                 if self._facts(number).get("between"):
                     return number
         return 0
+
+    def _remove_rest(self) -> None:
+        """Remove tensors without their second file, which a process that died has left."""
+        numbers = self._numbers()
+        for file in self.path.glob("*.safetensors"):
+            if file.stem.isdecimal() and int(file.stem) not in numbers:
+                file.unlink(missing_ok=True)
 
     def _remove(self, number: int) -> None:
         for kind in ("json", "safetensors"):

@@ -25,7 +25,7 @@ from letheon.engine.checkpoints.run_state import (
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks, agree
 from letheon.engine.method import Run
-from letheon.engine.runs.run_folder import STATE, Record
+from letheon.engine.runs.run_folder import LOG, STATE, Record
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
 from letheon.errors import InputError
 from letheon.loaders.factory import kind_of
@@ -88,7 +88,7 @@ class Saver:
     def __post_init__(self) -> None:
         """Find the folders of the states."""
         folder = self.record.folder
-        self._folder = StateFolder(folder / STATE)
+        self.states = StateFolder(folder / STATE, folder / LOG)
         self._sweeps = Sweeps(folder / STATE / PREPARE, self.poll, folder)
         self._course: Course | None = None
 
@@ -179,15 +179,15 @@ class Saver:
                 self.note_log(state)
         if state is not None:
             state.facts["history"] = self.history
-        save_on_first(self._folder, state, self.ranks)
+        save_on_first(self.states, state, self.ranks)
 
     def wait(self) -> None:
         """Wait until all is on disk."""
-        wait_on_first(self._folder, self.ranks)
+        wait_on_first(self.states, self.ranks)
 
     def finish(self) -> None:
         """The weights are safe: let the last write end; its failure is no longer one of the run."""
-        if problem := problem_of(self._folder.wait):
+        if problem := problem_of(self.states.wait):
             print(f"warning: {self.record.folder}: {problem}", file=sys.stderr)
 
 
@@ -205,16 +205,19 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
     """
     ranks = poll.ranks
     saver = Saver(record, poll, ranks, overrides=overrides)
-    folder = StateFolder(record.folder / STATE)
+    folder = saver.states
     found: RunState | None = None
     problem = None
     if ranks.main and not resume:
         folder.clear()
     elif ranks.main:
-        found, damaged = folder.load(lambda facts: _fits(facts, ranks))
+        found, damaged = folder.load(lambda facts: _fits(facts, ranks, record))
         for line in damaged:
             print(line, file=sys.stderr)
-        if found is None and (other := folder.load(lambda facts: True)[0]) is not None:
+        other = None
+        if found is None:
+            other, _ = folder.load(lambda facts: _has_lines(facts, record))
+        if other is not None:
             problem = (
                 f"got {ranks.world} ranks for {record.folder}, whose states were saved within a "
                 f"pass on {other.facts['world']}; expected as many; start as many, or a new run"
@@ -229,5 +232,13 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
     return saver
 
 
-def _fits(facts: Mapping[str, Any], ranks: Ranks) -> bool:
-    return facts["between"] or facts["world"] == ranks.world
+def _has_lines(facts: Mapping[str, Any], record: Record) -> bool:
+    """True; raises ValueError where lines of the log that were before the state are missing."""
+    if facts["metrics"] > record.length:
+        raise ValueError(f"{LOG} has {record.length} bytes of {facts['metrics']}")
+    return True
+
+
+def _fits(facts: Mapping[str, Any], ranks: Ranks, record: Record) -> bool:
+    here = facts["between"] or facts["world"] == ranks.world
+    return _has_lines(facts, record) and here
