@@ -115,7 +115,8 @@ class Watch:
             if self._answers != heard or not self._thread.is_alive():
                 waited, heard = 0.0, self._answers
             elif waited > self._timeout + _LATE:
-                write_stacks(self.rank, _stacks())
+                with suppress(Exception):  # a full disk must not keep the process
+                    write_stacks(self.rank, _stacks())
                 line = SILENCE.format(who=f"waited for {self._silent_holder()}")
                 place = f"on {socket.gethostname()} (rank {self.rank})"
                 print(f"error: {place}: {line}", file=sys.stderr, flush=True)
