@@ -123,6 +123,7 @@ def test_a_store_that_stands_still_is_named(
     one = watch.Watch(store, 1, 3, 1000.0)
     assert one.explain_loss("mine") == ""  # it answers
     os.kill(process, signal.SIGSTOP)
+    os.waitpid(process, os.WUNTRACED)  # until it stands still
     for _ in range(2):  # the second time it is known
         text = one.explain("my stack")
         assert "waited for rank 0 on n0, which holds the ranks' store and says nothing" in text
@@ -151,7 +152,8 @@ def test_a_rank_that_hangs_in_the_store_is_ended(
         one = watch.Watch(store, 1, 2, 0.5)
         assert one.explain_loss("") == ""
         os.kill(process, signal.SIGSTOP)
-        store.add("place", 0)  # as one that waits for others does; it has no end
+        while True:  # as one that waits for others does
+            store.add("place", 0)
 
     _, status = os.waitpid(fork(work), 0)
     assert os.waitstatus_to_exitcode(status) == 3
