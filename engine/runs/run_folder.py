@@ -70,11 +70,13 @@ _FLOORS = ("letheon", "kernels", "loaders", "engine", "methods", "eval", "launch
 
 
 def settle_run(out: Path) -> None:
-    """Complete or undo the replacement of a run that was interrupted; call it under its lock.
-
-    States that a finished run has left, whose process died before it removed them, are removed.
-    """
+    """Complete or undo the replacement of a run that was interrupted; call it under its lock."""
     settle(out, FINISHED, OWN)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Settle a run, and remove the states of a finished one that died before it removed them."""
+    settle_run(out)
     if (out / FINISHED).is_file() and (out / STATE).is_dir():
         remove_own(out, (STATE,))
 

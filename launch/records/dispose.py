@@ -22,7 +22,7 @@ import tyro
 from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.manifest import DISPOSAL, read_manifest
-from letheon.engine.runs.run_folder import STATE
+from letheon.engine.runs.run_folder import STATE, settle_run
 from letheon.eval.inference.cache import stored_outputs
 from letheon.folders import new_folder, state_folder
 from letheon.launch.command import run_command, together
@@ -118,7 +118,7 @@ def remove(run: Path, holders: list[Holder]) -> None:
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Print the list, and remove what is the run's own where that was asked for."""
-    with claim([settings.run], ranks):
+    with claim([settings.run], ranks, settle=settle_run):  # states are removed with a record
         holders = together(ranks, lambda: list_holders(settings.run, settings.cache))
         if not ranks.main:
             return

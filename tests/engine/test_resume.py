@@ -18,7 +18,7 @@ from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.run_folder import Record, check_free, settle_run
+from letheon.engine.runs.run_folder import Record, check_free, remove_leftovers
 from letheon.engine.runs.stop import Poll, Stopped, check, defer, listen
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
@@ -372,5 +372,5 @@ def test_what_a_kill_at_the_edges_leaves(tmp_path: Path) -> None:
     (out / "run.json").write_text("{}")
     (out / "state" / "prepare").mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
-    settle_run(out)
+    remove_leftovers(out)
     assert not (out / "state").exists() and (out / "notes.txt").exists()
