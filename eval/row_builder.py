@@ -118,6 +118,7 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
         metric
         for metric in metrics().values()
         if metric.stage == "model" and (depth == "full" or "depth full" not in metric.needs)
+        if "canaries" not in metric.needs or case.peers.canaries  # asked only where they are
     ]
 
     def add(metric: Metric, to: Row) -> None:

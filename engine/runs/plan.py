@@ -271,6 +271,8 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         "warnings": run.warnings,
         **({"resumed": saver.history} if saver.history else {}),
     }
+    if run.model.canaries is not None:
+        facts["canaries"] = run.model.canaries.facts
     request = plan.dated_request if run.ranks.main else plan.request
     if request is not None:
         run.model.requests = (*run.model.requests, request)
