@@ -148,7 +148,7 @@ class Plan:
     def _held_out(self, ranks: Ranks) -> Loader:
         """The held-out images; a request of single samples names none of them."""
         images = self.split[0].test
-        labels = images.labels
+        labels = images.true_labels
         forget = np.zeros(len(labels), dtype=np.bool_)
         if self.request is not None and self.request.samples is None:
             forget = forget_mask(self.request, labels)

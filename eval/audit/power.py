@@ -23,7 +23,7 @@ class Power:
 
     title: str
     false_positives: float  # share of the retrained models
-    found: dict[str, float]  # size -> share of the leaks
+    rates: dict[str, float]  # size -> share of the leaks
 
 
 def measure_power(rows: Sequence[Row], sizes: Mapping[str, Sequence[str]]) -> list[Power]:
@@ -42,34 +42,34 @@ def measure_power(rows: Sequence[Row], sizes: Mapping[str, Sequence[str]]) -> li
     }
     result = []
     for key, each in false_positives(rows).items():
-        found = {size: fmean(key in keys for keys in of) for size, of in accused.items()}
-        result.append(Power(define(key).title, each.rate, found))
+        rates = {size: fmean(key in keys for keys in of) for size, of in accused.items()}
+        result.append(Power(define(key).title, each.rate, rates))
 
-    def is_told(row: Row) -> bool:
+    def is_flagged(row: Row) -> bool:
         others = [other for other in retrained if other is not row]
         return p_value(row, others) <= LEVEL
 
     def is_recalled(row: Row) -> bool:
         return bool(row["canary_p"] <= LEVEL)
 
-    tests = {"**verdict: one of the retrained?**": is_told}
+    tests = {"**verdict: one of the retrained?**": is_flagged}
     everyone = [*retrained, *(row for models in leaks.values() for row in models)]
     if all(row.get("canary_p") is not None for row in everyone):
         tests["**canaries, p of the rank (reads no retrained model)**"] = is_recalled
     for title, test in tests.items():
-        found = {size: fmean(map(test, models)) for size, models in leaks.items()}
-        result.append(Power(title, fmean(map(test, retrained)), found))
-    return sorted(result, key=lambda one: (*(-rate for rate in one.found.values()), one.title))
+        rates = {size: fmean(map(test, models)) for size, models in leaks.items()}
+        result.append(Power(title, fmean(map(test, retrained)), rates))
+    return sorted(result, key=lambda one: (*(-rate for rate in one.rates.values()), one.title))
 
 
 def as_table(powers: Sequence[Power]) -> str:
     """Write a Markdown table: a line a number, a column a size of leak."""
-    sizes = list(powers[0].found)
+    sizes = list(powers[0].rates)
     lines = [
         f"| number | false positives | {' | '.join(f'leak {size}' for size in sizes)} |",
         f"|---|---:|{'---:|' * len(sizes)}",
     ]
     for one in powers:
-        cells = " | ".join(f"{rate:.0%}" for rate in one.found.values())
+        cells = " | ".join(f"{rate:.0%}" for rate in one.rates.values())
         lines.append(f"| {one.title} | {one.false_positives:.0%} | {cells} |")
     return "\n".join(lines) + "\n"

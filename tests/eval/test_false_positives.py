@@ -122,13 +122,13 @@ def test_power_is_the_share_of_leaks_that_are_accused() -> None:
     large = [{**like, "name": "c", "RA": 0.2, "FA": 0.3, "canary_p": 1e-4}]
     rows = [*oracles, *small, *large]
     found = {one.title: one for one in measure_power(rows, {"2 %": "ab", "50 %": "c"})}
-    assert found["RA"].found == {"2 %": 0.5, "50 %": 1}
-    assert found["FA"].found == {"2 %": 0, "50 %": 1} and found["FA"].false_positives == 0
-    assert found["TRA"].found == {"2 %": 0, "50 %": 0}
+    assert found["RA"].rates == {"2 %": 0.5, "50 %": 1}
+    assert found["FA"].rates == {"2 %": 0, "50 %": 1} and found["FA"].false_positives == 0
+    assert found["TRA"].rates == {"2 %": 0, "50 %": 0}
     flagged = [row for row in oracles if "TRA" in accusers(deviations(row, oracles))]
     assert found["TRA"].false_positives == len(flagged) / 20 > 0
     canaries = found["**canaries, p of the rank (reads no retrained model)**"]
-    assert canaries.found == {"2 %": 0.5, "50 %": 1} and canaries.false_positives == 0
+    assert canaries.rates == {"2 %": 0.5, "50 %": 1} and canaries.false_positives == 0
     assert found["**verdict: one of the retrained?**"].false_positives == pytest.approx(1 / 20)
     lines = as_table(list(found.values())).splitlines()
     assert lines[0] == "| number | false positives | leak 2 % | leak 50 % |"
