@@ -11,6 +11,7 @@ exit code is 0 if all tests passed, 1 if something failed, 2 without a GPU.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -208,26 +210,38 @@ def checks(device: str, repeats: int) -> Iterator[Row]:
     """One row per test marked gpu as it ends, 1 where it passed; on the CPU a few others."""
     where = ["tests/gpu", "tests/engine", "tests/methods"]
     chosen = [*where, "-m", "gpu"] if device == "cuda" else ["tests/kernels/test_small_conv.py"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "--override-ini=addopts=--import-mode=importlib",
-    ]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short"]
+    command.append("--override-ini=addopts=--import-mode=importlib")
+    if device == "cuda" and find_spec("xdist"):  # most of their time is a compiler's, on one core
+        command += ["-n", str(max(1, (os.cpu_count() or 1) * 3 // 4)), "-p", "no:benchmark"]
     with subprocess.Popen(
-        [*command, *chosen], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        [*command, *chosen],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as tests:
         assert tests.stdout is not None
         try:
             for line in tests.stdout:
-                if match := re.match(r"tests/(\S+\.py)::(.+?) (PASSED|FAILED|ERROR)", line):
-                    yield row(match[1], match[2], [float(match[3] == "PASSED")], metric="passed",
-                              unit="", mode="check", device=device)  # fmt: skip
+                if ended := _ended_test(line):
+                    file, test, passed = ended
+                    yield row(file, test, [float(passed)], metric="passed", unit="", mode="check",
+                              device=device)  # fmt: skip
                 elif line.startswith("E  "):
                     print(line, end="", file=sys.stderr)
         finally:
             tests.terminate()
+
+
+def _ended_test(line: str) -> tuple[str, str, bool] | None:
+    """File, test and whether it passed, from a line of pytest, alone or with workers."""
+    if match := re.match(r"tests/(\S+\.py)::(.+?) (PASSED|FAILED|ERROR)", line):
+        return match[1], match[2], match[3] == "PASSED"
+    if match := re.match(r"\[gw\d+\] .*?(PASSED|FAILED|ERROR) tests/(\S+\.py)::(.+?) *$", line):
+        return match[2], match[3], match[1] == "PASSED"
+    return None
 
 
 Section = Callable[[str, int], Iterable[Row]]

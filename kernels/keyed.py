@@ -42,7 +42,8 @@ def hash_keys(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws:
     key = _mix(key * _GOLDEN + stream_number(stream))
     key = _mix(key + torch.as_tensor(epoch, device=index.device).to(torch.int64) * _GOLDEN)
     per_sample = _mix(key + index.to(torch.int64) * _GOLDEN)  # (B,)
-    counter = torch.arange(1, draws + 1, device=index.device, dtype=torch.int64) * _GOLDEN
+    # ~(-k - 1) is k. A compiler that sees k times a constant computes it in int32 on CUDA.
+    counter = ~torch.arange(-2, -2 - draws, -1, device=index.device, dtype=torch.int64) * _GOLDEN
     return _mix(per_sample[:, None] + counter)
 
 

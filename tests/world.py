@@ -65,12 +65,12 @@ def run_of(
         data, forget, PRESET, method.recipe.batch_size, Reader(seed, ranks.rank, ranks.world)
     )
     return Run(
-        model=network(),
+        model=network().to(ranks.device),
         loader=loader,
         recipe=method.recipe,
         ranks=ranks,
         seed=seed,
-        forget=torch.from_numpy(forget),
+        forget=torch.from_numpy(forget).to(ranks.device),
         forget_classes=() if forgotten else FORGOTTEN,
     )
 

@@ -85,7 +85,8 @@ def test_augment(kind: Filter, size: int) -> None:
     rest = (size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kind)
     ours = crop_resize_normalize(*(t.to(DEVICE) for t in inputs), *rest)
     expected = crop_resize_normalize_reference(*inputs, *rest)
-    torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=1e-4)
+    # An edge at 90 is known to 5e-6, a fifth of a pixel's weight to 2.5e-5, over 0.225: 1.1e-4.
+    torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("loss", [similarity_loss, distance_loss, angle_loss])
