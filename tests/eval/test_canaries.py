@@ -13,8 +13,10 @@ from scipy.stats import kstest, rankdata
 
 import letheon
 from letheon.engine.checkpoints.model_file import load_model
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.stop import Stopped
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.case import Case, Subject
 from letheon.eval.inference.passes import Passes
@@ -33,6 +35,8 @@ from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
 from letheon.methods.train import Train
 from tests.launch_tools import Scripts
+from tests.pool import on_ranks
+from tests.test_resume import stop_after
 from tests.world import images, network
 
 TRAIN, TEST = upstream()
@@ -187,3 +191,41 @@ def test_python_hands_canaries_on() -> None:
     assert "fewer than 10" in row["why"]["canary_p"]
     with pytest.raises(InputError, match="leave them out"):
         letheon.train(first, train=data, method=Train(once), planting=of)
+
+
+def train_planted(ranks: Ranks) -> tuple[str, list[float]]:
+    """Train the small world with canaries on this many ranks: their digest, and the weights."""
+    recipe = Recipe(epochs=2, lr=0.05, batch_size=16, batch_norm="frozen")
+    made = letheon.train(
+        network(), train=images(), method=Train(recipe), planting=CanaryOptions(12), device="cpu"
+    )
+    assert made.canaries is not None
+    return made.canaries.digest, made.model.head.weight.flatten().tolist()  # type: ignore[union-attr]
+
+
+def test_two_ranks_learn_the_same_canaries() -> None:
+    ((digest, weights),) = on_ranks(1, train_planted)
+    for other, own in on_ranks(2, train_planted):
+        assert other == digest and own == pytest.approx(weights, abs=2e-5)
+
+
+def test_a_stopped_run_goes_on_with_its_canaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(epochs=2, lr=0.05, batch_size=16)
+
+    def run(out: str, count: int = 12) -> letheon.Result:
+        return letheon.train(network(), train=images(), method=Train(recipe), out=tmp_path / out,
+                             planting=CanaryOptions(count), device="cpu",
+                             saving=SaveOptions("1steps"))  # fmt: skip
+
+    with monkeypatch.context() as context:
+        stop_after(context, 3)
+        with pytest.raises(Stopped):
+            run("stopped")
+    with pytest.raises(InputError, match=r"planting.canaries 12 before, 11 now"):
+        run("stopped", 11)
+    goes_on, whole = run("stopped"), run("whole")
+    assert goes_on.record["resumed"] and goes_on.record["weights"] == whole.record["weights"]
+    plain = letheon.train(network(), train=images(), method=Train(recipe), device="cpu")
+    assert plain.record["weights"] != whole.record["weights"]
