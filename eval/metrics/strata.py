@@ -80,7 +80,9 @@ def _kinds(case: Case) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:
     if peers.original is not None:
         yield "memorization", thirds(peers.original.passes.outputs["train"]), THIRDS
     classes = peers.names or tuple(map(str, range(train.logits.shape[1])))
-    yield "class", train.labels[train.forget], classes
+    labels, numbers = train.labels[train.forget].tolist(), train.index[train.forget].tolist()
+    shown = [peers.canaries.get(n, label) for n, label in zip(numbers, labels, strict=True)]
+    yield "class", torch.tensor(shown, dtype=torch.int64), classes
     if peers.groups:
         names = tuple(sorted(set(peers.groups)))
         place = {name: number for number, name in enumerate(names)}
@@ -99,7 +101,7 @@ def _kinds(case: Case) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:
 def strata(case: Case) -> Mapping[str, Any]:
     """Accuracy on the forget images, and mean probability of their label, by stratum: by thirds of
     the original's probability of the label (where it is least sure an image was memorized, if it is
-    right at all), by class, and by group where groups were named.
+    right at all), by class (that it shows, of a canary), and by group where groups were named.
     """
     if not int(case.train.gather(case.train.forget).sum()):
         raise NotMeasurable("no samples")

@@ -234,3 +234,8 @@ def test_canaries_are_found_wherever_they_lie(results: Results, world: int) -> N
     assert many["/canaries/forget"] == 14 and many["/canaries/retain"] == 2
     assert {f"/canary_{name}" for name in ("recovery", "chance", "rank", "p")} < many.keys()
     assert many["/strata/group/even/images"] == 20
+    # 8 images of each label, of which the canaries show the next class; 14 of 40 are canaries.
+    sizes = [many[f"/strata/class/{name}/images"] for name in "abcde"]
+    labels = [number % 5 for number in range(40)]
+    shown = [(k + 1) % 5 if number % 3 == 0 else k for number, k in enumerate(labels)]
+    assert sizes == [shown.count(k) for k in range(5)]
