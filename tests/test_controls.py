@@ -10,7 +10,6 @@ import pytest
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
-from letheon.eval.evaluate import Extent
 from letheon.eval.report.verdict import LEVEL, ORACLES, p_value
 from letheon.launch import evaluate
 from letheon.launch.ensembles import oracles
@@ -27,7 +26,10 @@ CONTROLS = (
 
 @pytest.mark.slow
 def test_controls_are_caught_and_a_true_retrain_is_not(tmp_path: Path, scripts: Scripts) -> None:
-    """The digits, 3 and 8 forgotten; 22 retrained models, of which 3 are asked about."""
+    """The digits, 3 and 8 forgotten; 22 retrained models, of which 3 are asked about.
+
+    A quick table is enough: CKA to the original exposes those that answer as a retrained model.
+    """
     recipe = Recipe(epochs=EPOCHS, lr=0.1, schedule="cosine")
     oracles.main(
         oracles.Settings(
@@ -50,7 +52,7 @@ def test_controls_are_caught_and_a_true_retrain_is_not(tmp_path: Path, scripts: 
     assert len(runs) == len(CONTROLS)
     table = evaluate.Settings(
         oracles=folder, runs=(*runs, *(tmp_path / path.name for path in held)), device="cpu",
-        out=tmp_path / "table", extent=Extent(depth="full", attacks=0),
+        out=tmp_path / "table",
     )  # fmt: skip
     evaluate.main(table, Ranks())
     rows: list[dict[str, Any]] = json.loads((tmp_path / "table" / "metrics.json").read_text())[

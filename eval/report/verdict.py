@@ -22,10 +22,11 @@ from letheon.eval.metrics.registry import Metric, metrics
 CUT = 10.0
 """Standard deviations at which a metric's distance is cut."""
 CHOICE = (
-    'How to read p of "one of them": the root mean square was taken in place of a median after '
-    "looking at 24 retrained digits and a head distillation, which a median had passed, so the "
-    "power on such a model was seen in-sample. The rate at which true retrained models are accused "
-    "was not chosen: it holds for any rule that was fixed before these models were made."
+    "How to read p of 'one of them': the root mean square was chosen of six distances by looking "
+    "at 24 retrained digits and a head distillation, which a median had passed, so that it finds "
+    "that one was seen in-sample. On other digits it found none of 4 leaks of 2 % of the forget "
+    "set, 3 of 4 of 10 % and 4 of 4 of 50 % (docs/results/power-digits.md). The rate at which true "
+    "retrained models are accused was not chosen: it holds for any rule that was fixed before."
 )
 """What is to be said where the p-values are printed."""
 ORACLES = 19
@@ -151,7 +152,12 @@ def _recall(row: Row, rows: Sequence[Row]) -> str:
         "wrong ones (50% if never seen)"
     )
     p = row.get("canary_p")
-    return text if p is None else f"{text}, {_odds(p)}"
+    text = text if p is None else f"{text}, {_odds(p)}"
+    known = [r.get("canary_p") for r in rows if r["role"] == "original"]
+    odds = [value for value in known if value is not None]
+    if odds and min(odds) > LEVEL:  # nobody forgets what was never learned
+        text += f"; the original itself had not learned them ({_odds(min(odds))}): they say nothing"
+    return text
 
 
 def _is_one(row: Row, retrained: Sequence[Row]) -> str:

@@ -177,6 +177,9 @@ def test_canaries_speak_without_a_retrained_model() -> None:
     recalled = {"canary_recovery": 0.25, "canary_chance": 0.1, "canary_rank": 0.8,
                 "canary_p": 0.0004, "canaries": {"forget": 40}}  # fmt: skip
     before = {"name": "before", "role": "original", **recalled, "canary_recovery": 0.95}
+    ignorant = {**before, "canary_p": 0.2}
+    (empty,) = verdict.judge([ignorant, {"name": "kept", "role": "unlearned", **recalled}])
+    assert empty.endswith("the original itself had not learned them (p = 0.200): they say nothing")
     (line,) = verdict.judge([before, {"name": "kept", "role": "unlearned", **recalled}])
     assert line == (
         "kept: names 25.0% of 40 canaries by their planted label (chance 10.0%, original 95.0%), "
