@@ -30,7 +30,7 @@ from letheon.kernels.masked_sgd import masked_sgd_
 from letheon.kernels.masked_sgd_reference import masked_sgd_reference_
 from letheon.kernels.similarity import angle_loss, distance_loss, similarity_loss
 from letheon.kernels.small_conv import small_conv2d
-from letheon.kernels.threshold import top_masks, top_masks_reference
+from letheon.kernels.threshold import thresholds_by_histogram, thresholds_by_sort, top_masks
 
 HYPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -133,10 +133,9 @@ def bench_threshold(device: str, repeats: int) -> list[Row]:
     variants: dict[str, Callable[[], object]] = {
         "field, two sorts, one density": lambda: baseline.top_masks(scores, 0.5),
         "kthvalue, ten densities": by_kthvalue,
-        "plain, ten densities": lambda: top_masks_reference(scores, densities),
+        "histogram, ten densities": lambda: top_masks(scores, densities, thresholds_by_histogram),
+        "sort, ten densities": lambda: top_masks(scores, densities, thresholds_by_sort),
     }
-    if device != "cpu":
-        variants["triton, ten densities"] = lambda: top_masks(scores, densities)
     return compare("threshold", variants, max(3, repeats // 4), 1, x=count(scores), device=device)
 
 

@@ -203,7 +203,7 @@ def main(options: Options) -> int:
     results = Results(options.out)
     runs: dict[str, list[dict[str, float]]] = {}
     one_epoch = replace(
-        options, plain_epochs=1, fast_epochs=1, speed_epochs=1, wide_epochs=1
+        options, plain_epochs=1, fast_epochs=3, speed_epochs=1, wide_epochs=1
     )  # fmt: skip
     if options.device != "cpu":
         for variant in options.variants:  # compiles, and chooses the library's convolutions

@@ -225,7 +225,7 @@ def checks(device: str, repeats: int) -> Iterator[Row]:
         assert tests.stdout is not None
         try:
             for line in tests.stdout:
-                if ended := _ended_test(line):
+                if ended := _test_result(line):
                     file, test, passed = ended
                     yield row(file, test, [float(passed)], metric="passed", unit="", mode="check",
                               device=device)  # fmt: skip
@@ -235,7 +235,7 @@ def checks(device: str, repeats: int) -> Iterator[Row]:
             tests.terminate()
 
 
-def _ended_test(line: str) -> tuple[str, str, bool] | None:
+def _test_result(line: str) -> tuple[str, str, bool] | None:
     """File, test and whether it passed, from a line of pytest, alone or with workers."""
     if match := re.match(r"tests/(\S+\.py)::(.+?) (PASSED|FAILED|ERROR)", line):
         return match[1], match[2], match[3] == "PASSED"

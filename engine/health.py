@@ -113,8 +113,8 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
 
 
 @contextmanager
-def explain_memory(run: Run, batch: Batch) -> Iterator[None]:
-    """Say what would fit where the memory of a step does not."""
+def explain_step(run: Run, batch: Batch) -> Iterator[None]:
+    """Say what would fit where the memory of a step does not, and what to do without graphs."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -124,4 +124,11 @@ def explain_memory(run: Run, batch: Batch) -> Iterator[None]:
             f"{count} micro-batch{'es' * (count > 1)} ({str(error).partition('.')[0]}); expected "
             f"less at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a "
             f"batch_size of {batch.total // 2}; what was saved last stays"
+        ) from error
+    except RuntimeError as error:
+        if "CUDAGraphs" not in str(error):
+            raise
+        raise RunFailed(
+            f"got a step that CUDA graphs cannot replay ({str(error).partition('.')[0]}); use "
+            "compile default, which has none"
         ) from error

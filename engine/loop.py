@@ -43,7 +43,7 @@ from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
-from letheon.engine.health import check_finite, explain_memory, measure_accuracies
+from letheon.engine.health import check_finite, explain_step, measure_accuracies
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
@@ -350,7 +350,7 @@ class Pass:
             set_mode(run, phase)
         moment = self.epoch + tally.position / tally.steps
         tally.rate = self.step.method.rate(run, phase.slot, moment)
-        with explain_memory(run, batch):
+        with explain_step(run, batch):
             loss = self.step.take(phase, batch, tally.rate)
         of_forget = run.forget[batch.index].sum() if phase.source == "train" else None
         tally.add(loss, batch, of_forget, self.step.bad)

@@ -51,7 +51,7 @@ def masked_sgd_reference_(
 def _zero_outside(values: Tensor, keep: Tensor) -> None:
     """Set to +0 where `keep` is false, by bits: a product would let NaN, inf and -0 through."""
     whole = _SAME_WIDTH[values.element_size()]
-    values.view(whole).bitwise_and_(keep.view(torch.int8).to(whole).neg_())
+    values.view(whole).bitwise_and_(keep.to(whole).neg_())
 
 
 def _pieces(arrays: Sequence[Tensor], mask: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:

@@ -1,10 +1,10 @@
 """Masks of the largest scores over all tensors of a network, by exact global rank; packed bits.
 
-Absolute values are compared through their float32 bit patterns, which order as integers. Two
-histogram passes (the upper 15 bits, then the lower 16 within the few bins that matter) give the
+Absolute values are compared through their float32 bit patterns, which order as integers. On a CPU
+two histogram passes (the upper 15 bits, then the lower 16 within the few bins that matter) give the
 exact threshold for all densities at once: no sort, no index of all weights, two reads of the
-scores. Timed on two CPU cores in benchmarks/results; the Triton pass is unmeasured on a GPU and
-kept until benchmarks/gpu_suite.py has run.
+scores. On CUDA one sort does: on an H100 histograms, plain or in Triton, took 95 ms and more where
+two sorts took 3.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from math import prod
 
 import torch
 from torch import Tensor
-
-from letheon.kernels import takes_triton
 
 _LOW = 16  # bits of the second pass
 _BINS = 1 << 15  # of the first: sign (always 0), 8 bits of exponent, 7 of mantissa
@@ -29,9 +27,6 @@ _GATHER = 0x0102040810204080
 _REPEAT = 0x0101010101010101
 _DIAGONAL = 0x8040201008040201 - (1 << 64)  # bit i of byte i
 _CARRY = 0x7F7F7F7F7F7F7F7F  # added to a byte, sets its top bit unless the byte is zero
-
-Count = Callable[[Tensor, Tensor, "Tensor | None"], None]
-"""(scores, histogram, slots): add one tensor's scores to the histogram of either pass."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,12 @@ class Threshold:
     ties: int
 
 
-def top_masks(scores: Sequence[Tensor], densities: Sequence[float]) -> list[list[Tensor]]:
+Find = Callable[[Sequence[Tensor], Sequence[int]], list[Threshold]]
+
+
+def top_masks(
+    scores: Sequence[Tensor], densities: Sequence[float], find: Find | None = None
+) -> list[list[Tensor]]:
     """For each density, one bool mask per tensor, true for the largest absolute scores of all.
 
     Exactly round(density * N) are true, N being the number of scores in all tensors. Among equal
@@ -56,6 +56,8 @@ def top_masks(scores: Sequence[Tensor], densities: Sequence[float]) -> list[list
     Args:
         scores: any shapes, float types; on one device. Read only.
         densities: shares in [0, 1].
+        find: `thresholds_by_sort` or `thresholds_by_histogram`, which agree; None: what is faster
+            on the scores' device.
 
     Returns:
         masks[density][tensor], with the shape and strides of its scores. The host waits.
@@ -63,31 +65,36 @@ def top_masks(scores: Sequence[Tensor], densities: Sequence[float]) -> list[list
     Raises:
         ValueError: a score is NaN (the tensor's position is named), or a density is out of range.
     """
-    count = _count
-    if scores and takes_triton(scores[0]):
-        from letheon.kernels.threshold_triton import count
-    return _masks(scores, _thresholds(scores, densities, count))
-
-
-def top_masks_reference(scores: Sequence[Tensor], densities: Sequence[float]) -> list[list[Tensor]]:
-    """`top_masks` in plain PyTorch on every device."""
-    return _masks(scores, _thresholds(scores, densities, _count))
-
-
-def _thresholds(
-    scores: Sequence[Tensor], densities: Sequence[float], count: Count
-) -> list[Threshold]:
     for density in densities:
         if not 0 <= density <= 1:
             raise ValueError(f"got density {density}, expected a share from 0 to 1")
     total = sum(t.numel() for t in scores)
     ranks = [round(density * total) for density in densities]
     if total == 0:
-        return [Threshold(_INFINITY, 0) for _ in ranks]
+        return _masks(scores, [Threshold(_INFINITY, 0) for _ in ranks])
+    find = find or (thresholds_by_sort if scores[0].is_cuda else thresholds_by_histogram)
+    return _masks(scores, find(scores, ranks))
+
+
+def thresholds_by_sort(scores: Sequence[Tensor], ranks: Sequence[int]) -> list[Threshold]:
+    """The thresholds that the largest `ranks` scores pass; one sort, on the scores' device."""
+    ordered = torch.cat([_patterns(tensor).reshape(-1) for tensor in scores]).sort().values
+    if int(ordered[-1]) > _INFINITY:
+        _refuse_nan(scores)
+    wanted = torch.tensor([max(rank, 1) for rank in ranks], device=ordered.device)
+    bits = ordered[len(ordered) - wanted]
+    above = len(ordered) - torch.searchsorted(ordered, bits, right=True)
+    equal = len(ordered) - torch.searchsorted(ordered, bits) - above
+    rows = torch.stack([bits.long(), wanted - above, equal], dim=1).tolist()
+    return [_threshold(rank, *row) for rank, row in zip(ranks, rows, strict=True)]
+
+
+def thresholds_by_histogram(scores: Sequence[Tensor], ranks: Sequence[int]) -> list[Threshold]:
+    """The same by two histograms."""
     device = scores[0].device
     coarse = torch.zeros(_BINS, dtype=torch.int64, device=device)
     for tensor in scores:
-        count(tensor, coarse, None)
+        _count(tensor, coarse, None)
     coarse = coarse.cpu()
     if coarse[_INFINITY >> _LOW :].any():
         _refuse_nan(scores)
@@ -97,20 +104,21 @@ def _thresholds(
     slots[bins] = torch.arange(len(bins), dtype=torch.int32)
     fine = torch.zeros(len(bins) + 1, 1 << _LOW, dtype=torch.int64, device=device)
     for tensor in scores:
-        count(tensor, fine, slots.to(device))
+        _count(tensor, fine, slots.to(device))
     fine = fine.cpu()
     result = []
     for rank, (upper, rest) in zip(ranks, places, strict=True):
         histogram = fine[bins.index(upper)]
         lower, ties = _bin_of_rank(histogram, rest)
-        bits = upper << _LOW | lower
-        if rank == 0:
-            result.append(Threshold(_INFINITY, 0))
-        elif ties == int(histogram[lower]):
-            result.append(Threshold(bits - 1, 0))
-        else:
-            result.append(Threshold(bits, ties))
+        result.append(_threshold(rank, upper << _LOW | lower, ties, int(histogram[lower])))
     return result
+
+
+def _threshold(rank: int, bits: int, ties: int, equal: int) -> Threshold:
+    """Of `equal` scores at `bits`, `ties` are in."""
+    if rank == 0:
+        return Threshold(_INFINITY, 0)
+    return Threshold(bits - 1, 0) if ties == equal else Threshold(bits, ties)
 
 
 def _bin_of_rank(histogram: Tensor, rank: int) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def test_threshold() -> None:
     densities = [0.0, 0.01, 0.1, 0.5, 0.9, 0.9999, 1.0]
     pairs = zip(
         threshold.top_masks(scores, densities),
-        threshold.top_masks_reference([s.cpu() for s in scores], densities),
+        threshold.top_masks([s.cpu() for s in scores], densities),
         strict=True,
     )
     for ours, expected in pairs:

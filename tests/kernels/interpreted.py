@@ -9,13 +9,12 @@ import os
 import pytest
 import torch
 
-from letheon.kernels import augment, takes_triton, threshold
+from letheon.kernels import augment, takes_triton
 from letheon.kernels.augment_reference import crop_resize_normalize_reference
 from letheon.kernels.flat import Layout
 from letheon.kernels.masked_sgd import masked_sgd_
 from letheon.kernels.masked_sgd_reference import masked_sgd_reference_
 from letheon.kernels.threshold import pack
-from letheon.kernels.threshold_triton import count
 
 
 def test_the_public_functions_take_the_triton_path():
@@ -78,23 +77,6 @@ def test_masked_step_on_a_flat_buffer():
         )
         flats.append(flat)
     torch.testing.assert_close(flats[0], flats[1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_threshold(dtype):
-    gen = torch.Generator().manual_seed(3)
-    scores = [torch.randn(s, generator=gen).to(dtype) for s in ((8, 3, 3, 3), (1500,), (), (0,))]
-    scores[0] = scores[0].contiguous(memory_format=torch.channels_last)
-    scores.append(torch.tensor([0.0, -0.0, torch.inf, 1e-7, 1e-7, 1.0, -1.0]).to(dtype))
-    densities = [0.0, 0.001, 0.3, 0.5, 0.997, 1.0]
-    ours = threshold.top_masks(scores, densities)
-    expected = threshold.top_masks_reference(scores, densities)
-    exact = threshold._thresholds(scores, densities, threshold._count)
-    assert threshold._thresholds(scores, densities, count) == exact
-    for a, b in zip(ours, expected, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    with pytest.raises(ValueError, match="1 NaN among the 1 scores of tensor 0"):
-        threshold.top_masks([torch.tensor([torch.nan])], [0.5])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from letheon.kernels.threshold import pack, top_masks, top_masks_reference, unpack
+from letheon.kernels.threshold import (
+    pack,
+    thresholds_by_histogram,
+    thresholds_by_sort,
+    top_masks,
+    unpack,
+)
 
 DENSITIES = [0.0, 0.1, 0.25, 0.5, 0.7001, 0.9, 0.999, 1.0]
 
@@ -22,8 +28,8 @@ def joined(masks):
 
 
 def check(scores, densities=DENSITIES):
-    for form in (top_masks, top_masks_reference):
-        for density, masks in zip(densities, form(scores, densities), strict=True):
+    for find in (thresholds_by_sort, thresholds_by_histogram):
+        for density, masks in zip(densities, top_masks(scores, densities, find), strict=True):
             assert [m.shape for m in masks] == [s.shape for s in scores]
             assert all(m.dtype == torch.bool for m in masks)
             assert torch.equal(joined(masks), by_sort(scores, density)), density
@@ -80,8 +86,9 @@ def test_nothing_to_rank():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="2 NaN among the 3 scores of tensor 1"):
-        top_masks([torch.ones(2), torch.tensor([1.0, torch.nan, -torch.nan])], [0.5])
+    for find in (thresholds_by_sort, thresholds_by_histogram):
+        with pytest.raises(ValueError, match="2 NaN among the 3 scores of tensor 1"):
+            top_masks([torch.ones(2), torch.tensor([1.0, torch.nan, -torch.nan])], [0.5], find)
     with pytest.raises(ValueError, match=r"density 1\.5"):
         top_masks([torch.ones(2)], [1.5])
     with pytest.raises(ValueError, match="density nan"):

@@ -15,7 +15,6 @@ STEP = {
     "param": F32, "grad": F32, "buffer": F32, "mask": "*u8", "lr": F32, "skip": F32, "n": "i32",
     "momentum": "fp32", "decay": "fp32",
 }  # fmt: skip
-COUNT = {"scores": F32, "slots": "*i32", "histogram": "*i64", "n": "i32", "last_slot": "i32"}
 RESIZE = {
     "images": "*u8", "boxes": F32, "source": "*i64", "flip": "*u8", "out": F32,
     "height": "i32", "width": "i32", "size": "i32",
@@ -41,9 +40,6 @@ def variants():
         flags = {"MOMENTUM": True, "BITS": bits, "LR_TENSOR": rate, "SKIP": True, "BLOCK": 1024}
         kinds = STEP | ({} if rate else {"lr": "fp32"})
         yield f"step-{bits}-{rate}", "masked_sgd_triton", "step_kernel", kinds, flags
-    for fine in (False, True):
-        flags = {"FINE": fine, "BLOCK": 1024}
-        yield f"count-{fine}", "threshold_triton", "count_kernel", COUNT, flags
     for box in (False, True):
         flags = {"BOX": box, "BLOCK": 256}
         yield f"resize-{box}", "augment_triton", "resize_kernel", RESIZE, flags
