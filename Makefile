@@ -7,7 +7,7 @@ MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu drill cluster bench extras ffcv check clean
+.PHONY: install forget test test-all test-gpu drill cluster bench docs extras ffcv check clean
 
 install: .venv/installed
 
@@ -54,6 +54,12 @@ bench: install
 	$(BIN)/python benchmarks/plot.py --results build/bench --pictures build/bench \
 	  --readme build/bench/none; \
 	exit $$failed
+
+# The site of the docs, in build/site; every link and anchor of every page is checked.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "file://$(CURDIR)/build/site/index.html"
 
 # The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss, optuna.
 extras: install

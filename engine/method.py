@@ -157,7 +157,8 @@ class Run:
     open_images: Callable[[ImageSet], Loader] | None = None
     """A loader of further images, as this rank reads them, for `Method.sources`."""
     shared: dict[Any, Any] | None = None
-    """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call."""
+    """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call; None
+    once `prepare` is over: the weights that a run has moved are no other run's."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -215,6 +216,26 @@ class Run:
         return shared_copy(self.model, self.precision)
 
 
+class Definition(NamedTuple):
+    """A method in words, as its help and `docs/methods.md` have it.
+
+    F is the forget set, R the retain set, CE the mean cross-entropy, f the pooled feature, z the
+    logits, o the original model, KL_T the divergence at temperature T times T^2.
+    """
+
+    alias: str
+    """Names in the field."""
+    reads: str
+    """Sets that an epoch reads."""
+    formula: str
+    """What is descended, or done to the weights."""
+    cost: str
+    """Of an image that is read (1: forward and backward; 1/3: forward alone); or of the whole run:
+    images whose gradient is taken (g), or that are only looked at (l), of N, N_f or N_r."""
+    source: str
+    """Authors and year; equations."""
+
+
 class Method:
     """One way to forget. Override only what differs; every default does nothing.
 
@@ -224,6 +245,8 @@ class Method:
 
     name: ClassVar[str] = ""
     """On the command line and in records; a plug-in without one has that of its entry point."""
+    definition: ClassVar[Definition | None] = None
+    """Formula, cost and source for the help; None: the docstring alone."""
     kind: ClassVar[Kind] = "unlearning"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Settings that a search for the best ones tries beside the rate, from lowest to highest."""
@@ -286,6 +309,8 @@ class Method:
 
     goes_back: ClassVar[bool] = False
     """True for a method whose `after_epoch` may return `BackTo`."""
+    reads_accuracies: ClassVar[bool] = True
+    """False for a method whose `after_epoch` needs no accuracy: none is measured, all are None."""
 
     def finish(self, run: Run, state: State) -> None:
         """Remove or merge what was added; leave a model of the architecture it had."""

@@ -44,8 +44,11 @@ class Conditions:
     ks: tuple[int, ...] = (5,)
     """Numbers of neighbors; the first is the one of the table."""
     metric: Similarity = "cosine"
+    """Nearness of two features in k-NN."""
     weights: Weights = "uniform"
+    """Votes of the neighbors: equal, or by exp(cosine / temperature)."""
     temperature: float = 0.07
+    """Temperature of these votes."""
     space: Space = "pooled"
     """logits is the seed's value."""
     split: Rule = "keyed"
@@ -53,6 +56,7 @@ class Conditions:
     cka: Literal["exact", "legacy"] = "exact"
     """legacy is the seed's mean of biased values over batches of 512."""
     backend: Proposer = "auto"
+    """What proposes the neighbors; faiss-ivf and faiss-cagra may miss some."""
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:

@@ -37,6 +37,8 @@ from letheon.engine.method import Method
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
+from letheon.launch.console.help import show_help
+from letheon.launch.console.options import HELP, refuse_unknown
 from letheon.launch.console.summary import console, open_console
 from letheon.methods import catalogue, inner_fields
 from letheon.processes import end_with_reader
@@ -160,8 +162,20 @@ def write_torchrun_error(line: str, stack: str = "") -> None:
 
 
 def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
-    """Parse the command line (or `args`) to `settings`; --help lists every method and option."""
-    _refuse_repeats(sys.argv[1:] if args is None else args)
+    """Parse the command line (or `args`) to `settings`; --help leaves by SystemExit.
+
+    Raises:
+        InputError: an option twice, or an option, method or value of a closed set that there is
+            not.
+    """
+    words = sys.argv[1:] if args is None else args
+    if isinstance(settings, type) and any(word in HELP for word in words):
+        if os.environ.get("RANK", "0") == "0":
+            print(show_help(script_name(), settings, words))
+        raise SystemExit(0)
+    _refuse_repeats(words)
+    if isinstance(settings, type):
+        refuse_unknown(settings, words)
     with _recorded_refusal() as console:
         return tyro.cli(
             settings,
@@ -173,6 +187,11 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
                 tyro.conf.CascadeSubcommandArgs,
             ),
         )
+
+
+def script_name() -> str:
+    """The name of the script that runs: `forget` of `letheon forget` and of launch/forget.py."""
+    return Path(sys.argv[0].removeprefix("letheon ")).stem
 
 
 def _refuse_repeats(args: Sequence[str]) -> None:

@@ -69,6 +69,7 @@ class Settings:
     out: Path = Path()
     """Where the job will write: free space and speed of its disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is some, else the CPU."""
     estimate: bool = False
     """Predict rate, hours, memory and disk of training on --data, from a probe of 20 steps."""
     job: JobForecast = field(default_factory=JobForecast)

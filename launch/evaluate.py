@@ -94,6 +94,7 @@ class Settings(JobOptions):
     random_control: bool = False
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
+    """Images of one global batch."""
     extent: Extent = field(default_factory=Extent)
     conditions: Conditions = field(default_factory=Conditions)
     report: bool = False
@@ -101,6 +102,7 @@ class Settings(JobOptions):
     out: Path | None = None
     """Folder for what is written; default: only print."""
     overwrite: bool = False
+    """Replace a table that is already in the folder."""
     dry_run: int = 0
     """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
     written. One process is enough."""

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypedDict
 import torch
 from torch import nn
 
+from letheon.choices import check_choices
 from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
@@ -22,7 +23,7 @@ from letheon.loaders.canaries import Canaries, CanaryOptions
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
-from letheon.loaders.preset import Preset
+from letheon.loaders.preset import Preset, check_fields
 from letheon.loaders.views import align_labels, divide_data, model_classes, unwrap
 from letheon.methods.train import Train
 
@@ -289,7 +290,9 @@ def build_call(train: Images, options: Options, **settings: Any) -> Call:
     if not isinstance(train, str | Path):
         settings.setdefault("workers", 0)
     data = str(train) if isinstance(train, str | Path) else name_of(train)
-    return Call(data=data, **{**settings, **options})
+    call = Call(data=data, **{**settings, **options})
+    check_choices(call)
+    return call
 
 
 def name_of(value: Any) -> str:
@@ -301,6 +304,7 @@ def build_preset(preset: Preset | Mapping[str, Any]) -> Preset:
     """Make a preset of the fields given by name; `resize_to` is `size` where it is not said."""
     if isinstance(preset, Preset):
         return preset
+    check_fields(preset)
     try:
         known = Preset(**preset)
     except TypeError as error:
@@ -309,4 +313,5 @@ def build_preset(preset: Preset | Mapping[str, Any]) -> Preset:
             "from the usual ones, resize, resize_to, interpolation and augment",
             option="preset",
         ) from error
+    check_choices(known)
     return known if "resize_to" in preset else replace(known, resize_to=known.size)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from functools import partial
 from importlib import import_module
 
 from letheon import __version__
+from letheon.errors import suggest
 from letheon.processes import end_with_reader
 from letheon.saved_help import run_or_show
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train the original model",
     "mask": "write saliency masks for SalUn",
     "forget": "make a model forget classes or samples, by one method or several",
+    "methods": "list the methods, or show one: definition, cost, source, published settings",
     "recipes": "list methods with settings, and where each comes from",
     "tune": "search for a method's rate and settings",
     "evaluate": "measure what is left, one row a model",
@@ -30,7 +31,7 @@ COMMANDS = {
 HELP = ("--help", "-h")
 ROOMS = {
     "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
-    "recipes": "tuning.", "tune": "tuning.",
+    "recipes": "tuning.", "tune": "tuning.", "methods": "console.",
     "oracles": "ensembles.",
 }  # fmt: skip
 """Those that lie in a folder of their own."""
@@ -53,10 +54,8 @@ def _main() -> None:
         room = ROOMS.get(name, "")
         run_or_show([name, *rest], HELP, partial(start, f"letheon.launch.{room}{name}"))
     else:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        known = ", ".join(COMMANDS)
-        print(f"error: got command {name!r}; expected one of {known}{hint}", file=sys.stderr)
+        known = f"{', '.join(COMMANDS)}{suggest(name, COMMANDS)}"
+        print(f"error: got command {name!r}; expected one of {known}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -34,6 +34,7 @@ class Settings(Forgetting):
     densities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Shares of the weights that may move."""
     batch_size: int = 256
+    """Images of one global batch."""
     dry_run: int = 0
     """Plan for so many ranks (1 to 512), print what each would read and hold, and stop; nothing is
     written. One process is enough."""

@@ -43,11 +43,13 @@ class Settings:
     out: Path
     """Folder to make."""
     form: Literal["beton", "arrays", "list"] = "beton"
+    """beton: one file of JPEGs, as ffcv writes; arrays: pixels of one size; list: an index of the
+    images, which stay where they are."""
     size: int | None = None
     """Pixels of the squares; arrays only."""
     encoding: Encoding = field(default_factory=Encoding)
     workers: int = os.cpu_count() or 1
-    """Processes."""
+    """Processes that decode and encode."""
 
     def __post_init__(self) -> None:
         """Refuse a size without arrays, and arrays without a size."""

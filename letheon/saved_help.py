@@ -22,6 +22,9 @@ from letheon import durable
 from letheon.errors import RunFailed
 
 FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
+KINDS = ("*.py", "*.toml")
+PAGES = ("methods",)
+"""Commands that print nothing but help."""
 _KEEP = 64  # texts: other widths, commands and methods
 
 
@@ -47,12 +50,20 @@ def run_or_show(args: Sequence[str], flags: Collection[str], run: Callable[[], N
         args: the command and its arguments. Options beside the one for help may change its text (a
             file of settings, say), so with any of them nothing is saved.
         flags: the options that ask for help.
-        run: the command; it leaves by SystemExit where it was asked for help.
+        run: the command; it may leave by SystemExit.
     """
     file = _file(args) if _asks_for_help(args, flags) else None
     if file is None:
         run()
         return
+    try:
+        _show_or_save(file, run)
+        sys.stdout.flush()
+    except BrokenPipeError:  # a pager or `head` that has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_or_save(file: Path, run: Callable[[], None]) -> None:
     text = ""
     with suppress(OSError, UnicodeDecodeError):
         text = file.read_text(encoding="utf-8")
@@ -64,16 +75,16 @@ def run_or_show(args: Sequence[str], flags: Collection[str], run: Callable[[], N
     try:
         run()
     except SystemExit as end:
-        if not end.code:
-            _save(file, "".join(recorder.parts))
-        raise
+        if end.code:
+            raise
     finally:
         sys.stdout = recorder.stream
+    _save(file, "".join(recorder.parts))
 
 
 def _asks_for_help(args: Sequence[str], flags: Collection[str]) -> bool:
     options = [arg for arg in args if arg.startswith("-")]
-    return bool(options) and set(options) <= set(flags)
+    return set(options) <= set(flags) and (bool(options) or args[0] in PAGES)
 
 
 def _file(args: Sequence[str]) -> Path | None:
@@ -97,7 +108,7 @@ def _digest(args: Sequence[str]) -> str:
     for name in ("letheon", *(f"letheon.{folder}" for folder in FOLDERS)):
         spec = find_spec(name)
         for root in (spec and spec.submodule_search_locations) or ():
-            for path in sorted(Path(root).rglob("*.py")):
+            for path in sorted(one for kind in KINDS for one in Path(root).rglob(kind)):
                 total.update(f"{path}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from letheon.choices import refuse_choice
 from letheon.errors import InputError
 from letheon.loaders.backends.base import Backend
 from letheon.loaders.backends.dali_loader import DaliLoader
@@ -87,10 +88,7 @@ def make_loader(
         InputError: The kind is unknown, not installed, or does not suit the images or the preset.
     """
     if kind not in get_args(Kind):
-        raise InputError(
-            f"got the loader {kind}, expected one of {', '.join(get_args(Kind))}; name one",
-            option="loader",
-        )
+        raise refuse_choice(kind, get_args(Kind), "loader")
     if reader.block < 0:
         raise InputError(
             f"got a block of {reader.block}, expected a number of images, or 0 for none; give one",

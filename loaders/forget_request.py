@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.views import SubsetImages
@@ -23,6 +22,8 @@ FORMS = (
     "hardest:10% easiest:500,confidence canaries"
 )
 RANKED = ("hardest", "easiest")
+KINDS = ("class", "file", "random", "top", "samples", "random-samples", *RANKED)
+"""What stands before the colon."""
 """Requests of the samples that come first or last in a ranking by the original network."""
 SCORES = ("loss", "confidence")
 """What such a ranking goes by; the first where the request does not say."""
@@ -122,7 +123,9 @@ def resolve(
             raise InputError(f"got {text!r}, expected at most {len(ranked)} classes; ask for fewer")
         ids = ranked[: int(rest)]
     else:
-        raise InputError(f"got the forget request {text!r}, expected one of: {FORMS}")
+        raise InputError(
+            f"got the forget request {text!r}, expected one of: {FORMS}{suggest(kind, KINDS)}"
+        )
     if not ids:
         raise InputError(f"got {text!r}, which names no class, expected at least one; fill it")
     classes, notes = _unique(ids)
@@ -153,7 +156,7 @@ def score_of(text: str) -> str | None:
     if score not in SCORES:
         raise InputError(
             f"got {text!r}, expected a ranking by {' or '.join(SCORES)}; such as "
-            f"{kind}:{rest.partition(',')[0] or '10%'},{SCORES[0]}"
+            f"{kind}:{rest.partition(',')[0] or '10%'},{SCORES[0]}{suggest(score, SCORES)}"
         )
     return score
 
@@ -329,11 +332,10 @@ def _class(token: str, index: dict[str, set[int]], data: Data, text: str) -> int
         raise InputError(f"got {token!r} in {text!r}, expected one class; write one of {options}")
     count = len(data.names)
     if not found:
-        near = difflib.get_close_matches(_plain(word), list(index), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"such as {data.names[0][-1]}"
+        hint = suggest(_plain(word), index) or f"; such as {data.names[0][-1]}"
         raise InputError(
             f"got the unknown class {token!r} in {text!r}, expected an id in 0..{count - 1} or a "
-            f"name; {hint}"
+            f"name{hint}"
         )
     (number,) = found
     if number >= count:

@@ -88,7 +88,7 @@ def suggest_path(path: str) -> str:
     while not place.parent.is_dir():
         place = place.parent
     names = [name for name in os.listdir(place.parent) if not name.startswith(".")]
-    beside = [*names, "digits"] if len(Path(path).parts) == 1 else names
+    beside = [*names, *({*DOMAINS_OF_DIGITS} - {path})] if len(Path(path).parts) == 1 else names
     hint = suggest(place.name, beside)
     return f"; {place.parent} is there{hint}" if hint and place != Path(path) else hint
 

@@ -37,6 +37,7 @@ class DataOptions:
     seed: int = 1
     """Order, augmentation, drawn labels and new weights follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is some, else the CPU."""
     loader: Kind = "auto"
     """Backend that reads the images; auto takes what suits the set and says so."""
     workers: int = 2

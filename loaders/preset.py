@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Literal
+
+from letheon.choices import refuse_choice
 
 Resize = Literal["short", "square", "crop-square", "none"]
 """Evaluation geometry, before normalisation.
@@ -63,3 +66,15 @@ class Preset:
         if size is None:
             return self
         return replace(self, size=size, resize_to=round(self.resize_to * size / self.size))
+
+
+def check_fields(changes: Iterable[str]) -> None:
+    """Refuse fields that a preset does not have.
+
+    Raises:
+        InputError: the first of them, with the nearest there is.
+    """
+    known = [field.name for field in fields(Preset)]
+    for name in changes:
+        if name not in known:
+            raise refuse_choice(name, known, "preset")

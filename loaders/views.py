@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError, UnreadableImage
+from letheon.errors import InputError, UnreadableImage, suggest
 from letheon.loaders.datasets import imagenet
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
@@ -145,7 +145,8 @@ def align_labels(data: Data, classes: tuple[str, ...], assumed: bool = False) ->
     if unknown:
         raise InputError(
             f"got data of class {unknown[0]!r} ({len(unknown)} such classes), which the model does "
-            f"not know; it knows {len(classes)} ({', '.join(classes[:3])}, ...); use its own data"
+            f"not know; it knows {len(classes)} ({', '.join(classes[:3])}, ...)"
+            f"{suggest(unknown[0], classes)}; use its own data"
         )
     if called:
         _add_note(

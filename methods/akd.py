@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.method import Definition
 from letheon.engine.models.classifier import Output
 from letheon.loaders.batch import Batch
 from letheon.methods.restoring import Restoring
@@ -24,6 +25,13 @@ class Akd(Restoring):
     """
 
     name: ClassVar[str] = "akd"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA_AKD, PL_AKD",
+        reads="forget, then retain",
+        formula="-CE(F); then 10 CE(R) + 10 mean (f - f_o)^2",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code",
+    )
 
     def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
         """The mean squared difference of the pooled features."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.engine.models.teacher import shared_copy, teacher_output
@@ -42,10 +42,18 @@ class BadTeacher(Method):
     """
 
     name: ClassVar[str] = "bad-teacher"
+    definition: ClassVar[Definition] = Definition(
+        alias="Bad-T",
+        reads="mixed, 30 % of R",
+        formula="KL to an untrained network on F, to o on R",
+        cost="5/3",
+        source="Chundawat et al. 2023, eq. 1",
+    )
     recipe: Recipe = Recipe(epochs=1, lr=1e-4, optimizer="adamw", weight_decay=0.0)
     retain_share: float = 0.3
     """Share of the retain samples that is read."""
     temperature: float = 1.0
+    """Divides the logits of both models before their divergence."""
     reduction: Literal["sample", "element"] = "sample"
     """sample: the mean over samples of the divergence; element: over samples and classes, as the
     published code."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
@@ -32,6 +32,13 @@ class BoundaryExpanding(Method):
     """
 
     name: ClassVar[str] = "boundary-expanding"
+    definition: ClassVar[Definition] = Definition(
+        alias="Boundary Expanding",
+        reads="forget",
+        formula="CE(p, a class more), whose row is then dropped",
+        cost="1",
+        source="Chen et al. 2023",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=1e-5, batch_size=64, weight_decay=0.0)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -51,6 +51,13 @@ class BoundaryShrink(Method):
     """
 
     name: ClassVar[str] = "boundary-shrink"
+    definition: ClassVar[Definition] = Definition(
+        alias="Boundary Shrink",
+        reads="forget",
+        formula="CE(p, best wrong class of z_o one sign step up its loss)",
+        cost="7/3",
+        source="Chen et al. 2023, eq. 4, 5",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=1e-5, batch_size=64, weight_decay=0.0)
     epsilon: float = 0.1
     """Length of the step, in pixel values of 0 to 1."""

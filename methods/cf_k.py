@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.layers import choose_layers, freeze_others
@@ -24,6 +24,13 @@ class CfK(Method):
     """
 
     name: ClassVar[str] = "cf-k"
+    definition: ClassVar[Definition] = Definition(
+        alias="CF-k",
+        reads="retain",
+        formula="CE(R), all but the last k layers frozen",
+        cost="1/3 to 1",
+        source="Goel et al. 2022",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     k: int = 2
     """Layers from the end that train, the head included."""

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import require_range
+from letheon.methods.distillation import in_fp32, require_range
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
+from letheon.methods.requirements import require_encoder
 
 
 def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -30,7 +31,8 @@ def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) ->
         temperature: above 0.
     """
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
+    with torch.autocast(features.device.type, enabled=False):
+        logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
     log_probabilities = logits.log_softmax(dim=1).masked_fill(own, 0)
     positive = (labels[:, None] == labels[None, :]) & ~own
     count = positive.sum(dim=1)
@@ -49,10 +51,18 @@ class Cola(Method):
     """
 
     name: ClassVar[str] = "cola"
+    definition: ClassVar[Definition] = Definition(
+        alias="COLA",
+        reads="retain",
+        formula="SupCon of f over R, then CE(R)",
+        cost="1",
+        source="Jeon et al. 2026, our reading",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     collapse_epochs: int | None = None
     """First epochs that contrast features, the others train with cross-entropy; default: half."""
     temperature: float = 0.1
+    """Divides the cosines of the contrast."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -67,8 +77,9 @@ class Cola(Method):
         return self.recipe.epochs // 2 if epochs is None else epochs
 
     def check(self, run: Run) -> None:
-        """Refuse micro-batches, which cannot see all pairs."""
+        """Refuse micro-batches, which cannot see all pairs, and a network of a head alone."""
         refuse_micro_batches(run)
+        require_encoder(run, self.name)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the retain set."""
@@ -78,7 +89,7 @@ class Cola(Method):
 
         def collapse(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            rows = all_rows(F.normalize(features, dim=1), ranks, batch.total)
+            rows = all_rows(F.normalize(in_fp32(features), dim=1), ranks, batch.total)
             labels = all_rows(batch.labels, ranks, batch.total)
             loss = count_once(supervised_contrast(rows, labels, self.temperature), batch, ranks)
             return loss + 0 * logits.sum()  # DDP waits for a gradient of every weight

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import require_range
+from letheon.methods.distillation import in_fp32, require_range
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 
 
@@ -36,8 +36,9 @@ def contrast(
         retain_labels: of `retain`.
         temperature: above 0.
     """
-    to_retain = forget @ retain.T / temperature
-    to_forget = forget @ forget.T / temperature
+    with torch.autocast(forget.device.type, enabled=False):
+        to_retain = forget @ retain.T / temperature
+        to_forget = forget @ forget.T / temperature
     same = forget_labels[:, None] == retain_labels[None, :]
     self_pairs = torch.eye(len(forget), dtype=torch.bool, device=forget.device)
     siblings = (forget_labels[:, None] == forget_labels[None, :]) & ~self_pairs
@@ -65,10 +66,20 @@ class Contrastive(Method):
     """
 
     name: ClassVar[str] = "cu"
+    definition: ClassVar[Definition] = Definition(
+        alias="CU, contrastive unlearning",
+        reads="paired",
+        formula="0.6 CE(R) + 0.4 contrast of f(F) against f(R)",
+        cost="1, of twice R",
+        source="Zhang et al. 2024, our reading",
+    )
     recipe: Recipe = Recipe(epochs=5, lr=0.01)
     ce_weight: float = 0.6
+    """Weight of the cross-entropy on the retain set."""
     contrast_weight: float = 0.4
+    """Weight of the contrast of forget with retain features."""
     temperature: float = 0.1
+    """Divides the cosines of the contrast."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -90,7 +101,7 @@ class Contrastive(Method):
             logits, features = net(batch.images)
             half, total = len(batch.labels) // 2, batch.total // 2
             ce = F.cross_entropy(logits[:half], batch.labels[:half])
-            rows = F.normalize(features, dim=1)
+            rows = F.normalize(in_fp32(features), dim=1)
             retain, forget = (all_rows(part, ranks, total) for part in rows.split(half))
             kept, gone = (all_rows(part, ranks, total) for part in batch.labels.split(half))
             away = contrast(forget, retain, gone, kept, self.temperature)

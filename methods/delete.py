@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -31,6 +31,13 @@ class Delete(Method):
     """
 
     name: ClassVar[str] = "delete"
+    definition: ClassVar[Definition] = Definition(
+        alias="DELETE",
+        reads="forget",
+        formula="KL(softmax(z_o without own class), p)",
+        cost="4/3",
+        source="Zhou et al. 2025",
+    )
     recipe: Recipe = Recipe(epochs=20, lr=1e-4, batch_size=128, weight_decay=0.0)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; `recipe` is the published default."""

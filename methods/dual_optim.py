@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Phase, Run
+from letheon.engine.method import Definition, Phase, Run
 from letheon.errors import InputError
 from letheon.methods.requirements import require_between
 from letheon.methods.wrapper import Wrapper
@@ -32,6 +32,13 @@ class DualOptim(Wrapper):
     """
 
     name: ClassVar[str] = "dual-optim"
+    definition: ClassVar[Definition] = Definition(
+        alias="DualOptim",
+        reads="as its inner method",
+        formula="forget passes through AdamW at a rate of their own, the others as they were",
+        cost="as its inner method",
+        source="Zhong et al. 2025",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"forget_lr": (1e-6, 1e-2)}
     forget_lr: float = 1e-4
     """Peak rate of the forget steps."""

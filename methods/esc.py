@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import input_covariances
 from letheon.errors import InputError
@@ -32,6 +32,14 @@ class Esc(Method):
     """
 
     name: ClassVar[str] = "esc"
+    definition: ClassVar[Definition] = Definition(
+        alias="ESC",
+        reads="forget, once",
+        formula="W (I - U U^T) in the head, U the leading directions of forget features; the "
+        "encoder stays",
+        cost="N_f l",
+        source="Lee et al. 2025",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0.001, 0.5)}
     recipe: Recipe = Recipe(epochs=0)
     share: float = 0.015

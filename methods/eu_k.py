@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Run
+from letheon.engine.method import Definition, Run
 from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.methods.cf_k import CfK
 from letheon.methods.layers import choose_layers
@@ -24,6 +24,13 @@ class EuK(CfK):
     """
 
     name: ClassVar[str] = "eu-k"
+    definition: ClassVar[Definition] = Definition(
+        alias="EU-k",
+        reads="retain",
+        formula="CE(R), all but the last k layers frozen, these from new weights",
+        cost="1/3 to 1",
+        source="Goel et al. 2022",
+    )
 
     def prepare(self, run: Run) -> State:
         """Draw the layers anew and freeze the others."""

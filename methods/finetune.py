@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 
@@ -25,6 +25,13 @@ class Finetune(Method):
     """FT: go on training on the retain set and let the rest fade (Warnecke et al. 2021)."""
 
     name: ClassVar[str] = "finetune"
+    definition: ClassVar[Definition] = Definition(
+        alias="FT",
+        reads="retain",
+        formula="CE(R)",
+        cost="1",
+        source="Warnecke et al. 2021",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:

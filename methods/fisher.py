@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import squared_gradient_sum, squared_gradient_sum_of
 from letheon.errors import InputError
@@ -44,6 +44,13 @@ class Fisher(Method):
     """
 
     name: ClassVar[str] = "fisher"
+    definition: ClassVar[Definition] = Definition(
+        alias="FF",
+        reads="retain, once",
+        formula="w + min((alpha / F)^(1/2), limit) N(0, 1), ten times in the last layer",
+        cost="N_r g",
+        source="Golatkar et al. 2020, eq. 8; Jia et al. 2023",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-10, 1e-4)}
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1e-8
@@ -116,6 +123,14 @@ class GolatkarFisher(Method):
     """
 
     name: ClassVar[str] = "fisher-golatkar"
+    definition: ClassVar[Definition] = Definition(
+        alias="FF, Golatkar's form",
+        reads="retain, once a class",
+        formula="noise by the true Fisher information, one variance for each output channel and "
+        "kernel position",
+        cost="C N_r g",
+        source="Golatkar et al. 2020",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-9, 1e-3)}
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1e-6

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.paired import sum_of_batch, two_losses, write_gradient
@@ -44,6 +44,14 @@ class GdrGma(Method):
     """
 
     name: ClassVar[str] = "gdr-gma"
+    definition: ClassVar[Definition] = Definition(
+        alias="GDR-GMA",
+        reads="paired",
+        formula="(1 - s) g_r + s g_f, each freed of its part against the other, tensor by tensor; "
+        "our reading",
+        cost="2 E N_r g",
+        source="Lin et al. 2024",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=1e-4, optimizer="adamw")
     gamma: float = 100.0
     """How sharply the balance turns."""

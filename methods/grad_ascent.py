@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
@@ -46,6 +46,13 @@ class GradAscent(Method):
     """
 
     name: ClassVar[str] = "grad-ascent"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA",
+        reads="forget",
+        formula="-CE(F)",
+        cost="1",
+        source="Thudi et al. 2022",
+    )
     recipe: Recipe = Recipe(epochs=5, lr=1e-4)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the seed's code has `recipe`, which turns

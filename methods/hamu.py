@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.paired import two_losses, write_gradient
 from letheon.methods.requirements import require_between, require_positive, require_samples
@@ -59,6 +59,14 @@ class Hamu(Method):
     """
 
     name: ClassVar[str] = "hamu"
+    definition: ClassVar[Definition] = Definition(
+        alias="HAMU-Q, HAMU-U (goal)",
+        reads="paired",
+        formula="the step of SGD's length that lowers one loss most while the other rises by b; "
+        "our reading",
+        cost="2 E N_r g",
+        source="its authors' code",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     goal: Literal["quality", "unlearning"] = "quality"
     """quality: the retain loss is optimized, the forget loss guaranteed; unlearning: reversed."""

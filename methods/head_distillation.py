@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Kind, Method, Phase, Run
+from letheon.engine.method import Definition, Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
@@ -37,6 +37,14 @@ class HeadDistillation(Method):
     """
 
     name: ClassVar[str] = "head-distillation"
+    definition: ClassVar[Definition] = Definition(
+        alias="HD, a negative control",
+        reads="mixed",
+        formula="CE of the head to the original's probabilities without the forgotten classes; the "
+        "encoder is frozen",
+        cost="1/3",
+        source="Jeon et al. 2026",
+    )
     kind: ClassVar[Kind] = "control"
     recipe: Recipe = Recipe(epochs=10, lr=0.1, weight_decay=0.0, batch_norm="frozen")
 
@@ -67,7 +75,8 @@ class HeadDistillation(Method):
 
         def distil(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            goal = F.linear(features.detach(), weight, bias)  # (B, C)
+            with torch.autocast(weight.device.type, enabled=False):
+                goal = F.linear(features.detach().to(weight.dtype), weight, bias)  # (B, C)
             goal = goal.masked_fill(gone, -torch.inf).softmax(dim=1)
             return F.cross_entropy(logits, goal)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks, copy_from_first
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import SampleGradients, gradient_sum
 from letheon.loaders.batch import Batch
@@ -77,6 +77,14 @@ class Influence(Method):
     """
 
     name: ClassVar[str] = "influence"
+    definition: ClassVar[Definition] = Definition(
+        alias="IU, WoodFisher",
+        reads="both, once, and m retain samples up to 50 times",
+        formula="w + alpha (damping I + F)^(-1) N_f / N (mean gradient of F - of R), by conjugate "
+        "gradients",
+        cost="N + 100 m g",
+        source="Izzo et al. 2021; Jia et al. 2023, eq. 3",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (0.01, 20.0)}
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1.0

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.method import Definition
 from letheon.engine.models.classifier import Output
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import divergence, require_range
@@ -25,7 +26,15 @@ class Kd(Restoring):
     """
 
     name: ClassVar[str] = "kd"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA_KD; PL_KD (forget-pass pseudo-label)",
+        reads="forget, then retain",
+        formula="-CE(F); then 10 CE(R) + 10 KL_T(p_o, p)",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code",
+    )
     temperature: float = 1.0
+    """Divides the logits of both models before their divergence."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

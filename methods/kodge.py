@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import input_covariances, reads_rows
 from letheon.errors import InputError
@@ -46,6 +46,13 @@ class Kodge(Method):
     """
 
     name: ClassVar[str] = "kodge"
+    definition: ClassVar[Definition] = Definition(
+        alias="SVD unlearning",
+        reads="up to 1000 of each set",
+        formula="W (I - (I - M_r) M_f) in every layer, M scaled projections onto its inputs",
+        cost="2000 l, eigenvectors",
+        source="Kodge et al. 2024",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha_forget": (1.0, 30.0)}
     recipe: Recipe = Recipe(epochs=0)
     alpha_forget: float = 3.0

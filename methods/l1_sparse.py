@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import cross_entropy
@@ -29,6 +29,13 @@ class L1Sparse(Method):
     """
 
     name: ClassVar[str] = "l1-sparse"
+    definition: ClassVar[Definition] = Definition(
+        alias="FT_prune, FT_l1",
+        reads="retain",
+        formula="CE(R) + alpha_e sum of absolute weights",
+        cost="1",
+        source="Jia et al. 2023",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-6, 1e-2)}
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     alpha: float = 1e-4

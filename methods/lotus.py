@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.health import measure_accuracies
-from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
+from letheon.engine.method import Accuracies, Decision, Definition, Method, Phase, Run
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import TeacherState, one_hot, require_range
+from letheon.methods.distillation import TeacherState, in_fp32, one_hot, require_range
 
 
 @dataclass
@@ -53,6 +53,14 @@ class Lotus(Method):
     """
 
     name: ClassVar[str] = "lotus"
+    definition: ClassVar[Definition] = Definition(
+        alias="LoTUS",
+        reads="mixed, 30 % of R",
+        formula="-t log p, t = Gumbel softmax of z_o, warmer while F is better known than unseen "
+        "images",
+        cost="4/3; 1/3 of all images an epoch",
+        source="Spartalis et al. 2025",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 64.0)}
     recipe: Recipe = Recipe(epochs=10, lr=1e-4, optimizer="adamw")
     alpha: float = 8.0
@@ -98,7 +106,7 @@ class Lotus(Method):
             best = (noisy if self.retain_target == "draw" else goal).argmax(dim=1)
             hard = one_hot(best, goal.shape[1]).double()
             target = torch.where(batch.forget[:, None], (noisy / tau).softmax(dim=1), hard)
-            log_probabilities = net(batch.images).logits.log_softmax(dim=1)
+            log_probabilities = in_fp32(net(batch.images).logits).log_softmax(dim=1)
             return -(target.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
 
         return [Phase("distil", "mixed", distil, retain_share=self.retain_share)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.paired import half_mean, write_gradient
@@ -42,6 +42,13 @@ class Munba(Method):
     """
 
     name: ClassVar[str] = "munba"
+    definition: ClassVar[Definition] = Definition(
+        alias="MUNBa",
+        reads="paired",
+        formula="step along g_r / norm + g_u / norm, the Nash bargain; g_u on random labels",
+        cost="2 E N_r g",
+        source="Wu and Harandi 2025",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     clip: float = 1.0
     """Length of the joined gradient at most; 0: as it is, 2^(1/2)."""

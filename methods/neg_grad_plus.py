@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import require_range, sum_of_halves
@@ -28,6 +28,13 @@ class NegGradPlus(Method):
     """
 
     name: ClassVar[str] = "neg-grad-plus"
+    definition: ClassVar[Definition] = Definition(
+        alias="NegGrad+",
+        reads="paired",
+        formula="alpha CE(R) - (1 - alpha) CE(F)",
+        cost="1, of twice R",
+        source="Kurmanji et al. 2023",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (0.5, 0.9999)}
     recipe: Recipe = Recipe(epochs=5, lr=0.01, momentum=0.0, weight_decay=0.0)
     alpha: float = 0.95

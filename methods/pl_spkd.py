@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from letheon.engine.method import Phase, Run
+from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError
 from letheon.methods.pseudo_label import pseudo_label_loss
@@ -24,6 +24,13 @@ class PlSpkd(Spkd):
     """
 
     name: ClassVar[str] = "pl-spkd"
+    definition: ClassVar[Definition] = Definition(
+        alias="PL_SPKD",
+        reads="forget, then retain",
+        formula="as pseudo-label, then as spkd",
+        cost="4/3",
+        source="Rethinking Unlearning for Transfer Learning, code",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and an ascent where there is none."""

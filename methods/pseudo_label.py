@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
@@ -45,6 +45,13 @@ class PseudoLabel(Method):
     """
 
     name: ClassVar[str] = "pseudo-label"
+    definition: ClassVar[Definition] = Definition(
+        alias="PL",
+        reads="forget",
+        formula="CE(p, best kept class of z_o)",
+        cost="4/3",
+        source="Rethinking Unlearning for Transfer Learning, code",
+    )
     recipe: Recipe = Recipe(epochs=5, lr=1e-4)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""

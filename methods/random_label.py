@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
@@ -62,6 +62,13 @@ class RandomLabel(Method):
     """
 
     name: ClassVar[str] = "random-label"
+    definition: ClassVar[Definition] = Definition(
+        alias="RL",
+        reads="mixed",
+        formula="CE(F, random labels) + alpha CE(R), each sample once",
+        cost="1",
+        source="Golatkar et al. 2020; Fan et al. 2024",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.013)
     order: Literal["mixed", "paired", "sequential", "forget-only"] = "mixed"
     """mixed: both sets shuffled together, each sample once an epoch (the authors' CIFAR-100 and

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from letheon.engine.method import Definition
 from letheon.engine.models.initial import fresh_seed
 from letheon.methods.no_op import NoOp
 
@@ -14,6 +15,13 @@ class RandomNetwork(NoOp):
     """An untrained network of the same architecture: what `retrain` with this seed starts from."""
 
     name: ClassVar[str] = "random-network"
+    definition: ClassVar[Definition] = Definition(
+        alias="random network, a control",
+        reads="none",
+        formula="nothing, from new weights",
+        cost="0",
+        source="",
+    )
     from_scratch: ClassVar[bool] = True
 
     def stream_seed(self, seed: int) -> int:

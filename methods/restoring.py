@@ -32,7 +32,9 @@ class Restoring(Method):
 
     recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
+    """Weight of the cross-entropy on the retain set."""
     kd_weight: float = 10.0
+    """Weight of the distillation on the retain set."""
     forget_pass: Literal["ascent", "bounded-ascent", "pseudo-label"] = "ascent"
     """ascent: minus the cross-entropy (the seed's GA_ names); bounded-ascent: each sample's up to
     ln C; pseudo-label: the original's best class that is kept (its PL_ names)."""

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Kind, Method, Phase, Run
+from letheon.engine.method import Definition, Kind, Method, Phase, Run
 from letheon.engine.models.initial import fresh_seed
 from letheon.engine.models.speed_cnn import WhiteningConv2d
 from letheon.engine.recipe import Recipe
@@ -128,6 +128,13 @@ class Retrain(FromScratch):
     share_seed: bool = False
     """Draw first weights, order and augmentation as training with the same seed does."""
     name: ClassVar[str] = "retrain"
+    definition: ClassVar[Definition] = Definition(
+        alias="Retrain",
+        reads="retain",
+        formula="CE(R), from new weights",
+        cost="1",
+        source="the reference of all others",
+    )
     kind: ClassVar[Kind] = "reference"
     reads: ClassVar[Reads] = "retain"
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.method import Run
+from letheon.engine.method import Definition, Run
 from letheon.engine.models.classifier import Output
 from letheon.kernels.similarity import angle_loss, distance_loss
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import in_fp32
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 from letheon.methods.restoring import Restoring
 
@@ -30,6 +31,13 @@ class Rkd(Restoring):
     """
 
     name: ClassVar[str] = "rkd"
+    definition: ClassVar[Definition] = Definition(
+        alias="GA_RKD, PL_RKD",
+        reads="forget, then retain",
+        formula="-CE(F); then 10 CE(R) + 10 (distances + angles) of f, l2-normalized",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code; Park et al. 2019",
+    )
 
     def check(self, run: Run) -> None:
         """Refuse micro-batches, which cannot see all pairs, and as all of its family."""
@@ -38,6 +46,8 @@ class Rkd(Restoring):
 
     def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
         """Distances and angles of the whole batch, over all ranks."""
-        own = all_rows(F.normalize(output.features, dim=1), ranks, batch.total)
-        other = all_rows(F.normalize(goal.features, dim=1), ranks, batch.total)
+        own, other = (
+            all_rows(F.normalize(in_fp32(answer.features), dim=1), ranks, batch.total)
+            for answer in (output, goal)
+        )
         return count_once(distance_loss(own, other) + angle_loss(own, other), batch, ranks)

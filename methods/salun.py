@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
 from letheon.errors import InputError, RunFailed
 from letheon.methods.saliency import load_masks, mask_facts, saliency_masks
@@ -38,6 +38,13 @@ class SalUn(Wrapper):
     """
 
     name: ClassVar[str] = "salun"
+    definition: ClassVar[Definition] = Definition(
+        alias="SalUn",
+        reads="as its inner method",
+        formula="as its inner method, under a saliency mask",
+        cost="as its inner method, and N_f g once for the mask",
+        source="Fan et al. 2024",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"density": (0.1, 0.9)}
     density: float = 0.5
     """Share of all weights that may move."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Phase, Run
+from letheon.engine.method import Definition, Phase, Run
 from letheon.methods.distillation import require_range
 from letheon.methods.random_label import RandomLabel, RandomLabelState
 
@@ -36,6 +36,13 @@ class SalUnSoft(RandomLabel):
     """
 
     name: ClassVar[str] = "salun-soft"
+    definition: ClassVar[Definition] = Definition(
+        alias="SalUn-soft, RL proximal",
+        reads="as random-label",
+        formula="as random-label; after each step the change of the weights is soft-thresholded",
+        cost="1 and a selection a step",
+        source="Fan et al. 2024",
+    )
     density: float = 0.5
     """Share of the weights whose change is taken back after the first step."""
     origin: Literal["start", "epoch"] = "start"

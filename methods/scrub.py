@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run
+from letheon.engine.method import Accuracies, BackTo, Decision, Definition, Method, Phase, Run
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
@@ -48,12 +48,20 @@ class Scrub(Method):
     """
 
     name: ClassVar[str] = "scrub"
+    definition: ClassVar[Definition] = Definition(
+        alias="SCRUB, SCRUB+R (rewind)",
+        reads="forget, then retain",
+        formula="-KL_T(p_o, p) over F in the first epochs; gamma CE + alpha KL_T over R",
+        cost="4/3; rewind: 1/3 of all images an epoch",
+        source="Kurmanji et al. 2023, eq. 2, 3",
+    )
     recipe: Recipe = Recipe(epochs=3, lr=5e-4, batch_size=128)
     alpha: float = 0.001
     """Weight of the divergence on the retain set."""
     gamma: float = 0.99
     """Weight of the cross-entropy on the retain set."""
     temperature: float = 4.0
+    """Divides the logits of both models before their divergence."""
     max_epochs: int = 2
     """First epochs that climb the divergence on the forget set."""
     forget_batch_size: int = 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import squared_gradient_sum
 from letheon.loaders.batch import Batch
@@ -55,6 +55,14 @@ class Sfron(Method):
     """
 
     name: ClassVar[str] = "sfron"
+    definition: ClassVar[Definition] = Definition(
+        alias="SFRon",
+        reads="retain; forget beside every k-th",
+        formula="CE(R); and ascent on sum of w_i CE_i, masked by F_f / F_r, its weight falling by "
+        "a cosine",
+        cost="E N_r (1 + 1/k) + N g",
+        source="Huang et al. 2024",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 500.0)}
     recipe: Recipe = Recipe(epochs=9, lr=0.01, schedule="cosine")
     alpha: float = 25.0

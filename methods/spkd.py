@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import teacher_features
 from letheon.engine.recipe import Recipe
@@ -41,10 +41,20 @@ class Spkd(Method):
     """  # noqa: D205
 
     name: ClassVar[str] = "spkd"
+    definition: ClassVar[Definition] = Definition(
+        alias="SPKD, GA_SPKD",
+        reads="forget, then retain",
+        formula="-CE(F); then w CE(R) + v SP(R)",
+        cost="1, then 4/3",
+        source="Rethinking Unlearning for Transfer Learning, code; Tung and Mori 2019",
+    )
     recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
+    """Weight of the cross-entropy on the retain set."""
     sp_weight: float = 30_000.0
+    """Weight of the similarity-preserving loss."""
     norm: Literal["squared", "unsquared"] = "squared"
+    """Frobenius norm of the difference of the Gram matrices, squared (as the paper) or not."""
     gram: Literal["gathered", "local"] = "gathered"
     """gathered: one Gram over the global batch, so the ranks do not matter; local: one per rank."""
     optimizers: Literal["shared", "separate"] = "shared"

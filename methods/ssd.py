@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Run
+from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import Part, absolute_gradient_sum, squared_gradient_sum
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import in_fp32
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.requirements import require_between, require_positive, require_samples
 
@@ -33,6 +34,14 @@ class Ssd(Method):
     """
 
     name: ClassVar[str] = "ssd"
+    definition: ClassVar[Definition] = Definition(
+        alias="SSD",
+        reads="all, once",
+        formula="where I_f > alpha I_D: w becomes min(lambda I_D / I_f, 1) w; I the mean squared "
+        "gradient of samples",
+        cost="N + N_f g",
+        source="Foster et al. 2024, eq. 5, 6",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 100.0)}
     recipe: Recipe = Recipe(epochs=0, batch_size=64)
     alpha: float = 10.0
@@ -78,7 +87,7 @@ class Ssd(Method):
 
 def output_norm(net: nn.Module, batch: Batch) -> Tensor:
     """Mean squared l2 norm of the logits: a sensitivity that needs no label."""
-    logits: Tensor = net(batch.images).logits
+    logits: Tensor = in_fp32(net(batch.images).logits)
     return logits.square().sum(dim=1).mean()
 
 
@@ -93,6 +102,14 @@ class Lfssd(Ssd):
     """
 
     name: ClassVar[str] = "lfssd"
+    definition: ClassVar[Definition] = Definition(
+        alias="LFSSD",
+        reads="all, once",
+        formula="as ssd, with I the mean absolute gradient of the squared norm of the logits; our "
+        "reading",
+        cost="N + N_f g",
+        source="Foster et al. 2024 (loss-free)",
+    )
 
     def importances(self, run: Run, part: Part) -> list[Tensor]:
         """Sum over the samples of the absolute gradient of the output's norm."""

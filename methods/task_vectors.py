@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import cross_entropy
@@ -37,6 +37,13 @@ class TaskVector(Method):
     """
 
     name: ClassVar[str] = "task-vector"
+    definition: ClassVar[Definition] = Definition(
+        alias="task vectors",
+        reads="forget",
+        formula="w - scale (what learning F changes)",
+        cost="E N_f g",
+        source="Ilharco et al. 2023",
+    )
     recipe: Recipe = Recipe(epochs=5, lr=0.001)
     scale: float = 1.0
     """lambda, how often the change is subtracted."""
@@ -123,6 +130,14 @@ class NegMerge(TaskVector):
     """
 
     name: ClassVar[str] = "negmerge"
+    definition: ClassVar[Definition] = Definition(
+        alias="NegMerge",
+        reads="forget",
+        formula="as task-vector, with the mean of several changes where all have one sign; our "
+        "reading",
+        cost="E N_f g",
+        source="Kim et al. 2024",
+    )
     recipe: Recipe = Recipe(epochs=15, lr=0.001)
     rates: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Rate of each fine-tuning, in units of `lr`."""

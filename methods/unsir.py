@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import copy_from_first
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
@@ -50,13 +50,22 @@ class Unsir(Method):
     """
 
     name: ClassVar[str] = "unsir"
+    definition: ClassVar[Definition] = Definition(
+        alias="UNSIR",
+        reads="retain, a share, twice",
+        formula="CE(R) + 0.5 CE(learned noise, its class); then CE(R)",
+        cost="2, then 1; noise: 40 steps",
+        source="Tarun et al. 2023",
+    )
     recipe: Recipe = Recipe(epochs=1, lr=2e-3, optimizer="adamw", weight_decay=0.0)
     repair_lr: float = 1e-3
     """Rate of the repairing pass; `lr` is that of the impairing one."""
     retain_share: float = 0.2
     """Share of the retain batches that each pass reads."""
     noise_steps: int = 40
+    """Steps in which the noise images are learned."""
     noise_lr: float = 0.1
+    """Learning rate of the noise images."""
     noise_images: int = 32
     """Noise images of each forgotten class."""
     noise_weight: float = 0.5

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.distillation import require_range
 from letheon.methods.finetune import cross_entropy
@@ -36,6 +36,13 @@ class WeightDistance(Method):
     """
 
     name: ClassVar[str] = "weight-distance"
+    definition: ClassVar[Definition] = Definition(
+        alias="weight_dist_reg",
+        reads="retain",
+        formula="CE(R) - alpha sqrt(mean (w - w_o)^2 + 1e-8)",
+        cost="1",
+        source="a study of relearning, our reading of its code",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     alpha: float = 1.0
     """Weight of the distance."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels import keyed
 from letheon.kernels.keyed import uniform
@@ -41,8 +41,16 @@ class WeightDistortion(Method):
     """
 
     name: ClassVar[str] = "weight-distortion"
+    definition: ClassVar[Definition] = Definition(
+        alias="weight distortion, attenuation, dropout",
+        reads="retain",
+        formula="CE(R), after noise on, a factor on, or zeros in all weights",
+        cost="1",
+        source="a study of relearning, our reading of its code",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     disturb: Literal["noise", "attenuate", "drop"] = "noise"
+    """noise: added; attenuate: a factor; drop: zeros."""
     amount: float | None = None
     """Strength; default: 0.02, 0.5 or 0.2, as published."""
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.layers import layers_by_name, split_layers
@@ -26,6 +26,13 @@ class WeightNegation(Method):
     """
 
     name: ClassVar[str] = "not"
+    definition: ClassVar[Definition] = Definition(
+        alias="NoT",
+        reads="retain",
+        formula="CE(R), after w = -w in the first layer",
+        cost="1",
+        source="Khalil et al. 2025, our reading",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     layers: tuple[str, ...] = ()
     """Dotted paths of the layers to negate; default: the first one."""

@@ -12,6 +12,7 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
+from letheon.launch.console import methods
 from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
@@ -30,6 +31,7 @@ SCRIPTS = {
     "export": export,
     "verify": verify,
     "dispose": dispose,
+    "methods": methods,
     "recipes": recipes,
     "tune": tune,
     "oracles": oracles,

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 import letheon
+from letheon.errors import InputError
 from letheon.launch.command import parse
 from letheon.launch.main import COMMANDS
 from letheon.methods import METHODS, catalogue
@@ -161,7 +162,7 @@ def test_every_command_can_be_typed(page: Path) -> None:
     for words in commands(page):
         try:
             check_command(words)
-        except SystemExit as end:
+        except (SystemExit, InputError) as end:
             raise AssertionError(f"{shlex.join(words)}: refused by the parser") from end
         except AssertionError as error:
             raise AssertionError(f"{shlex.join(words)}: {error}") from error
@@ -188,7 +189,7 @@ def test_a_wrong_command_is_noticed() -> None:
         "python launch/forget.py --weights a --forget class:1 --out b --lr 1 nothing",
     ]  # fmt: skip
     for line in wrong:
-        with pytest.raises((AssertionError, SystemExit)):
+        with pytest.raises((AssertionError, SystemExit, InputError)):
             check_command(shlex.split(line))
             pytest.fail(f"not noticed: {line}", pytrace=False)
 

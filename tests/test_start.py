@@ -49,11 +49,32 @@ print([name for name in ("torch", "numpy", "tyro") if name in sys.modules])
 def test_help_and_version_import_nothing_and_help_is_saved(tmp_path: Path) -> None:
     for args in (["--help"], ["--version"], []):
         assert python(LIGHT.format(args=args), tmp_path).splitlines()[-1] == "[]"
-    first, second = (python(LIGHT.format(args=["mask", "--help"]), tmp_path) for _ in "12")
-    *text, before = first.splitlines()
-    *again, after = second.splitlines()
-    assert text == again and "--densities" in first
-    assert before == "['torch', 'numpy', 'tyro']" and after == "[]"
+    for args, word in ((["mask", "--help"], "--densities"), (["methods", "scrub"], "KL_T(p_o, p)")):
+        first, second = (python(LIGHT.format(args=args), tmp_path) for _ in "12")
+        *text, before = first.splitlines()
+        *again, after = second.splitlines()
+        assert text == again and word in first
+        assert before == "['torch', 'numpy', 'tyro']" and after == "[]"
+
+
+def test_help_into_a_pipe_that_is_closed_is_no_error(tmp_path: Path) -> None:
+    """As `letheon forget --help | head -1`, printed first and then saved."""
+    code = (
+        "from letheon.saved_help import run_or_show\n"
+        "run_or_show(['forget', '--help'], ('--help',), lambda: print('x' * 10**6))"
+    )
+    for saved in (False, True):
+        if saved:
+            python(code, tmp_path)
+        read, write = os.pipe()
+        os.close(read)
+        env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        env.pop("RANK", None)
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, env=env, check=False
+        )
+        os.close(write)
+        assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.fixture

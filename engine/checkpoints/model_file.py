@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from letheon import __version__
+from letheon.choices import check_choices
 from letheon.engine.checkpoints.hub_config import config_preset
 from letheon.engine.checkpoints.key_names import load
 from letheon.engine.checkpoints.state_dict_match import (
@@ -37,7 +38,7 @@ from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
 from letheon.loaders.canaries import Canaries
 from letheon.loaders.forget_request import Request
-from letheon.loaders.preset import Preset
+from letheon.loaders.preset import Preset, check_fields
 from letheon.spans import span
 
 _FORMAT = "1"
@@ -165,6 +166,7 @@ def load_model(
 
 def _change_preset(preset: Preset, changes: Mapping[str, Any]) -> Preset:
     """Replace fields; the resize follows the size where it is not given."""
+    check_fields(changes)
     if any(not 0 < value < 100_000 for k, value in changes.items() if k in ("size", "resize_to")):
         raise InputError(f"got {dict(changes)}; expected pixels above 0", option="size")
     for key in ("mean", "std"):
@@ -175,7 +177,9 @@ def _change_preset(preset: Preset, changes: Mapping[str, Any]) -> Preset:
                 "255 if they are for 0..255",
                 option=key,
             )
-    return dataclasses.replace(preset.with_size(changes.get("size")), **changes)
+    preset = dataclasses.replace(preset.with_size(changes.get("size")), **changes)
+    check_choices(preset)
+    return preset
 
 
 def _assumptions(

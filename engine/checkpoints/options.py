@@ -31,6 +31,7 @@ class CheckpointOptions:
     resize_to: int | None = None
     """Pixels of that resize, before the crop; by default it follows the size."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How its test images were resized."""
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from letheon.engine.checkpoints.key_names import (
 from letheon.engine.checkpoints.weights_file import Value, Weights, few
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.engine.models.timm_model import PREFIX
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 
 T = TypeVar("T")
 
@@ -74,7 +74,8 @@ def find_network(path: Path, weights: Weights, name: str | None, part: str | Non
     if part is not None and not chosen:
         raise InputError(
             f"got part {part} of {path}, where no network that fits is; expected plain, ema or one "
-            f"of {few(known or sorted(weights.parts))}",
+            f"of {few(known or sorted(weights.parts))}"
+            f"{suggest(part, ['plain', 'ema', *(known or weights.parts)])}",
             option="part",
         )
     if len({fit.name for fit in chosen}) > 1:

@@ -7,7 +7,7 @@ import importlib.util
 from torch import nn
 
 from letheon.engine.checkpoints.hub_config import timm_preset
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.loaders.preset import Preset
 
 PREFIX = "timm:"
@@ -78,7 +78,8 @@ def _check_name(name: str) -> str:
     import timm
 
     if not timm.is_model(kind):
-        near = timm.list_models(f"*{kind}*")[:3]
-        hint = f"; did you mean {' or '.join(PREFIX + one for one in near)}?" if near else ""
-        raise InputError(f"got model {name}, which timm does not know{hint}", option="model")
+        known = [PREFIX + one for one in timm.list_models()]
+        raise InputError(
+            f"got model {name}, which timm does not know{suggest(name, known)}", option="model"
+        )
     return kind

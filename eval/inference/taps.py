@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from letheon.engine.models.classifier import Classifier
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 
 
 def pool(activation: Tensor) -> Tensor:
@@ -38,9 +37,9 @@ def record_taps(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Ten
     known = [name for name, part in modules.items() if name and not isinstance(part, nn.ModuleList)]
     unknown = [name for name in taps if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=4, cutoff=0) or known[:4]
         raise InputError(
-            f"got tap {unknown[0]!r}; expected a module of the model such as {', '.join(near)}"
+            f"got tap {unknown[0]!r}; expected a module of the model such as "
+            f"{', '.join(known[:4])}{suggest(unknown[0], known)}"
         )
     activations: dict[str, Tensor] = {}
 

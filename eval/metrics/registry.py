@@ -22,6 +22,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypedDict, Unpack
 
+from letheon.choices import check_choices, refuse_choice
 from letheon.errors import InputError
 
 Unit = Literal["share", "score", "nats", "steps", "seconds", "table"]
@@ -210,13 +211,17 @@ def metric(key: str, **facts: Unpack[Facts]) -> Callable[[Callable[..., Any]], M
         **facts: the fields of `Facts`.
 
     Raises:
-        InputError: a function without a docstring.
+        InputError: a function without a docstring, an unknown fact, or one of an unknown value.
     """
 
     def decorate(function: Callable[..., Any]) -> Metric:
         if not (function.__doc__ or "").strip():
             raise InputError(f"got metric {key} without a docstring; expected its definition there")
-        return Metric(key, function, **{"title": key, **facts})  # type: ignore[arg-type]
+        if unknown := facts.keys() - Facts.__annotations__.keys():
+            raise refuse_choice(sorted(unknown)[0], Facts.__annotations__)
+        entry = Metric(key, function, **{"title": key, **facts})  # type: ignore[arg-type]
+        check_choices(entry)
+        return entry
 
     return decorate
 

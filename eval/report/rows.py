@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, suggest
 from letheon.eval.metrics.reference import Reference, numbers, reference
 from letheon.eval.metrics.registry import Summary, groups
 from letheon.eval.metrics.scores import scores
@@ -85,7 +85,10 @@ def _check(row: Mapping[str, Any], place: int) -> dict[str, Any]:
     if not isinstance(name, str) or not name.strip():
         raise InputError(f'got row {place} without a name; expected "name": what to call the model')
     if role not in ROLES:
-        raise InputError(f"got role {role!r} of {name}; expected one of {', '.join(ROLES)}")
+        raise InputError(
+            f"got role {role!r} of {name}; expected one of {', '.join(ROLES)}"
+            f"{suggest(str(role), ROLES)}"
+        )
     plain: dict[str, Any] = _plain({**row, "role": role}, name)
     for key, value in numbers(plain).items():
         if define(key).unit == "share" and not -1e-9 <= value <= 1 + 1e-9:

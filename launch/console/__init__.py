@@ -1,1 +1,1 @@
-"""What the scripts print: how much of it, and the summary at their end."""
+"""What the scripts print: their help, how much of all else, and the summary at their end."""

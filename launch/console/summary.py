@@ -62,7 +62,7 @@ class Console:
         if self.json:
             print(json.dumps({**asdict(summary), "seconds": round(seconds, 3)}, default=str))
         elif not self.quiet:
-            print(f"{_bold(summary.done)}, {format_seconds(seconds)} in all")
+            print(f"{bold(summary.done)}, {format_seconds(seconds)} in all")
             if summary.out is not None:
                 print(f"  in    {summary.out}")
             if summary.following is not None:
@@ -105,7 +105,7 @@ def open_console(args: list[str]) -> Iterator[Console]:
         _console = before
 
 
-def _bold(text: str) -> str:
+def bold(text: str) -> str:
     """Set in bold on a terminal, unless NO_COLOR is set (no-color.org)."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain or not sys.stdout.isatty() else f"\x1b[1m{text}\x1b[0m"

@@ -36,9 +36,11 @@ class Settings:
     out: Path
     """File to write; for huggingface a folder, in which other files stay."""
     form: Form = "safetensors"
+    """Form of the result; `docs/export.md` says what reads each."""
     overwrite: bool = False
     """Replace what is already there."""
     device: str = "cpu"
+    """Where the network is computed."""
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

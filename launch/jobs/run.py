@@ -61,6 +61,7 @@ class Settings:
     seed: int = 1
     """Seed of the job, where the file has none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is some, else the CPU."""
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

@@ -79,6 +79,7 @@ class JobForecast:
     batch_size: int = 256
     """Images of its global batch."""
     epochs: int = 10
+    """Passes over the training images."""
     nodes: int = 1
     """Nodes like this one, on which the doctor is started as the job will be."""
     bandwidth: float = 10.0

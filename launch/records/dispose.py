@@ -41,6 +41,7 @@ class Settings:
     yes: bool = False
     """Remove what is the run's own."""
     device: str = "cpu"
+    """Where it runs; nothing is computed."""
 
 
 class Holder(NamedTuple):

@@ -121,14 +121,16 @@ def _read(file: Path, name: str) -> RecipeFile:
         if wrong:
             raise InputError(
                 f"got {file} {words} {wrong[0]!r}; expected {', '.join(_TEXTS)}, a [method], and "
-                f"at most {', '.join(_FURTHER)} beside; mend the file",
+                f"at most {', '.join(_FURTHER)} beside"
+                f"{suggest(wrong[0], _FURTHER) if words == 'with' else ''}; mend the file",
                 option="recipe",
             )
     method = facts["method"]
     for key, known in (("status", STATUSES), ("request", REQUESTS)):
         if facts[key] not in known:
             raise InputError(
-                f"got {file} of {key} {facts[key]!r}; expected {' or '.join(known)}; mend the file",
+                f"got {file} of {key} {facts[key]!r}; expected {' or '.join(known)}"
+                f"{suggest(str(facts[key]), known)}; mend the file",
                 option="recipe",
             )
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):

@@ -24,23 +24,20 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are kept.
-
-    Attributes:
-        max_side: longer sides are made this long, by area averaging as ffcv does; None keeps all.
-        quality: of the JPEGs that are encoded anew; those that can stay as they are, do.
-        raw: share of the images kept as pixels, chosen by (seed, number in the source set).
-        seed: of that choice.
-        page: bytes of a page, a power of two from 2 MiB; no image can be larger in the file.
-        max_pixels: an image that states more is refused before it is decoded.
-    """
+    """How images are kept."""
 
     max_side: int | None = None
+    """Pixels that longer sides are reduced to, by area averaging as ffcv does; None keeps all."""
     quality: int = 90
+    """Quality of the JPEGs that are encoded anew; those that can stay as they are, do."""
     raw: float = 0.0
+    """Share of the images kept as pixels, chosen by (seed, number in the source set)."""
     seed: int = 0
+    """Seed of that choice."""
     page: int = 2**23
+    """Bytes of a page, a power of two from 2 MiB; no image can be larger in the file."""
     max_pixels: int = MAX_PIXELS
+    """Pixels from which on an image is refused before it is decoded."""
 
     def __post_init__(self) -> None:
         bounds = (

@@ -200,3 +200,11 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
         assert parts == pytest.approx(found["wall"], rel=0.01)
         assert found["part compute"] > 0 and found["part data"] > 0
         assert found["part evaluation"] > 0
+
+
+def test_the_first_run_follows_the_page() -> None:
+    from end_to_end.first_run import END, START, read_commands
+
+    assert read_commands()[0] == "make forget" and len(read_commands()) > 2
+    page = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
+    assert page.count(START) == page.count(END) == 1

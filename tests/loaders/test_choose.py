@@ -54,5 +54,5 @@ def test_auto_keeps_on_the_gpu_what_takes_a_quarter_of_it(
 
 def test_an_unknown_kind_is_refused(array_images: Any) -> None:
     kind: Any = "webdataset"
-    with pytest.raises(InputError, match="got the loader webdataset, expected one of auto, torch"):
+    with pytest.raises(InputError, match="got loader 'webdataset'; expected one of auto, torch"):
         make_loader(kind, array_images(9), np.zeros(9, np.bool_), SMALL, 3, Reader(0))

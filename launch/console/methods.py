@@ -1,0 +1,72 @@
+"""List the methods, or show one: definition in words, cost, source, options, published settings.
+
+letheon methods
+letheon methods salun
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import tyro
+
+from letheon.engine.distributed import Ranks
+from letheon.errors import InputError, suggest
+from letheon.launch.command import run_command
+from letheon.launch.console.help import describe_method, page_width
+from letheon.methods import catalogue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """List the methods, or show one: formula, cost, source, options and published settings."""
+
+    name: tyro.conf.Positional[str] = ""
+    """Method to show, as `letheon forget` takes it."""
+
+
+def main(settings: Settings, ranks: Ranks) -> None:
+    """Print a line for each method, or the page of one."""
+    if ranks.main:
+        print("\n".join(_page(settings.name) if settings.name else _list()))
+
+
+def _page(name: str) -> Iterator[str]:
+    """Write the page of one method.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    methods = catalogue()
+    if name not in methods:
+        raise InputError(
+            f"got method {name!r}; expected one that `letheon methods` lists"
+            f"{suggest(name, methods)}"
+        )
+    return describe_method(methods[name], page_width())
+
+
+def _list() -> Iterator[str]:
+    """Write a line for each method, by what it is for."""
+    methods = catalogue()
+    column = max(map(len, methods)) + 2
+    for kind in dict.fromkeys(method.kind for method in methods.values()):
+        yield f"{kind}:"
+        for name, method in methods.items():
+            if method.kind == kind:
+                facts = method.definition
+                text = facts.formula if facts else (inspect.getdoc(method) or "").split("\n\n")[0]
+                room = page_width() - column - 2
+                yield f"  {name:<{column}}{textwrap.shorten(text, room, placeholder=' ...')}"
+
+
+def start() -> None:
+    """Run from the command line to the end of the process."""
+    run_command(Settings, main)
+
+
+if __name__ == "__main__":
+    start()
