@@ -157,7 +157,7 @@ class Plan:
     def _held_out(self, ranks: Ranks) -> Loader:
         """The held-out images; a request of single samples names none of them."""
         images = self.split[0].test
-        labels = images.labels
+        labels = images.true_labels
         forget = np.zeros(len(labels), dtype=np.bool_)
         if self.request is not None and self.request.samples is None:
             forget = forget_mask(self.request, labels)
@@ -282,6 +282,8 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         "warnings": run.warnings,
         **({"resumed": saver.history} if saver.history else {}),
     }
+    if run.model.canaries is not None:
+        facts["canaries"] = run.model.canaries.facts
     request = plan.dated_request if run.ranks.main else plan.request
     if request is not None:
         run.model.requests = (*run.model.requests, request)
