@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.distributed import sum_over_ranks
-from letheon.engine.method import Accuracies, Run
+from letheon.engine.method import Accuracies, Phase, Run
 from letheon.errors import LetheonError, RunFailed
 from letheon.loaders.batch import Batch, Loader
 
@@ -113,8 +113,8 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
 
 
 @contextmanager
-def explain_step(run: Run, batch: Batch) -> Iterator[None]:
-    """Say what would fit where the memory of a step does not, and what to do without graphs."""
+def explain_step(run: Run, phase: Phase, batch: Batch) -> Iterator[None]:
+    """Say what would do where a step fails by memory, graphs, or a batch or loss torch refuses."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -125,10 +125,23 @@ def explain_step(run: Run, batch: Batch) -> Iterator[None]:
             f"less at a time; take grad_accum_steps {2 * count}, which keeps the batch, or a "
             f"batch_size of {batch.total // 2}; what was saved last stays"
         ) from error
-    except RuntimeError as error:
-        if "CUDAGraphs" not in str(error):
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
             raise
         raise RunFailed(
-            f"got a step that CUDA graphs cannot replay ({str(error).partition('.')[0]}); use "
-            "compile default, which has none"
+            f"got a single value in a channel of a batch-norm, of {len(batch.labels)} samples a "
+            f"rank in {run.recipe.grad_accum_steps} micro-batches in phase {phase.name}; expected "
+            "two or more; use batch_norm frozen, a larger batch_size or fewer micro-batches"
+        ) from error
+    except RuntimeError as error:
+        if "CUDAGraphs" in str(error):
+            raise RunFailed(
+                f"got a step that CUDA graphs cannot replay ({str(error).partition('.')[0]}); use "
+                "compile default, which has none"
+            ) from error
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        raise RunFailed(
+            f"got a loss of phase {phase.name}, or of the one before, that leaves weights out; "
+            "expected one that reaches every weight, for which DDP waits; use reduce flat"
         ) from error

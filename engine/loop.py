@@ -44,7 +44,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_step, measure_accuracies
-from letheon.engine.method import BackTo, Decision, Method, Phase, Run
+from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
 from letheon.engine.numbers.tally import Tally, audit
@@ -127,6 +127,7 @@ def passes(
     state_dict(state)  # a field that cannot be saved is refused before the first step
     require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
     sources = _open_sources(method, run)
+    run.shared = None
     seconds.prepare = time.perf_counter() - started
     step = assemble(method, run, state)
     course = Course(run, step, state, seconds, sources)
@@ -163,6 +164,8 @@ def passes(
             seconds.train += time.perf_counter() - one.started
             seconds.together = max(seconds.together, one.together)
         check_finite(run, f"after step {course.steps}, the end of epoch {epoch}")
+        if saver is not None and epoch + 1 < run.recipe.epochs and _shapes(run) == shapes:
+            saver.note_finite(epoch)
         decision = _decide(method, run, state, epoch, course.snapshots, log)
         if decision != "go on":
             break
@@ -195,7 +198,8 @@ def _decide(
     if method.goes_back:
         net = run.model.net.state_dict()
         snapshots.append({key: value.detach().cpu().clone() for key, value in net.items()})
-    accuracies = measure_accuracies(run)
+    unknown = Accuracies(None, None, None, None)
+    accuracies = measure_accuracies(run) if method.reads_accuracies else unknown
     decision = method.after_epoch(run, state, accuracies)
     log("after epoch", epoch=epoch, decision=str(decision), **accuracies._asdict())
     if isinstance(decision, BackTo):
@@ -350,7 +354,7 @@ class Pass:
             set_mode(run, phase)
         moment = self.epoch + tally.position / tally.steps
         tally.rate = self.step.method.rate(run, phase.slot, moment)
-        with explain_step(run, batch):
+        with explain_step(run, phase, batch):
             loss = self.step.take(phase, batch, tally.rate)
         of_forget = run.forget[batch.index].sum() if phase.source == "train" else None
         tally.add(loss, batch, of_forget, self.step.bad)

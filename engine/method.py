@@ -157,7 +157,8 @@ class Run:
     open_images: Callable[[ImageSet], Loader] | None = None
     """A loader of further images, as this rank reads them, for `Method.sources`."""
     shared: dict[Any, Any] | None = None
-    """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call."""
+    """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call; None
+    once `prepare` is over: the weights that a run has moved are no other run's."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -308,6 +309,8 @@ class Method:
 
     goes_back: ClassVar[bool] = False
     """True for a method whose `after_epoch` may return `BackTo`."""
+    reads_accuracies: ClassVar[bool] = True
+    """False for a method whose `after_epoch` needs no accuracy: none is measured, all are None."""
 
     def finish(self, run: Run, state: State) -> None:
         """Remove or merge what was added; leave a model of the architecture it had."""

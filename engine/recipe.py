@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -112,6 +112,23 @@ class Recipe:
             return torch.optim.AdamW(
                 parameters, self.lr, weight_decay=self.weight_decay, fused=fused
             )
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, fused=fused
         )
+        if self.momentum:
+            sgd.register_step_pre_hook(fill_momenta)
+        return sgd
+
+
+def fill_momenta(sgd: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Before a step: give a weight that has its first gradient later than others a momentum of 0.
+
+    The first step of plain SGD does the same; torch's fused form fails on such a weight.
+    """
+    weights = [weight for group in sgd.param_groups for weight in group["params"]]
+    late = [w for w in weights if sgd.state.get(w, {}).get("momentum_buffer") is None]
+    if len(late) == len(weights):
+        return
+    for weight in late:
+        if weight.grad is not None:
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

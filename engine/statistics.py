@@ -221,7 +221,7 @@ class SampleGradients:
             def net(images: Tensor) -> Any:
                 return functional_call(model, {**weights, **other}, (images,))
 
-            with _evaluating(model), library_convolutions(model):
+            with _evaluating(model), library_convolutions(model), _plain_attention():
                 return self.losses(cast(nn.Module, net), batch)
 
         return losses
@@ -429,6 +429,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention by products alone within: torch's fused forms have no forward derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # here: it takes time to import
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _rows(layer: nn.Module, images: Tensor | None) -> Any:

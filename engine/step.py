@@ -260,11 +260,27 @@ def _reducer(method: Method, run: Run, state: State) -> Alone:
             run.notes.append(line)
             if run.ranks.main:
                 print(line, file=sys.stderr)
-    # Buckets wait for parameters no phase uses, and for ranks that have no sample in a batch.
-    if way == "flat" or hasattr(run.model, "extra") or idle_phases(method, run, state):
-        return Flat(run.model, run.parameters, run.ranks, run.precision.wire)
     static = _one_graph(method, run, state)
+    # Buckets wait for parameters no phase uses, and for ranks that have no sample in a batch.
+    waits = hasattr(run.model, "extra") or idle_phases(method, run, state)
+    unused = [] if way == "flat" or static else _unused_parameters(run)
+    if way == "flat" or waits or unused:
+        flat = Flat(run.model, run.parameters, run.ranks, run.precision.wire)
+        for parameter in unused:
+            parameter.grad = None  # as on one rank: no decay moves it
+        return flat
     return Buckets(run.model, run.parameters, run.ranks, run.precision.wire, static)
+
+
+def _unused_parameters(run: Run) -> list[nn.Parameter]:
+    """Parameters that the network's logits do not depend on, by those of one blank image."""
+    model, parameters = run.model, run.parameters
+    was_training, size = model.training, model.preset.size
+    model.eval()
+    image = torch.zeros(1, 3, size, size, device=parameters[0].device, dtype=parameters[0].dtype)
+    grads = torch.autograd.grad(model(image).logits.sum(), parameters, allow_unused=True)
+    model.train(was_training)
+    return [one for one, grad in zip(parameters, grads, strict=True) if grad is None]
 
 
 def _all(method: Method, run: Run, state: State, epoch: int) -> list[Phase]:

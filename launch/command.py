@@ -41,6 +41,7 @@ from letheon.launch.console.help import show_help
 from letheon.launch.console.options import HELP, refuse_unknown
 from letheon.launch.console.summary import console, open_console
 from letheon.methods import catalogue, inner_fields
+from letheon.processes import end_with_reader
 from letheon.progress import clear
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def run_several(
     Anything else is raised, for its traceback, unless another rank has failed before. Under
     torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
-    with open_console(sys.argv):
+    with end_with_reader(), open_console(sys.argv):
         _run_on_ranks(read, main)
 
 

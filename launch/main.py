@@ -8,6 +8,7 @@ from importlib import import_module
 
 from letheon import __version__
 from letheon.errors import suggest
+from letheon.processes import end_with_reader
 from letheon.saved_help import run_or_show
 
 COMMANDS = {
@@ -38,6 +39,11 @@ ROOMS = {
 
 def main() -> None:
     """Run the script that the first argument names; the others are its options."""
+    with end_with_reader():
+        _main()
+
+
+def _main() -> None:
     name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in HELP:
         print(usage())

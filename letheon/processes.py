@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 _LINGER = 20  # seconds that a helper outlives a scheduler's SIGTERM
@@ -75,3 +76,60 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK)
     os._exit(1)
+
+
+class _Lossy:
+    """A stream whose reader may go, or whose disk may fill: lines are lost, and no run."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if it can be written."""
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if it can be flushed."""
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def end_with_reader() -> Iterator[None]:
+    """Lose standard error where it cannot be written, and end where standard output cannot.
+
+    Where its reader has gone, the exit code is that of SIGPIPE; where there is no room, 3.
+    """
+    errors = sys.stderr
+    sys.stderr = _Lossy(errors)
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or not _output_fails():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        print(
+            f"error: got {error.strerror} for standard output; expected room there; what was made "
+            "before stands",
+            file=sys.stderr,
+        )
+        sys.exit(3)
+    finally:
+        sys.stderr = errors
+
+
+def _output_fails() -> bool:
+    try:
+        sys.stdout.write(" ")
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False

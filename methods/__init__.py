@@ -16,6 +16,7 @@ from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
 from letheon.methods.cf_k import CfK
+from letheon.methods.cmf import Cmf
 from letheon.methods.cola import Cola
 from letheon.methods.contrastive import Contrastive
 from letheon.methods.delete import Delete
@@ -34,11 +35,13 @@ from letheon.methods.jit import Jit
 from letheon.methods.kd import Kd
 from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.l2ul import L2ul
 from letheon.methods.lotus import Lotus
 from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.no_op import NoOp
 from letheon.methods.one_point import OnePoint
+from letheon.methods.pcgrad import PcGrad
 from letheon.methods.pl_spkd import PlSpkd
 from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
@@ -51,6 +54,7 @@ from letheon.methods.scar import Scar
 from letheon.methods.scrub import Scrub
 from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
+from letheon.methods.spotter import Spotter
 from letheon.methods.ssd import Lfssd, Ssd
 from letheon.methods.task_vectors import NegMerge, TaskVector
 from letheon.methods.unsir import Unsir
@@ -104,12 +108,16 @@ METHODS: dict[str, type[Method]] = {
         # Two gradients, joined.
         Munba,
         GdrGma,
+        PcGrad,
         Hamu,
         Sfron,
         # Features and images of other classes.
         Duck,
         Scar,
+        Cmf,
         Amun,
+        L2ul,
+        Spotter,
         Jit,
         # Around other methods, or of several trainings.
         DualOptim,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -21,11 +21,40 @@ from letheon.methods.requirements import require_between, require_positive, requ
 
 @dataclass
 class AdversarialState(State):
-    """An adversarial image of each forget sample."""
+    """Adversarial images of each forget sample."""
 
     place: Tensor  # (N,) int64, its row; 0 for a retain sample
-    labels: Tensor  # (n,) int64, what the original network calls it
-    images: Tensor = rebuilt()  # (n, C, H, W), in the network's own input space
+    labels: Tensor  # (n,) int64, the class it is learned under; (n, k) with k images of each
+    images: Tensor = rebuilt()  # (n, C, H, W) or (n, k, C, H, W), in the network's input space
+
+
+def find_images(
+    run: Run, search: Callable[[Batch], tuple[Tensor, Tensor]], copies: tuple[int, ...] = ()
+) -> AdversarialState:
+    """Search for images of all forget samples, each rank for its own; every rank gets all of them.
+
+    Args:
+        run: the run, whose model is in evaluation mode while `search` is called.
+        search: a batch -> images (B, *copies, C, H, W) and int64 labels (B, *copies).
+        copies: how many images of each sample; nothing where it is one.
+    """
+    model, device = run.model, run.ranks.device
+    was_training = model.training
+    model.eval()
+    numbers = torch.empty(0, dtype=torch.int64, device=device)
+    shape = (0, *copies, 3, model.preset.size, model.preset.size)
+    images = torch.empty(shape, dtype=model.head.weight.dtype, device=device)
+    rows = [[numbers], [numbers.new_empty((0, *copies))], [images]]
+    for batch in run.loader.sweep(run.forget.nonzero().flatten().tolist()):
+        batch = batch.to(device)
+        found, labels = search(batch)
+        for column, value in zip(rows, (batch.index, labels, found), strict=True):
+            column.append(value)
+    model.train(was_training)
+    index, labels, images = (gather_rows(torch.cat(column), run.ranks) for column in rows)
+    place = torch.zeros(len(run.forget), dtype=torch.int64, device=device)
+    place[index] = torch.arange(len(index), device=device)
+    return AdversarialState(place, labels, images)
 
 
 def attack(net: nn.Module, images: Tensor, labels: Tensor, radius: Tensor, steps: int) -> Tensor:
@@ -103,26 +132,7 @@ class Amun(Method):
 
     def prepare(self, run: Run) -> AdversarialState:
         """Find the adversarial images, each rank those of its samples; all have all of them."""
-        model, device = run.model, run.ranks.device
-        was_training = model.training
-        model.eval()
-        rows: list[list[Tensor]] = [[], [], []]
-        shape = (0, 3, model.preset.size, model.preset.size)
-        for batch in run.loader.sweep(run.forget.nonzero().flatten().tolist()):
-            batch = batch.to(device)
-            images, labels = self._fool(model, batch)
-            for column, value in zip(rows, (batch.index, labels, images), strict=True):
-                column.append(value)
-        model.train(was_training)
-        numbers = torch.empty(0, dtype=torch.int64, device=device)
-        empty = (numbers, numbers, torch.empty(shape, dtype=model.head.weight.dtype, device=device))
-        index, labels, images = (
-            gather_rows(torch.cat([nothing, *column]), run.ranks)
-            for nothing, column in zip(empty, rows, strict=True)
-        )
-        place = torch.zeros(len(run.forget), dtype=torch.int64, device=device)
-        place[index] = torch.arange(len(index), device=device)
-        return AdversarialState(place, labels, images)
+        return find_images(run, lambda batch: self._fool(run.model, batch))
 
     def _fool(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images that the network takes for another class, and for which."""

@@ -14,9 +14,10 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import require_range
+from letheon.methods.distillation import in_fp32, require_range
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
+from letheon.methods.requirements import require_encoder
 
 
 def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -30,7 +31,8 @@ def supervised_contrast(features: Tensor, labels: Tensor, temperature: float) ->
         temperature: above 0.
     """
     own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
+    with torch.autocast(features.device.type, enabled=False):
+        logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
     log_probabilities = logits.log_softmax(dim=1).masked_fill(own, 0)
     positive = (labels[:, None] == labels[None, :]) & ~own
     count = positive.sum(dim=1)
@@ -75,8 +77,9 @@ class Cola(Method):
         return self.recipe.epochs // 2 if epochs is None else epochs
 
     def check(self, run: Run) -> None:
-        """Refuse micro-batches, which cannot see all pairs."""
+        """Refuse micro-batches, which cannot see all pairs, and a network of a head alone."""
         refuse_micro_batches(run)
+        require_encoder(run, self.name)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the retain set."""
@@ -86,7 +89,7 @@ class Cola(Method):
 
         def collapse(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            rows = all_rows(F.normalize(features, dim=1), ranks, batch.total)
+            rows = all_rows(F.normalize(in_fp32(features), dim=1), ranks, batch.total)
             labels = all_rows(batch.labels, ranks, batch.total)
             loss = count_once(supervised_contrast(rows, labels, self.temperature), batch, ranks)
             return loss + 0 * logits.sum()  # DDP waits for a gradient of every weight

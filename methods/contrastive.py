@@ -15,7 +15,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import require_range
+from letheon.methods.distillation import in_fp32, require_range
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 
 
@@ -36,8 +36,9 @@ def contrast(
         retain_labels: of `retain`.
         temperature: above 0.
     """
-    to_retain = forget @ retain.T / temperature
-    to_forget = forget @ forget.T / temperature
+    with torch.autocast(forget.device.type, enabled=False):
+        to_retain = forget @ retain.T / temperature
+        to_forget = forget @ forget.T / temperature
     same = forget_labels[:, None] == retain_labels[None, :]
     self_pairs = torch.eye(len(forget), dtype=torch.bool, device=forget.device)
     siblings = (forget_labels[:, None] == forget_labels[None, :]) & ~self_pairs
@@ -100,7 +101,7 @@ class Contrastive(Method):
             logits, features = net(batch.images)
             half, total = len(batch.labels) // 2, batch.total // 2
             ce = F.cross_entropy(logits[:half], batch.labels[:half])
-            rows = F.normalize(features, dim=1)
+            rows = F.normalize(in_fp32(features), dim=1)
             retain, forget = (all_rows(part, ranks, total) for part in rows.split(half))
             kept, gone = (all_rows(part, ranks, total) for part in batch.labels.split(half))
             away = contrast(forget, retain, gone, kept, self.temperature)

@@ -23,13 +23,21 @@ class TeacherState(State):
     teacher: Classifier = rebuilt()
 
 
+def in_fp32(values: Tensor) -> Tensor:
+    """Answers of a network in fp32 where autocast has made them bf16 or fp16; others as they are.
+
+    On a CPU autocast leaves softmax, norms and sums in bf16, which has three digits.
+    """
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
 def divergence(logits: Tensor, goal: Tensor, temperature: float = 1.0) -> Tensor:
     """(B,) Kullback-Leibler divergence KL(softmax(goal/T) || softmax(logits/T)) * T^2 of each row.
 
     T^2 keeps the gradient's size (Hinton et al. 2015). A goal may hold minus infinity.
     """
-    target = (goal / temperature).softmax(dim=1)
-    log_probabilities = (logits / temperature).log_softmax(dim=1)
+    target = (in_fp32(goal) / temperature).softmax(dim=1)
+    log_probabilities = (in_fp32(logits) / temperature).log_softmax(dim=1)
     rows = F.kl_div(log_probabilities, target, reduction="none").sum(dim=1)
     return rows * temperature**2
 

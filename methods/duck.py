@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Definition, Phase, Run
+from letheon.engine.method import Accuracies, Decision, Definition, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_index
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import sum_of_halves
+from letheon.methods.distillation import in_fp32, sum_of_halves
 from letheon.methods.paired import UntilForgotten
 from letheon.methods.requirements import (
     require_between,
@@ -27,10 +27,11 @@ from letheon.methods.requirements import (
 
 @dataclass
 class CentroidState(State):
-    """Where each forget sample is to go."""
+    """Where each forget sample is to go, and when the second stage begins."""
 
     centroids: Tensor  # (C, D) of the retain set's features; zero for a class without any
     targets: Tensor  # (N,) int64, a class for each forget sample; 0 elsewhere
+    turn: int  # the first epoch of the second stage
 
 
 def nearest_others(run: Run, distances: Tensor, outputs: IndexedOutputs, count: Tensor) -> Tensor:
@@ -68,8 +69,11 @@ class Duck(UntilForgotten):
     train up to 200 epochs, the rate halved at 25 and 40, with 41 retain batches for each forget
     batch. Our reading: each retain batch has a forget batch beside it. In the authors' code
     centroids are those of the first 50 batches, targets are kept 41 times for each batch and read
-    by its number, so that from the second epoch on every batch goes to the first one's targets, and
-    a second stage always follows, which is left out here.
+    by its number, so that from the second epoch on every batch goes to the first one's targets.
+
+    Their code always adds a second stage, which the equations do not have: with a new Adam at 1e-4
+    and retain batches of 512, CE(z / T) with weight 1 and a tenth of the distance, two passes
+    (`second_epochs` 2). Its forget samples are the first 128 in every step, here all in turn.
     """
 
     name: ClassVar[str] = "duck"
@@ -90,6 +94,13 @@ class Duck(UntilForgotten):
     until: float = 0.01
     """Forget accuracy, a fraction, below which the training ends; 0: never, and none is measured.
     The published value for classes; for single samples the authors take the held-out accuracy."""
+    second_epochs: int = 0
+    """Epochs of the second stage, the last of the run; 2: as published. It begins once the first
+    stage ends by `until`, or else so many epochs before the end."""
+    second_lr: float = 1e-4
+    """Rate of the second stage."""
+    second_batch_size: int | None = None
+    """Retain samples of a step of the second stage, 512 as published; default: batch_size."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -97,6 +108,8 @@ class Duck(UntilForgotten):
         require_between("ce_weight", self.ce_weight)
         require_positive("temperature", self.temperature)
         require_between("until", self.until, 0, 1)
+        require_between("second_epochs", self.second_epochs, 0, self.recipe.epochs)
+        require_between("second_lr", self.second_lr)
 
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty."""
@@ -109,19 +122,42 @@ class Duck(UntilForgotten):
         outputs = outputs_by_index(run, "forget")
         distances = cosine_distances(outputs.features.double(), mean)
         targets = nearest_others(run, distances, outputs, count)
-        return CentroidState(mean.to(outputs.features.dtype), targets)
+        turn = run.recipe.epochs - self.second_epochs
+        return CentroidState(mean.to(outputs.features.dtype), targets, turn)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """A forget batch beside each retain batch."""
         assert isinstance(state, CentroidState)
         centroids, targets = state.centroids, state.targets
 
+        second = epoch >= state.turn
+        distance_weight = self.distance_weight / 10 if second else self.distance_weight
+        ce_weight = 1.0 if second else self.ce_weight
+
         def pull(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
             goal = centroids[targets[batch.index]]  # (B, D)
             near = F.cosine_similarity(features.to(goal.dtype), goal)  # (B,)
-            losses = F.cross_entropy(logits / self.temperature, batch.labels, reduction="none")
-            far = self.distance_weight * (1 - near)
-            return sum_of_halves(batch, far, self.ce_weight * losses)
+            losses = F.cross_entropy(
+                in_fp32(logits) / self.temperature, batch.labels, reduction="none"
+            )
+            far = distance_weight * (1 - near)
+            return sum_of_halves(batch, far, ce_weight * losses)
 
-        return [Phase("pull", "paired", pull)]
+        if not second:
+            return [Phase("pull", "paired", pull)]
+        return [Phase("second", "paired", pull, slot="second", batch_size=self.second_batch_size)]
+
+    def rate(self, run: Run, slot: str, epoch: float) -> float:
+        """The recipe's; in the second stage its own."""
+        return self.second_lr if slot == "second" else run.recipe.rate(epoch)
+
+    def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
+        """End the first stage once the forget set is forgotten, and the run after the second."""
+        assert isinstance(state, CentroidState)
+        after = run.epoch_number + 1
+        if after <= state.turn:
+            if super().after_epoch(run, state, accuracies) == "go on":
+                return "go on"
+            state.turn = after
+        return "go on" if after < state.turn + self.second_epochs else "stop"

@@ -75,7 +75,8 @@ class HeadDistillation(Method):
 
         def distil(net: nn.Module, batch: Batch) -> Tensor:
             logits, features = net(batch.images)
-            goal = F.linear(features.detach(), weight, bias)  # (B, C)
+            with torch.autocast(weight.device.type, enabled=False):
+                goal = F.linear(features.detach().to(weight.dtype), weight, bias)  # (B, C)
             goal = goal.masked_fill(gone, -torch.inf).softmax(dim=1)
             return F.cross_entropy(logits, goal)
 

@@ -14,6 +14,7 @@ from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import in_fp32
 from letheon.methods.requirements import require_between, require_positive, require_samples
 
 
@@ -60,13 +61,13 @@ class Jit(Method):
 
         def smooth(net: nn.Module, batch: Batch) -> Tensor:
             images = batch.images
-            clean = net(images).logits
+            clean = in_fp32(net(images).logits)
             total = torch.zeros_like(clean[:, 0])
             for number in range(self.copies):
                 draws = normal(seed, f"jit-{number}", now, batch.index, images[0].numel())
                 noise = (self.sigma * draws).to(images.dtype).view(images.shape)
                 with torch.no_grad():
-                    other = net(images + noise).logits
+                    other = in_fp32(net(images + noise).logits)
                 total = total + (clean - other).norm(dim=1) / noise.flatten(1).norm(dim=1)
             return total.mean() / self.copies
 

@@ -22,7 +22,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import TeacherState, one_hot, require_range
+from letheon.methods.distillation import TeacherState, in_fp32, one_hot, require_range
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Lotus(Method):
             best = (noisy if self.retain_target == "draw" else goal).argmax(dim=1)
             hard = one_hot(best, goal.shape[1]).double()
             target = torch.where(batch.forget[:, None], (noisy / tau).softmax(dim=1), hard)
-            log_probabilities = net(batch.images).logits.log_softmax(dim=1)
+            log_probabilities = in_fp32(net(batch.images).logits).log_softmax(dim=1)
             return -(target.to(log_probabilities.dtype) * log_probabilities).sum(dim=1).mean()
 
         return [Phase("distil", "mixed", distil, retain_share=self.retain_share)]

@@ -15,7 +15,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Definition, Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import require_range, sum_of_halves
+from letheon.methods.distillation import in_fp32, require_range, sum_of_halves
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ class OnePoint(Method):
         def contract(net: nn.Module, batch: Batch) -> Tensor:
             logits = net(batch.images).logits
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
-            return sum_of_halves(batch, self.weight * vector_norm(logits, dim=1), losses)
+            return sum_of_halves(batch, self.weight * vector_norm(in_fp32(logits), dim=1), losses)
 
         return [Phase("contract", "paired", contract)]

@@ -54,3 +54,13 @@ def require_two_classes(run: Run, method: str, retained: int) -> None:
             "another class and needs 2 or more; forget fewer classes",
             option="forget",
         )
+
+
+def require_encoder(run: Run, method: str) -> None:
+    """Refuse a network that trains no weight but its last layer's."""
+    head = {id(parameter) for parameter in run.model.head.parameters()}
+    if all(id(parameter) in head for parameter in run.parameters):
+        raise InputError(
+            f"got {run.model.name}, which trains no weights before its last layer; {method} moves "
+            "features by them; use a deeper network or finetune"
+        )

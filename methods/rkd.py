@@ -13,6 +13,7 @@ from letheon.engine.method import Definition, Run
 from letheon.engine.models.classifier import Output
 from letheon.kernels.similarity import angle_loss, distance_loss
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import in_fp32
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 from letheon.methods.restoring import Restoring
 
@@ -45,6 +46,8 @@ class Rkd(Restoring):
 
     def distance(self, output: Output, goal: Output, batch: Batch, ranks: Ranks) -> Tensor:
         """Distances and angles of the whole batch, over all ranks."""
-        own = all_rows(F.normalize(output.features, dim=1), ranks, batch.total)
-        other = all_rows(F.normalize(goal.features, dim=1), ranks, batch.total)
+        own, other = (
+            all_rows(F.normalize(in_fp32(answer.features), dim=1), ranks, batch.total)
+            for answer in (output, goal)
+        )
         return count_once(distance_loss(own, other) + angle_loss(own, other), batch, ranks)

@@ -17,7 +17,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_covariances, outputs_by_index
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
-from letheon.methods.distillation import class_mask, sum_of_halves
+from letheon.methods.distillation import class_mask, in_fp32, sum_of_halves
 from letheon.methods.duck import nearest_others
 from letheon.methods.paired import UntilForgotten
 from letheon.methods.requirements import (
@@ -145,7 +145,7 @@ class Scar(UntilForgotten):
 
     def transform(self, features: Tensor) -> Tensor:
         """(B, D) features to the power of delta, at unit length."""
-        return F.normalize(features.clamp(min=SMALLEST) ** self.delta, dim=1)
+        return F.normalize(in_fp32(features).clamp(min=SMALLEST) ** self.delta, dim=1)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """A forget batch beside each retain batch."""
@@ -156,12 +156,12 @@ class Scar(UntilForgotten):
 
         def pull(net: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
-                goal = teacher(batch.images).logits / self.temperature
+                goal = in_fp32(teacher(batch.images).logits) / self.temperature
                 goal = torch.where(gone, goal.amin(dim=1, keepdim=True), goal).log_softmax(dim=1)
             logits, features = net(batch.images)
             goes = targets[batch.index]
             far = mahalanobis(self.transform(features), means[goes], precisions[goes])
-            answer = logits.log_softmax(dim=1)
+            answer = in_fp32(logits).log_softmax(dim=1)
             kl = (goal.exp() * (goal - answer)).sum(dim=1)  # (B,)
             return sum_of_halves(batch, self.distance_weight * far, self.kl_weight * kl)
 

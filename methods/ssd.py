@@ -14,6 +14,7 @@ from letheon.engine.method import Definition, Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import Part, absolute_gradient_sum, squared_gradient_sum
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import in_fp32
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.requirements import require_between, require_positive, require_samples
 
@@ -86,7 +87,7 @@ class Ssd(Method):
 
 def output_norm(net: nn.Module, batch: Batch) -> Tensor:
     """Mean squared l2 norm of the logits: a sensitivity that needs no label."""
-    logits: Tensor = net(batch.images).logits
+    logits: Tensor = in_fp32(net(batch.images).logits)
     return logits.square().sum(dim=1).mean()
 
 

@@ -51,6 +51,11 @@ class Wrapper(Method):
         """The inner method's."""
         return self.inner.goes_back
 
+    @property
+    def reads_accuracies(self) -> bool:  # type: ignore[override]
+        """The inner method's."""
+        return self.inner.reads_accuracies
+
     def check(self, run: Run) -> None:
         """As the inner method does."""
         self.inner.check(run)

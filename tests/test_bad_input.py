@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.launch_tools import Scripts, torchrun
 
@@ -113,6 +116,24 @@ def test_a_loss_that_diverges_ends_with_3(scripts: Scripts, original: Path, tmp_
     )  # fmt: skip
     assert ended.code == 3 and "lower lr" in ended.err
     assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_a_network_that_diverges_leaves_its_last_finite_weights(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    """Those of a run that ends there."""
+    args = ("--weights", original, "--forget", "class:3")
+    climb = ("grad-ascent", "--lr", "0.3", "--epochs")
+    ended = scripts("forget", *args, "--out", tmp_path / "wild", *climb, "40")
+    assert ended.code == 3 and (said := re.search(r"at the end of epoch (\d+)", ended.err))
+    assert f"epoch {int(said[1]) + 1}" in ended.err
+    assert scripts("forget", *args, "--out", tmp_path / "tame", *climb, int(said[1]) + 1).code == 0
+    kept = load_file(tmp_path / "wild" / "last-finite.safetensors")
+    assert all(
+        torch.equal(kept[key], value)
+        for key, value in load_file(tmp_path / "tame" / "weights.safetensors").items()
+    )
+    assert all(value.isfinite().all() for value in kept.values())
 
 
 def test_runs_of_different_requests_are_not_compared(

@@ -109,3 +109,33 @@ def test_quiet_prints_the_result_alone(scripts: Scripts, original: Path) -> None
 def test_durations_read_as_people_write_them() -> None:
     texts = [progress.format_seconds(s) for s in (0.04, 59.94, 187, 7509)]
     assert texts == ["0.0 s", "59.9 s", "3:07", "2:05:09"]
+
+
+OUTPUT = """
+import sys
+from letheon.processes import end_with_reader
+with end_with_reader():
+    print("a line for people", file=sys.stderr, flush=True)
+    open(sys.argv[1], "w").close()  # the work
+    print("the result")
+"""
+
+
+@pytest.mark.parametrize(("stdout", "code"), [("reader gone", 141), ("/dev/full", 3), ("pipe", 0)])
+def test_an_output_that_cannot_be_written_ends_after_the_work(
+    stdout: str, code: int, tmp_path: Path
+) -> None:
+    """Standard error has no reader in any case: a line is lost, and no more."""
+    sides = []
+    for _ in range(2):
+        read, write = os.pipe()
+        os.close(read)
+        sides.append(write)
+    with open("/dev/full", "w") as full:
+        place = {"reader gone": sides[0], "/dev/full": full, "pipe": subprocess.PIPE}[stdout]
+        command = [sys.executable, "-c", OUTPUT, str(tmp_path / "work")]
+        ended = subprocess.run(command, stdout=place, stderr=sides[1], check=False)
+    for side in sides:
+        os.close(side)
+    assert ended.returncode == code
+    assert (tmp_path / "work").exists()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from letheon.engine.checkpoints.loop_state import (
     Course,
@@ -15,12 +18,14 @@ from letheon.engine.checkpoints.loop_state import (
     restore,
     share_state,
 )
+from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
 from letheon.engine.distributed import Ranks, agree, gather_objects, wait_for_ranks
 from letheon.engine.method import Run
-from letheon.engine.runs.run_folder import STATE, Record
+from letheon.engine.runs.run_folder import LAST_FINITE, STATE, Record
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
 from letheon.errors import InputError, RunFailed
+from letheon.progress import note
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
@@ -77,6 +82,7 @@ class Saver:
         """Find the folder of the states."""
         self._folder = StateFolder(self.record.folder / STATE)
         self._course: Course | None = None
+        self._finite: tuple[int, dict[str, Tensor]] | None = None
 
     def prepare(self, run: Run) -> None:
         """Before the run is prepared: choices of a trial are those of the state."""
@@ -118,6 +124,27 @@ class Saver:
         if self.poll.after_epoch() != GO_ON:
             self.save()
             self.poll.reset()
+
+    def note_finite(self, epoch: int) -> None:
+        """Keep the weights at the end of an epoch, all finite, on the first rank's host."""
+        if self.ranks.main:
+            assert self._course is not None
+            net = self._course.run.model.net.state_dict()
+            self._finite = (
+                epoch,
+                {key: value.detach().cpu().clone() for key, value in net.items()},
+            )
+
+    def fail(self, reason: Exception) -> None:
+        """Mark the run as failed; keep the weights of the last epoch that ended in finite ones."""
+        if self._finite is not None and self._course is not None:
+            epoch, weights = self._finite
+            model, path = self._course.run.model, self.record.folder / LAST_FINITE
+            with suppress(RunFailed):  # a full disk: the reason itself is what counts
+                model.net.load_state_dict(weights)
+                save_model(path, model, {"epoch": str(epoch)})
+                note(f"{path}: the weights at the end of epoch {epoch}, the last that are finite")
+        self.record.fail(reason)
 
     @property
     def place(self) -> str:

@@ -58,7 +58,7 @@ def average_batch_norm(run: Run, parts: int | None) -> None:
         for buffer in (layer.running_mean, layer.running_var)
         if buffer is not None
     ]
-    if weight != 1.0:
+    if buffers and weight != 1.0:
         torch._foreach_mul_(buffers, weight)
     sum_over_ranks(buffers, run.ranks)
     for buffer in buffers:

@@ -213,7 +213,7 @@ def train_and_save(
         seconds = run_method(method, run, record.log, saver)
         finish_run(saver, plan, method, run, seconds)
     except RunFailed as error:
-        record.fail(error)
+        saver.fail(error)
         raise
     finally:
         defer(False)

@@ -56,11 +56,13 @@ STATE = "state"
 """Folder of the saved states of an unfinished run."""
 FAILED = "failed.json"
 """Why a run ended without weights, where it ended by itself."""
+LAST_FINITE = "last-finite.safetensors"
+"""Weights of a failed run at the end of its last epoch with finite ones, where one had ended."""
 _AGAIN = "again"
 """Entry of that file: the disk was the reason, and the same command may end otherwise."""
 OWN = (
     FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
-    "weights.safetensors", "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
+    "weights.safetensors", LAST_FINITE, "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
     STATE, STACKS, TENSORBOARD, "*.partial",
 )  # fmt: skip
 """Patterns of the files that a run writes in its folder; all others are somebody else's."""

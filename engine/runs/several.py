@@ -92,7 +92,7 @@ def train_all(
             defer(False)
     for name, failure in failed.items():
         if name in savers:
-            savers[name].record.fail(failure)
+            savers[name].fail(failure)
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         line = f"{len(failed)} of {len(jobs)} runs are unfinished: {reasons}"

@@ -51,6 +51,11 @@ class Watch(Wrapper):
         """Always."""
         return True
 
+    @property
+    def reads_accuracies(self) -> bool:  # type: ignore[override]
+        """Always."""
+        return True
+
     def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
         """Decide as the inner method does, or stop a hopeless run."""
         decision: Decision = "go on"

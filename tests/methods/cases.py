@@ -16,6 +16,7 @@ from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
 from letheon.methods.cf_k import CfK
+from letheon.methods.cmf import Cmf
 from letheon.methods.cola import Cola
 from letheon.methods.contrastive import Contrastive
 from letheon.methods.delete import Delete
@@ -34,11 +35,13 @@ from letheon.methods.jit import Jit
 from letheon.methods.kd import Kd
 from letheon.methods.kodge import Kodge
 from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.l2ul import L2ul
 from letheon.methods.lotus import Lotus
 from letheon.methods.munba import Munba
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.no_op import NoOp
 from letheon.methods.one_point import OnePoint
+from letheon.methods.pcgrad import PcGrad
 from letheon.methods.pl_spkd import PlSpkd
 from letheon.methods.pseudo_label import PseudoLabel
 from letheon.methods.random_label import RandomLabel
@@ -51,6 +54,7 @@ from letheon.methods.scar import Scar
 from letheon.methods.scrub import Scrub
 from letheon.methods.sfron import Sfron
 from letheon.methods.spkd import Spkd
+from letheon.methods.spotter import Spotter
 from letheon.methods.ssd import Lfssd, Ssd
 from letheon.methods.task_vectors import NegMerge, TaskVector
 from letheon.methods.unsir import Unsir
@@ -106,12 +110,16 @@ def cases(recipe: Recipe, gentle: Recipe | None = None) -> dict[str, Method]:
         # Two gradients, joined.
         "munba": Munba(recipe),
         "gdr-gma": GdrGma(gentle, gamma=1.0, epsilon=1.0),
+        "pcgrad": PcGrad(gentle),
         "hamu": Hamu(gentle),
         "sfron": Sfron(gentle, alpha=2.0, every=3),
         # Features and images of other classes.
-        "duck": Duck(recipe, until=0.0),
+        "duck": Duck(recipe, until=0.0, second_epochs=1),
         "scar": Scar(gentle, until=0.0),
         "amun": Amun(recipe, radius=1.0, doublings=2, steps=3),
+        "cmf": Cmf(recipe, scale=4.0),
+        "l2ul": L2ul(gentle, images=3, beside=2, radius=1.0, steps=3, until=0.0),
+        "spotter": Spotter(gentle, radius=0.3, step=0.1),
         "jit": Jit(gentle, copies=3),
         # Around other methods, or of several trainings.
         "dual-optim": DualOptim(RandomLabel(recipe, order="sequential"), forget_lr=1e-3),

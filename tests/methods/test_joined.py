@@ -24,6 +24,7 @@ from letheon.methods.gdr_gma import GdrGma
 from letheon.methods.hamu import Hamu
 from letheon.methods.jit import Jit
 from letheon.methods.munba import Munba, bargain
+from letheon.methods.pcgrad import PcGrad
 from letheon.methods.random_label import RandomLabel, draw_labels
 from letheon.methods.scar import Scar
 from letheon.methods.sfron import Sfron
@@ -114,6 +115,20 @@ def test_gdr_gma_is_its_definition() -> None:
 
     same(*paired(GdrGma(replace(LONG, lr=0.1), gamma=3.0, epsilon=1.0), joined))
     assert {True, False} == set(conflicts)
+
+
+def test_pcgrad_is_its_definition() -> None:
+    conflicts = []
+
+    def joined(model: Classifier, retain: Batch, forget: Batch) -> Tensor:
+        r, f = gradient(model, ce(model, retain)), -gradient(model, ce(model, forget))
+        conflicts.append(bool(r @ f < 0))
+        if r @ f >= 0:
+            return 0.7 * (r + f)
+        return 0.7 * (r - (r @ f) / (f @ f) * f + f - (r @ f) / (r @ r) * r)
+
+    same(*paired(PcGrad(LONG, weight=0.7), joined))
+    assert set(conflicts) == {True, False}
 
 
 @pytest.mark.parametrize("goal", ["quality", "unlearning"])
@@ -328,7 +343,7 @@ def test_what_was_read_is_what_the_page_says() -> None:
         lines = trained(method)[1]
         return [(x["forget_read"], x["retain_read"]) for x in lines if x["kind"] == "phase"]
 
-    for one in (Munba(THREE), GdrGma(THREE), Hamu(THREE), Duck(THREE, until=0.0)):
+    for one in (Munba(THREE), GdrGma(THREE), PcGrad(THREE), Hamu(THREE), Duck(THREE, until=0.0)):
         assert read(one) == [(31, 31)]
     assert read(Sfron(THREE, every=2)) == [(0, 31), (20, 0)]
     assert read(Amun(THREE, radius=1.0)) == [(10, 31), (10, 0)]
