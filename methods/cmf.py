@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Accuracies, Decision, Method, Phase, Run
+from letheon.engine.method import Accuracies, Decision, Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_moments
 from letheon.loaders.batch import Batch
@@ -55,6 +55,14 @@ class Cmf(Method):
     """
 
     name: ClassVar[str] = "cmf"
+    definition: ClassVar[Definition] = Definition(
+        alias="CMF",
+        reads="retain",
+        formula="CE of cosines of f to the retained classes' mean features, the head of the "
+        "end; our reading",
+        cost="E N_r g, (E + 2) N_r l",
+        source="Gao et al. 2026",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"scale": (1.0, 64.0)}
     reads_accuracies: ClassVar[bool] = False
     recipe: Recipe = Recipe(epochs=10, lr=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Phase, Run
+from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import absolute_gradient_sum
 from letheon.errors import InputError
@@ -67,6 +67,13 @@ class L2ul(UntilForgotten):
     """
 
     name: ClassVar[str] = "l2ul"
+    definition: ClassVar[Definition] = Definition(
+        alias="L2UL",
+        reads="forget",
+        formula="-CE(F) + CE of targeted adversarial images of F, and (1 - Omega) (w - w_o)^2",
+        cost="E N_f 9 g, 2000 N_f g once",
+        source="Cha et al. 2024",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.1, 100.0)}
     recipe: Recipe = Recipe(epochs=100, lr=1e-3, batch_size=32, weight_decay=1e-4)
     images: int = 20
@@ -110,7 +117,9 @@ class L2ul(UntilForgotten):
     def prepare(self, run: Run) -> L2ulState:
         """Find the adversarial images and the importances, by the original network."""
         sums = absolute_gradient_sum(run, "forget", logit_length, self.importance)
-        found = find_images(run, lambda batch: self._mislead(run, batch), (self.images,))
+        found = find_images(
+            run, repr(self), lambda batch: self._mislead(run, batch), (self.images,)
+        )
         pull = [spread_out(total) for total in sums]
         start = [parameter.detach().clone() for parameter in run.parameters]
         return L2ulState(found.place, found.labels, found.images, pull, start)

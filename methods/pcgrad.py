@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.paired import two_losses, write_gradient
@@ -37,6 +37,13 @@ class PcGrad(Method):
     """
 
     name: ClassVar[str] = "pcgrad"
+    definition: ClassVar[Definition] = Definition(
+        alias="PCGrad",
+        reads="paired",
+        formula="g_r + g_f, each freed of its part against the other, all weights as one vector",
+        cost="2 E N_r g",
+        source="Yu et al. 2020, alg. 1",
+    )
     recipe: Recipe = Recipe(epochs=10, lr=1e-3)
     weight: float = 1.0
     """Factor of the sum."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
@@ -66,6 +66,14 @@ class Spotter(Method):
     """
 
     name: ClassVar[str] = "spotter"
+    definition: ClassVar[Definition] = Definition(
+        alias="Spotter",
+        reads="forget",
+        formula="0.7 KL(q, p) + 0.3 KL(q, p) near F + mean cosine of f within a class, q the "
+        "original without the forgotten classes",
+        cost="E N_f 8/3 g, 4 N_f g once",
+        source="Ha et al. 2026",
+    )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.1, 10.0)}
     recipe: Recipe = Recipe(epochs=10, lr=1e-4, batch_size=128)
     share: float = 0.7
@@ -95,7 +103,7 @@ class Spotter(Method):
 
     def prepare(self, run: Run) -> SpotterState:
         """Find the images near the forget samples; keep the original model."""
-        near = find_images(run, lambda batch: self._move(run, batch))
+        near = find_images(run, repr(self), lambda batch: self._move(run, batch))
         return SpotterState(near.place, near.labels, near.images, run.teacher())
 
     def _move(self, run: Run, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from letheon.engine.checkpoints.other_ranks import share_out_state
 from letheon.engine.checkpoints.run_state import RunState
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.batch_norm import Groups, check_kinds
+from letheon.engine.ranks.other_ranks import share_out_state
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError, RunFailed

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from letheon.engine.checkpoints.run_state import RunState, select
+from letheon.engine.checkpoints.run_state import RunState
 from letheon.engine.numbers.tally import redistribute
 
 
@@ -27,17 +27,17 @@ def share_out_state(saved: RunState, world: int) -> RunState:
     before = saved.facts["world"]
     if before == world:
         return saved
-    own = [select(saved.tensors, f"rank.{rank}") for rank in range(before)]
+    own = [RunState(saved.below(f"rank.{rank}"), {}) for rank in range(before)]
     tensors = {name: one for name, one in saved.tensors.items() if not name.startswith("rank.")}
     if saved.facts["between"]:
         return replace(saved, tensors=tensors)
-    shares = [select(one, "pass") for one in own]
+    shares = [one.below("pass") for one in own]
     first, other = redistribute(shares)
     parts = sum(
         torch.stack([share[name] for share in shares]) for name in first if name.endswith(".parts")
     )
     assert isinstance(parts, Tensor)
-    buffers = [select(one, "buffer") for one in own]
+    buffers = [one.below("buffer") for one in own]
     merged = {name: _merge([one[name] for one in buffers], parts) for name in buffers[0]}
     for rank in range(world):
         sums = first if rank == 0 else other
