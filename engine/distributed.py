@@ -21,10 +21,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.rendezvous import rendezvous
 
+from letheon.engine.ranks.flight import record_collectives
 from letheon.engine.ranks.meeting import meet
+from letheon.engine.ranks.store import ask, hangs, holder
 from letheon.engine.ranks.watch import Watch, end_when_deaf
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.loaders.order import share
@@ -34,6 +37,8 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 
+ANSWER = 5.0
+"""Seconds that the ranks' store has to answer one question."""
 START = 300.0
 """Seconds that the ranks wait for each other at the start, at least: hosts import at their pace."""
 
@@ -199,16 +204,28 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
     longer = timedelta(seconds=max(timeout, START))
     store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=longer)))
     store.set_timeout(limit)
-    store = meet(store, rank, world, max(timeout, START))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
-    _watch = Watch(store, rank, world)
+    record_collectives(ranks.device)
+    store = _meet(store, rank, world, max(timeout, START))
+    _watch = Watch(store, rank, world, timeout)
     try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         yield
     finally:
         _watch.close()
         _watch = None
-        if dist.is_initialized():
+        if dist.is_initialized() and not hangs():
             dist.destroy_process_group()
+
+
+def _meet(store: Store, rank: int, world: int, timeout: float) -> Store:
+    """As `meet`, where the store may never answer."""
+    try:
+        return ask(lambda: meet(store, rank, world, timeout), timeout + ANSWER)
+    except TimeoutError as error:
+        raise RunFailed(
+            f"got no answer of {holder()} in {timeout:g} s; expected {world} ranks; start them all "
+            "at about the same time, or raise the timeout"
+        ) from error
 
 
 _watch: Watch | None = None
@@ -223,6 +240,14 @@ def explain_timeout(error: Exception, stack: str) -> str:
         return ""
     late = re.search("timed? ?out", str(error), re.IGNORECASE)
     return _watch.explain(stack) if late else ""
+
+
+def explain_loss(error: Exception, stack: str) -> str:
+    """Say that the process that held the ranks' store is lost, where it is and `error` shows it."""
+    if _watch is None or isinstance(error, LetheonError):
+        return ""
+    closed = re.search("connection|broken pipe|socket|recv|send", str(error), re.IGNORECASE)
+    return _watch.explain_loss(stack) if closed else ""
 
 
 def _existing_ranks(device: str) -> Ranks:
@@ -305,6 +330,26 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
     return objects
 
 
+def gather_tensors(own: dict[str, Tensor], ranks: Ranks) -> list[dict[str, Tensor]]:
+    """Gather every rank's own tensors, by rank, on the host of the first; elsewhere nothing."""
+    if ranks.world == 1:
+        return [own]
+    host = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
+    everyone: list[Any] | None = [None] * ranks.world if ranks.main else None
+    dist.gather_object(host, everyone, 0)
+    return everyone or []
+
+
+def scatter_objects(parts: Sequence[T], ranks: Ranks) -> T:
+    """Give each rank its part, which can be pickled, of those that the first rank has."""
+    if ranks.world == 1:
+        return parts[0]
+    own: list[Any] = [None]
+    dist.scatter_object_list(own, list(parts) if ranks.main else None, 0)
+    part: T = own[0]
+    return part
+
+
 def is_first_to_fail(ranks: Ranks) -> bool:
     """Whether no other rank has said yet why it ends; asked while this one's error is on its way.
 
@@ -314,7 +359,8 @@ def is_first_to_fail(ranks: Ranks) -> bool:
         return True
     try:
         store = dist.distributed_c10d._get_default_store()
-        first = store.compare_set("letheon/first to fail", "", str(ranks.rank))
+        own = str(ranks.rank)
+        first = ask(lambda: store.compare_set("letheon/first to fail", "", own), ANSWER)
     except Exception:  # the store has gone with its host: better twice than never
         return True
     return bool(first == str(ranks.rank).encode())

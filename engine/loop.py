@@ -129,6 +129,8 @@ def passes(
     sources = _open_sources(method, run)
     run.shared = None
     seconds.prepare = time.perf_counter() - started
+    if run.sweeps is not None:
+        seconds.prepare += run.sweeps.seconds
     step = assemble(method, run, state)
     course = Course(run, step, state, seconds, sources)
     for note in run.notes[known:]:

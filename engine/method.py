@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Flat
 from letheon.engine.models.classifier import Classifier
@@ -159,6 +160,8 @@ class Run:
     shared: dict[Any, Any] | None = None
     """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call; None
     once `prepare` is over: the weights that a run has moved are no other run's."""
+    sweeps: Sweeps | None = None
+    """Where the passes over sets that lie before training are saved; None afterwards."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""

@@ -24,14 +24,14 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.checkpoints.sweep_state import Gradients, Rows, Sums
 from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
 from letheon.engine.models.small_convolutions import library_convolutions
-from letheon.kernels.keyed import permutation
+from letheon.engine.numbers.sweep import Part, batches, loss_name, sweep_name
 from letheon.loaders.batch import Batch
 
 T = TypeVar("T")
-Part = Literal["forget", "retain", "all"]
 CHUNK = 32
 """Samples whose own gradients are in memory at once."""
 
@@ -55,14 +55,12 @@ def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
     model = run.model
     with _evaluating(model):
         model.zero_grad(set_to_none=True)
-        for batch in _batches(run, part):
+        grads = Gradients(run.parameters)
+        for batch in batches(run, part, f"gradient sum of {loss_name(loss)}", grads):
             with run.precision.autocast(run.ranks.device):
                 value = loss(model, batch)
             (value * len(batch.labels)).backward()
-        sums = [
-            parameter.grad if parameter.grad is not None else parameter.new_zeros(parameter.shape)
-            for parameter in run.parameters
-        ]
+        sums = [*grads.tensors()]
         model.zero_grad(set_to_none=True)
     sum_over_ranks(sums, run.ranks)
     return sums
@@ -94,7 +92,12 @@ def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> lis
 
     def compute() -> list[Tensor]:
         totals = [torch.zeros_like(parameter) for parameter in run.parameters]
-        for loss in losses:
+        rest: Iterator[Loss] = iter(losses)
+        if run.sweeps is not None:
+            name = sweep_name(run, f"squares of {[*map(loss_name, losses)]}", part)
+            sums = Sums(*totals)
+            rest = run.sweeps.watch(name, sums, lambda skip: iter(losses[skip:]), len(losses))
+        for loss in rest:
             torch._foreach_add_(totals, _magnitude_sum(run, part, loss, "sample", torch.square))
         return totals
 
@@ -116,8 +119,9 @@ def _magnitude_sum(
     model, parameters = run.model, run.parameters
     device = run.ranks.device
     sums = [torch.zeros_like(parameter) for parameter in parameters]
+    name = f"{magnitude.__name__} by {by} of {loss_name(loss)}"
     with _evaluating(model):
-        for batch in _batches(run, part):
+        for batch in batches(run, part, name, Sums(*sums)):
             if by == "sample":
                 for rows in torch.arange(len(batch.labels)).split(CHUNK):
                     _add_magnitudes(run, loss, batch, rows.to(device), sums, magnitude)
@@ -180,7 +184,7 @@ class SampleGradients:
     def __init__(self, run: Run, part: Part, losses: Loss, samples: int | None = None):
         """`losses`: (net, batch) -> (B,), one for each sample; `samples`: at most so many."""
         self.run, self.losses = run, losses
-        self.batches = list(_batches(run, part, samples))
+        self.batches = list(batches(run, part, samples=samples))
         own = [batch.index for batch in self.batches]
         mine = torch.cat(own) if own else run.forget.new_empty(0, dtype=torch.int64)
         self.index, _ = gather_rows(mine, run.ranks).sort()  # (m,) int64, equal on every rank
@@ -246,7 +250,7 @@ def _class_moments(run: Run, part: Part) -> ClassMoments:
     count = torch.zeros(classes, dtype=torch.float64, device=device)
     sums = torch.zeros(2, classes, width, dtype=torch.float64, device=device)
     with _evaluating(run.model), torch.no_grad():
-        for batch in _batches(run, part):
+        for batch in batches(run, part, "class moments", Sums(count, sums)):
             with run.precision.autocast(run.ranks.device):
                 features = run.model(batch.images).features.double()  # (B, D)
             count.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=torch.float64))
@@ -278,8 +282,9 @@ def _class_covariances(run: Run, part: Part, power: float) -> ClassCovariances:
     classes, width = run.model.classes, run.model.head.in_features
     zeros = partial(torch.zeros, dtype=torch.float64, device=run.ranks.device)
     count, total, products = zeros(classes), zeros(classes, width), zeros(classes, width, width)
+    name, own = f"class covariances {power}", Sums(count, total, products)
     with _evaluating(run.model), torch.no_grad():
-        for batch in _batches(run, part):
+        for batch in batches(run, part, name, own):
             with run.precision.autocast(run.ranks.device):
                 features = run.model(batch.images).features.double() ** power  # (B, D)
             for label in batch.labels.unique().tolist():
@@ -323,7 +328,7 @@ def _input_covariances(
     def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = _rows(layer, inputs[0])
-            sums[path] = sums.get(path, 0) + rows.T @ rows
+            sums[path] += rows.T @ rows
 
         return add
 
@@ -333,9 +338,10 @@ def _input_covariances(
         wide = _rows(layer, None)
         sums[path] = torch.zeros(wide, wide, dtype=torch.float64, device=run.ranks.device)
         hooks.append(layer.register_forward_pre_hook(watch(path)))
+    name = f"input covariances of {[*layers]}"
     try:
         with _evaluating(run.model), torch.no_grad():
-            for batch in _batches(run, part, samples):
+            for batch in batches(run, part, name, Sums(*sums.values()), samples):
                 with run.precision.autocast(run.ranks.device):
                     run.model(batch.images)
     finally:
@@ -363,7 +369,7 @@ def patch_moments(
     sums = torch.zeros(3 * side * side, 3 * side * side, dtype=torch.float64)
     sums = sums.to(run.ranks.device)
     count = torch.zeros((), dtype=torch.float64, device=sums.device)
-    for batch in _batches(run, part, samples):
+    for batch in batches(run, part, f"patches of {side}", Sums(sums, count), samples):
         rows = F.unfold(batch.images.double(), side).transpose(1, 2).flatten(0, 1)
         sums += rows.T @ rows
         count += len(rows)
@@ -392,32 +398,18 @@ def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     logits = [torch.empty(0, head.out_features, device=device, dtype=kind)]
     features = [torch.empty(0, head.in_features, device=device, dtype=kind)]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
+    columns = (index, logits, features, labels)
     with _evaluating(run.model), torch.no_grad():
-        for batch in _batches(run, part):
+        for batch in batches(run, part, "outputs", Rows(columns)):
             with run.precision.autocast(device):
                 output = run.model(batch.images)
             index.append(batch.index)
             logits.append(output.logits.to(kind))
             features.append(output.features.to(kind))
             labels.append(batch.labels)
-    columns = (index, logits, features, labels)
     rows = [gather_rows(torch.cat(column), run.ranks) for column in columns]
     order = rows[0].argsort()
     return IndexedOutputs(*(column[order] for column in rows))
-
-
-def _batches(run: Run, part: Part, samples: int | None = None) -> Iterator[Batch]:
-    """This rank's samples of the part, or of at most `samples` of it, on the device."""
-    if part == "all":
-        indices = list(range(len(run.forget)))
-    else:
-        mask = run.forget if part == "forget" else ~run.forget
-        indices = mask.nonzero().flatten().tolist()
-    if samples is not None and samples < len(indices):
-        order = permutation(run.seed, "statistics", 0, len(indices))[:samples]
-        indices = sorted(indices[i] for i in order.tolist())
-    for batch in run.loader.sweep(indices):
-        yield batch.to(run.ranks.device)
 
 
 @contextmanager

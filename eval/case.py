@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -32,6 +32,7 @@ _REASONS: dict[Need, str] = {
     "test": "nothing is held out: test is the same as train",
     "held-out": "got no test image of a forgotten class; expected at least one",
     "downstream": "got no downstream set; expected one",
+    "canaries": "got no canaries; expected an original that was trained with some",
     "whole classes": "got single samples to forget; this is defined for whole classes",
 }
 
@@ -87,6 +88,9 @@ class Peers:
     forgotten: tuple[int, ...] = ()  # class numbers; empty where single samples were forgotten
     names: tuple[str, ...] = ()  # of all classes
     nothing_held_out: bool = False  # test images are the training images
+    canaries: Mapping[int, int] = field(default_factory=dict)
+    """Number of a training image under a planted label -> its true label."""
+    groups: tuple[str, ...] = ()  # of each training image, where groups were named
 
 
 @dataclass(frozen=True)
@@ -212,5 +216,6 @@ class Case:
                 or (need == "held-out" and not bool(self.test.forget.any()))
                 or (need == "downstream" and not self.domains)
                 or (need == "whole classes" and not self.peers.forgotten)
+                or (need == "canaries" and not self.peers.canaries)
             ):
                 raise NotMeasurable(_REASONS[need])

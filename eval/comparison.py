@@ -22,6 +22,7 @@ from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, failure_reason
 from letheon.errors import InputError
 from letheon.eval.case import DOMAIN, EARLIER
+from letheon.loaders.canaries import plant
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, leave_out_earlier, resolve
 from letheon.loaders.forget_request import forget_mask as mask_of
@@ -89,6 +90,35 @@ class Comparison:
         """Whether the test images are the training images, so that no number is of others."""
         return unwrap(self.data.train)[0] is unwrap(self.data.test)[0]
 
+    def read_groups(self, file: Path) -> tuple[str, ...]:
+        """Read the group of each training image: one name a line, in the images' order.
+
+        Raises:
+            InputError: the file cannot be read, or has another number of lines.
+        """
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"got the groups {file}, which cannot be read ({error}); expected a text file",
+                option="groups",
+            ) from error
+        whole = (self.opened or self.data).train
+        if len(lines) != len(whole):
+            raise InputError(
+                f"got {len(lines)} lines in {file}; expected one a training image, {len(whole)}",
+                option="groups",
+            )
+        train = self.data.train
+        kept = train.numbers.tolist() if train is not whole else range(len(whole))  # type: ignore[attr-defined]
+        return tuple(lines[number].strip() for number in kept)
+
+    @property
+    def canaries(self) -> dict[int, int]:
+        """Number of each training image under a planted label -> its true label."""
+        labels, true = self.data.train.labels, self.data.train.true_labels
+        return {number: int(true[number]) for number in np.flatnonzero(labels != true).tolist()}
+
     @property
     def warnings(self) -> list[str]:
         """What makes the numbers of this comparison worth less than they look."""
@@ -119,7 +149,7 @@ class Comparison:
         """(n,) bool: which images of a set belong to what was forgotten."""
         if key == "train" and self.forget is not None:
             return self.forget
-        labels = self.sets[key].labels
+        labels = self.sets[key].true_labels
         if key == "train" or (key == "test" and self.request.samples is None):
             return mask_of(self.request, labels)
         return np.zeros(len(labels), dtype=bool)
@@ -191,12 +221,28 @@ def open_comparison(
                 f"got {entry.name} of {entry.model.classes} classes; {entries[0].name} has "
                 f"{len(data.classes)}; compare models of one data set"
             )
+    data = plant_canaries(entries, data)
     request = _request([path for path, _ in paths if path.is_dir()], forget, data, job.seed)
     domains = job.open_domains(downstream) if downstream is not None else {}
     if random_control:
         before = sum(entry.role in ("original", "retrained") for entry in entries)
         entries.insert(before, _random(entries, job.seed))
     return assemble_comparison(entries, data, domains, request, left_out)
+
+
+def plant_canaries(entries: Sequence[Entry], data: Data) -> Data:
+    """Give the training images the wrong labels that the models' original was trained with.
+
+    Raises:
+        InputError: models of other canaries, or images that these were not planted in.
+    """
+    found = {e.model.canaries: e.name for e in entries if e.model.canaries is not None}
+    if len(found) > 1:
+        first, second, *_ = found.values()
+        raise InputError(
+            f"got {first} and {second} with other canaries; compare models of one original"
+        )
+    return plant(data, next(iter(found), None))
 
 
 def assemble_comparison(
@@ -217,7 +263,7 @@ def assemble_comparison(
     if not earlier:
         return found
     rest, forget = leave_out_earlier(data, request, list(earlier.values()))
-    labels = data.train.labels
+    labels = data.train.true_labels
     now = mask_of(request, labels)
     sets: dict[str, ImageSet] = {
         one.text: SubsetImages(data.train, np.flatnonzero(mask_of(one, labels) & ~now))

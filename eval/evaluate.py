@@ -61,6 +61,9 @@ class Extent:
     critic: Literal["linear", "layers"] = "linear"
     """IDI's critic. linear: a logistic regression; layers: the network's own later layers, trained
     for each layer and model, as the paper has it; slow."""
+    groups: Path | None = None
+    """Text file with the group of each training image, one name a line, in the images' order: what
+    is left is told by group too."""
     cache: Path | None = None
     """Folder where outputs are kept and found again; on a file system that all ranks share."""
     flip: bool = False
@@ -230,6 +233,12 @@ class Measuring:
         """What runs the models."""
         return Inference(self.job, self.comparison, self.extent, self.batch_size, self.ranks)
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Group of each training image; empty where none are named."""
+        file = self.extent.groups
+        return () if file is None else self.comparison.read_groups(file)
+
     def measure(self) -> Table:
         """Measure every model; one whose outputs are not finite is left out with the reason.
 
@@ -290,7 +299,8 @@ class Measuring:
         return Peers(
             next(iter(in_role("original")), None), in_role("retrained"),
             untrained.passes if untrained else None,
-            tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out,
+            tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out, of.canaries,
+            self.groups,
         )  # fmt: skip
 
     def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:
@@ -347,7 +357,8 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         "references": [_identity(e) for e in _references(of)],
         "conditions": asdict(conditions),
         "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
-        + (["shift"] if read.extent.shift else []),
+        + (["shift"] if read.extent.shift else [])
+        + ([read.extent.groups.read_text("utf-8-sig")] if read.extent.groups else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
         "device": read.ranks.device.type, "versions": code,
     }  # fmt: skip

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
+from letheon.engine.distributed import Ranks, gather_objects, share_out
 from letheon.errors import LetheonError, NotMeasurable, RunFailed
 from letheon.eval.attacks.suite import Attack
 from letheon.eval.case import Case
@@ -118,6 +118,7 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
         metric
         for metric in metrics().values()
         if metric.stage == "model" and (depth == "full" or "depth full" not in metric.needs)
+        if "canaries" not in metric.needs or case.peers.canaries  # asked only where they are
     ]
 
     def add(metric: Metric, to: Row) -> None:
@@ -137,7 +138,19 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
         else:
             _gather(metric, case)
             shared.append(metric)
-    _share_out(shared, row, case.ranks, add)
+
+    def compute(group: list[Metric]) -> tuple[dict[str, Any], dict[str, str]]:
+        own = Row(row.name)
+        for metric in group:
+            add(metric, own)
+        return own.values, own.why
+
+    groups: dict[Any, list[Metric]] = {}  # what shares a computation is computed on one rank
+    for metric in shared:
+        groups.setdefault(metric.reads or metric.key, []).append(metric)
+    for values, why in share_out(list(groups.values()), compute, case.ranks):
+        row.values |= values
+        row.why |= why
     order = [key for metric in wanted for key in metric.keys]
     row.values = {key: row.values[key] for key in order if key in row.values}
     if depth == "full":
@@ -167,28 +180,6 @@ def _require_equal(metric: Metric, row: Row, ranks: Ranks) -> None:
                 "holds its share of the samples; sum over the ranks of the outputs, or evaluate on "
                 "one rank"
             )
-
-
-def _share_out(
-    queue: list[Metric], row: Row, ranks: Ranks, add: Callable[[Metric, Row], None]
-) -> None:
-    """Compute every n-th of the metrics on this rank, and have those of the others too."""
-    turns: dict[Any, int] = {}
-    own, problem = Row(row.name), None
-    try:
-        for metric in queue:
-            turn = turns.setdefault(metric.reads or metric.key, len(turns))
-            if turn % ranks.world == ranks.rank:
-                add(metric, own)
-    except LetheonError as error:
-        problem = error
-    wait_for_ranks(ranks)
-    results = gather_objects((own.values, own.why, problem), ranks)
-    for values, why, problem in results:
-        if problem is not None:
-            raise problem
-        row.values |= values
-        row.why |= why
 
 
 def _conditions(case: Case) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
 from letheon.errors import InputError, suggest
 from letheon.eval.case import Conditions
-from letheon.eval.comparison import Comparison, Entry, assemble_comparison
+from letheon.eval.comparison import Comparison, Entry, assemble_comparison, plant_canaries
 from letheon.eval.evaluate import Extent, Measuring
 from letheon.launch.command import together
 from letheon.launch.inputs import (
@@ -48,6 +48,7 @@ from letheon.launch.inputs import (
 )
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
+from letheon.loaders.canaries import draw_canaries, plant
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
 from letheon.methods import catalogue, inner_fields
@@ -95,7 +96,7 @@ def forget(
             network = open_model(model, data, preset)
             if call.relearn_earlier:
                 network.requests = ()
-            data = align(network, data)
+            data = plant(align(network, data), network.canaries)
             if call.method.from_scratch and isinstance(model, nn.Module | Result):
                 raise InputError(
                     f"got method {method!r}, which starts from new weights, for a network handed "
@@ -154,6 +155,15 @@ def train(
             if call.relearn_earlier:
                 network.requests = ()
             data = align(network, data)
+            planting = draw_canaries(call.planting, data, call.seed)
+            if planting and network.canaries:
+                raise InputError(
+                    "got canaries for a network that has some; expected one without; leave them "
+                    "out",
+                    option="planting",
+                )
+            network.canaries = network.canaries or planting
+            data = plant(data, network.canaries)
             return plan_training(call, call.method, network, data, ranks)
 
         return _run(call, plan, model, None if out is None else folder)
@@ -214,6 +224,7 @@ def evaluate(
                         option=role,
                     )
                 entries.append(_entry(model, role, network.eval(), [e.name for e in entries]))
+            data = plant_canaries(entries, data)
             domains = {} if downstream is None else call.open_domains(downstream)
             request = resolve_request(forget, data, call.seed)
             return assemble_comparison(entries, data, domains, request)
@@ -281,9 +292,9 @@ def plan_forgetting(
     """
     seed = method.stream_seed(job.seed)
     if method.from_scratch:
-        names, requests = model.class_names, model.requests
-        model = build(model.name, model.classes, seed, model.preset)
-        model.class_names, model.requests = names, requests
+        fresh = build(model.name, model.classes, seed, model.preset)
+        fresh.class_names, fresh.requests = model.class_names, model.requests
+        fresh.canaries, model = model.canaries, fresh
     accept = bool(getattr(job, "accept_chance", False))
     plan = Plan(job, method.recipe, model, data, request, accept, seed)
     run = plan.run(ranks, like)
@@ -318,7 +329,7 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     name = record["method"] if out is None else out.name
     return Result(
         _restore(model, run.model), record, metrics, planned.request, out, name, call.seed,
-        run.model.preset, run.model.requests,
+        run.model.preset, run.model.requests, run.model.canaries,
     )  # fmt: skip
 
 
@@ -330,10 +341,11 @@ def _restore(model: Model, trained: Classifier) -> nn.Module:
         own = copy.deepcopy(model)
         net = own
         if isinstance(own, Classifier):
-            net, own.requests = own.net, trained.requests
+            net, own.requests, own.canaries = own.net, trained.requests, trained.canaries
     else:
         fresh = Classifier(trained.plain_net(), trained.name, trained.preset)
         fresh.class_names, fresh.requests = trained.class_names, trained.requests
+        fresh.canaries = trained.canaries
         return fresh.cpu().eval()
     net.load_state_dict(trained.net.state_dict())
     return own

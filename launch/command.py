@@ -29,11 +29,14 @@ from letheon import durable
 from letheon.engine.distributed import (
     Ranks,
     adopt_launcher,
+    explain_loss,
     explain_timeout,
     is_first_to_fail,
     join_ranks,
 )
 from letheon.engine.method import Method
+from letheon.engine.ranks.store import hangs
+from letheon.engine.ranks.watch import SILENCE
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -47,6 +50,8 @@ from letheon.progress import clear
 T = TypeVar("T")
 
 BAD_INPUT, RUN_FAILED = 2, 3
+LOST = 1
+"""Exit code of a rank that has lost the others: to be started again, a few times."""
 
 
 def run_command(settings: Callable[..., T], main: Callable[[T, Ranks], None]) -> None:
@@ -72,7 +77,7 @@ def _run_on_ranks(
     read: Callable[[], Sequence[T]], main: Callable[[Sequence[T], Ranks], None]
 ) -> None:
     speaks = os.environ.get("RANK", "0") == "0"
-    place = ""
+    place, lost = "", ""
     try:
         adopt_launcher()
         parsed = read()
@@ -85,10 +90,8 @@ def _run_on_ranks(
                     place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                     place *= ranks.world > 1
                 if who := explain_timeout(error, traceback.format_exc()):
-                    raise RunFailed(
-                        f"got no answer within the timeout: {who}; stacks of all ranks are in "
-                        "the run folder; mend that host, or raise the timeout"
-                    ) from error
+                    raise RunFailed(SILENCE.format(who=who)) from error
+                lost = explain_loss(error, traceback.format_exc()) if place else ""
                 raise
     except Stopped as stop:
         _end_stopped(str(stop))
@@ -99,15 +102,29 @@ def _run_on_ranks(
             console().fail(line, code)
             write_end(code, line)
         write_torchrun_error(line)
-        sys.exit(code)
+        _leave(code)
     except Exception as error:
         if name := last_signal():  # what the same signal has ended cannot be waited for
             _end_stopped(f"by {name} before it could save ({type(error).__name__})")
         if place and not speaks:
-            sys.exit(RUN_FAILED)  # such as a connection that the failed rank has closed
+            _leave(RUN_FAILED)  # such as a connection that the failed rank has closed
+        if lost:
+            line = f"error: {place}{lost}; the same command goes on from the last save"
+            console().fail(line, LOST)
+            write_torchrun_error(line)
+            _leave(LOST)
         clear()
         write_torchrun_error(f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, at once where a thread hangs in the ranks' store, which Python would wait for."""
+    if hangs():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _join(settings: Any) -> AbstractContextManager[Ranks]:
@@ -122,7 +139,7 @@ def _end_stopped(reason: str) -> NoReturn:
         console().fail(line, STOPPED)
         write_end(STOPPED, line)
     write_torchrun_error(line)
-    sys.exit(STOPPED)
+    _leave(STOPPED)
 
 
 def error_line(error: Exception, place: str = "") -> str:

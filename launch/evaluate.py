@@ -167,6 +167,8 @@ class Settings(JobOptions):
         )  # fmt: skip
         if ranks.main and not self.other_images:
             check_images(found.entries, found.opened)
+        if self.extent.groups is not None:
+            found.read_groups(self.extent.groups)  # refuses what cannot be read
         if self.extent.related is not None:
             find_related(
                 self.extent.related, found, self.seed, 1

@@ -19,6 +19,7 @@ from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError, suggest
+from letheon.loaders.canaries import Canaries, CanaryOptions
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
@@ -49,6 +50,8 @@ class Options(TypedDict, total=False):
     """Share of each class of `train` held out as test images, where `test` is not given."""
     holdout_seed: int
     precision: Precision
+    planting: CanaryOptions
+    """Of `train`: canaries, see `CanaryOptions`."""
     accept_chance: bool
     """Go on though the network is sure of its answers and right by chance alone."""
     relearn_earlier: bool
@@ -82,6 +85,8 @@ class Result:
     """How the network wants its images."""
     requests: tuple[Request, ...] = ()
     """All that the network was made to forget, the oldest first."""
+    canaries: Canaries | None = None
+    """What was planted in the training images of the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,7 @@ class Call(JobOptions):
     weights: str = ""
     forget: str = ""
     method: Method = field(default_factory=Train)
+    planting: CanaryOptions = field(default_factory=CanaryOptions)
     out: Path = Path()
     accept_chance: bool = False
     relearn_earlier: bool = False
@@ -163,7 +169,7 @@ def open_model(
         return model_file.load_model(Path(model), preset=given)
     if isinstance(model, Result):
         own = open_model(model.model, data, given or model.preset)
-        own.requests = model.requests
+        own.requests, own.canaries = model.requests, model.canaries
         return own
     if isinstance(model, Classifier):
         own = copy.deepcopy(model)

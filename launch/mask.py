@@ -3,7 +3,8 @@
     python launch/mask.py --weights runs/original --forget class:3,8 --out runs/masks.safetensors
 
 One bit a weight, in one safetensors file that names the weights and the request it was made from;
-`salun --mask FILE --density 0.5` uses it. (Without --mask, SalUn makes the same mask itself.)
+`salun --mask FILE --density 0.5` uses it. (Without --mask, SalUn makes the same mask itself.) A
+command that was stopped goes on when it is given again.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from letheon.engine.checkpoints.run_state import StateFolder
+from letheon.engine.checkpoints.saver import SaveOptions
+from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
-from letheon.engine.runs.run_folder import check_free_file
+from letheon.engine.runs.run_folder import check_free_file, code_digest, packages
+from letheon.engine.runs.stop import Poll
+from letheon.folders import state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
 from letheon.launch.options import Forgetting
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
+from letheon.loaders.factory import kind_of
 from letheon.methods.saliency import mask_facts, saliency_masks, save_masks
+from letheon.progress import note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +48,14 @@ class Settings(Forgetting):
     written. One process is enough."""
     overwrite: bool = False
     """Replace a file that is already there."""
+    save_every: str = "10min"
+    """Save what has been added up every so often: 10min, 30s, 2h, or 500steps (batches). off: only
+    when a signal stops the command."""
 
     def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
         """Find everything that can be wrong with the input, before anything is written."""
         check_free_file(self.out, self.overwrite)
+        SaveOptions(self.save_every)
         model, data, request = self.open(ranks)
         plan = Plan(self, Recipe(batch_size=self.batch_size), model, data, request)
         return plan, plan.run(ranks)
@@ -55,14 +67,38 @@ def main(settings: Settings, ranks: Ranks) -> None:
         _, run = settings.plan(check_world(settings.dry_run, ranks))
         print(describe_sweeps("mask", {"forget": int(run.forget.sum())}, settings.dry_run))
         return
-    with claim([settings.out], ranks, settle=lambda out: None):
+    with claim([settings.out], ranks, settle=remove_old_state):
         plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
         run.precision.apply(run.model, ranks.device)
+        sweeps = open_sweeps(settings, run)
         masks = saliency_masks(run, settings.densities)
+        sweeps.close()
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
             save_masks(settings.out, by_density, mask_facts(run))
+            sweeps.clear()
             console().close(summarize(settings, plan))
+
+
+def open_sweeps(settings: Settings, run: Run) -> Sweeps:
+    """Let the run's pass be saved beside the mask, and go on where the same one was stopped."""
+    poll = Poll(run.ranks, *SaveOptions(settings.save_every).interval)
+    run.sweeps = Sweeps(state_folder(settings.out), poll, settings.out)
+    origin = {"images": run.images, "loader": kind_of(run.loader)}
+    known = run.sweeps.load({**origin, "code": code_digest(), "packages": packages()})
+    if known and run.ranks.main:
+        note(f"{settings.out}: goes on with the unfinished mask")
+    return run.sweeps
+
+
+def remove_old_state(out: Path) -> None:
+    """Remove what was saved of a mask that was written all the same before its process died."""
+    state = state_folder(out)
+    if not (out.is_file() and state.is_dir()):
+        return
+    files = [*state.iterdir()]
+    if all(file.stat().st_mtime_ns <= out.stat().st_mtime_ns for file in files):
+        StateFolder(state).clear()
 
 
 def summarize(settings: Settings, plan: Plan) -> Summary:

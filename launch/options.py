@@ -14,6 +14,7 @@ from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
 from letheon.eval.inference.extract import extract
 from letheon.eval.top_classes import rank_classes, rank_samples
+from letheon.loaders.canaries import plant
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request, resolve, score_of
 
@@ -28,7 +29,7 @@ class Forgetting(JobOptions):
     forget: str
     """Classes: class:3,8 (ids, names or WordNet ids), file:LIST, random:100 or top:100. Training
     samples: samples:FILE, random-samples:10%, hardest:10% or easiest:500 (by the original's loss;
-    hardest:10%,confidence by its confidence)."""
+    hardest:10%,confidence by its confidence); canaries: those that the original learned."""
     downstream: str | None = None
     """For top:K, the set whose nearest classes are meant: `digits`, or <domain>/<class>/ or
     <class>/ folders."""
@@ -51,7 +52,7 @@ class Forgetting(JobOptions):
         model = self.checkpoint.load(self.weights)
         if self.relearn_earlier:
             model.requests = ()
-        return model, self.upstream(model)
+        return model, plant(self.upstream(model), model.canaries)
 
     def rank(self, model: Classifier, data: Data, ranks: Ranks) -> list[int] | None:
         """Rank what the request takes the first of, by the original; None where it is not asked.

@@ -29,6 +29,7 @@ from letheon.launch.console.summary import Summary, command_line, console, data_
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
+from letheon.loaders.canaries import CanaryOptions, draw_canaries, plant
 from letheon.methods.train import Train
 
 
@@ -43,6 +44,7 @@ class Settings(JobOptions):
     size: int | None = None
     """Input pixels, where they are not to be the architecture's own."""
     method: Train = field(default_factory=Train)
+    planting: CanaryOptions = field(default_factory=CanaryOptions)
     overwrite: bool = False
     """Replace a run that is already in --out, once the new one is whole."""
     config: Path | None = None
@@ -61,12 +63,13 @@ class Settings(JobOptions):
         check_key(self.sign)
         self.tracking.check()
         data = self.open_data()
+        canaries = draw_canaries(self.planting, data, self.seed)
         model = build(self.model, len(data.classes), self.seed)
         if self.size is not None:
             preset = dataclasses.replace(model.preset, size=self.size, resize_to=self.size)
             model = build(self.model, len(data.classes), self.seed, preset)
-        model.class_names = data.classes
-        return plan_training(self, self.method, model, data, ranks)
+        model.class_names, model.canaries = data.classes, canaries
+        return plan_training(self, self.method, model, plant(data, canaries), ranks)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

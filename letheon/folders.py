@@ -5,9 +5,10 @@
         ...write to new_folder(out), the file `mark` last...
         publish(out, own)
 
-Beside an output NAME lie, while they are needed, `.NAME.lock`, `.NAME.new` (the folder on its way)
-and `.NAME.old` (the one it replaces). A process that dies at any instant leaves NAME whole, or a
-state that the next `settle` completes or undoes.
+Beside an output NAME lie, while they are needed, `.NAME.lock`, `.NAME.new` (the folder on its
+way), `.NAME.old` (the one it replaces) and `.NAME.state` (what is saved of a file on its way). A
+process that dies at any instant leaves NAME whole, or a state that the next `settle` completes or
+undoes.
 """
 
 from __future__ import annotations
@@ -125,6 +126,11 @@ def can_replace(out: Path) -> bool:
 def new_folder(out: Path) -> Path:
     """Return the folder that is to replace `out`, `.NAME.new` beside it; it may not exist yet."""
     return _beside(out, "new")
+
+
+def state_folder(out: Path) -> Path:
+    """Return the folder of what is saved of an output file on its way, `.NAME.state` beside it."""
+    return _beside(out, "state")
 
 
 def clear_new_folder(out: Path) -> None:

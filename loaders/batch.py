@@ -120,9 +120,10 @@ class Loader(Protocol):
         """Count the global batches of `train(stream, ...)`; equal on every rank."""
         ...
 
-    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+    def sweep(self, indices: Sequence[int] | None = None, skip: int = 0) -> Iterator[Batch]:
         """This rank's share of `indices` (default: all), test transform, in order, none twice.
 
-        Over all ranks every index comes exactly once. A rank may receive nothing.
+        Over all ranks every index comes exactly once. A rank may receive nothing. `skip` leaves out
+        the first batches of this rank.
         """
         ...

@@ -19,7 +19,7 @@ from letheon.loaders.views import SubsetImages
 
 FORMS = (
     "class:3,8 class:truck file:LIST random:100 top:100 samples:LIST random-samples:10% "
-    "hardest:10% easiest:500,confidence"
+    "hardest:10% easiest:500,confidence canaries"
 )
 RANKED = ("hardest", "easiest")
 KINDS = ("class", "file", "random", "top", "samples", "random-samples", *RANKED)
@@ -85,16 +85,19 @@ def resolve(
     samples: ``samples:`` names a file of their numbers, ``random-samples:N`` or
     ``random-samples:10%`` draws some by `seed`, ``hardest:N`` takes those that the original
     network finds hardest, by their loss (``hardest:N,confidence``: by the probability of its
-    answer), ``easiest:N`` the easiest: the first of `ranking`, sample numbers in that order.
+    answer), ``easiest:N`` the easiest: the first of `ranking`, sample numbers in that order;
+    ``canaries`` all images that stand under a planted label.
 
     Raises:
         InputError: Unknown, ambiguous, empty, of another dataset, or everything would be forgotten.
     """
     kind, _, rest = text.partition(":")
     rest = rest.strip()
-    present = np.unique(data.train.labels)
+    present = np.unique(data.train.true_labels)
     if kind == "random-samples" or kind in RANKED:
         return request_samples(text, _pick_samples(text, data, seed, ranking), data)
+    if text == "canaries":
+        return request_samples(text, find_canaries(data.train).tolist(), data)
     if kind == "samples" and rest:
         return request_samples(text, [_number(token, rest) for token in _lines(rest)], data)
     if kind in ("class", "file") and rest:
@@ -196,10 +199,27 @@ def _require_seed(text: str, seed: int | None) -> int:
     return seed
 
 
+def find_canaries(images: ImageSet) -> NDArray[np.int64]:
+    """Find the images whose label was planted: their numbers, increasing.
+
+    Raises:
+        InputError: there is none.
+    """
+    numbers = np.flatnonzero(images.labels != images.true_labels)
+    if not len(numbers):
+        raise InputError(
+            "got a model whose training images have no canaries; expected one that was trained "
+            "with some",
+            option="forget",
+        )
+    return numbers
+
+
 def forget_mask(request: Request, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) bool, true for samples to forget.
 
-    A request of samples holds for the training labels alone: it names no held-out image.
+    A request of samples holds for the training labels alone: it names no held-out image. A request
+    of classes goes by `ImageSet.true_labels`: a canary belongs to the class that it shows.
     """
     if request.samples is None:
         return np.isin(labels, request.classes)
@@ -225,7 +245,7 @@ def leave_out_earlier(
         InputError: Samples of another set were forgotten earlier, or nothing is left to be
             retained.
     """
-    labels = data.train.labels
+    labels = data.train.true_labels
     forget = np.zeros(len(labels), np.bool_) if request is None else forget_mask(request, labels)
     gone = np.zeros_like(forget)
     held = np.zeros(len(data.test), np.bool_)

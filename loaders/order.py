@@ -48,6 +48,12 @@ def share(count: int, rank: int, world: int) -> slice:
     return slice(rank * count // world, (rank + 1) * count // world)
 
 
+def sweep_rounds(count: int, batch_size: int, world: int) -> int:
+    """Count the batches of a sweep over `count` samples on the rank that has the most of them."""
+    most, step = (math.ceil(size / world) for size in (count, batch_size))
+    return math.ceil(most / step)
+
+
 def stream_sizes(stream: Stream | Reads, forget: NDArray[np.bool_], batch_size: int) -> list[int]:
     """Global batch sizes of one epoch; for ``paired`` those of the retain half.
 

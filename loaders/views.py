@@ -43,7 +43,13 @@ class RelabeledImages(ImageSet):
         self.images = images
         self.name, self.left_out, self.notes = images.name, images.left_out, images.notes
         self.classes = classes
+        self._table = table
         self.labels = table[images.labels]
+
+    @property
+    def true_labels(self) -> NDArray[np.int64]:
+        """(N,) labels before canaries were planted, in this numbering."""
+        return self._table[self.images.true_labels]
 
     @property
     def digest(self) -> str:
@@ -67,6 +73,25 @@ class RelabeledImages(ImageSet):
     def path(self, i: int) -> str:
         """What image i is called in messages."""
         return self.images.path(i)
+
+
+class PlantedImages(RelabeledImages):
+    """The same images, some of them under a wrong label of the same classes: the canaries."""
+
+    def __init__(
+        self, images: ImageSet, numbers: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> None:
+        """`numbers` (n,) are of the images whose label becomes that of `labels` (n,)."""
+        super().__init__(images, images.classes)
+        self.labels = self.labels.copy()
+        self.labels[numbers] = labels
+
+    @property
+    def digest(self) -> str:
+        """Over the images' own and all labels."""
+        total = hashlib.sha256(self.images.digest.encode())
+        total.update(self.labels.astype("<i8").tobytes())
+        return total.hexdigest()
 
 
 def model_classes(
@@ -192,6 +217,11 @@ class SubsetImages(ImageSet):
         self.name, self.classes, self.notes = images.name, images.classes, images.notes
         self.labels = images.labels[numbers]
         self.left_out = (*images.left_out, *left_out)
+
+    @property
+    def true_labels(self) -> NDArray[np.int64]:
+        """(n,) labels before canaries were planted."""
+        return self.images.true_labels[self.numbers]
 
     @property
     def digest(self) -> str:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.checkpoints.sweep_state import Rows
 from letheon.engine.distributed import gather_rows
 from letheon.engine.method import Definition, Method, Phase, Run
+from letheon.engine.numbers.sweep import batches
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
@@ -29,12 +31,16 @@ class AdversarialState(State):
 
 
 def find_images(
-    run: Run, search: Callable[[Batch], tuple[Tensor, Tensor]], copies: tuple[int, ...] = ()
+    run: Run,
+    name: str,
+    search: Callable[[Batch], tuple[Tensor, Tensor]],
+    copies: tuple[int, ...] = (),
 ) -> AdversarialState:
     """Search for images of all forget samples, each rank for its own; every rank gets all of them.
 
     Args:
         run: the run, whose model is in evaluation mode while `search` is called.
+        name: all that `search` depends on besides weights and samples.
         search: a batch -> images (B, *copies, C, H, W) and int64 labels (B, *copies).
         copies: how many images of each sample; nothing where it is one.
     """
@@ -45,8 +51,7 @@ def find_images(
     shape = (0, *copies, 3, model.preset.size, model.preset.size)
     images = torch.empty(shape, dtype=model.head.weight.dtype, device=device)
     rows = [[numbers], [numbers.new_empty((0, *copies))], [images]]
-    for batch in run.loader.sweep(run.forget.nonzero().flatten().tolist()):
-        batch = batch.to(device)
+    for batch in batches(run, "forget", f"adversarial images {name}", Rows(rows)):
         found, labels = search(batch)
         for column, value in zip(rows, (batch.index, labels, found), strict=True):
             column.append(value)
@@ -132,7 +137,7 @@ class Amun(Method):
 
     def prepare(self, run: Run) -> AdversarialState:
         """Find the adversarial images, each rank those of its samples; all have all of them."""
-        return find_images(run, lambda batch: self._fool(run.model, batch))
+        return find_images(run, repr(self), lambda batch: self._fool(run.model, batch))
 
     def _fool(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images that the network takes for another class, and for which."""

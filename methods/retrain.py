@@ -20,8 +20,9 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Definition, Kind, Method, Phase, Run
 from letheon.engine.models.initial import fresh_seed
 from letheon.engine.models.speed_cnn import WhiteningConv2d
+from letheon.engine.numbers.sweep import Part
 from letheon.engine.recipe import Recipe
-from letheon.engine.statistics import Part, patch_moments
+from letheon.engine.statistics import patch_moments
 from letheon.errors import InputError
 from letheon.loaders.batch import Reads
 from letheon.methods.finetune import cross_entropy

@@ -69,8 +69,10 @@ class Spotter(Method):
     definition: ClassVar[Definition] = Definition(
         alias="Spotter",
         reads="forget",
-        formula="0.7 KL(q, p) + 0.3 KL(q, p) near F + mean cosine of f within a class, q the "
-        "original without the forgotten classes",
+        formula=(
+            "0.7 KL(q, p) + 0.3 KL(q, p) near F + mean cosine of f within a class, q the "
+            "original without the forgotten classes"
+        ),
         cost="E N_f 8/3 g, 4 N_f g once",
         source="Ha et al. 2026",
     )
@@ -103,7 +105,7 @@ class Spotter(Method):
 
     def prepare(self, run: Run) -> SpotterState:
         """Find the images near the forget samples; keep the original model."""
-        near = find_images(run, lambda batch: self._move(run, batch))
+        near = find_images(run, repr(self), lambda batch: self._move(run, batch))
         return SpotterState(near.place, near.labels, near.images, run.teacher())
 
     def _move(self, run: Run, batch: Batch) -> tuple[Tensor, Tensor]:

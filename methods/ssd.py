@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Definition, Method, Run
+from letheon.engine.numbers.sweep import Part
 from letheon.engine.recipe import Recipe
-from letheon.engine.statistics import Part, absolute_gradient_sum, squared_gradient_sum
+from letheon.engine.statistics import absolute_gradient_sum, squared_gradient_sum
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import in_fp32
 from letheon.methods.finetune import cross_entropy

@@ -144,9 +144,9 @@ def test_what_is_said_beside_settings_wins(run: Path, tmp_path: Path) -> None:
 
 def test_every_read_is_counted_by_sample(run: Path) -> None:
     """Beside the labels, which say what each phase must have read."""
-    counts, mask = read_reads(run)
+    counts, mask, earlier = read_reads(run)
     labels = upstream()[0].labels
-    assert np.array_equal(mask.numpy(), np.isin(labels, (3, 8)))
+    assert np.array_equal(mask.numpy(), np.isin(labels, (3, 8))) and earlier is None
     assert list(counts) == ["mixed/relabelled"] and counts["mixed/relabelled"].eq(1).all()
     wrong = {"retain/x": mask.int()}
     assert not prove(wrong, mask)["clean"] and prove(wrong, ~mask)["clean"]

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import letheon
 from letheon.engine.checkpoints.model_file import load_model
+from letheon.engine.checkpoints.weights_file import write_weights
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.reads import prove, read_reads
 from letheon.errors import InputError
 from letheon.launch.options import Forgetting
+from letheon.launch.records import checks as checks_module
+from letheon.launch.records.checks import check_run
 from letheon.loaders.datasets.digits import upstream
 from letheon.loaders.forget_request import Request, leave_out_earlier, request_samples, resolve
 from letheon.methods.finetune import Finetune
@@ -110,3 +115,40 @@ def test_a_request_must_have_the_digest_beside_it() -> None:
         Request.from_facts(facts, "request.json")
     with pytest.raises(InputError, match="cannot be read"):
         Request.from_facts({}, "request.json")
+
+
+def test_verify_goes_by_the_numbers_of_the_set(
+    original: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    """The second run has numbers of its own, as the first one's samples lie before its own."""
+    for name, samples in (("one", range(0, 60, 3)), ("two", range(1, 300, 7))):
+        (tmp_path / name).write_text("\n".join(map(str, samples)))
+    start = original
+    for name in ("one", "two"):
+        args = ("--weights", start, "--forget", f"samples:{tmp_path / name}", "--data", "digits")
+        start = tmp_path / f"run-{name}"
+        ended = scripts("forget", *args, "--out", start, "spkd", "--epochs", "1")
+        assert ended.code == 0, ended.err
+    checks = {check.name: check for check in check_run(start)}
+    assert checks["reads"].state == "ok" and "17 forgotten earlier" in checks["reads"].text
+    counts, forget, earlier = read_reads(start)
+    asked = {*range(1, 300, 7)}
+    assert {*forget.nonzero().flatten().tolist()} == asked and len(forget) == len(LABELS)
+    assert earlier is not None
+    assert {*earlier.nonzero().flatten().tolist()} == {*range(0, 60, 3)} - asked
+    assert len(counts) == 2
+    for name, count in counts.items():
+        read = {*count.nonzero().flatten().tolist()}
+        every = {*range(len(LABELS))} - asked - {*range(0, 60, 3)}
+        assert read == (asked if name.startswith("forget") else every)
+    # A record that counts a read of what was forgotten earlier, or that hides it, is found.
+    request = json.loads((start / "request.json").read_text())
+    for part in (earlier, None):
+        spoiled = {name: count + 1 for name, count in counts.items()}
+        flags = {"forget": forget, **({} if part is None else {"earlier": part})}
+        plain = {name: flag.to(torch.uint8) for name, flag in flags.items()}
+        write_weights(tmp_path / "reads.safetensors", {**spoiled, **plain}, {})
+        manifest = {"facts": {"reads": prove(spoiled, forget, part)}, "request": request}
+        words = "not left out" if part is None else "was not to read"
+        with pytest.raises(InputError, match=words):
+            checks_module._reads(tmp_path, manifest)

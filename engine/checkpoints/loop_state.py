@@ -17,7 +17,7 @@ from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, load_state_dict, state_dict
 from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_to_host
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, gather_tensors
 from letheon.engine.gradient_sync import Buckets, Flat
 from letheon.engine.method import Phase, Run
 from letheon.engine.step import Step, rehearse
@@ -85,7 +85,7 @@ def collect(course: Course) -> RunState | None:
     run, ranks = course.run, course.run.ranks
     own, facts = _own(course)
     _check_equal(run)
-    everyone = _gather(own, ranks)
+    everyone = gather_tensors(own, ranks)
     if not ranks.main:
         return None
     shared: Tensors = {f"model.{k}": v for k, v in run.model.state_dict().items()}
@@ -143,25 +143,25 @@ def restore(course: Course, saved: RunState) -> None:
             value.copy_(tensors[f"model.{key}"])
         for k, average in enumerate(step.averages):
             average.copy_(tensors[f"average.{k}"])
-        load_state_dict(course.state, _below(tensors, "method"), facts["method"])
+        load_state_dict(course.state, saved.below("method"), facts["method"])
     _restore_optimizers(step, saved)
     step.scaler.load_state_dict(facts["scaler"])
-    course.snapshots = [_below(tensors, f"snapshot.{k}") for k in range(facts["snapshots"])]
+    course.snapshots = [saved.below(f"snapshot.{k}") for k in range(facts["snapshots"])]
     course.epoch, course.phase, course.steps = facts["epoch"], facts["phase"], facts["steps"]
     for name, value in facts["seconds"].items():
         setattr(course.seconds, name, value)
     if run.ranks.main:
-        run.reads.update(_below(tensors, "reads"))
+        run.reads.update(saved.below("reads"))
     run.warnings[:] = facts["notes"]["warnings"]
     if f"rank.{run.ranks.rank}.random.cpu" in tensors and facts["world"] == run.ranks.world:
-        _restore_own(run, _below(tensors, f"rank.{run.ranks.rank}"))
+        _restore_own(run, saved.below(f"rank.{run.ranks.rank}"))
 
 
 def pass_state(saved: RunState, ranks: Ranks) -> tuple[Tensors, dict[str, Any]] | None:
     """Return what `Part.state_dict` gave on this rank; None where the state lies between passes."""
     if saved.facts["between"]:
         return None
-    return _below(saved.tensors, f"rank.{ranks.rank}.pass"), saved.facts["pass"]
+    return saved.below(f"rank.{ranks.rank}.pass"), saved.facts["pass"]
 
 
 def choices(run: Run, step: Step) -> dict[str, Any]:
@@ -198,14 +198,6 @@ def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
     return RunState(tensors, facts)
 
 
-def _below(tensors: Mapping[str, Tensor], place: str) -> Tensors:
-    return {
-        name.removeprefix(f"{place}."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(f"{place}.")
-    }
-
-
 def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
     """This rank's tensors, and the facts about the pass under way."""
     run = course.run
@@ -222,7 +214,7 @@ def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _restore_own(run: Run, own: Tensors) -> None:
-    buffers = _below(own, "buffer")
+    buffers = RunState(own, {}).below("buffer")
     with torch.no_grad():
         for name, buffer in run.model.named_buffers():
             if name in buffers:
@@ -230,16 +222,6 @@ def _restore_own(run: Run, own: Tensors) -> None:
     torch.set_rng_state(own["random.cpu"])
     if run.ranks.device.type == "cuda" and "random.cuda" in own:
         torch.cuda.set_rng_state(own["random.cuda"], run.ranks.device)
-
-
-def _gather(own: Tensors, ranks: Ranks) -> list[Tensors]:
-    """Every rank's own tensors by rank, on the host of the first; elsewhere nothing."""
-    if ranks.world == 1:
-        return [own]
-    host = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
-    everyone: list[Any] | None = [None] * ranks.world if ranks.main else None
-    dist.gather_object(host, everyone, 0)
-    return everyone or []
 
 
 def _check_equal(run: Run) -> None:
@@ -301,7 +283,7 @@ def _restore_optimizers(step: Step, saved: RunState) -> None:
     for slot, facts in saved.facts["optimizers"].items():
         optimizer = step.slot_optimizer(slot)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for name, host in _below(saved.tensors, f"optimizer.{slot}").items():
+        for name, host in saved.below(f"optimizer.{slot}").items():
             number, _, entry = name.partition(".")
             parameter = parameters[int(number)]
             kept = optimizer.state[parameter].get(entry)

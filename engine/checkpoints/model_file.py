@@ -36,6 +36,7 @@ from letheon.engine.checkpoints.weights_file import (
 from letheon.engine.models import timm_model
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
+from letheon.loaders.canaries import Canaries
 from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset, check_fields
 from letheon.spans import span
@@ -54,8 +55,8 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
     """Save the weights as safetensors, all or nothing, even if the machine stops.
 
     The file's metadata say the architecture, the class names (null where unknown), the preset, the
-    digest, what the model was made to forget and what `extra` adds; the keys are the
-    architecture's own. Call it on one rank.
+    digest, what the model was made to forget, its canaries and what `extra` adds; the keys are
+    the architecture's own. Call it on one rank.
 
     Args:
         path: a `.safetensors` file, or a folder that gets `weights.safetensors`.
@@ -81,6 +82,8 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
     }
     if model.requests:
         facts["requests"] = json.dumps([dataclasses.asdict(one) for one in model.requests])
+    if model.canaries is not None:
+        facts["canaries"] = json.dumps(dataclasses.asdict(model.canaries))
     extra = extra or {}
     assert not facts.keys() & extra.keys()
     state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
@@ -149,6 +152,7 @@ def load_model(
     fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
     model.requests = _stored_requests(path, weights.facts)
+    model.canaries = _stored_canaries(path, weights.facts)
     if not ours:
         fixed = {"mean", "std"} if network.normalize is not None else set()
         fixed |= {"size"} if input_size(network.state) else set()
@@ -308,6 +312,15 @@ def _stored_requests(path: Path, facts: dict[str, str]) -> tuple[Request, ...]:
     except ValueError:
         stored = [{}]
     return tuple(Request.from_facts(one, path) for one in stored)
+
+
+def _stored_canaries(path: Path, facts: dict[str, str]) -> Canaries | None:
+    """Read what was planted in the training images of a file's model, or of its original."""
+    try:
+        stored = json.loads(facts.get("canaries", "null"))
+    except ValueError:
+        stored = {}
+    return None if stored is None else Canaries.from_facts(stored, path)
 
 
 def _stored_names(path: Path, facts: dict[str, str], classes: int) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from letheon import durable
+from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
 from letheon.errors import RunFailed
 from letheon.spans import span
 
@@ -43,16 +44,27 @@ class RunState:
         within = 0 if self.facts["between"] else self.facts["pass"]["tallies"][0]["position"]
         return int(self.facts["steps"] + within)
 
+    def below(self, place: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `place` and a dot, without these."""
+        return {
+            name.removeprefix(f"{place}."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(f"{place}.")
+        }
+
 
 @dataclass
 class StateFolder:
     """The states of one run, by number; the newest whole one counts. For one rank."""
 
     path: Path
+    log: Path | None = None
+    """A file whose lines up to now must be on disk before a state that knows its length is."""
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "state-writer")
     )
     _write: Future[None] | None = None
+    _damaged: set[int] = field(default_factory=set)  # that were met; the next state replaces them
 
     def save(self, state: RunState) -> None:
         """Write a state in a thread, after the last one is on disk; nobody may change its tensors.
@@ -86,6 +98,7 @@ class StateFolder:
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reason = str(error).partition("\n")[0]
                 damaged.append(f"{self._file(number, 'json')} is damaged ({reason}); left out")
+                self._damaged.add(number)
         return None, damaged
 
     def __bool__(self) -> bool:
@@ -97,6 +110,7 @@ class StateFolder:
         self.wait()
         for number in self._numbers():
             self._remove(number)
+        self._remove_rest()
         if self.path.is_dir():
             for left in self.path.glob(f"*{durable.PARTIAL}"):
                 left.unlink(missing_ok=True)
@@ -126,9 +140,16 @@ class StateFolder:
             except SafetensorError as error:
                 raise OSError(None, str(error)) from error
             digest = _sha256(temporary)
+        if self.log is not None and self.log.exists():
+            with durable.disk_errors(self.log):
+                durable.flush(self.log)
         facts = {**state.facts, "tensors": digest}
         text = json.dumps({**facts, "digest": _seal(facts)}, sort_keys=True)
         durable.write(self._file(number, "json"), text + "\n")
+        for old in self._damaged:  # or one of them would be kept in the place of a whole one
+            self._remove(old)
+        self._damaged.clear()
+        self._remove_rest()
         between = self._newest_between()
         for old in sorted(self._numbers())[:-STATES]:
             if old != between:
@@ -141,6 +162,13 @@ class StateFolder:
                 if self._facts(number).get("between"):
                     return number
         return 0
+
+    def _remove_rest(self) -> None:
+        """Remove tensors without their second file, which a process that died has left."""
+        numbers = self._numbers()
+        for file in self.path.glob("*.safetensors"):
+            if file.stem.isdecimal() and int(file.stem) not in numbers:
+                file.unlink(missing_ok=True)
 
     def _remove(self, number: int) -> None:
         for kind in ("json", "safetensors"):
@@ -159,6 +187,37 @@ class StateFolder:
         return load_file(file)
 
 
+def problem_of(work: Callable[[], None]) -> str:
+    """Do work that may fail on one rank alone, and say how it failed; empty where it did not."""
+    try:
+        work()
+    except RunFailed as error:
+        return str(error)
+    return ""
+
+
+def save_on_first(folder: StateFolder, state: RunState | None, ranks: Ranks) -> None:
+    """Begin to write a state that the first rank has; None writes nothing. Every rank must call.
+
+    Raises:
+        RunFailed: on every rank: the last write failed.
+    """
+    own = state
+    _agree("" if own is None else problem_of(lambda: folder.save(own)), ranks)
+
+
+def wait_on_first(folder: StateFolder, ranks: Ranks) -> None:
+    """Wait until the first rank's last state is on disk; every rank must call, raises as before."""
+    problem = problem_of(folder.wait) if ranks.main else ""
+    wait_for_ranks(ranks)  # a slow disk is no timeout
+    _agree(problem, ranks)
+
+
+def _agree(problem: str, ranks: Ranks) -> None:
+    if first := next(filter(None, gather_objects(problem, ranks)), ""):
+        raise RunFailed(first) from OSError(first)
+
+
 def copy_to_host(tensor: Tensor) -> tuple[Tensor, list[int] | None]:
     """Copy a tensor to the host, and name its strides where it is stored in another order."""
     strides = None if tensor.is_contiguous() else list(tensor.stride())
@@ -170,6 +229,21 @@ def copy_from_host(host: Tensor, strides: list[int] | None, device: torch.device
     if strides is None:
         return host.to(device, copy=True)
     return torch.empty_strided(host.shape, strides, dtype=host.dtype, device=device).copy_(host)
+
+
+def read_random(ranks: Ranks) -> list[Tensor]:
+    """The state of torch's generators that a step may draw from."""
+    states = [torch.get_rng_state()]
+    if ranks.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(ranks.device))
+    return states
+
+
+def set_random(states: Sequence[Tensor], ranks: Ranks) -> None:
+    """Put back what `read_random` gave."""
+    torch.set_rng_state(states[0])
+    if ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], ranks.device)
 
 
 def _sha256(file: Path) -> str:

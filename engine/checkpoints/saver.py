@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +19,24 @@ from letheon.engine.checkpoints.loop_state import (
     share_state,
 )
 from letheon.engine.checkpoints.model_file import save_model
-from letheon.engine.checkpoints.run_state import RunState, StateFolder
-from letheon.engine.distributed import Ranks, agree, gather_objects, wait_for_ranks
+from letheon.engine.checkpoints.run_state import (
+    RunState,
+    StateFolder,
+    problem_of,
+    save_on_first,
+    wait_on_first,
+)
+from letheon.engine.checkpoints.sweep_state import Sweeps
+from letheon.engine.distributed import Ranks, agree
 from letheon.engine.method import Run
-from letheon.engine.runs.run_folder import LAST_FINITE, STATE, Record
+from letheon.engine.runs.run_folder import LAST_FINITE, LOG, STATE, Record
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
 from letheon.errors import InputError, RunFailed
+from letheon.loaders.factory import kind_of
 from letheon.progress import note
 
+PREPARE = "prepare"
+"""Folder in that of the states: what the passes before training have added up to."""
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -77,21 +87,38 @@ class Saver:
     """The state that the run goes on from."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Where the run was resumed before, and what differed then; for the record."""
+    overrides: Sequence[str] = ()
+    """What differs from the run as it was begun, and is overlooked."""
 
     def __post_init__(self) -> None:
-        """Find the folder of the states."""
-        self._folder = StateFolder(self.record.folder / STATE)
+        """Find the folders of the states."""
+        folder = self.record.folder
+        self.states = StateFolder(folder / STATE, folder / LOG)
+        self._sweeps = Sweeps(folder / STATE / PREPARE, self.poll, folder)
         self._course: Course | None = None
         self._finite: tuple[int, dict[str, Tensor]] | None = None
 
     def prepare(self, run: Run) -> None:
-        """Before the run is prepared: choices of a trial are those of the state."""
+        """Before the run is prepared: choices of a trial, and sums over sets, are those saved."""
         if self.previous is not None:
             repeat_choices(run, self.previous.facts)
+        run.sweeps = self._sweeps
+        known = self._sweeps.load({"images": run.images, "loader": kind_of(run.loader)})
+        if known and self.previous is None:
+            self.history = [*self._sweeps.history, self.event({})]
+        self._sweeps.history = self.history
+
+    def event(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Say for the record where the run goes on: a state's facts, or none in its preparation."""
+        place = {name: facts.get(name, 0) for name in ("epoch", "phase", "steps")}
+        world = facts.get("world", self.ranks.world)
+        return {**place, "world": world, "overrides": list(self.overrides)}
 
     def start(self, course: Course) -> RunState | None:
         """Before the first step: the course becomes that of the state that was found, if any."""
         self._course = course
+        course.run.sweeps = None
+        self._sweeps.close()
         defer(True)
         found, self.previous = self.previous, None
         if found is not None:
@@ -177,33 +204,18 @@ class Saver:
             state = collect(course)
             if state is not None:
                 self.note_log(state)
-        problem = ""
         if state is not None:
             state.facts["history"] = self.history
-            problem = self._problem(lambda: self._folder.save(state))
-        self._agree(problem)
+        save_on_first(self.states, state, self.ranks)
 
     def wait(self) -> None:
         """Wait until all is on disk."""
-        problem = self._problem(self._folder.wait) if self.ranks.main else ""
-        wait_for_ranks(self.ranks)  # a slow disk is no timeout
-        self._agree(problem)
+        wait_on_first(self.states, self.ranks)
 
     def finish(self) -> None:
         """The weights are safe: let the last write end; its failure is no longer one of the run."""
-        if problem := self._problem(self._folder.wait):
+        if problem := problem_of(self.states.wait):
             print(f"warning: {self.record.folder}: {problem}", file=sys.stderr)
-
-    def _problem(self, work: Callable[[], None]) -> str:
-        try:
-            work()
-        except RunFailed as error:
-            return str(error)
-        return ""
-
-    def _agree(self, problem: str) -> None:
-        if first := next(filter(None, gather_objects(problem, self.ranks)), ""):
-            raise RunFailed(first) from OSError(first)
 
 
 def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str] = ()) -> Saver:
@@ -219,17 +231,20 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
         InputError: on every rank: all states lie within a pass that another number of ranks began.
     """
     ranks = poll.ranks
-    saver = Saver(record, poll, ranks)
-    folder = StateFolder(record.folder / STATE)
+    saver = Saver(record, poll, ranks, overrides=overrides)
+    folder = saver.states
     found: RunState | None = None
     problem = None
     if ranks.main and not resume:
         folder.clear()
     elif ranks.main:
-        found, damaged = folder.load(lambda facts: _fits(facts, ranks))
+        found, damaged = folder.load(lambda facts: _fits(facts, ranks, record))
         for line in damaged:
             print(line, file=sys.stderr)
-        if found is None and (other := folder.load(lambda facts: True)[0]) is not None:
+        other = None
+        if found is None:
+            other, _ = folder.load(lambda facts: _has_lines(facts, record))
+        if other is not None:
             problem = (
                 f"got {ranks.world} ranks for {record.folder}, whose states were saved within a "
                 f"pass on {other.facts['world']}; expected as many; start as many, or a new run"
@@ -237,13 +252,20 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
     agree(ranks, problem)
     found = share_state(found, ranks)
     if found is not None:
-        event = {k: found.facts[k] for k in ("epoch", "phase", "steps", "world")}
         saver.previous = found
-        saver.history = [*found.facts["history"], {**event, "overrides": list(overrides)}]
+        saver.history = [*found.facts["history"], saver.event(found.facts)]
     elif resume and ranks.main:
         record.cut(0)
     return saver
 
 
-def _fits(facts: Mapping[str, Any], ranks: Ranks) -> bool:
-    return facts["between"] or facts["world"] == ranks.world
+def _has_lines(facts: Mapping[str, Any], record: Record) -> bool:
+    """True; raises ValueError where lines of the log that were before the state are missing."""
+    if facts["metrics"] > record.length:
+        raise ValueError(f"{LOG} has {record.length} bytes of {facts['metrics']}")
+    return True
+
+
+def _fits(facts: Mapping[str, Any], ranks: Ranks, record: Record) -> bool:
+    here = facts["between"] or facts["world"] == ranks.world
+    return _has_lines(facts, record) and here

@@ -19,6 +19,7 @@ from letheon.engine.models.speed_cnn import SpeedCnn
 from letheon.engine.models.timm_model import PREFIX, preset_of_timm, timm_network
 from letheon.engine.models.vgg import CifarVgg
 from letheon.errors import InputError, suggest
+from letheon.loaders.canaries import Canaries
 from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset
 
@@ -55,6 +56,7 @@ class Classifier(nn.Module):
         self.preset = preset
         self.class_names: tuple[str, ...] | None = None
         self.requests: tuple[Request, ...] = ()  # what it was made to forget, the oldest first
+        self.canaries: Canaries | None = None  # planted in its original's training images
         self.head_path = _last_linear(net)
         linear = net.get_submodule(self.head_path)
         if type(linear) not in (nn.Linear, Head):

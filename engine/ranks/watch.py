@@ -2,7 +2,8 @@
 
 Each rank of a job has a thread that leaves its place (host, step, phase) in the ranks' store and
 looks whether another has run into its timeout. If so, every rank that can writes the stacks of its
-threads to `stacks` in the run folder, and the one that waited names those that are behind.
+threads to `stacks` in the run folder, and the one that waited names those that are behind. A second
+thread ends the process where the store itself does not answer any more, and says so.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from letheon import durable
+from letheon.engine.ranks.store import abandon, ask, hangs, holder
 from letheon.errors import RunFailed
 
+SILENCE = (
+    "got no answer within the timeout: {who}; stacks of the ranks that live are in the run folder; "
+    "mend that host, or raise the timeout"
+)
+"""What a rank says that has waited in vain."""
 STACKS = "stacks"
 """Folder in the run folder: rank-0.txt, ... , the stacks of a job that hung."""
 _BEAT = 1.0  # seconds from one word of a rank to the next
@@ -36,6 +43,8 @@ _BEAT = 1.0  # seconds from one word of a rank to the next
 _PATIENCE = 22.0
 _ANSWER = 4.0  # seconds that the other ranks have to write their stacks
 _EXIT = 75  # as `STOPPED`: to be started again
+_FAILED = 3  # as the scripts' exit code of a run that failed
+_LATE = 10.0  # seconds after the timeout until the second thread ends what the first could not
 
 
 @dataclass
@@ -58,22 +67,30 @@ PLACE = Place()
 
 
 class Watch:
-    """The thread of one rank, and what it has to say."""
+    """The threads of one rank, and what they have to say."""
 
-    def __init__(self, store: Store, rank: int, world: int) -> None:
-        """Watch over this rank through a connection of its own to the ranks' store."""
-        self.rank, self.world = rank, world
+    def __init__(self, store: Store, rank: int, world: int, timeout: float) -> None:
+        """Watch over this rank through a connection of its own to the ranks' store.
+
+        Where that gives no answer for `timeout` seconds the process ends.
+        """
+        self.rank, self.world, self._timeout = rank, world, timeout
         self._waiting = store.clone()  # of the main thread, which asks after a timeout
         self._beating = store.clone()
-        self._number = 0
+        self._number, self._answers = 0, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
         self._thread.start()
+        self._guard = threading.Thread(target=self._end_when_silent, name="guard", daemon=True)
+        self._guard.start()
 
     def close(self) -> None:
-        """End the thread: one still in the store when Python ends would abort the process."""
+        """End the threads: one still in the store when Python ends would abort the process."""
         self._over.set()
-        self._thread.join(30 * _BEAT)
+        self._guard.join()
+        self._thread.join(0.0 if hangs() else 30 * _BEAT)
+        if self._thread.is_alive():
+            abandon(self._thread)
 
     def _work(self) -> None:
         written = False
@@ -81,10 +98,33 @@ class Watch:
             while not self._over.wait(_BEAT if self._number else 0):
                 self._number += 1
                 self._beating.set(f"watch/place/{self.rank}", self._word())
-                if not written and self._beating.check(["watch/stacks"]):
+                asked = self._beating.check(["watch/stacks"])
+                self._answers += 1
+                if asked and not written:
                     written = True
                     write_stacks(self.rank, _stacks())
                     self._beating.set(f"watch/written/{self.rank}", "")
+
+    def _end_when_silent(self) -> None:
+        """End the process once the store has been silent for too long; it hangs, or soon will."""
+        waited, before, heard = 0.0, time.monotonic(), self._answers
+        while not self._over.wait(_BEAT):
+            now = time.monotonic()
+            waited += min(now - before, 2 * _BEAT)  # not the time in which this process stood still
+            before = now
+            if self._answers != heard or not self._thread.is_alive():
+                waited, heard = 0.0, self._answers
+            elif waited > self._timeout + _LATE:
+                with suppress(Exception):  # a full disk must not keep the process
+                    write_stacks(self.rank, _stacks())
+                line = SILENCE.format(who=f"waited for {self._silent_holder()}")
+                place = f"on {socket.gethostname()} (rank {self.rank})"
+                print(f"error: {place}: {line}", file=sys.stderr, flush=True)
+                os._exit(_FAILED)
+
+    def _silent_holder(self) -> str:
+        step = f"this rank: step {PLACE.steps}, {PLACE.phase}"
+        return f"{holder()} and says nothing any more ({step})"
 
     def _word(self) -> str:
         word = {"host": socket.gethostname(), "steps": PLACE.steps, "phase": PLACE.phase}
@@ -97,21 +137,34 @@ class Watch:
             stack: this rank's own, of the error.
 
         Returns:
-            A clause that names ranks and hosts; empty where the store cannot be read.
+            A clause that names ranks and hosts.
         """
-        try:
+
+        def look() -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
             before = self._places()
             self._waiting.set("watch/stacks", "")
             others = [f"watch/written/{r}" for r in range(self.world) if r != self.rank]
             end = time.monotonic() + _ANSWER
             while time.monotonic() < end and not self._waiting.check(others):
                 time.sleep(0.1)
-            after = self._places()
-        except Exception:  # the store has gone with its host
-            return ""
+            return before, self._places()
+
+        try:
+            before, after = ask(look, 2 * _ANSWER)
+        except Exception:  # the store has gone, or stands still, with its process
+            return f"waited for {self._silent_holder()}"
         finally:
             write_stacks(self.rank, stack)
         return name_ranks(before, after, self.rank)
+
+    def explain_loss(self, stack: str) -> str:
+        """Say that the store has gone, after a connection was closed; nothing where it is there."""
+        try:
+            ask(lambda: self._waiting.check(["watch/stacks"]), _ANSWER)
+        except Exception:
+            write_stacks(self.rank, stack)
+            return f"lost {holder()} and has ended, or cannot be reached"
+        return ""
 
     def _places(self) -> dict[int, dict[str, Any]]:
         places = {}

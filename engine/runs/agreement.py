@@ -32,7 +32,8 @@ Facts = Mapping[str, str]
 """What must be equal on all ranks that say it, by its name in a refusal."""
 PLACES = (
     "data", "classes", "downstream", "out", "overwrite", "weights", "original", "retrained", "runs",
-    "forget", "mask", "related", "cache", "device", "workers", "report", "define",
+    "forget", "mask", "related", "groups", "canaries_among", "cache", "device", "workers", "report",
+    "define",
 )  # fmt: skip
 """Settings that may differ between nodes: where things lie; their contents are compared."""
 

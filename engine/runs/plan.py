@@ -22,7 +22,8 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
-from letheon.engine.ranks.watch import PLACE
+from letheon.engine.ranks.flight import write_flights_to
+from letheon.engine.ranks.watch import PLACE, STACKS
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.reads import write_reads
@@ -35,7 +36,7 @@ from letheon.loaders.factory import kind_of
 from letheon.loaders.forget_request import Request, forget_mask, leave_out_earlier
 from letheon.loaders.options import DataOptions
 from letheon.loaders.preset import Preset
-from letheon.loaders.views import align_labels, list_notes, model_classes, unwrap
+from letheon.loaders.views import SubsetImages, align_labels, list_notes, model_classes, unwrap
 from letheon.progress import note, say
 
 
@@ -141,6 +142,14 @@ class Plan:
         """The images without those forgotten earlier, and which training images to forget."""
         return leave_out_earlier(self.data, self.request, self.model.requests)
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """(n,), the number in the training set of each image that the run may read."""
+        train = self.split[0].train
+        if train is not self.data.train and isinstance(train, SubsetImages):
+            return train.numbers
+        return np.arange(len(train))
+
     def set_digests(self) -> dict[str, str]:
         """Digests of the images by split, as they were opened; computed once a set."""
         return {"train": self.data.train.digest, "test": self.data.test.digest}
@@ -148,7 +157,7 @@ class Plan:
     def _held_out(self, ranks: Ranks) -> Loader:
         """The held-out images; a request of single samples names none of them."""
         images = self.split[0].test
-        labels = images.labels
+        labels = images.true_labels
         forget = np.zeros(len(labels), dtype=np.bool_)
         if self.request is not None and self.request.samples is None:
             forget = forget_mask(self.request, labels)
@@ -235,6 +244,8 @@ def start_run(plan: Plan, run: Run, out: Path, start: Start, poll: Poll) -> Save
     PLACE.folder = record.folder
     record.write(ORIGIN, start.origin)
     saver = open_saver(record, poll, start.resume, start.overrides)
+    if run.ranks.world > 1:
+        write_flights_to(record.folder / STACKS, run.ranks.device)
     if saver.previous is not None:
         _reopen_loader(plan, run, saver.previous.facts["choices"]["loader"])
     if plan.request is not None and run.ranks.main:
@@ -271,6 +282,8 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         "warnings": run.warnings,
         **({"resumed": saver.history} if saver.history else {}),
     }
+    if run.model.canaries is not None:
+        facts["canaries"] = run.model.canaries.facts
     request = plan.dated_request if run.ranks.main else plan.request
     if request is not None:
         run.model.requests = (*run.model.requests, request)
@@ -278,7 +291,8 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         facts["images"] = {"train": len(plan.data.train), "test": len(plan.data.test)}
         facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
-        facts["reads"] = write_reads(record.folder, run.reads, run.forget)
+        numbers, size = torch.from_numpy(plan.numbers), len(plan.data.train)
+        facts["reads"] = write_reads(record.folder, run.reads, run.forget, numbers, size)
     wait_for_ranks(run.ranks)  # a slow disk is no timeout
     if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
         run.warnings.append(collapse)

@@ -52,6 +52,8 @@ FINISHED = "run.json"
 """Written last: a folder without it holds an unfinished run."""
 ORIGIN = "origin.json"
 """What the run is made of, written first: `engine/runs/origin.py`."""
+LOG = "metrics.jsonl"
+"""What happened, a line a report."""
 STATE = "state"
 """Folder of the saved states of an unfinished run."""
 FAILED = "failed.json"
@@ -61,7 +63,7 @@ LAST_FINITE = "last-finite.safetensors"
 _AGAIN = "again"
 """Entry of that file: the disk was the reason, and the same command may end otherwise."""
 OWN = (
-    FINISHED, FAILED, "settings.json", "versions.json", "request.json", "metrics.jsonl",
+    FINISHED, FAILED, "settings.json", "versions.json", "request.json", LOG,
     "weights.safetensors", LAST_FINITE, "reads.safetensors", MANIFEST, SIGNATURE, DISPOSAL, ORIGIN,
     STATE, STACKS, TENSORBOARD, "*.partial",
 )  # fmt: skip
@@ -72,6 +74,13 @@ _FLOORS = ("letheon", "kernels", "loaders", "engine", "methods", "eval", "launch
 def settle_run(out: Path) -> None:
     """Complete or undo the replacement of a run that was interrupted; call it under its lock."""
     settle(out, FINISHED, OWN)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Settle a run, and remove the states of a finished one that died before it removed them."""
+    settle_run(out)
+    if (out / FINISHED).is_file() and (out / STATE).is_dir():
+        remove_own(out, (STATE,))
 
 
 def working_folder(out: Path) -> Path:
@@ -104,7 +113,7 @@ def has_only_started(folder: Path) -> bool:
     """Whether a run died there before it had said what it is made of: nothing is lost with it."""
     names = _content(folder)
     return bool(names) and all(
-        name in ("settings.json", "versions.json") or name.endswith(durable.PARTIAL)
+        name in ("settings.json", "versions.json", TENSORBOARD) or name.endswith(durable.PARTIAL)
         for name in names
     )
 
@@ -213,10 +222,10 @@ class Record:
             clear_new_folder(out)  # what an unfinished run left there
         with durable.disk_errors(self.folder):
             self.folder.resolve().mkdir(parents=True, exist_ok=True)
-        stays = ("metrics.jsonl", STATE, ORIGIN, STACKS, TENSORBOARD) if resume else ()
+        stays = (LOG, STATE, ORIGIN, STACKS, TENSORBOARD) if resume else ()
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
-        self._logger = JsonLines(self.folder / "metrics.jsonl")
+        self._logger = JsonLines(self.folder / LOG)
         self._trackers = open_trackers(self.folder, settings)
         self.write("settings.json", settings)
         self.write("versions.json", versions(ranks))
@@ -238,15 +247,15 @@ class Record:
     @property
     def length(self) -> int:
         """Bytes of metrics.jsonl; 0 on all ranks but the first."""
-        file = self.folder / "metrics.jsonl"
+        file = self.folder / LOG
         return file.stat().st_size if self.main and file.exists() else 0
 
     def cut(self, length: int) -> None:
         """Drop the lines of metrics.jsonl beyond `length` bytes: they will be written again."""
         if self.main and self.length > length:
-            content = (self.folder / "metrics.jsonl").read_bytes()
-            durable.write(self.folder / "metrics.jsonl", content[:length])
-            self._logger = JsonLines(self.folder / "metrics.jsonl")
+            content = (self.folder / LOG).read_bytes()
+            durable.write(self.folder / LOG, content[:length])
+            self._logger = JsonLines(self.folder / LOG)
 
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, signed where the settings name a key, over all other files."""
@@ -257,7 +266,7 @@ class Record:
         }
         weights = self._settings.get("weights")
         ancestry = {} if weights is None else {"original": trace_ancestry(str(weights))}
-        log = self.folder / "metrics.jsonl"
+        log = self.folder / LOG
         phases = {line.get("phase"): line for line in read_lines(log) if line["kind"] == "phase"}
         metrics = {"weights": facts.get("weights"), "last_of_each_phase": phases}
         known = {**read, **ancestry, "metrics": metrics, "facts": json.loads(_text(facts))}
@@ -293,7 +302,7 @@ class Record:
                     f"be written ({self._logger.reason})",
                     file=sys.stderr,
                 )
-        if self.main and (line := broken_link(self.folder / "metrics.jsonl")) is not None:
+        if self.main and (line := broken_link(self.folder / LOG)) is not None:
             facts["log_damaged_from"] = line
             print(
                 f"warning: {self.out}: line {line} of metrics.jsonl is not as it was written; the "
@@ -305,6 +314,8 @@ class Record:
         self.write(FINISHED, facts)
         if self.main:
             remove_own(self.folder, (STATE,))
+            with suppress(OSError):  # empty where no rank hung
+                (self.folder / STACKS).rmdir()
         if self.main and self.folder != self.out:
             publish(self.out, OWN)
         self.folder = self.out

@@ -11,9 +11,7 @@ import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from letheon.engine.checkpoints.run_state import read_random, set_random
 from letheon.engine.checkpoints.saver import Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Pass, Seconds, passes
@@ -103,7 +101,7 @@ class _Job:
         self.now: Pass | None = None
         self.saver: Saver | None = None
         self._passes: Iterator[Pass] = iter(())
-        self._random = _random(ranks)
+        self._random = read_random(ranks)
 
     @property
     def at(self) -> Pass:
@@ -138,8 +136,8 @@ class _Job:
 
     def attempt(self, work: Callable[..., None], *args: Batch | None) -> None:
         """Do the work under the run's own random numbers; a failure ends this run and no other."""
-        outer = _random(self.ranks)
-        _set_random(self._random, self.ranks)
+        outer = read_random(self.ranks)
+        set_random(self._random, self.ranks)
         try:
             work(*args)
         except Exception as error:
@@ -154,8 +152,8 @@ class _Job:
             self.run = self.now = None
             self._passes = iter(())
         finally:
-            self._random = _random(self.ranks)
-            _set_random(outer, self.ranks)
+            self._random = read_random(self.ranks)
+            set_random(outer, self.ranks)
 
 
 def choose_group(jobs: Sequence[_Job]) -> list[_Job]:
@@ -202,17 +200,3 @@ def _watch(
     }
     shown = [job.at.shown(job.member.name) for job in group]
     yield from line.watch(shown, batches, sum(apart.values()), lambda item: item[1].total)
-
-
-def _random(ranks: Ranks) -> list[Tensor]:
-    """The state of torch's generators that a step may draw from."""
-    states = [torch.get_rng_state()]
-    if ranks.device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(ranks.device))
-    return states
-
-
-def _set_random(states: Sequence[Tensor], ranks: Ranks) -> None:
-    torch.set_rng_state(states[0])
-    if ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], ranks.device)

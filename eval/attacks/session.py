@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,7 +15,15 @@ from letheon.eval.attacks.suite import IMAGES, Attack, Targets, attack
 from letheon.eval.comparison import Entry
 from letheon.eval.evaluate import Inference, Measuring, Table, read_images
 from letheon.eval.inference.sampling import sample_rows
-from letheon.eval.probes.relearn_evaluator import Curves, Lesson, Relearning, curves, rate_of
+from letheon.eval.probes.relearn import RATES, TRIAL, feature_batches
+from letheon.eval.probes.relearn_evaluator import (
+    BATCH,
+    Curves,
+    Lesson,
+    Relearning,
+    curves,
+    rate_of,
+)
 from letheon.eval.row_builder import add_stage
 from letheon.loaders.preset import Preset
 
@@ -25,10 +33,13 @@ _HELD_MOST = 1_000  # held-out images that the relearn curve is measured on
 
 @dataclass(frozen=True)
 class Lessons:
-    """Images that models relearn from; those of one preset share them, and they are read once."""
+    """Reads the images that models relearn from and are attacked with, as each preset has them.
+
+    Nothing is held here but learning rates: who asks keeps the images while it needs them.
+    """
 
     inference: Inference
-    _known: dict[Preset, tuple[Lesson, Tensor]] = field(default_factory=dict)
+    _rates: dict[Preset, float] = field(default_factory=dict)
 
     @property
     def held_rows(self) -> list[int]:
@@ -36,29 +47,49 @@ class Lessons:
         forget = torch.from_numpy(self.inference.comparison.forget_mask("test"))
         return sample_rows(forget, _HELD_MOST).tolist()
 
-    def of(self, entry: Entry) -> tuple[Lesson, Tensor]:
-        """Read the lesson as this model sees it, and (n,) bool: which images are to be forgotten.
+    def read_lesson(self, entry: Entry) -> Lesson:
+        """Read all that this model relearns from and is tested on."""
+        read, held = self.inference, self.held_rows
+        rate = self.find_rate(entry)
+        images, labels = self._read(entry, "train", read.balanced_rows())
+        asked = self._read(entry, "test", held) if held else (images[:0], labels[:0])
+        related = read.related_images(entry)
+        return Lesson(images, labels, *asked, read.extent.relearn, rate, related)
 
-        The learning rate is the largest at which the original, where there is one, can go on.
+    def read_targets(self, entry: Entry) -> Targets:
+        """Read the few of these images that this model is attacked with."""
+        read = self.inference
+        rows = torch.tensor(read.balanced_rows())
+        member = torch.from_numpy(read.comparison.forget_mask("train"))[rows]
+        few = attack_rows(member)
+        images, labels = self._read(entry, "train", rows[few].tolist())
+        gone = tuple(read.comparison.request.classes)
+        return Targets(
+            images, labels, member[few], gone, read.extent.attacks, self.find_rate(entry)
+        )
+
+    def find_rate(self, entry: Entry) -> float:
+        """Find the largest rate at which the original, where one has this preset, can go on.
+
+        Of the lesson only the images of the trial are read, and they are let go.
         """
         read, preset = self.inference, entry.model.preset
-        if preset not in self._known:
-            alone = Ranks(device=read.ranks.device)
-            rows, held = read.balanced_rows(), self.held_rows
-            images, labels = read_images(read.loader("train", entry, alone), rows)
-            asked = (images[:0], labels[:0])
-            if held:
-                asked = read_images(read.loader("test", entry, alone), held)
-            related = read.related_images(entry)
-            lesson = Lesson(images, labels, *asked, read.extent.relearn, related=related)
-            for before in read.comparison.of_role("original")[:1]:
-                if before.model.preset != preset:
-                    continue
-                rate = rate_of(before.model, lesson, alone.device)
-                lesson = Lesson(images, labels, *asked, read.extent.relearn, rate, related)
-            member = torch.from_numpy(read.comparison.forget_mask("train"))[rows]
-            self._known[preset] = (lesson, member)
-        return self._known[preset]
+        for before in read.comparison.of_role("original")[:1]:
+            if before.model.preset == preset and preset not in self._rates:
+                rows = torch.tensor(read.balanced_rows())
+                order = feature_batches(rows, rows, BATCH, seed=0)
+                steps = [order(step)[0] for step in range(TRIAL)]
+                needed = torch.cat(steps).unique()
+                images, labels = self._read(before, "train", needed.tolist())
+                places = [torch.searchsorted(needed, numbers) for numbers in steps]
+                self._rates[preset] = rate_of(
+                    before.model, [(images[at], labels[at]) for at in places], read.ranks.device
+                )
+        return self._rates.get(preset, RATES[0])
+
+    def _read(self, entry: Entry, key: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        alone = Ranks(device=self.inference.ranks.device)
+        return read_images(self.inference.loader(key, entry, alone), rows)
 
 
 def _of_rows(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict[str, T]:
@@ -84,8 +115,11 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
             row.why["relearn"] = reason
         return
 
+    known: dict[Preset, Lesson] = {}
+
     def learn(entry: Entry) -> Curves | str:
-        lesson = lessons.of(entry)[0]
+        preset = entry.model.preset
+        lesson = known[preset] = known.get(preset) or lessons.read_lesson(entry)
         try:
             return curves(entry.model, lesson, of.ranks.device)
         except RunFailed as error:  # one that diverges as it learns leaves the others their curves
@@ -119,15 +153,13 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
     originals = (e for e in of.comparison.of_role("original") if e.name not in table.left_out)
     before = next(originals, None)
 
+    known: dict[Preset, Targets] = {}
+
     def make(entry: Entry) -> Attack:
-        lesson, member = lessons.of(entry)
-        rows = attack_rows(member)
-        targets = Targets(
-            lesson.images[rows], lesson.labels[rows], member[rows],
-            tuple(of.comparison.request.classes), of.extent.attacks, lesson.rate,
-        )  # fmt: skip
+        preset = entry.model.preset
+        targets = known[preset] = known.get(preset) or lessons.read_targets(entry)
         # One that reads images in another way cannot be asked the same.
-        alike = before is not None and before.model.preset == entry.model.preset
+        alike = before is not None and before.model.preset == preset
         original = before.model if before is not None and alike else None
         return attack(entry.model, original, targets, of.ranks.device)
 

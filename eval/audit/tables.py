@@ -19,34 +19,19 @@ from letheon.eval.audit.false_positives import (
     false_positives,
     tolerance,
 )
+from letheon.eval.audit.strata import list_strata
 from letheon.eval.metrics.reference import Band, Row
 from letheon.eval.report.definitions import define, format_title
 from letheon.eval.report.tables import format_band
-from letheon.eval.report.verdict import ORACLES, judge
+from letheon.eval.report.verdict import CHOICE, ORACLES, judge, name_request
 
+_STRATA = (
+    "Accuracy on the forget images of each stratum (their number in brackets); behind it, how many "
+    "standard deviations the mean probability of the label lies from the retrained models', in "
+    "bold where that accuses the model. `metrics.json` has all strata."
+)
 SHOWN = 12
 """Metrics that accuse a model, of which the table names the strongest."""
-
-
-def name_request(rows: Sequence[Row]) -> str:
-    """Say which kind of forgetting was asked for, and what the retrained models are a reference of.
-
-    Undoing the effect of samples ("untraining") and removing a concept ("unlearning") have
-    different references (arXiv 2604.07962).
-    """
-    row = rows[0]
-    names, numbers = row.get("classes") or [], row.get("forgotten") or []
-    if not numbers:
-        return (
-            "Single samples were to be forgotten: their effect is to be undone (untraining), and "
-            "the retrained models are its reference. A retrained model may still be right on them."
-        )
-    classes = ", ".join(str(names[n]) if n < len(names) else str(n) for n in numbers)
-    return (
-        f"Whole classes were to be forgotten ({classes}). The retrained models say whether the "
-        "effect of their images is undone (untraining); whether the concept is gone (unlearning) "
-        "is said by TFA and the probes, on which a retrained model need not be at chance."
-    )
 
 
 def _rates(by_key: dict[str, FalsePositives], seeds: int) -> list[str]:
@@ -97,9 +82,11 @@ def as_audit(rows: Sequence[Row]) -> str:
         rows: prepared, each with "name" and "role".
     """
     retrained = [row for row in rows if row["role"] == "retrained"]
-    parts = ["# The audit of this table", name_request(rows)]
+    parts = ["# The audit of this table", *filter(None, [name_request(rows)])]
     if verdicts := judge(rows):
         parts.append("\n".join(f"- {line}" for line in verdicts))
+    if len(retrained) >= ORACLES:
+        parts.append(CHOICE)
     found = false_positives(rows)
     if not found:
         parts.append(
@@ -115,6 +102,8 @@ def as_audit(rows: Sequence[Row]) -> str:
             "## In units of the retrained models' spread",
             "\n".join(_spreads(rows, retrained)),
         ]
+    if tables := list(list_strata(rows)):
+        parts += ["## By stratum", _STRATA, *tables]
     if (ranks := agreement(rows)) is not None:
         worst = [
             f"- {define(a).title} against {define(b).title}: {tau:+.2f}"

@@ -152,10 +152,10 @@ class _ShownLoader:
         self._source, self._label, self._ranks = source, label, ranks
         self.train, self.steps = source.train, source.steps
 
-    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+    def sweep(self, indices: Sequence[int] | None = None, skip: int = 0) -> Iterator[Batch]:
         """As the source's; a batch says how many samples the sweep has."""
         line = Line(self._label, 0, self._ranks.main)
-        for batch in line.wait_for(self._source.sweep(indices)):
+        for batch in line.wait_for(self._source.sweep(indices, skip)):
             line.total = -(-batch.total // self._ranks.world)
             line.advance(len(batch.labels), len(batch.labels) * self._ranks.world)
             yield batch

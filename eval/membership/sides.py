@@ -44,7 +44,13 @@ def attack_sides(case: Case) -> Sides:
     train, test = case.train, case.test
     members, retain = train.sample(train.forget), train.sample(~train.forget)
     labels = test.gather(test.labels)
-    held_out = torch.isin(labels, train.gather(train.labels[members]).unique())
+    # The classes of canaries are drawn, and say nothing of what is to be forgotten.
+    drawn = torch.tensor([*case.peers.canaries], dtype=torch.int64)
+    own = members[~torch.isin(train.index[members], drawn)]
+    classes = train.gather(train.labels[own]).unique()
+    if not len(classes):
+        classes = train.gather(train.labels[members]).unique()
+    held_out = torch.isin(labels, classes)
     every_class = bool(held_out.all())
     second = torch.zeros_like(held_out)
     second[held_out.nonzero()[1::2, 0]] = True

@@ -40,7 +40,7 @@ IDEALS: Mapping[Better, str] = {
 """What each direction means, for a reader."""
 Need = Literal[
     "original", "reference", "retrained", "untrained", "test", "held-out", "downstream",
-    "whole classes",
+    "whole classes", "canaries",
     "depth full", "several runs", "relearning",
 ]  # fmt: skip
 """What a metric cannot do without.
@@ -51,6 +51,7 @@ Need = Literal[
 - ``test``: test images that are not the training images.
 - ``held-out``: test images of the forgotten classes; ``whole classes``: no single samples.
 - ``downstream``: images of another set.
+- ``canaries``: training images under a planted label.
 - ``depth full``: computed in a full evaluation only.
 - ``several runs``: runs of the method, and retrained models, that differ by the seed.
 - ``relearning``: relearn curves.
@@ -69,6 +70,7 @@ GROUPS = (
     "Distance to the retrained models",
     "Accuracy",
     "Membership inference",
+    "Canaries",
     "Attacks",
     "Representation and probes",
     "Weights",

@@ -125,7 +125,8 @@ def relearn(
 
 RATES = (0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Learning rates of relearning, the usual one first."""
-_TRIAL = 20  # steps
+TRIAL = 20
+"""Steps after which a rate is held to be safe."""
 
 
 def find_rate(net: nn.Module, batches: Batches) -> float:
@@ -143,7 +144,7 @@ def find_rate(net: nn.Module, batches: Batches) -> float:
         learner = copy.deepcopy(net).eval().requires_grad_(True)
         optimizer = torch.optim.SGD(learner.parameters(), lr=rate, momentum=0.9)
         losses: list[float] = []
-        for step in range(_TRIAL):
+        for step in range(TRIAL):
             inputs, labels = batches(step)
             answer = learner(inputs)
             loss = nn.functional.cross_entropy(getattr(answer, "logits", answer), labels)

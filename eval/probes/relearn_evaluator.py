@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from letheon.eval.probes.relearn import (
 WHOLE, HEAD, RELATED = "whole network", "head only", "related data"
 SLACK = 0.05
 """Below the original's held-out accuracy on the forgotten classes: what counts as relearned."""
-_BATCH = 64
+BATCH = 64
+"""Images of a step."""
 _ROWS = 256  # at a time, where nothing is learned
 
 
@@ -79,7 +81,7 @@ def _curve(
     lesson: Lesson,
     device: torch.device,
 ) -> RelearnCurve:
-    sample = feature_batches(inputs, labels.to(inputs.device), _BATCH, seed=0)
+    sample = feature_batches(inputs, labels.to(inputs.device), BATCH, seed=0)
     truth = lesson.held_labels.to(device)
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -98,16 +100,22 @@ def _curve(
     return relearn(net, batches, accuracy, steps=lesson.steps, every=every, lr=rate)
 
 
-def rate_of(model: Classifier, lesson: Lesson, device: torch.device) -> float:
-    """Return the learning rate at which `model`, the original, can go on learning the lesson."""
-    learner = copy.deepcopy(model).to(device).eval()
-    sample = feature_batches(lesson.images, lesson.labels, _BATCH, seed=0)
+def rate_of(
+    model: Classifier, steps: Sequence[tuple[Tensor, Tensor]], device: torch.device
+) -> float:
+    """Return the learning rate at which `model`, the original, can go on learning a lesson.
+
+    Args:
+        model: of any device and mode; it stays as it is.
+        steps: images and labels of its first steps.
+        device: where to learn.
+    """
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
-        rows, names = sample(step)
-        return rows.to(device), names.to(device)
+        images, labels = steps[step]
+        return images.to(device), labels.to(device)
 
-    return find_rate(learner, batches)
+    return find_rate(copy.deepcopy(model).to(device).eval(), batches)
 
 
 Curves = dict[str, RelearnCurve]

@@ -14,6 +14,7 @@ from letheon.eval.report.definitions import define, format_title, format_value
 from letheon.eval.report.pictures import Picture, distance_to_retrained
 from letheon.eval.report.rows import Prepared
 from letheon.eval.report.tables import describe_seeds, format_band
+from letheon.eval.report.verdict import judge, name_request, tell_disagreement
 
 Row = dict[str, Any]
 _MARKS = (
@@ -145,5 +146,7 @@ def page(
     environment = Environment(loader=place, autoescape=True, trim_blocks=True)
     return environment.get_template("page.html").render(
         heading=heading, facts=facts or {}, count=len(prepared.rows), sentence=prepared.sentence,
+        kind=name_request(prepared.rows),
+        verdicts=[*judge(prepared.rows), *tell_disagreement(prepared.rows)],
         tables=tables, pictures=pictures, examples=examples,
     )  # fmt: skip

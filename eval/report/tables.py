@@ -13,7 +13,7 @@ from typing import Any
 from letheon.eval.metrics.reference import Band
 from letheon.eval.report.definitions import define, format_title, format_value
 from letheon.eval.report.rows import Prepared
-from letheon.eval.report.verdict import judge
+from letheon.eval.report.verdict import judge, name_request, tell_disagreement
 
 FORMAT = "letheon-metrics"
 VERSION = 1
@@ -89,7 +89,8 @@ def as_text(prepared: Prepared) -> str:
         lines.append("  ".join([f"{cells[0]:<{widths[0]}}", *rest]).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     out = [f"left out: {name}: {why}" for name, why in prepared.left_out.items()]
-    out += [f"verdict: {line}" for line in judge(prepared.rows)]
+    verdicts = [*judge(prepared.rows), *tell_disagreement(prepared.rows)]
+    out += [f"verdict: {line}" for line in verdicts]
     return "\n".join([*lines, *out, "", *legend(prepared)])
 
 
@@ -117,8 +118,10 @@ def as_markdown(prepared: Prepared) -> str:
     if prepared.summary:
         below = [f"- {line}" for line in legend(prepared)]
         parts.append("\n".join([*_markdown(summary_grid(prepared)), "", *below]))
-    if verdicts := judge(prepared.rows):
+    if verdicts := [*judge(prepared.rows), *tell_disagreement(prepared.rows)]:
         parts.insert(1, "\n".join(f"- {line}" for line in verdicts))
+    if kind := name_request(prepared.rows):
+        parts.insert(1, kind)
     for group, keys in prepared.columns.items():
         texts = [f"- **{format_title(key)}**: {define(key).text}" for key in keys]
         table = _markdown(group_grid(prepared, group))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from letheon.eval.audit.agreement import agreement
+from letheon.eval.audit.agreement import LEAST, agreement
 from letheon.eval.audit.false_positives import LEVEL
 from letheon.eval.checks import Floats
 from letheon.eval.metrics.reference import Row, numbers
@@ -21,6 +21,14 @@ from letheon.eval.metrics.registry import Metric, metrics
 
 CUT = 10.0
 """Standard deviations at which a metric's distance is cut."""
+CHOICE = (
+    "How to read p of 'one of them': the root mean square was chosen of six distances by looking "
+    "at 24 retrained digits and a head distillation, which a median had passed, so that it finds "
+    "that one was seen in-sample. On other digits it found none of 4 leaks of 2 % of the forget "
+    "set, 3 of 4 of 10 % and 4 of 4 of 50 % (docs/results/power-digits.md). The rate at which true "
+    "retrained models are accused was not chosen: it holds for any rule that was fixed before."
+)
+"""What is to be said where the p-values are printed."""
 ORACLES = 19
 """Retrained models below which no p-value reaches `LEVEL`: the smallest is 1 / (K + 1)."""
 
@@ -99,14 +107,74 @@ def _side(row: Row, original: Row, retrained: Sequence[Row]) -> str:
     if p > LEVEL:
         return f"as near to the original model as to the retrained models, p = {p:.3f}"
     side = "retrained models" if share > 0.5 else "original model"
-    of, chance = max(share, 1 - share), "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"closer to the {side} on {of:.0%} of the forget images, {chance}"
+    of = max(share, 1 - share)
+    return f"closer to the {side} on {of:.0%} of the forget images, {_odds(p)}"
+
+
+def name_request(rows: Sequence[Row]) -> str:
+    """Say which kind of forgetting was asked for, and what the retrained models are a reference of.
+
+    Undoing the effect of samples ("untraining") and removing a concept ("unlearning") have
+    different references (arXiv 2604.07962). Nothing where the rows do not say what was forgotten.
+    """
+    row = rows[0]
+    names, numbers = row.get("classes") or [], row.get("forgotten")
+    if numbers is None:
+        return ""
+    if not numbers:
+        return (
+            "Single samples were to be forgotten: their effect is to be undone (untraining), and "
+            "the retrained models are its reference. A retrained model may still be right on them."
+        )
+    classes = ", ".join(str(names[n]) if n < len(names) else str(n) for n in numbers)
+    return (
+        f"Whole classes were to be forgotten ({classes}). The retrained models say whether the "
+        "effect of their images is undone (untraining); whether the concept is gone (unlearning) "
+        "is said by TFA and the probes, on which a retrained model need not be at chance."
+    )
+
+
+def _odds(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _recall(row: Row, rows: Sequence[Row]) -> str:
+    """Say how many canaries a model remembers, beside chance, the original and the retrained."""
+    beside = [f"chance {row['canary_chance']:.1%}"]
+    for role in ("original", "retrained"):
+        of = [r["canary_recovery"] for r in rows if r["role"] == role]
+        known = [value for value in of if value is not None]
+        if known:
+            beside.append(f"{role} {np.mean(known):.1%}")
+    text = (
+        f"names {row['canary_recovery']:.1%} of {row['canaries']['forget']} canaries by their "
+        f"planted label ({', '.join(beside)}), which ranks above {row['canary_rank']:.0%} of the "
+        "wrong ones (50% if never seen)"
+    )
+    p = row.get("canary_p")
+    text = text if p is None else f"{text}, {_odds(p)}"
+    known = [r.get("canary_p") for r in rows if r["role"] == "original"]
+    odds = [value for value in known if value is not None]
+    if odds and min(odds) > LEVEL:  # nobody forgets what was never learned
+        text += f"; the original itself had not learned them ({_odds(min(odds))}): they say nothing"
+    return text
+
+
+def _is_one(row: Row, retrained: Sequence[Row]) -> str:
+    """Say whether a model could be one more retrained one, with the p-value where there is one."""
+    count = len(retrained)
+    if count < ORACLES:
+        return (
+            f"whether it could be one of the retrained models is not decidable from {count}: a "
+            f"p-value of {LEVEL:.0%} needs {ORACLES}"
+        )
+    p = p_value(row, retrained)
+    like = "could be" if p > LEVEL else "is not"
+    return f"{like} one of the {count} retrained models, p = {p:.3f}"
 
 
 def judge(rows: Sequence[Row]) -> list[str]:
-    """Write one line a model that was to forget, and one on how far the metrics agree.
-
-    There is none where there is no retrained model.
+    """Write one line a model that was to forget; it needs a retrained model or canaries.
 
     Args:
         rows: of a table, each with "name" and "role".
@@ -114,19 +182,34 @@ def judge(rows: Sequence[Row]) -> list[str]:
     retrained = [row for row in rows if row["role"] == "retrained"]
     original = next((row for row in rows if row["role"] == "original"), None)
     lines = []
-    for row in rows if retrained else ():
-        if row["role"] not in ("unlearned", "control"):
-            continue
-        words = [] if original is None else [_side(row, original, retrained)]
-        if len(retrained) < ORACLES:
-            words.append(
-                f"whether it could be one of the retrained models is not decidable from "
-                f"{len(retrained)}: a p-value of {LEVEL:.0%} needs {ORACLES}"
-            )
-        else:
-            p = p_value(row, retrained)
-            like = "could be" if p > LEVEL else "is not"
-            words.append(f"{like} one of the {len(retrained)} retrained models, p = {p:.3f}")
-        lines.append(f"{row['name']}: {'; '.join(words)}")
-    ranks = agreement(rows) if retrained else None
-    return lines if ranks is None else [*lines, f"no single score: {ranks.sentence}"]
+    for row in _unlearned_rows(rows):
+        words = []
+        if retrained and original is not None:
+            words.append(_side(row, original, retrained))
+        if retrained:
+            words.append(_is_one(row, retrained))
+        if row.get("canary_recovery") is not None:
+            words.append(_recall(row, rows))
+        if words:
+            lines.append(f"{row['name']}: {'; '.join(words)}")
+    return lines
+
+
+def _unlearned_rows(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["role"] in ("unlearned", "control")]
+
+
+def tell_disagreement(rows: Sequence[Row]) -> list[str]:
+    """Say how far the metrics agree in ranking the models; stands wherever a score stands.
+
+    Nothing where fewer than two models were to forget: none is ranked.
+    """
+    ranks, models = agreement(rows), len(_unlearned_rows(rows))
+    if ranks is not None:
+        return [f"no single score: {ranks.sentence}"]
+    if models < 2:
+        return []
+    return [
+        f"no single score: how far the metrics agree cannot be told from {models} models; "
+        f"{LEAST} are needed"
+    ]

@@ -64,12 +64,12 @@ GROUPS: Mapping[str, str] = {
 OWN = "Further options"
 
 UNITS: Mapping[str, str] = {
-    **dict.fromkeys(("seed", "holdout_seed"), "SEED"),
+    **dict.fromkeys(("seed", "holdout_seed", "canaries_seed"), "SEED"),
     **dict.fromkeys(("holdout", "share", "raw", "ema", "density", "densities"), "SHARE"),
     **dict.fromkeys(("forget_target", "label_smoothing"), "SHARE"),
     **dict.fromkeys(("size", "sizes", "resize_to", "max_side", "max_pixels"), "PIXELS"),
     **dict.fromkeys(("batch_size", "rank_batch", "block", "whitening_images"), "IMAGES"),
-    **dict.fromkeys(("forget_batch_size",), "IMAGES"),
+    **dict.fromkeys(("forget_batch_size", "canaries"), "IMAGES"),
     **dict.fromkeys(("epochs", "warmup", "max_epochs"), "EPOCHS"),
     **dict.fromkeys(("relearn", "attacks", "log_every", "noise_steps"), "STEPS"),
     **dict.fromkeys(("trials", "at_once"), "TRIALS"),

@@ -32,6 +32,7 @@ from letheon.launch.api import plan_forgetting, plan_training
 from letheon.launch.command import run_command, together
 from letheon.launch.inputs import Call
 from letheon.launch.records.claim import claim
+from letheon.loaders.canaries import CanaryOptions, draw_canaries, plant
 from letheon.loaders.forget_request import resolve
 from letheon.methods.retrain import FromScratch, Retrain
 from letheon.methods.train import Train
@@ -56,6 +57,7 @@ class Settings(JobOptions):
     model: str = "small"
     """Architecture by name."""
     method: Retrain = field(default_factory=Retrain)
+    planting: CanaryOptions = field(default_factory=CanaryOptions)
     saving: SaveOptions = field(default_factory=SaveOptions)
 
     def __post_init__(self) -> None:
@@ -76,11 +78,15 @@ class Settings(JobOptions):
     def call(self, seed: int, out: Path, method: FromScratch, forget: str = "") -> Call:
         """Return the settings of one of the runs."""
         job = {each.name: getattr(self, each.name) for each in fields(JobOptions)}
-        return Call(**{**job, "seed": seed}, forget=forget, method=method, out=out)
+        return Call(
+            **{**job, "seed": seed}, forget=forget, method=method, out=out, planting=self.planting
+        )
 
     def plans(self, ranks: Ranks) -> list[NamedPlan]:
         """Plan every run before anything is written; finished ones are compared, and left out."""
         data = self.open_data()
+        canaries = draw_canaries(self.planting, data, self.seed)
+        data = plant(data, canaries)
         seeds = range(self.seed, self.seed + max(self.count, self.originals))
         shared = {each.name: getattr(self.method, each.name) for each in fields(FromScratch)}
         jobs: list[NamedPlan] = []
@@ -88,7 +94,7 @@ class Settings(JobOptions):
         def add(call: Call, request: str | None) -> None:
             check_free(call.out, False, resume=True, repeat=True)
             model = build(self.model, len(data.classes), call.seed)
-            model.class_names = data.classes
+            model.class_names, model.canaries = data.classes, canaries
             if request is None:
                 plan, run = plan_training(call, call.method, model, data, ranks)
             else:

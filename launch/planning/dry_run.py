@@ -79,10 +79,10 @@ class FewImages(Loader):
         """As the whole set has."""
         return self._loader.steps(stream)
 
-    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+    def sweep(self, indices: Sequence[int] | None = None, skip: int = 0) -> Iterator[Batch]:
         """Those of `indices` that are among the first of their kind."""
         few = sorted(self._few if indices is None else self._few & set(indices))
-        return self._loader.sweep(few)
+        return self._loader.sweep(few, skip)
 
 
 def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> RunPlan:

@@ -135,21 +135,32 @@ def _reads(folder: Path, manifest: dict[str, Any]) -> str | None:
     stored = manifest["facts"].get("reads")
     if stored is None:
         return None
-    counts, forget = read_reads(folder)
-    proof = prove(counts, forget)
+    counts, forget, earlier = read_reads(folder)
+    proof = prove(counts, forget, earlier)
     if proof != stored:
         raise InputError("the counts are not those of the record")
     request = manifest.get("request")
     samples = None if request is None else request["samples"]
     if samples is not None and forget.nonzero().flatten().tolist() != samples:
         raise InputError("the samples to forget are not those of the request")
+    gone = _earlier_samples(request or {}, forget.nonzero().flatten().tolist())
+    left_out = set() if earlier is None else {*earlier.nonzero().flatten().tolist()}
+    if not gone <= left_out:
+        raise InputError("samples of an earlier request were not left out")
     if not proof["clean"]:
         raise InputError("a phase read samples that it was not to read")
     retain = sum(name.startswith("retain/") for name in proof["phases"])
     return (
         f"{proof['forget_samples']} samples to forget; 0 reads of them in "
         f"{retain} phases of retain samples alone"
+        + (f"; {len(left_out)} forgotten earlier were not read" if left_out else "")
     )
+
+
+def _earlier_samples(request: dict[str, Any], forget: list[int]) -> set[int]:
+    """Samples that earlier requests name by their numbers, but for those that are forgotten now."""
+    named = [one["samples"] for one in request.get("earlier", ()) if one["samples"] is not None]
+    return {number for numbers in named for number in numbers} - {*forget}
 
 
 def _ancestry(manifest: dict[str, Any]) -> str | None:

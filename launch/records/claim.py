@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.run_folder import settle_run
+from letheon.engine.runs.run_folder import remove_leftovers
 from letheon.folders import lock
 from letheon.launch.command import together
 
 
 @contextmanager
 def claim(
-    outs: Sequence[Path], ranks: Ranks, settle: Callable[[Path], object] = settle_run
+    outs: Sequence[Path], ranks: Ranks, settle: Callable[[Path], object] = remove_leftovers
 ) -> Iterator[None]:
     """Hold the locks of output folders or files until the block ends, for all ranks at once.
 

@@ -22,9 +22,9 @@ import tyro
 from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.manifest import DISPOSAL, read_manifest
-from letheon.engine.runs.run_folder import STATE
+from letheon.engine.runs.run_folder import STATE, settle_run
 from letheon.eval.inference.cache import stored_outputs
-from letheon.folders import new_folder
+from letheon.folders import new_folder, state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import console
 from letheon.launch.records.claim import claim
@@ -65,6 +65,8 @@ def list_holders(run: Path, cache: Path | None) -> list[Holder]:
     mask = _find(settings.get("method"), "mask")
     if mask:
         found.append(Holder(str(mask), "a mask made from its gradients", False))
+        if (state := state_folder(Path(mask))).exists():
+            found.append(Holder(str(state), "sums of gradients of a mask that was stopped", False))
     for path in (run / STATE, new_folder(run)):
         if path.exists():
             found.append(Holder(str(path), "saved states, or an unfinished replacement", True))
@@ -117,7 +119,7 @@ def remove(run: Path, holders: list[Holder]) -> None:
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Print the list, and remove what is the run's own where that was asked for."""
-    with claim([settings.run], ranks):
+    with claim([settings.run], ranks, settle=settle_run):  # states are removed with a record
         holders = together(ranks, lambda: list_holders(settings.run, settings.cache))
         if not ranks.main:
             return

@@ -44,6 +44,8 @@ def expand_config(
     if "+" in rest:
         raise InputError("got + beside a file of settings; expected one run; leave one of them out")
     method = settings.pop("method", {})
+    if methods:
+        settings.pop("planting", None)  # of a training; other runs read it from the weights
     named = {option_name(word) for word in rest if word.startswith("--")}
     words = [*option_words(settings, named)]
     if methods and method_at(rest, methods, flags) < len(rest):

@@ -112,7 +112,7 @@ class Backend(ABC):
         """Count the global batches of `train(stream, ...)`; equal on every rank."""
         return len(order.stream_sizes(stream, self.forget, self.batch_size))
 
-    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+    def sweep(self, indices: Sequence[int] | None = None, skip: int = 0) -> Iterator[Batch]:
         """This rank's contiguous share, in order, so rows gathered by rank are in order again.
 
         `Batch.total` is the number of samples of the whole sweep. Ranks may differ by one batch.
@@ -122,7 +122,7 @@ class Backend(ABC):
         step = -(-self.batch_size // self.world)
         cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
         parts = [order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts]
-        return waits("data", self.make_batches(parts, None, self.preset))
+        return waits("data", self.make_batches(parts[skip:], None, self.preset))
 
     @abstractmethod
     def make_batches(

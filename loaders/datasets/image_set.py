@@ -33,6 +33,11 @@ class ImageSet(ABC):
     def digest(self) -> str:
         """SHA-256 in hex over what the set holds; equal for equal sets on every machine."""
 
+    @property
+    def true_labels(self) -> NDArray[np.int64]:
+        """(N,) labels before canaries were planted; `labels` where there are none."""
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.labels)
 

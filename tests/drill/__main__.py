@@ -62,7 +62,7 @@ def attempts(scale: float) -> dict[Key, Callable[[Drill], Outcome]]:
         add("full disk", shared_out(FULL_DISKS * scale, faults.FULL), faults.fill_disk)
     else:
         print("full disk: left out; mounting a tmpfs needs root", file=sys.stderr)
-    add("SIGSTOP", {f"rank {rank}": max(1, round(2 * scale)) for rank in (0, 1)}, faults.stop_rank)
+    add("SIGSTOP", dict.fromkeys(faults.STOPS, max(1, round(2 * scale))), faults.stop_rank)
     kinds = [*NAMES] if scale >= 0.2 else [*NAMES][:: max(1, round(0.4 / scale))]
     add("resume, bitwise", {kind: max(1, round(RESUMES * scale)) for kind in kinds},
         faults.stop_and_resume)  # fmt: skip

@@ -339,16 +339,21 @@ def _fill(mount: Path) -> None:
     os.close(handle)
 
 
+STOPS = ("rank 0", "rank 1", "rank 0 with the store", "rank 0 with the store, killed")
+"""Kinds of the drill of a rank that stands still."""
+
+
 def stop_rank(drill: Drill, kind: str, number: int) -> Outcome:
-    """A rank stands still from a random step on."""
+    """A rank stands still from a random step on, or dies while it keeps the ranks' store."""
     rng = random.Random(f"stop {kind} {number}")
     job = drill.base.jobs()["train on two ranks"]
-    rank = int(kind[-1])
+    rank = int(kind.split()[1])
     folder = drill.clean("stop")
     found = Outcome("SIGSTOP", kind, number, 1)
     waiting = Job(job.name, job.script, (*job.args, "--timeout", str(HANG)), job.out, job.digest,
-                  job.marks, 2, True)  # fmt: skip
-    fault = Fault(stop_self, rng.randint(1, drill.events[f"{job.name} step"]), "step")
+                  job.marks, 2, True, "store" not in kind)  # fmt: skip
+    act = kill_self if "killed" in kind else stop_self
+    fault = Fault(act, rng.randint(1, drill.events[f"{job.name} step"]), "step")
     end = waiting.run(folder, faults={rank: fault})
     if end.hung or end.code == 0:
         found.fail(f"the rank that stood still was not found: exit {end.code}")

@@ -169,6 +169,7 @@ def run_job(
     faults: Mapping[int, Fault] | None = None,
     world: int = 1,
     after: float | None = None,
+    agent: bool = True,
 ) -> End:
     """Run a script to its end, with a fault on some of its ranks, or a SIGKILL after some seconds.
 
@@ -179,6 +180,7 @@ def run_job(
         faults: by rank.
         world: ranks; several are started, and ended, as torchrun does.
         after: seconds until the process (of one rank) is killed from outside.
+        agent: whether the ranks' store is the launcher's, as torchrun's; else rank 0's, as srun's.
     """
     log = Path(tempfile.gettempdir()) / f"letheon-drill-{os.getpid()}.log"  # not on a full disk
     log.unlink(missing_ok=True)
@@ -187,7 +189,7 @@ def run_job(
     if world == 1:
         process = fork(lambda: (os.setsid(), _child(script, args, log, faults[0], folder)))
     else:
-        process = fork(lambda: _launch(script, args, log, faults, folder))
+        process = fork(lambda: _launch(script, args, log, faults, folder, agent))
     deadline = time.monotonic() + PATIENCE
     kill_at = None if after is None else time.monotonic() + after
     status, hung = None, False
@@ -212,9 +214,10 @@ def run_job(
 
 
 def _launch(
-    script: str, args: Sequence[str], log: Path, faults: Mapping[int, Fault], folder: Path
-) -> None:
-    """Start the ranks and keep their store, as torchrun does.
+    script: str, args: Sequence[str], log: Path, faults: Mapping[int, Fault], folder: Path,
+    agent: bool,
+) -> None:  # fmt: skip
+    """Start the ranks and keep their store, as torchrun does, if it is to be the launcher's.
 
     When one fails the others have a SIGTERM, then a SIGKILL.
     """
@@ -224,16 +227,19 @@ def _launch(
         port = probe.getsockname()[1]
     os.environ.update(
         WORLD_SIZE=str(len(faults)), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="drill", TORCHELASTIC_RESTART_COUNT="0",
-        TORCHELASTIC_USE_AGENT_STORE="True",
     )  # fmt: skip
+    if agent:
+        os.environ.update(
+            TORCHELASTIC_RUN_ID="drill", TORCHELASTIC_RESTART_COUNT="0",
+            TORCHELASTIC_USE_AGENT_STORE="True",
+        )  # fmt: skip
     ranks = []
     for rank, fault in faults.items():
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         ranks.append(fork(lambda fault=fault: _child(script, args, log, fault, folder)))
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", port, None, True, wait_for_workers=False) if agent else None
     code = 0
     signal.signal(signal.SIGALRM, lambda number, frame: _signal(ranks, signal.SIGKILL))
     while ranks:

@@ -50,6 +50,8 @@ class Job:
     world: int = 1
     saves: bool = False
     """Whether states are saved on the way."""
+    agent: bool = True
+    """Whether the launcher keeps the store of several ranks; else rank 0."""
 
     def command(self, folder: Path) -> tuple[str, ...]:
         """The words after the script's name; the methods come after --out."""
@@ -62,7 +64,8 @@ class Job:
     def run(self, folder: Path, **faults: Any) -> End:
         """Run it in `folder`; as `run_job`."""
         folder.mkdir(parents=True, exist_ok=True)
-        return run_job(self.script, self.command(folder), folder, world=self.world, **faults)
+        args = self.command(folder)
+        return run_job(self.script, args, folder, world=self.world, agent=self.agent, **faults)
 
     def is_whole(self, folder: Path) -> bool:
         """Whether a reader would take what is there for finished."""
@@ -178,7 +181,9 @@ class Base:
                 ("finetune/run.json", "spkd/run.json")),
             Job("train on two ranks", "train", (*training, "1step", "--epochs", "2"), "run",
                 run_digest, ("run.json",), world=2, saves=True),
-            Job("mask", "mask", self.forgetting[:-1], "mask.safetensors", tree_digest),
+            Job("mask", "mask",
+                (*self.forgetting[:-1], "--batch-size", "4", "--save-every", "1step"),
+                "mask.safetensors", tree_digest),
             Job("prepare beton", "prepare", self.preparing("beton"), "set", tree_digest),
             Job("prepare arrays", "prepare", self.preparing("arrays"), "set", tree_digest),
             Job("evaluate", "evaluate", self.evaluating(self.folder / "finetuned"), "table",

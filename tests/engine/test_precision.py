@@ -70,8 +70,8 @@ class Steps(Loader):
     def steps(self, reads: Reads) -> int:
         return self.loader.steps(reads)
 
-    def sweep(self, indices: Any = None) -> Iterator[Batch]:
-        return self.loader.sweep(indices)
+    def sweep(self, indices: Any = None, skip: int = 0) -> Iterator[Batch]:
+        return self.loader.sweep(indices, skip)
 
 
 class Reading(TorchDispatchMode):

@@ -18,7 +18,7 @@ from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.run_folder import Record, check_free, remove_leftovers
 from letheon.engine.runs.stop import Poll, Stopped, check, defer, listen
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
@@ -320,3 +320,57 @@ def test_curves_and_stacks_stay_when_a_run_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "stacks").is_dir() and (tmp_path / "tensorboard").is_dir()
     Record(tmp_path, Ranks(), {})
     assert not (tmp_path / "stacks").exists() and not (tmp_path / "tensorboard").exists()
+
+
+def test_a_damaged_state_is_replaced_and_not_kept(tmp_path: Path) -> None:
+    """Else it would be one of the two that stay, and a whole one go in its place."""
+    folder = StateFolder(tmp_path / "state")
+    for value in (1.0, 2.0):
+        folder.save(state(value))
+    folder.wait()
+    (folder.path / "000002.json").write_text("{}")
+    (folder.path / "000009.safetensors").write_bytes(b"of a process that died before the JSON file")
+    again = StateFolder(tmp_path / "state")
+    found, damaged = again.load(lambda facts: True)
+    assert found is not None and found.facts["value"] == 1.0 and len(damaged) == 1
+    again.save(state(3.0))
+    again.wait()
+    assert sorted({file.stem for file in folder.path.iterdir()}) == ["000001", "000003"]
+    again.clear()
+    assert not folder.path.exists()
+
+
+def test_a_state_whose_lines_are_missing_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a power cut, or a deletion that was cut short: the lines are no one's to invent."""
+    method = Finetune(RECIPE)
+    whole = attempt(method, lambda: run_of(method), tmp_path / "whole", Poll(Ranks()), False)
+    assert whole is not None
+    flushed: list[Path] = []
+    flush = durable.flush
+    monkeypatch.setattr(durable, "flush", lambda path: (flushed.append(path), flush(path)))
+    poll = BreakAt(Ranks(), 6, 7)  # in the second epoch
+    assert attempt(method, lambda: run_of(method), tmp_path / "run", poll, False) is None
+    assert tmp_path / "run" / "metrics.jsonl" in flushed
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(b"")
+    ended = attempt(method, lambda: run_of(method), tmp_path / "run", Poll(Ranks()), True)
+    assert ended is not None and ended[1] == whole[1]
+    assert all(torch.equal(a, b) for a, b in zip(whole[0].values(), ended[0].values(), strict=True))
+    assert "is damaged (metrics.jsonl has 0 bytes of" in capsys.readouterr().err
+
+
+def test_what_a_kill_at_the_edges_leaves(tmp_path: Path) -> None:
+    """Before the run has said what it is, and after it has said that it is finished."""
+    out = tmp_path / "run"
+    (out / "tensorboard").mkdir(parents=True)
+    for name in ("settings.json", "versions.json", "versions.json.partial"):
+        check_free(out, overwrite=False, resume=True)
+        (out / name).write_text("{}")
+    check_free(out, overwrite=False, resume=True)
+    (out / "run.json").write_text("{}")
+    (out / "state" / "prepare").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    remove_leftovers(out)
+    assert not (out / "state").exists() and (out / "notes.txt").exists()

@@ -24,8 +24,10 @@ from letheon.eval.outputs import Outputs
 from letheon.eval.probes.prototypes import attack_class_means, attack_prototype
 from letheon.eval.probes.relearn import RATES, feature_batches, find_rate
 from letheon.eval.row_builder import Row, add_stage
+from letheon.loaders.preset import Preset
 
 CPU = torch.device("cpu")
+PRESET = Preset(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, resize="none", resize_to=8)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,61 @@ def test_what_was_hidden_comes_back_and_the_model_stays(
     add_stage(alone, attack(hidden, None, targets, CPU))
     assert alone.values["mode_barrier"] is None and "no original" in alone.why["mode_barrier"]
     assert alone.values["attack_retain_only"] == row.values["attack_retain_only"]
+
+
+class Gate(nn.Module):
+    """One number before every feature: what hides there is hidden from all classes at once."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.value * rows
+
+
+def gated(gate: float, known: bool) -> Classifier:
+    """Name the channel that is lit, of three; class 1 has no weights where it is not known."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Gate(gate), nn.Linear(3, 3))
+    with torch.no_grad():
+        net[3].weight.copy_(4 * torch.eye(3))
+        net[3].bias.zero_()
+        if not known:
+            net[3].weight[1], net[3].bias[1] = 0, -9
+    return Classifier(net, "gated", PRESET)
+
+
+def test_retain_images_alone_bring_back_what_is_hidden_and_not_what_is_gone() -> None:
+    labels = torch.arange(96) % 3
+    images = torch.zeros(96, 3, 8, 8)
+    images[torch.arange(96), labels] = 1
+    member = labels == 1
+    targets = Targets(images, labels, member, (1,), 20, 0.01)
+
+    def recalled(model: Classifier) -> float:
+        return attack(model, None, targets, CPU).result("retain only")
+
+    hidden = gated(-0.05, known=True)
+    assert share(hidden, images[member], labels[member]) == 0
+    assert recalled(hidden) == 1  # its classes share the gate, which retain images open
+    assert recalled(gated(-0.05, known=False)) == 0  # a retrained model's truth
+    # The attack is SGD with momentum on the retain images alone, written out.
+    rows, names = images[~member].mean((2, 3)), labels[~member]
+    gate = torch.tensor(-0.05, requires_grad=True)
+    weight, bias = (4 * torch.eye(3)).requires_grad_(True), torch.zeros(3, requires_grad=True)
+    batch, pace, best = feature_batches(rows, names, 64, seed=0), [0, 0, 0], 0.0
+    for step in range(20):
+        x, y = batch(step)
+        loss = F.cross_entropy(gate * x @ weight.T + bias, y)
+        slopes = torch.autograd.grad(loss, [gate, weight, bias])
+        pace = [0.9 * v + g for v, g in zip(pace, slopes, strict=True)]
+        with torch.no_grad():
+            for value, v in zip((gate, weight, bias), pace, strict=True):
+                value -= 0.01 * v
+            if step % 5 == 4:
+                logits = gate * images[member].mean((2, 3)) @ weight.T + bias
+                best = max(best, float((logits.argmax(1) == 1).double().mean()))
+    assert best == 1
 
 
 def test_rows_of_an_ordered_set_are_of_all_its_classes() -> None:

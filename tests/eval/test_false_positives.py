@@ -20,6 +20,7 @@ from letheon.eval.audit.false_positives import (
     false_positives,
     tolerance,
 )
+from letheon.eval.audit.power import as_table, measure_power
 from letheon.eval.audit.tables import as_audit, as_audit_json
 from letheon.eval.membership.closeness import closeness
 
@@ -109,3 +110,26 @@ def test_the_request_is_named_by_its_kind() -> None:
     assert "Whole classes were to be forgotten (bee)" in as_audit(rows)
     text = as_audit([{**row, "forgotten": []} for row in rows[:2]])
     assert "Single samples" in text and "not decidable from 2" in text
+
+
+def test_power_is_the_share_of_leaks_that_are_accused() -> None:
+    recalled = {"canary_rank": 0.5, "canary_recovery": 0.1}
+    oracles = [{**row, **recalled, "canary_p": 0.9} for row in retrained(20)]
+    for row, far in zip(oracles[:2], (0.9, 0.5), strict=True):
+        row["TRA"] = far  # one retrained model of twenty is accused by this number
+    like = {**oracles[5], "role": "unlearned", "canary_p": 0.5}
+    small = [{**like, "name": "a"}, {**like, "name": "b", "RA": 0.5, "canary_p": 0.01}]
+    large = [{**like, "name": "c", "RA": 0.2, "FA": 0.3, "canary_p": 1e-4}]
+    rows = [*oracles, *small, *large]
+    found = {one.title: one for one in measure_power(rows, {"2 %": "ab", "50 %": "c"})}
+    assert found["RA"].rates == {"2 %": 0.5, "50 %": 1}
+    assert found["FA"].rates == {"2 %": 0, "50 %": 1} and found["FA"].false_positives == 0
+    assert found["TRA"].rates == {"2 %": 0, "50 %": 0}
+    flagged = [row for row in oracles if "TRA" in accusers(deviations(row, oracles))]
+    assert found["TRA"].false_positives == len(flagged) / 20 > 0
+    canaries = found["**canaries, p of the rank (reads no retrained model)**"]
+    assert canaries.rates == {"2 %": 0.5, "50 %": 1} and canaries.false_positives == 0
+    assert found["**verdict: one of the retrained?**"].false_positives == pytest.approx(1 / 20)
+    lines = as_table(list(found.values())).splitlines()
+    assert lines[0] == "| number | false positives | leak 2 % | leak 50 % |"
+    assert "| RA | " in "".join(lines) and len(lines) == 2 + len(found)

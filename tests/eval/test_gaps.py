@@ -9,8 +9,9 @@ from scipy.stats import bootstrap
 from letheon.errors import InputError, NotMeasurable, RunFailed
 from letheon.eval.metrics import reference, scores
 from letheon.eval.report import verdict
+from letheon.eval.report.page import page
 from letheon.eval.report.rows import prepare
-from letheon.eval.report.tables import as_text
+from letheon.eval.report.tables import as_markdown, as_text
 
 RETRAINED = {
     "FA": 0.0,
@@ -170,3 +171,31 @@ def test_no_number_that_tells_the_sides_apart_is_no_verdict() -> None:
     original = {"name": "o", "FA": 1.0, "RA": 0.5}
     assert verdict.is_closer_to_retrained(alike, original, [alike, alike]) is True
     assert verdict.is_closer_to_retrained(original, original, [alike, alike]) is False
+
+
+def test_canaries_speak_without_a_retrained_model() -> None:
+    recalled = {"canary_recovery": 0.25, "canary_chance": 0.1, "canary_rank": 0.8,
+                "canary_p": 0.0004, "canaries": {"forget": 40}}  # fmt: skip
+    before = {"name": "before", "role": "original", **recalled, "canary_recovery": 0.95}
+    ignorant = {**before, "canary_p": 0.2}
+    (empty,) = verdict.judge([ignorant, {"name": "kept", "role": "unlearned", **recalled}])
+    assert empty.endswith("the original itself had not learned them (p = 0.200): they say nothing")
+    (line,) = verdict.judge([before, {"name": "kept", "role": "unlearned", **recalled}])
+    assert line == (
+        "kept: names 25.0% of 40 canaries by their planted label (chance 10.0%, original 95.0%), "
+        "which ranks above 80% of the wrong ones (50% if never seen), p < 0.001"
+    )
+
+
+def test_no_score_stands_without_the_disagreement() -> None:
+    rows = [
+        {"name": f"m{i}", "role": "unlearned", "FA": i / 10, "RA": 1 - i / 10} for i in range(4)
+    ]
+    assert verdict.tell_disagreement(rows[:1]) == []
+    (few,) = verdict.tell_disagreement(rows[:3])
+    assert "cannot be told from 3 models" in few
+    assert few in as_text(prepare(rows[:3])) and few in as_markdown(prepare(rows[:3]))
+    retrained = [{**row, "name": f"r{i}", "role": "retrained"} for i, row in enumerate(rows[:2])]
+    (many,) = verdict.tell_disagreement([*retrained, *rows])
+    assert "mean Kendall tau of" in many
+    assert many in page(prepare([*retrained, *rows]), (), "x")

@@ -17,6 +17,7 @@ from letheon.eval.inference.extract import InferenceOptions, extract
 from letheon.eval.inference.passes import Passes, Swept
 from letheon.eval.membership.over_seeds import margins
 from letheon.eval.metrics.knn import knn
+from letheon.eval.outputs import Outputs
 from letheon.eval.quick_row import measure
 from letheon.eval.row_builder import build_row
 from letheon.eval.search.neighbors import nearest
@@ -121,6 +122,22 @@ def audited(ranks: Ranks) -> dict[str, Any]:
     return {"row": row, "legacy": other, "margins": margins(model.passes).tolist()}
 
 
+def planted(ranks: Ranks) -> dict[str, Any]:
+    """Canaries and strata of outputs that are shared out."""
+    generator = torch.Generator().manual_seed(0)
+    labels, features = torch.arange(60) % 5, torch.zeros(60, 2)
+    logits = torch.randn(60, 5, generator=generator)
+    known = {number: int((labels[number] + 1) % 5) for number in range(0, 48, 3)}
+    logits[:, 0] += 1
+    rows = torch.arange(60)[share(60, ranks.rank, ranks.world)]
+    whole = Outputs(features, logits, labels, torch.arange(60) < 40, torch.arange(60))
+    own = replace(whole.where(rows), ranks=ranks)
+    of = Peers(names=tuple("abcde"), canaries=known, groups=("even", "odd") * 30)
+    case = Case(Subject(Passes("a", {"train": own, "test": own})), of, ranks=ranks)
+    values = build_row(case).values
+    return {key: values[key] for key in values if key.startswith("canar") or key == "strata"}
+
+
 def apart(ranks: Ranks) -> list[float]:
     """Ranks that take differently long meet without a collective."""
     sums = []
@@ -139,6 +156,7 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "kept": kept(ranks, folder),
         "row": row(ranks),
         "audited": audited(ranks),
+        "planted": planted(ranks),
         "apart": apart(ranks),
     }
 
@@ -207,3 +225,17 @@ def test_every_metric_of_shared_out_samples_is_that_of_one_rank(
             continue
         near = pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value
         assert many[key] == near, key
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_canaries_are_found_wherever_they_lie(results: Results, world: int) -> None:
+    one, many = (flat(results[n][-1]["planted"]) for n in (1, world))
+    assert many == pytest.approx(one)
+    assert many["/canaries/forget"] == 14 and many["/canaries/retain"] == 2
+    assert {f"/canary_{name}" for name in ("recovery", "chance", "rank", "p")} < many.keys()
+    assert many["/strata/group/even/images"] == 20
+    # 8 images of each label, of which the canaries show the next class; 14 of 40 are canaries.
+    sizes = [many[f"/strata/class/{name}/images"] for name in "abcde"]
+    labels = [number % 5 for number in range(40)]
+    shown = [(k + 1) % 5 if number % 3 == 0 else k for number, k in enumerate(labels)]
+    assert sizes == [shown.count(k) for k in range(5)]

@@ -41,8 +41,8 @@ class Doubles(Loader):
         for batch in self.loader.train(stream, epoch, skip):
             yield batch._replace(images=batch.images.double())
 
-    def sweep(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
-        for batch in self.loader.sweep(indices):
+    def sweep(self, indices: Sequence[int] | None = None, skip: int = 0) -> Iterator[Batch]:
+        for batch in self.loader.sweep(indices, skip):
             yield batch._replace(images=batch.images.double())
 
     def steps(self, stream: Stream | Reads) -> int:

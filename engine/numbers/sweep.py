@@ -1,0 +1,65 @@
+"""Passes over a part of the training set that add something up, by a name to be resumed by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.checkpoints.sweep_state import Sums
+from letheon.engine.method import Loss, Run
+from letheon.kernels.keyed import permutation
+from letheon.loaders.batch import Batch
+from letheon.loaders.order import sweep_rounds
+
+Part = Literal["forget", "retain", "all"]
+
+
+def batches(
+    run: Run, part: Part, name: str = "", sums: Sums | None = None, samples: int | None = None
+) -> Iterator[Batch]:
+    """Yield this rank's samples of a part of the training set, on the device, test transform.
+
+    Args:
+        run: the run.
+        part: which training samples.
+        name: what is added up, with all that it depends on besides weights and samples.
+        sums: what the pass adds up, so that a preparation that is stopped goes on in its middle;
+            None: it reads all again.
+        samples: at most so many of them, drawn by the run's seed; None: all.
+    """
+    if part == "all":
+        indices = list(range(len(run.forget)))
+    else:
+        mask = run.forget if part == "forget" else ~run.forget
+        indices = mask.nonzero().flatten().tolist()
+    if samples is not None and samples < len(indices):
+        order = permutation(run.seed, "statistics", 0, len(indices))[:samples]
+        indices = sorted(indices[i] for i in order.tolist())
+    found: Iterator[Batch] = iter(())
+    if run.sweeps is None or sums is None:
+        found = run.loader.sweep(indices)
+    else:
+        whole = sweep_name(run, f"{name}, {samples} samples", part)
+        rounds = sweep_rounds(len(indices), run.recipe.batch_size, run.ranks.world)
+        found = run.sweeps.watch(whole, sums, lambda k: run.loader.sweep(indices, k), rounds)
+    for batch in found:
+        yield batch.to(run.ranks.device)
+
+
+def sweep_name(run: Run, what: str, part: Part) -> str:
+    """Return a digest of all that a sum depends on, but for the images themselves."""
+    known = (
+        what, part, weights_digest(run.model), run.model.preset, tuple(run.named_parameters),
+        run.forget.tolist(), run.precision.dtype, run.recipe.batch_size, run.ranks.world, run.seed,
+    )  # fmt: skip
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def loss_name(loss: Loss) -> str:
+    """Return the name of a loss, its options included, in every process."""
+    if isinstance(loss, partial):
+        return f"{loss_name(loss.func)} {loss.args} {sorted(loss.keywords.items())}"
+    return f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"

@@ -1,0 +1,214 @@
+"""A pass before training that was stopped after any batch ends bitwise as the one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from letheon.engine import statistics
+from letheon.engine.checkpoints.sweep_state import Sweeps
+from letheon.engine.distributed import Ranks
+from letheon.engine.method import Run
+from letheon.engine.recipe import Recipe
+from letheon.engine.runs.stop import Poll, Stopped, listen
+from letheon.launch import mask
+from letheon.loaders.batch import Batch
+from letheon.methods.amun import Amun
+from letheon.methods.finetune import Finetune, cross_entropy
+from letheon.methods.fisher import class_loss
+from tests.engine.resume_tools import Break, BreakAt
+from tests.launch_tools import Scripts
+from tests.pool import on_ranks
+from tests.test_resume import lines_of, stop_after, weights_of
+from tests.world import run_of
+
+METHOD = Finetune(Recipe(batch_size=7))
+LOSSES = [partial(class_loss, label=label) for label in range(3)]
+WORK: dict[str, Callable[[Run], Any]] = {
+    "gradients": lambda run: statistics.gradient_sum(run, "forget", cross_entropy),
+    "squares": lambda run: statistics.squared_gradient_sum(run, "forget", cross_entropy),
+    "a pass for each class": lambda run: statistics.squared_gradient_sum_of(run, "forget", LOSSES),
+    "moments": lambda run: statistics.class_moments(run, "forget"),
+    "covariances": lambda run: statistics.class_covariances(run, "forget"),
+    "inputs": lambda run: statistics.input_covariances(run, "forget", ["0", "5"]),
+    "patches": lambda run: statistics.patch_moments(run, "all", 2, 15),
+    "outputs": lambda run: statistics.outputs_by_index(run, "forget"),
+    "adversarial": lambda run: Amun(steps=2, doublings=2).prepare(run).images,
+    "two passes, then one of them again": lambda run: [
+        statistics.gradient_sum(run, part, cross_entropy)  # type: ignore[arg-type]
+        for part in ("forget", "retain", "forget")
+    ],
+}
+
+
+class Counts:
+    """A loader that notes what its sweeps read."""
+
+    def __init__(self, run: Run) -> None:
+        self._loader, self.read = run.loader, 0
+        run.loader = self  # type: ignore[assignment]
+
+    def sweep(self, indices: Sequence[int], skip: int = 0) -> Iterator[Batch]:
+        for batch in self._loader.sweep(indices, skip):
+            self.read += 1
+            yield batch
+
+
+def compute(name: str, poll: Poll, folder: Path | None) -> tuple[list[Tensor], int] | None:
+    """The result and the batches that were read for it; nothing where the poll broke it off."""
+    run = run_of(METHOD, poll.ranks)
+    counts = Counts(run)
+    if folder is not None:
+        run.sweeps = Sweeps(folder, poll, folder)
+        run.sweeps.load({"images": run.images})
+    try:
+        result = tree_leaves(WORK[name](run))
+    except Break:
+        return None
+    finally:
+        if run.sweeps is not None:
+            run.sweeps.close()
+    return result, counts.read
+
+
+def stopped_at_each(ranks: Ranks, name: str, folder: Path) -> list[int]:
+    """Where the end was another, or batches were read again; the last entry counts the stops."""
+    whole = compute(name, Poll(ranks), None)
+    assert whole is not None
+    odd = []
+    for stop in range(1, sys.maxsize):
+        place = folder / str(stop)
+        if compute(name, BreakAt(ranks, 1, stop), place) is not None:
+            return [*odd, stop - 1]
+        ended = compute(name, BreakAt(ranks, 1, sys.maxsize), place)
+        assert ended is not None
+        same = all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+            for a, b in zip(whole[0], ended[0], strict=True)
+        )
+        # A stop strikes after the next batch, whose read is lost; of nested passes, items count.
+        if not same or (name != "a pass for each class" and ended[1] > whole[1] - stop + 1):
+            odd.append(stop)
+    raise AssertionError
+
+
+def each_on_ranks(ranks: Ranks, folder: Path, names: list[str]) -> list[list[int]]:
+    return [stopped_at_each(ranks, name, folder / name) for name in names]
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_pass_goes_on_after_any_batch(name: str, tmp_path: Path) -> None:
+    (*odd, stops) = stopped_at_each(Ranks(), name, tmp_path)
+    assert odd == [] and stops >= 1
+
+
+def test_on_two_ranks(tmp_path: Path) -> None:
+    """Of 11 forget samples, so that one rank has a batch more than the other."""
+    names = ["gradients", "outputs", "two passes, then one of them again"]
+    for found in on_ranks(2, each_on_ranks, tmp_path, names):
+        assert all(len(one) == 1 and one[0] >= 1 for one in found)
+
+
+def test_other_sums_are_not_taken(tmp_path: Path) -> None:
+    """Of other images, other weights or another part of the set, a pass begins from its start."""
+    assert compute("gradients", BreakAt(Ranks(), 1, 1), tmp_path) is None
+    run = run_of(METHOD)
+    sweeps = run.sweeps = Sweeps(tmp_path, Poll(Ranks()), tmp_path)
+    assert not sweeps.load({"images": "others"})
+    assert sweeps.load({"images": ""})
+    counts = Counts(run)
+    statistics.gradient_sum(run, "all", cross_entropy)
+    assert counts.read == 6
+    with torch.no_grad():
+        run.parameters[0][0] += 1
+    statistics.gradient_sum(run, "forget", cross_entropy)
+    assert counts.read == 8
+
+
+def wait_for_state(folder: Path) -> None:
+    """Until the thread of a job that was broken off has written its state."""
+    while not [*folder.glob("*.json")]:
+        time.sleep(0.01)
+
+
+def test_a_mask_goes_on(
+    tmp_path: Path, scripts: Scripts, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, state = tmp_path / "masks.safetensors", tmp_path / ".masks.safetensors.state"
+    args = ("mask", "--weights", original, "--data", "digits", "--forget", "class:3", "--out", out)
+    args = (*args, "--batch-size", "32", "--save-every", "2steps")
+
+    class Breaks(Poll):
+        taken = 0
+
+        def after_step(self) -> int:
+            self.taken += 1
+            if self.taken > 3:
+                raise Stopped("on purpose")
+            return super().after_step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mask, "Poll", Breaks)
+        assert scripts(*args).code == 75 and not out.exists()
+    wait_for_state(state)
+    ended = scripts(*args)
+    assert ended.code == 0 and "goes on with the unfinished mask" in ended.err
+    assert not state.exists()
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert scripts(*args, "--overwrite").code == 0
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == digest
+    # A process that dies after the mask was written leaves a state that is older than the mask.
+    state.mkdir()
+    (state / "000001.json").write_text("{}")
+    ended = scripts(*args)
+    assert ended.code == 2 and state.exists()
+    out.touch()
+    assert scripts(*args).code == 2 and not state.exists()
+
+
+def test_a_signal_saves_within_the_pass(tmp_path: Path) -> None:
+    class Signals(BreakAt):
+        def after_step(self) -> int:
+            if self.taken == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return super().after_step()
+
+    with listen(), pytest.raises(Stopped, match="saved in its preparation, after 1 of 2 batches"):
+        compute("gradients", Signals(Ranks(), 0, sys.maxsize), tmp_path)
+    with listen():  # which forgets the signal
+        ended = compute("gradients", Poll(Ranks()), tmp_path)
+    assert ended is not None and ended[1] == 1
+
+
+def test_a_run_stopped_in_its_preparation_goes_on(
+    tmp_path: Path, scripts: Scripts, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("forget", "--weights", original, "--data", "digits", "--forget", "class:3")
+    args = (*args, "--save-every", "3steps", "--out", tmp_path / "run")
+    short = ("salun", "random-label", "--epochs", "1", "--batch-size", "32")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        ended = scripts(*args, *short)
+        assert ended.code == 75, ended.err
+    prepared = tmp_path / "run" / "state" / "prepare"
+    wait_for_state(prepared)
+    assert not [*prepared.parent.glob("*.json")]
+    ended = scripts(*args, *short)
+    assert ended.code == 0 and "goes on with the unfinished run" in ended.err
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["resumed"] == [{"epoch": 0, "phase": 0, "steps": 0, "world": 1, "overrides": []}]
+    assert scripts(*args[:-1], tmp_path / "whole", *short).code == 0
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
