@@ -58,10 +58,8 @@ class Cmf(Method):
     definition: ClassVar[Definition] = Definition(
         alias="CMF",
         reads="retain",
-        formula=(
-            "CE of cosines of f to the retained classes' mean features, the head of the end; "
-            "our reading"
-        ),
+        formula="CE of cosines of f to the retained classes' mean features, the head of the "
+        "end; our reading",
         cost="E N_r g, (E + 2) N_r l",
         source="Gao et al. 2026",
     )

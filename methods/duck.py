@@ -80,10 +80,8 @@ class Duck(UntilForgotten):
     definition: ClassVar[Definition] = Definition(
         alias="DUCK",
         reads="paired",
-        formula=(
-            "1 - cos(f, nearest wrong centroid) on F + 1.4 CE(z / T) on R; the second stage of its "
-            "authors' code by second-epochs 2; our reading"
-        ),
+        formula="1 - cos(f, nearest wrong centroid) on F + 1.4 CE(z / T) on R; the second stage of "
+        "its authors' code by second-epochs 2; our reading",
         cost="2 E N_r g, N l an epoch",
         source="Cotogni et al. 2024, eq. 1-4",
     )

@@ -69,10 +69,8 @@ class Spotter(Method):
     definition: ClassVar[Definition] = Definition(
         alias="Spotter",
         reads="forget",
-        formula=(
-            "0.7 KL(q, p) + 0.3 KL(q, p) near F + mean cosine of f within a class, q the "
-            "original without the forgotten classes"
-        ),
+        formula="0.7 KL(q, p) + 0.3 KL(q, p) near F + mean cosine of f within a class, q the "
+        "original without the forgotten classes",
         cost="E N_f 8/3 g, 4 N_f g once",
         source="Ha et al. 2026",
     )

@@ -49,6 +49,7 @@ GROUPS: Mapping[str, str] = {
     "Precision": "Computing",
     "Forgetting": "Request",
     "CheckpointOptions": "Checkpoints from elsewhere",
+    "CanaryOptions": "Canaries",
     "SaveOptions": "Saving and going on",
     "TrackingOptions": "Trackers",
     "Recipe": "Optimization",

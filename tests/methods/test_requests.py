@@ -15,7 +15,7 @@ from tests.world import run_of
 
 METHODS = cases(replace(RECIPE, lr=0.005))
 BY_CLASS = {"head-distillation", "unsir"}
-WHOLE_BATCHES = {"spkd", "pl-spkd", "rkd", "cola", "cu", "gdr-gma", "sfron"}
+WHOLE_BATCHES = {"spkd", "pl-spkd", "rkd", "cola", "cu", "gdr-gma", "sfron", "spotter"}
 PIECES = cases(replace(RECIPE, lr=0.005, grad_accum_steps=2))
 
 
