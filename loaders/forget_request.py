@@ -22,9 +22,9 @@ FORMS = (
     "hardest:10% easiest:500,confidence canaries"
 )
 RANKED = ("hardest", "easiest")
-KINDS = ("class", "file", "random", "top", "samples", "random-samples", *RANKED)
-"""What stands before the colon."""
 """Requests of the samples that come first or last in a ranking by the original network."""
+KINDS = ("class", "file", "random", "top", "samples", "random-samples", "canaries", *RANKED)
+"""What a request begins with."""
 SCORES = ("loss", "confidence")
 """What such a ranking goes by; the first where the request does not say."""
 

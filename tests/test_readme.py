@@ -243,6 +243,13 @@ def test_python_examples_call_what_exists(page: Path) -> None:
                 inspect.signature(function).bind(*node.args, **words)
 
 
+def test_the_site_has_every_page() -> None:
+    """`make docs` refuses a page that `nav` leaves out; so does this, in no time."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES[2:]]
+    assert [page for page in pages if f": {page}\n" not in nav] == []
+
+
 def test_the_readme_shows_every_script_and_method() -> None:
     shown = " ".join(" ".join(words) for words in commands(PAGES[0]))
     assert all(f"launch/{name}.py" in shown or f"letheon {name}" in shown for name in SCRIPTS)
