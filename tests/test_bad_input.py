@@ -164,7 +164,12 @@ def test_a_changed_weights_file_is_found(scripts: Scripts, original: Path, tmp_p
 @pytest.mark.parametrize(
     ("ranks", "args", "expected"),
     [
-        (2, ("--forget", "class:eleven", "finetune"), "unknown class 'eleven'"),
+        pytest.param(
+            2,
+            ("--forget", "class:eleven", "finetune"),
+            "unknown class 'eleven'",
+            marks=pytest.mark.slow,
+        ),
         (3, ("--forget", "class:3", "finetune", "--batch-size", "2"), "got 3 processes"),
     ],
 )

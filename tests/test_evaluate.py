@@ -152,6 +152,7 @@ def test_two_ranks_give_the_same_rows(
     same(one, two, "rows")
 
 
+@pytest.mark.slow
 def test_the_cache_gives_the_same_rows_without_a_pass(
     written: Path, original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(("holdout", "share", "raw", "ema", "density", "densities"), "SHARE"),
     **dict.fromkeys(("forget_target", "label_smoothing"), "SHARE"),
     **dict.fromkeys(("size", "sizes", "resize_to", "max_side", "max_pixels"), "PIXELS"),
-    **dict.fromkeys(("batch_size", "rank_batch", "block", "whitening_images"), "IMAGES"),
+    **dict.fromkeys(("batch_size", "rank_batch", "block", "whitening_images", "batch_norm_group"), "IMAGES"),
     **dict.fromkeys(("forget_batch_size", "canaries"), "IMAGES"),
     **dict.fromkeys(("epochs", "warmup", "max_epochs"), "EPOCHS"),
     **dict.fromkeys(("relearn", "attacks", "log_every", "noise_steps"), "STEPS"),

@@ -100,8 +100,10 @@ def differing(ranks: Ranks, reduce: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("reduce", ["auto", "flat"])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("world", "reduce"),
+    [(1, "auto"), (1, "flat"), (2, "auto"), pytest.param(2, "flat", marks=pytest.mark.slow)],
+)
 def test_as_alone(world: int, reduce: str) -> None:
     assert on_ranks(world, differing, reduce) == [[]] * world
 
