@@ -112,6 +112,12 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
     return found
 
 
+def _larger(run: Run) -> str:
+    if run.recipe.batch_norm_group:
+        return "or a batch_norm_group that divides every batch and is larger"
+    return "a larger batch_size or fewer micro-batches"
+
+
 @contextmanager
 def explain_step(run: Run, phase: Phase, batch: Batch) -> Iterator[None]:
     """Say what would do where a step fails by memory, graphs, or a batch or loss torch refuses."""
@@ -131,7 +137,7 @@ def explain_step(run: Run, phase: Phase, batch: Batch) -> Iterator[None]:
         raise RunFailed(
             f"got a single value in a channel of a batch-norm, of {len(batch.labels)} samples a "
             f"rank in {run.recipe.grad_accum_steps} micro-batches in phase {phase.name}; expected "
-            "two or more; use batch_norm frozen, a larger batch_size or fewer micro-batches"
+            f"two or more; use batch_norm frozen, {_larger(run)}"
         ) from error
     except RuntimeError as error:
         if "CUDAGraphs" in str(error):

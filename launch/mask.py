@@ -20,7 +20,7 @@ from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
-from letheon.engine.runs.run_folder import check_free_file, code_digest, packages
+from letheon.engine.runs.run_folder import check_free_file, source_facts
 from letheon.engine.runs.stop import Poll
 from letheon.folders import state_folder
 from letheon.launch.command import run_command, together
@@ -84,8 +84,8 @@ def open_sweeps(settings: Settings, run: Run) -> Sweeps:
     """Let the run's pass be saved beside the mask, and go on where the same one was stopped."""
     poll = Poll(run.ranks, *SaveOptions(settings.save_every).interval)
     run.sweeps = Sweeps(state_folder(settings.out), poll, settings.out)
-    origin = {"images": run.images, "loader": kind_of(run.loader)}
-    known = run.sweeps.load({**origin, "code": code_digest(), "packages": packages()})
+    origin = {"images": run.images, "loader": kind_of(run.loader), **source_facts()}
+    known = run.sweeps.load(origin)
     if known and run.ranks.main:
         note(f"{settings.out}: goes on with the unfinished mask")
     return run.sweeps

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 _LINGER = 20  # seconds that a helper outlives a scheduler's SIGTERM
@@ -103,33 +105,60 @@ class _Lossy:
 def end_with_reader() -> Iterator[None]:
     """Lose standard error where it cannot be written, and end where standard output cannot.
 
-    Where its reader has gone, the exit code is that of SIGPIPE; where there is no room, 3.
+    Where its reader has gone, the exit code is that of SIGPIPE; where there is no room, 3; but a
+    code that says more than success stays. A stream that was closed before is an empty one.
     """
-    errors = sys.stderr
-    sys.stderr = _Lossy(errors)
+    before = sys.stdout, sys.stderr
+    sys.stdout = before[0] or _nowhere()
+    sys.stderr = _Lossy(before[1] or _nowhere())
+    end, problem = None, None
     try:
-        yield
+        try:
+            yield
+        except SystemExit as error:
+            end = error
+        except OSError as error:
+            if not _is_of_output(error):
+                raise
+            problem = error
+        problem = _flush_output() or problem
+        if problem is not None and not (end and end.code):
+            _end_without_output(problem)
+        if end is not None:
+            raise end
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether an error without a file's name is one of standard output."""
+    if isinstance(error, BrokenPipeError):
+        look = select.poll()
+        look.register(sys.stdout.fileno())
+        return any(events & select.POLLERR for _, events in look.poll(0))
+    return error.filename is None and error.errno == errno.ENOSPC
+
+
+def _flush_output() -> OSError | None:
+    """Flush standard output; one that cannot be flushed takes nothing more."""
+    try:
         sys.stdout.flush()
     except OSError as error:
-        if error.filename is not None or not _output_fails():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        if isinstance(error, BrokenPipeError):
-            sys.exit(128 + signal.SIGPIPE)
-        print(
-            f"error: got {error.strerror} for standard output; expected room there; what was made "
-            "before stands",
-            file=sys.stderr,
-        )
-        sys.exit(3)
-    finally:
-        sys.stderr = errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
-def _output_fails() -> bool:
-    try:
-        sys.stdout.write(" ")
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+def _end_without_output(problem: OSError) -> NoReturn:
+    if isinstance(problem, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)
+    print(
+        f"error: got {problem.strerror} for standard output; expected room there; what was made "
+        "before stands",
+        file=sys.stderr,
+    )
+    sys.exit(3)

@@ -118,6 +118,8 @@ with end_with_reader():
     print("a line for people", file=sys.stderr, flush=True)
     open(sys.argv[1], "w").close()  # the work
     print("the result")
+    if len(sys.argv) > 2:
+        sys.exit(int(sys.argv[2]))
 """
 
 
@@ -137,5 +139,15 @@ def test_an_output_that_cannot_be_written_ends_after_the_work(
         ended = subprocess.run(command, stdout=place, stderr=sides[1], check=False)
     for side in sides:
         os.close(side)
+    assert ended.returncode == code
+    assert (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&- 2>&-", 0), ("> /dev/full", 75)])
+def test_a_closed_output_and_a_code_of_its_own(closed: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "it.py").write_text(OUTPUT)
+    command = f"{sys.executable} {tmp_path / 'it.py'} {tmp_path / 'work'} {code} {closed}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(["sh", "-c", command], env=environment, check=False)
     assert ended.returncode == code
     assert (tmp_path / "work").exists()

@@ -30,7 +30,7 @@ from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.ranks.other_ranks import share_out_state
-from letheon.engine.runs.run_folder import LAST_FINITE, LOG, STATE, Record
+from letheon.engine.runs.run_folder import LAST_FINITE, LOG, STATE, Record, source_facts
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.factory import kind_of
@@ -104,7 +104,9 @@ class Saver:
         if self.previous is not None:
             repeat_choices(run, self.previous.facts)
         run.sweeps = self._sweeps
-        known = self._sweeps.load({"images": run.images, "loader": kind_of(run.loader)})
+        known = self._sweeps.load(
+            {"images": run.images, "loader": kind_of(run.loader), **source_facts()}
+        )
         if known and self.previous is None:
             self.history = [*self._sweeps.history, self.event({})]
         self._sweeps.history = self.history
@@ -124,6 +126,7 @@ class Saver:
         found, self.previous = self.previous, None
         if found is not None:
             restore(course, found)
+            found.facts["world"] = self.ranks.world  # if its pass is repeated, it is saved again
             self.cut_log(found)
         self.poll.reset()
         return found

@@ -32,7 +32,7 @@ from letheon.engine.checkpoints.run_state import (
     wait_on_first,
 )
 from letheon.engine.distributed import gather_tensors, scatter_objects
-from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, stop
+from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, deferred, stop
 
 T = TypeVar("T")
 
@@ -109,6 +109,7 @@ class Sweeps:
         self._poll, self._ranks = poll, poll.ranks
         self._records: dict[str, tuple[int, list[Tensor]]] = {}  # key -> position, on the host
         self._open: list[_Sweep] = []
+        self._deferred = False
         self._counts: Counter[str] = Counter()
         self._origin: Mapping[str, Any] = {}
         self._before, self.seconds = 0.0, 0.0
@@ -156,6 +157,8 @@ class Sweeps:
             RunFailed: on every rank: the last sums could not be written.
         """
         one = self._start(name, sums, rounds)
+        if len(self._open) == 1:
+            self._deferred = deferred()  # by another run of this process
         defer(True)
         try:
             for item in items(one.position):
@@ -163,13 +166,13 @@ class Sweeps:
                 self._advance(one)
             while one.position < rounds:  # other ranks have an item more
                 self._advance(one)
-            defer(len(self._open) > 1)
+            defer(self._deferred or len(self._open) > 1)
             self._save(self._poll.after_epoch())
             if one.key in self._records:
                 self._keep(one)
         finally:
             self._open.remove(one)
-            defer(bool(self._open))
+            defer(self._deferred or bool(self._open))
 
     def close(self) -> None:
         """Wait until all is on disk, and let the sums go. Every rank must call."""

@@ -378,6 +378,11 @@ def revision() -> dict[str, Any]:
     }
 
 
+def source_facts() -> dict[str, Any]:
+    """What computes, for states that only the same code may go on from."""
+    return {"code": code_digest(), "packages": packages()}
+
+
 def code_digest() -> str:
     """SHA-256 in hex over the source files of this package, edited or not."""
     root, total = Path(__file__).resolve().parents[2], hashlib.sha256()

@@ -78,6 +78,11 @@ def defer(on: bool) -> None:
     _listener.deferred = on
 
 
+def deferred() -> bool:
+    """Whether signals wait now."""
+    return _listener.deferred
+
+
 def stop(place: str) -> NoReturn:
     """Raise `Stopped`; further signals are then ignored, so that they disturb no cleaning up."""
     _listener.stopped = True
