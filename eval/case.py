@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
+
+import torch
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
@@ -91,6 +93,7 @@ class Peers:
     canaries: Mapping[int, int] = field(default_factory=dict)
     """Number of a training image under a planted label -> its true label."""
     groups: tuple[str, ...] = ()  # of each training image, where groups were named
+    request: str = ""  # what was to be forgotten, as it was written
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,17 @@ class Case:
     def train(self) -> Outputs:
         """Outputs on the training set, forget and retain images."""
         return self.passes.outputs["train"]
+
+    @property
+    def true_train(self) -> Outputs:
+        """`train` with the classes that the images show for labels; itself without canaries."""
+        train, known = self.train, self.peers.canaries
+        if not known:
+            return train
+        labels = train.labels.clone()
+        for row in torch.isin(train.index, torch.tensor([*known])).nonzero()[:, 0].tolist():
+            labels[row] = known[int(train.index[row])]
+        return replace(train, labels=labels)
 
     @property
     def test(self) -> Outputs:

@@ -300,7 +300,7 @@ class Measuring:
             next(iter(in_role("original")), None), in_role("retrained"),
             untrained.passes if untrained else None,
             tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out, of.canaries,
-            self.groups,
+            self.groups, of.request.text,
         )  # fmt: skip
 
     def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:

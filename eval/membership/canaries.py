@@ -16,6 +16,7 @@ import torch
 from letheon.errors import NotMeasurable
 from letheon.eval.checks import Numbers, matrix
 from letheon.eval.metrics.registry import SHARE, metric
+from letheon.loaders.forget_request import RANKED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LEAST = 10
 """Canaries below which no p-value is given."""
+EXACT = 4000
+"""Canaries times wrong labels up to which the p-value is exact."""
 
 
 class Recall(NamedTuple):
@@ -40,8 +43,9 @@ def recall(logits: Numbers, labels: NDArray[np.int64], true_labels: NDArray[np.i
 
     A model that never saw the canaries names the planted label with odds 1 / (C - 1) where it does
     not name the true one: `chance`. Its planted label is as likely as any other wrong label at each
-    rank: given the logits, the sum of the ranks has the mean and variance of draws among the C - 1,
-    and p is the upper tail of the normal distribution with these.
+    rank: given the logits, the sum of the ranks is that of one even draw among the C - 1 in each
+    row, and p is how likely such a sum is to be as large. Its level holds: it is at most 0.05 in
+    at most 5 % of all draws.
 
     Args:
         logits: (n, C) answers to the canaries.
@@ -61,12 +65,31 @@ def recall(logits: Numbers, labels: NDArray[np.int64], true_labels: NDArray[np.i
     named = answers.argmax(axis=1)
     missed = float(np.mean(named != true_labels))
     wrong = np.delete(answers.ravel(), rows * classes + true_labels).reshape(count, classes - 1)
-    shares = np.stack([_places(row) for row in wrong]) / (classes - 2)  # mean 0.5 in each row
-    own = shares[rows, labels - (labels > true_labels)]
-    deviation = math.sqrt(float(shares.var(axis=1).sum()))
-    excess = float((own - 0.5).sum())
-    p = 0.5 * math.erfc(excess / deviation / math.sqrt(2)) if deviation else 1.0
-    return Recall(float(np.mean(named == labels)), missed / (classes - 1), float(own.mean()), p)
+    places = np.stack([_places(row) for row in wrong])  # of mean (C - 2) / 2 in each row
+    own = places[rows, labels - (labels > true_labels)]
+    rank = float((own / (classes - 2)).mean())
+    p = _upper_tail(places, float(own.sum()))
+    return Recall(float(np.mean(named == labels)), missed / (classes - 1), rank, p)
+
+
+def _upper_tail(places: NDArray[np.float64], total: float) -> float:
+    """Compute how likely a sum of one place a row, each drawn evenly, is to reach `total`.
+
+    Up to `EXACT` places by the distribution itself, beyond by a normal one of its mean and
+    variance, with half a step of a rank for what lies on `total`.
+
+    Args:
+        places: (n, C - 1) multiples of a half.
+        total: a sum that can be drawn.
+    """
+    if places.size > EXACT:
+        deviation = math.sqrt(float(places.var(axis=1).sum()))
+        excess = total - 0.5 - float(places.mean(axis=1).sum())
+        return 0.5 * math.erfc(excess / deviation / math.sqrt(2)) if deviation else 1.0
+    odds = np.ones(1)  # of each sum of halves, from 0
+    for halves in (2 * places).astype(np.int64):
+        odds = np.convolve(odds, np.bincount(halves) / len(halves))
+    return min(float(odds[round(2 * total) :].sum()), 1.0)
 
 
 def _places(row: NDArray[Any]) -> NDArray[np.float64]:
@@ -92,6 +115,20 @@ def _recall(case: Case) -> Recall:
     return recall(logits[forget], planted[forget], true[forget])
 
 
+def _expect_draw(case: Case) -> None:
+    """Check that which canaries are to be forgotten does not depend on the draw of their labels.
+
+    Raises:
+        NotMeasurable: they come first in a ranking by the original: by its loss on the planted
+            labels, or by its confidence, which is what it learned under them.
+    """
+    if case.peers.request.partition(":")[0] in RANKED:
+        raise NotMeasurable(
+            "the request was ranked by the planted labels, or by a model that learned them: what "
+            "chance gives is not known; name classes, or draw samples"
+        )
+
+
 _GROUP = "Canaries"
 
 
@@ -114,8 +151,9 @@ def canary_recovery(case: Case) -> float:
 def canary_chance(case: Case) -> float:
     """Share of the forgotten canaries that a model with these answers would name by the planted
     label if it had never seen them: of those not named by their true class, one in all wrong
-    labels.
+    labels. Not of a request that the original ranked (hardest, easiest), as the rank and its p.
     """
+    _expect_draw(case)
     return case.once(_recall).chance
 
 
@@ -129,17 +167,20 @@ def canary_rank(case: Case) -> float:
     over the forgotten canaries: 50 % where they were never seen, 100 % where each is remembered,
     even if it is not named.
     """
+    _expect_draw(case)
     return case.once(_recall).rank
 
 
 @metric(
     "canary_p", title="p of that rank", group=_GROUP, needs=("canaries",), gathers=_gather,
-    reads=_recall, place=4, source="normal approximation to the draw of the labels",
+    reads=_recall, place=4,
+    source="exact over the draw of the labels; of more than 4000 wrong ones, normal",
 )  # fmt: skip
 def canary_p(case: Case) -> float:
     """One-sided p-value of the rank of the planted labels, were the canaries never seen; needs no
     retrained model, and 10 canaries.
     """
+    _expect_draw(case)
     count = int(case.once(_gather)[3].sum())
     if count < LEAST:
         raise NotMeasurable(f"got {count} canaries; not decidable from fewer than {LEAST}")

@@ -121,4 +121,5 @@ def knn_confusion(case: Case) -> dict[str, Any]:
     forgotten class.
     """
     names = case.peers.names
-    return by_neighbors(case.train, case.test, case.peers.forgotten, names, k=5, ranks=case.ranks)
+    train, forgotten = case.true_train, case.peers.forgotten
+    return by_neighbors(train, case.test, forgotten, names, k=5, ranks=case.ranks)

@@ -80,9 +80,7 @@ def _kinds(case: Case) -> Iterator[tuple[str, Tensor, tuple[str, ...]]]:
     if peers.original is not None:
         yield "memorization", thirds(peers.original.passes.outputs["train"]), THIRDS
     classes = peers.names or tuple(map(str, range(train.logits.shape[1])))
-    labels, numbers = train.labels[train.forget].tolist(), train.index[train.forget].tolist()
-    shown = [peers.canaries.get(n, label) for n, label in zip(numbers, labels, strict=True)]
-    yield "class", torch.tensor(shown, dtype=torch.int64), classes
+    yield "class", case.true_train.labels[train.forget], classes
     if peers.groups:
         names = tuple(sorted(set(peers.groups)))
         place = {name: number for number, name in enumerate(names)}

@@ -141,7 +141,7 @@ _GROUP = "Representation and probes"
 
 
 def _probe(case: Case, shots: int | None) -> Probe:
-    train, test, names = case.train, case.test, case.peers.names
+    train, test, names = case.true_train, case.test, case.peers.names
     used = min(train.span()[1], PROBED) * len(names)
     return linear_probe(
         train.features, train.labels, test.features, test.labels,

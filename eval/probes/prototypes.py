@@ -39,7 +39,7 @@ def recovery(case: Case, rows: Tensor) -> float:
     Raises:
         NotMeasurable: no image of a forgotten class on either side.
     """
-    means = class_means(case.train, rows)
+    means = class_means(case.true_train, rows)
     known = ~means.isnan().any(dim=1)
     gone = torch.tensor(case.peers.forgotten, dtype=torch.int64)
     asked = torch.isin(case.test.labels, gone)
@@ -66,7 +66,7 @@ def attack_prototype(case: Case) -> float:
     """Held-out accuracy on the forgotten classes when the mean features of 5 of their images stand
     beside the kept classes' means, and the nearest by cosine is named; no training.
     """
-    train = case.train
+    train = case.true_train
     gone = torch.tensor(case.peers.forgotten, dtype=torch.int64)
     labels = train.gather(train.labels)
     few = torch.from_numpy(few_shot(np.asarray(labels.numpy()), SHOTS))

@@ -138,11 +138,15 @@ def _odds(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+_RECALLED = ("canary_recovery", "canary_chance", "canary_rank", "canaries")
+"""What `_recall` reads of the row; a row from elsewhere may lack some."""
+
+
 def _recall(row: Row, rows: Sequence[Row]) -> str:
     """Say how many canaries a model remembers, beside chance, the original and the retrained."""
     beside = [f"chance {row['canary_chance']:.1%}"]
     for role in ("original", "retrained"):
-        of = [r["canary_recovery"] for r in rows if r["role"] == role]
+        of = [r.get("canary_recovery") for r in rows if r["role"] == role]
         known = [value for value in of if value is not None]
         if known:
             beside.append(f"{role} {np.mean(known):.1%}")
@@ -188,7 +192,7 @@ def judge(rows: Sequence[Row]) -> list[str]:
             words.append(_side(row, original, retrained))
         if retrained:
             words.append(_is_one(row, retrained))
-        if row.get("canary_recovery") is not None:
+        if all(row.get(key) is not None for key in _RECALLED):
             words.append(_recall(row, rows))
         if words:
             lines.append(f"{row['name']}: {'; '.join(words)}")

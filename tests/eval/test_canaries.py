@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest, rankdata
+from scipy.stats import binom, kstest, rankdata
 
 import letheon
 from letheon.engine.checkpoints.model_file import load_model
@@ -18,10 +18,14 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import Stopped
 from letheon.errors import InputError, NotMeasurable
-from letheon.eval.case import Case, Subject
+from letheon.eval.case import Case, Peers, Subject
 from letheon.eval.inference.passes import Passes
+from letheon.eval.membership import canaries
 from letheon.eval.membership.canaries import recall
+from letheon.eval.metrics.confusion import knn_confusion
 from letheon.eval.outputs import Outputs
+from letheon.eval.probes.linear import probe_few_shot, probe_forgotten, probe_retained
+from letheon.eval.probes.prototypes import attack_class_means, attack_prototype
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.row_builder import build_row
@@ -115,14 +119,79 @@ def test_recall_is_its_definition_and_calibrated() -> None:
     assert learned.recovery == learned.rank == 1 and learned.p < 1e-9
     knows = recall(logits + 9 * np.eye(6)[true], labels, true)  # it generalizes, and never saw them
     assert knows.recovery == knows.chance == 0 and knows.rank == pytest.approx(found.rank)
-    # Whatever a model answers, labels that it never saw give even p-values and this chance.
+    # Whatever a model answers, labels that it never saw give p-values as even as sums of ranks,
+    # which are whole numbers, can be, and this chance.
     many = [recall(logits, planted(), true) for _ in range(1000)]
-    assert kstest([one.p for one in many], "uniform").statistic < 0.06
+    assert kstest([one.p for one in many], "uniform").statistic < 0.08
+    assert kstest([one.p for one in many], "uniform", alternative="greater").statistic < 0.03
     assert np.mean([one.recovery for one in many]) == pytest.approx(found.chance, abs=0.01)
     with pytest.raises(NotMeasurable, match="two classes"):
         recall(np.ones((3, 2)), np.ones(3, int), np.zeros(3, int))
     with pytest.raises(NotMeasurable, match="none of the canaries"):
         recall(np.ones((0, 4)), np.ones(0, int), np.zeros(0, int))
+
+
+def test_the_level_of_p_holds_for_few_canaries_of_few_classes() -> None:
+    draw = np.random.default_rng(1)
+    true, logits = draw.integers(0, 3, 12), draw.normal(size=(12, 3))
+    steps = draw.integers(1, 3, (4000, 12))
+    found = np.array([recall(logits, (true + step) % 3, true).p for step in steps])
+    for level in (0.01, 0.05, 0.1, 0.3):
+        assert np.mean(found <= level) <= level + 2 * np.sqrt(level / 4000), level
+    # Of two wrong labels the upper one is drawn by a coin: the sum is binomial.
+    ups = np.random.default_rng(2).integers(0, 2, 12)
+    wrong = np.array([np.delete(np.arange(3), t) for t in true])
+    order = np.take_along_axis(logits, wrong, 1).argsort(axis=1)
+    planted = np.take_along_axis(wrong, order, 1)[np.arange(12), ups]
+    assert recall(logits, planted, true).p == pytest.approx(binom.sf(ups.sum() - 1, 12, 0.5))
+
+
+def test_p_of_many_canaries_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(3)
+    true, logits = draw.integers(0, 10, 60), draw.normal(size=(60, 10))
+    planted = (true + draw.integers(1, 10, 60)) % 10
+    exact = recall(logits, planted, true).p
+    monkeypatch.setattr(canaries, "EXACT", 0)
+    near = recall(logits, planted, true).p
+    assert near != exact and near == pytest.approx(exact, abs=0.003)
+
+
+def _planted(request: str = "") -> tuple[Case, Case]:
+    """A model of clean features under planted labels, and under the classes that images show."""
+    draw = torch.Generator().manual_seed(0)
+    shown = torch.arange(90) % 3
+    features = torch.eye(3)[shown] + 0.3 * torch.randn(90, 3, generator=draw)
+    known = {number: int(shown[number]) for number in range(1, 75, 3)}  # all show class 1
+    labels = shown.clone()
+    labels[list(known)] = 2
+    cases = []
+    for own in (labels, shown):
+        train = Outputs(features, features, own, shown == 1, torch.arange(90))
+        test = Outputs(features, features, shown, shown == 1, torch.arange(90))
+        peers = Peers(forgotten=(1,), names=("a", "b", "c"), canaries=known, request=request)
+        cases.append(Case(Subject(Passes("m", {"train": train, "test": test})), peers))
+    return cases[0], cases[1]
+
+
+def test_probes_and_neighbors_read_the_classes_that_canaries_show() -> None:
+    planted, shown = _planted()
+    for measure in (
+        attack_prototype, attack_class_means, probe_forgotten, probe_retained, probe_few_shot,
+        knn_confusion,
+    ):  # fmt: skip
+        assert measure(planted) == measure(shown), measure
+    assert attack_class_means(planted) > 0.9 < probe_forgotten(planted)
+    assert (planted.train.labels != shown.train.labels).sum() == 25  # the table itself is as it was
+
+
+def test_no_chance_is_known_where_the_original_ranked_the_request() -> None:
+    keys = ("canary_rank", "canary_p", "canary_chance")
+    for request in ("hardest:30%", "easiest:40,loss", "hardest:30%,confidence"):
+        row = build_row(_planted(request)[0])
+        assert all("ranked by the planted labels" in row.why[key] for key in keys)
+        assert row.values["canary_recovery"] is not None and row.values["canaries"]["forget"] == 25
+    row = build_row(_planted("random-samples:30%")[0])
+    assert all(row.values[key] is not None for key in keys)
 
 
 def test_nothing_is_asked_where_none_were_planted() -> None:

@@ -185,6 +185,13 @@ def test_canaries_speak_without_a_retrained_model() -> None:
         "kept: names 25.0% of 40 canaries by their planted label (chance 10.0%, original 95.0%), "
         "which ranks above 80% of the wrong ones (50% if never seen), p < 0.001"
     )
+    # Rows from elsewhere, or of a request that was ranked, may lack what the sentence says.
+    for key in ("canary_chance", "canary_rank", "canaries"):
+        for row in ({**recalled, key: None}, {k: v for k, v in recalled.items() if k != key}):
+            assert verdict.judge([before, {"name": "kept", "role": "unlearned", **row}]) == []
+    (line,) = verdict.judge([{"name": "o", "role": "original"},
+                             {"name": "kept", "role": "unlearned", **recalled}])  # fmt: skip
+    assert "(chance 10.0%), which" in line
 
 
 def test_no_score_stands_without_the_disagreement() -> None:
