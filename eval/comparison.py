@@ -185,9 +185,9 @@ def open_comparison(
     checkpoint: CheckpointOptions,
     forget: str | None,
     downstream: str | None,
-    random_control: bool = False,
+    other_images: bool = False,
 ) -> Comparison:
-    """Load every model and open every set.
+    """Load every model and open every set; canaries are planted unless these are other images.
 
     Raises:
         InputError: nothing to measure, an unfinished run, weights that are not the recorded ones,
@@ -221,17 +221,27 @@ def open_comparison(
                 f"got {entry.name} of {entry.model.classes} classes; {entries[0].name} has "
                 f"{len(data.classes)}; compare models of one data set"
             )
-    data = plant_canaries(entries, data)
+    data = plant_canaries(entries, data, other_images)
     request = _request([path for path, _ in paths if path.is_dir()], forget, data, job.seed)
     domains = job.open_domains(downstream) if downstream is not None else {}
-    if random_control:
-        before = sum(entry.role in ("original", "retrained") for entry in entries)
-        entries.insert(before, _random(entries, job.seed))
     return assemble_comparison(entries, data, domains, request, left_out)
 
 
-def plant_canaries(entries: Sequence[Entry], data: Data) -> Data:
+def add_random_control(of: Comparison, seed: int) -> Comparison:
+    """Add an untrained network behind the original and the retrained models.
+
+    Raises:
+        InputError: a model has its name.
+    """
+    before = sum(entry.role in ("original", "retrained") for entry in of.entries)
+    first, rest = of.entries[:before], of.entries[before:]
+    return replace(of, entries=[*first, _random(of.entries, seed), *rest])
+
+
+def plant_canaries(entries: Sequence[Entry], data: Data, other_images: bool = False) -> Data:
     """Give the training images the wrong labels that the models' original was trained with.
+
+    Other images than those it was trained on keep their labels, and a note says so.
 
     Raises:
         InputError: models of other canaries, or images that these were not planted in.
@@ -242,6 +252,13 @@ def plant_canaries(entries: Sequence[Entry], data: Data) -> Data:
         raise InputError(
             f"got {first} and {second} with other canaries; compare models of one original"
         )
+    if found and other_images:
+        note = (
+            "the canaries of the original are not planted: these are other images than it was "
+            "trained on"
+        )
+        data.train.notes = (*data.train.notes, note)
+        return data
     return plant(data, next(iter(found), None))
 
 

@@ -39,7 +39,12 @@ from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
 from letheon.eval.attacks.session import Lessons, attack_table, relearn_table
 from letheon.eval.case import Conditions
-from letheon.eval.comparison import Comparison, check_images, open_comparison
+from letheon.eval.comparison import (
+    Comparison,
+    add_random_control,
+    check_images,
+    open_comparison,
+)
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.examples import find_examples
 from letheon.eval.finished_rows import FinishedRows
@@ -90,7 +95,8 @@ class Settings(JobOptions):
     """Measure though the original is sure of its answers and right by chance alone."""
     other_images: bool = False
     """Measure on other images than those the runs were made with; by default they are refused,
-    since numbers of samples would mean other images, and accuracies be of others."""
+    since numbers of samples would mean other images, and accuracies be of others. Canaries are not
+    planted in them."""
     random_control: bool = False
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
@@ -163,8 +169,10 @@ class Settings(JobOptions):
             )
         found = open_comparison(
             self, self.original, self.retrained, self.runs, self.checkpoint, self.forget,
-            self.downstream, self.random_control,
+            self.downstream, self.other_images,
         )  # fmt: skip
+        if self.random_control:
+            found = add_random_control(found, self.seed)
         if ranks.main and not self.other_images:
             check_images(found.entries, found.opened)
         if self.extent.groups is not None:

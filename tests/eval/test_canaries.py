@@ -12,9 +12,10 @@ import torch
 from scipy.stats import binom, kstest, rankdata
 
 import letheon
-from letheon.engine.checkpoints.model_file import load_model
+from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
+from letheon.engine.models.classifier import build
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import Stopped
 from letheon.errors import InputError, NotMeasurable
@@ -34,6 +35,7 @@ from letheon.loaders.canaries import Canaries, CanaryOptions, draw_canaries, pla
 from letheon.loaders.datasets.digits import upstream
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import forget_mask, leave_out_earlier, resolve
+from letheon.loaders.views import list_notes
 from letheon.methods.finetune import Finetune
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
@@ -94,6 +96,20 @@ def test_a_canary_belongs_to_the_class_that_it_shows() -> None:
         Canaries.from_facts(facts, "x")
     with pytest.raises(InputError, match="those it was trained on"):
         plant(replace(DIGITS, train=TEST), of)
+
+
+def test_other_images_are_measured_without_canaries(tmp_path: Path) -> None:
+    model = build("small", 10, seed=1)
+    model.class_names = TRAIN.classes
+    model.canaries = draw_canaries(CanaryOptions(9), replace(DIGITS, train=TEST), 1)
+    save_model(tmp_path / "o.safetensors", model)
+    settings = evaluate.Settings(original=tmp_path / "o.safetensors", forget="class:3")
+    with pytest.raises(InputError, match="9 canaries in"):
+        settings.comparison(Ranks())
+    found = replace(settings, other_images=True, random_control=True).comparison(Ranks())
+    assert not found.canaries and (found.data.train.labels == TRAIN.labels).all()
+    assert [entry.name for entry in found.entries] == ["o", "random"]
+    assert any("canaries of the original are not planted" in n for n in list_notes(found.sets))
 
 
 def test_recall_is_its_definition_and_calibrated() -> None:
