@@ -41,7 +41,7 @@ from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.launch.console.help import show_help
-from letheon.launch.console.options import HELP, refuse_unknown
+from letheon.launch.console.options import HELP, refuse_unknown, refuse_unknown_method
 from letheon.launch.console.summary import console, open_console
 from letheon.methods import catalogue, inner_fields
 from letheon.processes import end_with_reader
@@ -183,10 +183,11 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
 
     Raises:
         InputError: an option twice, or an option, method or value of a closed set that there is
-            not.
+            not; with --help a method.
     """
     words = sys.argv[1:] if args is None else args
     if isinstance(settings, type) and any(word in HELP for word in words):
+        refuse_unknown_method(settings, words)
         if os.environ.get("RANK", "0") == "0":
             print(show_help(script_name(), settings, words))
         raise SystemExit(0)

@@ -6,9 +6,15 @@ import difflib
 from collections.abc import Iterable
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Say which of the known names a mistyped one may mean: "; did you mean X?", or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Say which of the known names a mistyped one may mean: "; did you mean X?", or nothing.
+
+    Args:
+        word: the mistyped name.
+        known: the names there are.
+        cutoff: share of equal letters (`difflib.SequenceMatcher.ratio`) from which one is near.
+    """
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=cutoff)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -52,6 +52,12 @@ def test_exit_codes(
     assert message["message"] == message["extraInfo"]["py_callstack"] == error_line(error)
 
 
+@pytest.mark.parametrize("script", ["verify", "dispose", "export", "run", "evaluate"])
+def test_nothing_to_work_on_is_bad_input(script: str, scripts: Scripts) -> None:
+    ended = scripts(script)
+    assert ended.code == 2 and ended.err and not ended.out
+
+
 def test_a_fault_of_ours_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,16 @@ def test_each_option_is_there_once_after_those_of_every_day(script: str) -> None
     assert [one.flag for one in options if not one.text] == []
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_narrow_terminal_has_narrow_pages(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = page(script)
+    if script == "forget":
+        text += "\n" + page(script, "salun", "random-label")
+    lines = [line.strip().removesuffix(" \\") for line in text.splitlines() if len(line) > 40]
+    assert [line for line in lines if " " in line] == [], "longer than the page, and not one word"
+
+
 def test_every_number_has_a_unit_or_is_a_factor() -> None:
     numbers = {
         one.name
@@ -161,5 +171,7 @@ def test_the_commands(scripts: Scripts) -> None:
     assert ended.code == 0 and all(f"\n  {name} " in ended.out for name in catalogue())
     ended = scripts("methods", "munba")
     assert ended.code == 0 and "Wu and Harandi 2025" in ended.out
+    ended = scripts("forget", "--weights", "a", "finetun", "--help")
+    assert ended.code == 2 and ended.out == "" and "did you mean finetune?" in ended.err
     ended = scripts("methods", "mumba")
     assert ended.code == 2 and "did you mean munba?" in ended.err

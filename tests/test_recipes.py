@@ -118,6 +118,8 @@ def test_the_list_says_what_each_is_worth(scripts: Scripts) -> None:
     assert lines.keys() >= {"digits-small-classes/spkd"}
     assert "tuned: launch/recipes/digits.sh" in ended.out
     assert "published, never run: " in ended.out
+    wrong = scripts("recipes", "--show", "nosuch")
+    assert wrong.code == 2 and wrong.err.startswith("error: --show: got 'nosuch'")
     shown = scripts("recipes", "--show", SALUN)
     assert "options   salun --density=0.5 random-label --epochs=6 --lr=0.02" in shown.out
     assert scripts("forget", "--recipe", "list").code == 0

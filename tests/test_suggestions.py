@@ -151,6 +151,31 @@ def test_an_option_of_another_method_is_named_as_such() -> None:
         forget.read([*RUN, "finetune", "--density", "0.5"])
 
 
+def test_a_mistyped_method_is_blamed_before_its_options() -> None:
+    for words, meant in (
+        (("finetun", "--lr", "0.1"), "got method 'finetun'.*did you mean finetune"),
+        (("salun", "random-lable", "--lr", "3"), "'random-lable'.*did you mean random-label"),
+        # What stands behind an option that there is not may be its value.
+        (("--lrr", "0.1", "finetune"), "got --lrr"),
+    ):
+        with pytest.raises(InputError, match=meant):
+            forget.read([*RUN, *words])
+    with pytest.raises(InputError, match="'finetun'.*did you mean finetune"):
+        parse(forget.Settings, ["--mean", "0.5", "0.5", "0.5", "finetun", "-h"])
+
+
+def test_a_method_is_no_option_and_what_is_far_is_not_suggested() -> None:
+    for typo in ("--mehtod", "--method", "--methd"):
+        with pytest.raises(InputError, match="the method is a bare word.*such as finetune$"):
+            forget.read([*RUN, typo, "salun"])
+    with pytest.raises(InputError, match="did you mean --model"):
+        forget.read([*RUN, "--modle", "small", "salun"])
+    for far in (["train", "--out", "a", "--betas", "1"], ["forget", *RUN, "kd", "--betas", "1"]):
+        with pytest.raises(InputError) as caught:
+            parse({"train": train, "forget": forget}[far[0]].Settings, far[1:])  # type: ignore[attr-defined]
+        assert "did you mean" not in str(caught.value)
+
+
 def test_every_word_that_is_right_passes() -> None:
     """Methods after options of any number of values, and values that look like methods."""
     words = ["--mean", "0.5", "0.5", "0.5", "--out=kd", "--overwrite", *RUN[:4]]

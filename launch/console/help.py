@@ -44,15 +44,15 @@ def show_help(script: str, settings: type, words: Sequence[str]) -> str:
     if methods:
         pages = [list(describe_method(method, width)) for method in methods]
         lines = [line for page in pages for line in ("", *page)][1:]
-        lines += ["", f"What holds for every method: letheon {script} --help"]
+        lines += ["", *_wrap(f"What holds for every method: letheon {script} --help", width)]
     else:
         lines = list(_describe_script(script, settings, width))
     return "\n".join(line.rstrip() for line in lines)
 
 
 def page_width() -> int:
-    """Columns of a page: those of the terminal, from 60 to 100."""
-    return min(max(shutil.get_terminal_size((80, 24)).columns, 60), 100)
+    """Columns of a page: those of the terminal, from 40 to 100."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 100)
 
 
 def _describe_script(script: str, settings: type, width: int) -> Iterator[str]:
@@ -70,11 +70,12 @@ def _describe_script(script: str, settings: type, width: int) -> Iterator[str]:
     yield from _paragraphs(inspect.getdoc(settings) or "", width)
     yield from _group("Everyday options" if rest else "Options", first, width)
     if takes_method(settings):
-        yield from _title(f"Methods (letheon {script} METHOD --help: definition, cost, options)")
+        page = f"letheon {script} METHOD --help: definition, cost, options"
+        yield from _title(f"Methods ({page})", width)
         yield from _wrap(", ".join(catalogue()), width, "  ", hyphens=False)
     for title, group in _by_title(rest, settings):
         yield from _group(title, group, width)
-    yield from _title("How much is printed")
+    yield from _title("How much is printed", width)
     yield from _entry("--quiet", "Print results, warnings and errors alone.", width)
     yield from _entry("--json", "Print one JSON object at the end.", width)
     yield from _entry("-h, --help", "Show this text.", width)
@@ -116,7 +117,7 @@ def describe_method(method: type[Method], width: int) -> Iterator[str]:
     yield from _group("Optimization (the defaults are this method's)", shared, width)
     rates = list(_list_rates(method, width))
     if rates:
-        yield from _title("Published settings (letheon forget --recipe NAME)")
+        yield from _title("Published settings (letheon forget --recipe NAME)", width)
         yield from rates
     if facts is not None:
         yield ""
@@ -150,7 +151,7 @@ def _settings(method: Any) -> Iterator[str]:
 def _group(title: str, options: Sequence[Option], width: int) -> Iterator[str]:
     """Write a titled group of options; nothing of an empty one."""
     if options:
-        yield from _title(title)
+        yield from _title(title, width)
     for option in options:
         head = option.flag
         if option.kind is bool and option.default is True:
@@ -165,8 +166,8 @@ def _group(title: str, options: Sequence[Option], width: int) -> Iterator[str]:
         yield from _entry(f"{head} {_value(option)}".rstrip(), text, width)
 
 
-def _title(text: str) -> Iterator[str]:
-    yield from ("", bold(text))
+def _title(text: str, width: int) -> Iterator[str]:
+    yield from ("", *map(bold, _wrap(text, width)))
 
 
 def _value(option: Option) -> str:
@@ -185,7 +186,8 @@ def _default(value: Any) -> str:
 
 
 def _entry(head: str, text: str, width: int, column: int = _COLUMN) -> Iterator[str]:
-    """Write a head and its text beside it, or below where the head is long."""
+    """Write a head and its text beside it, or below where the head is long or the page narrow."""
+    column = column if width >= 60 else 6
     lines = _wrap(text, width, " " * column) or [""]
     if len(head) + 4 <= column:
         lines[0] = f"  {head}".ljust(column) + lines[0].lstrip()
@@ -210,7 +212,7 @@ def _wrap(text: str, width: int, indent: str = "", hyphens: bool = False) -> lis
 def _example(call: str, width: int) -> Iterator[str]:
     """Write one call, over several lines where it is long."""
     if call:
-        yield from _title("Example")
-        lines = _wrap(call, width - 4)
+        yield from _title("Example", width)
+        lines = _wrap(call, width - 6)
         for number, line in enumerate(lines):
             yield f"  {'  ' * (number > 0)}{line}{' ' + chr(92) if line != lines[-1] else ''}"

@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from math import inf
@@ -21,6 +22,10 @@ from letheon.errors import InputError, suggest
 from letheon.methods import catalogue, inner_fields
 
 HELP = ("--help", "-h")
+METHOD = "--method"
+"""What is typed where a method's name is meant; there is no such option."""
+NEAR = 0.7
+"""Share of equal letters from which an option is near; all have their dashes in common."""
 
 
 @dataclass(frozen=True)
@@ -131,26 +136,40 @@ def refuse_unknown(settings: type, words: Sequence[str]) -> None:
     if any(word.startswith("--tyro-") for word in words):
         return  # the parser's own, which print what a shell completes
     methods = find_methods(settings, words)
-    options = list_options(settings)
-    options += [one for method in methods for one in list_method_options(method)]
-    by_flag: dict[str, list[Option]] = {}
-    for option in options:
-        for form in _forms(option):
-            by_flag.setdefault(form, []).append(option)
+    by_flag = _index(settings, methods)
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
         if not flag.startswith("--") or flag in (*HELP, "--"):
             continue
         if flag not in by_flag:
+            refuse_unknown_method(settings, words)  # whose own option this may be
             raise InputError(
                 f"got {flag}; expected an option that the help lists"
-                f"{_elsewhere(settings, methods, flag) or suggest(flag, by_flag)}"
+                f"{_elsewhere(settings, methods, flag) or _suggest_flag(settings, flag, by_flag)}"
             )
         follows = words[place + 1] if place + 1 < len(words) else ""
         _refuse_choice(by_flag[flag], value if equals else follows)
-    if takes_method(settings):
-        _refuse_method(words, by_flag)
+    refuse_unknown_method(settings, words)
+
+
+def _index(settings: type, methods: Sequence[type[Method]]) -> dict[str, list[Option]]:
+    """The options of a script and of the methods it was given, by their spellings."""
+    options = list_options(settings)
+    options += [one for method in methods for one in list_method_options(method)]
+    by_flag: dict[str, list[Option]] = {}
+    for option in options:
+        for form in _forms(option):
+            by_flag.setdefault(form, []).append(option)
+    return by_flag
+
+
+def _suggest_flag(settings: type, flag: str, by_flag: Mapping[str, Sequence[Option]]) -> str:
+    """Say which option a mistyped one may mean, or that a method is named without an option."""
+    known = [*by_flag, *([METHOD] if takes_method(settings) else [])]
+    if get_close_matches(flag, known, n=1, cutoff=NEAR) == [METHOD]:
+        return "; the method is a bare word without dashes, such as finetune"
+    return suggest(flag, by_flag, NEAR)
 
 
 def _refuse_choice(options: Sequence[Option], value: str) -> None:
@@ -165,14 +184,26 @@ def _refuse_choice(options: Sequence[Option], value: str) -> None:
         )
 
 
-def _refuse_method(words: Sequence[str], by_flag: Mapping[str, Sequence[Option]]) -> None:
-    """Refuse a word in the place of a method; none at all is the parser's to refuse."""
-    methods = catalogue()
+def refuse_unknown_method(settings: type, words: Sequence[str]) -> None:
+    """Refuse a word in the place of a method; none at all is the parser's to refuse.
+
+    Behind an option that does not exist nothing is refused: what follows may be its value.
+
+    Raises:
+        InputError: the first such word, with the nearest method.
+    """
+    if not takes_method(settings):
+        return
+    methods, by_flag = catalogue(), _index(settings, find_methods(settings, words))
     values = 0.0  # that the last option still takes
     for word in words:
-        if word.startswith("--"):
-            options = by_flag.get(word.replace("_", "-"))
-            values = _count_values(options[0]) if options else 0
+        flag, equals, _ = word.replace("_", "-").partition("=")
+        if word in (*HELP, "+"):
+            values = 0
+        elif word.startswith("--"):
+            if flag not in by_flag:
+                return
+            values = 0 if equals else _count_values(by_flag[flag][0])
         elif values and not (values == inf and word in methods):
             values -= 1
         elif word not in methods:

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from letheon.engine.distributed import Ranks
-from letheon.errors import RunFailed
+from letheon.errors import InputError, RunFailed
 from letheon.launch.command import run_command
 from letheon.launch.console.summary import console
 from letheon.launch.records.checks import as_json, as_lines, check_run
@@ -40,7 +40,14 @@ class Settings:
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
-    """Check each run and print the lines; raises `RunFailed` at the end where some do not hold."""
+    """Check each run and print the lines.
+
+    Raises:
+        InputError: no folder was named.
+        RunFailed: at the end, where some do not hold.
+    """
+    if not settings.runs:
+        raise InputError("got no run folder; expected one at least; name it: letheon verify FOLDER")
     if not ranks.main:
         return
     checks = {str(run): check_run(run, settings.key) for run in settings.runs}

@@ -78,8 +78,8 @@ def describe_all() -> list[str]:
     return [f"{one.name:<{width}}  {one.status}: {one.facts['source']}" for one in recipes]
 
 
-def read_recipe(name: str) -> RecipeFile:
-    """Read a recipe by its name, or a file by its path.
+def read_recipe(name: str, option: str = "recipe") -> RecipeFile:
+    """Read a recipe by its name, or a file by its path; messages call the setting `option`.
 
     Raises:
         InputError: there is none, it lacks a field, or it has another digest than `name` says.
@@ -87,33 +87,33 @@ def read_recipe(name: str) -> RecipeFile:
     plain, _, digest = name.partition("@")
     own = FOLDER / f"{plain}.toml"
     if own.is_file():
-        recipe = _read(own, plain)
+        recipe = _read(own, plain, option)
     elif plain.endswith(".toml"):
-        recipe = _read(Path(plain), plain)
+        recipe = _read(Path(plain), plain, option)
     else:
         known = [one.name for one in list_recipes()]
         raise InputError(
             f"got {plain!r}; expected one of {len(known)} recipes or a path that ends in .toml"
             f"{suggest(plain, known)}; `letheon recipes` lists them",
-            option="recipe",
+            option=option,
         )
     if digest and not recipe.digest.startswith(digest):
         raise InputError(
             f"got {name}, whose file has digest {recipe.digest} now; expected the same; leave the "
             "digest out to take the file as it is",
-            option="recipe",
+            option=option,
         )
     return recipe
 
 
-def _read(file: Path, name: str) -> RecipeFile:
+def _read(file: Path, name: str, option: str = "recipe") -> RecipeFile:
     try:
         content = file.read_bytes()
         facts = tomllib.loads(content.decode())
     except (OSError, ValueError) as error:
         raise InputError(
             f"got {file}, which cannot be read ({error}); expected a recipe in TOML",
-            option="recipe",
+            option=option,
         ) from error
     missing = [key for key in (*_TEXTS, "method") if key not in facts]
     extra = [key for key in facts if key not in (*_TEXTS, *_FURTHER)]
@@ -123,7 +123,7 @@ def _read(file: Path, name: str) -> RecipeFile:
                 f"got {file} {words} {wrong[0]!r}; expected {', '.join(_TEXTS)}, a [method], and "
                 f"at most {', '.join(_FURTHER)} beside"
                 f"{suggest(wrong[0], _FURTHER) if words == 'with' else ''}; mend the file",
-                option="recipe",
+                option=option,
             )
     method = facts["method"]
     for key, known in (("status", STATUSES), ("request", REQUESTS)):
@@ -131,11 +131,11 @@ def _read(file: Path, name: str) -> RecipeFile:
             raise InputError(
                 f"got {file} of {key} {facts[key]!r}; expected {' or '.join(known)}"
                 f"{suggest(str(facts[key]), known)}; mend the file",
-                option="recipe",
+                option=option,
             )
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         raise InputError(
-            f"got {file}, whose [method] has no name; expected one; mend the file", option="recipe"
+            f"got {file}, whose [method] has no name; expected one; mend the file", option=option
         )
     return RecipeFile(name, facts, method, hashlib.sha256(content).hexdigest()[:16])
 

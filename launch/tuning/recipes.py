@@ -30,7 +30,7 @@ class Settings:
 def main(settings: Settings, ranks: Ranks) -> None:
     """Print all recipes, one a line, or one of them."""
     if settings.show:
-        recipe = read_recipe(settings.show)
+        recipe = read_recipe(settings.show, "show")
         for key, value in recipe.facts.items():
             if key != "method":
                 print(f"{key:<10}{value}")
