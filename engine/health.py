@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,24 +41,36 @@ def check_finite(run: Run, moment: str) -> None:
     )
 
 
-def measure_accuracies(run: Run) -> Accuracies:
-    """Top-1 accuracy over every training and held-out image; the model's mode stays as it was."""
-    shares: list[float | None] = []
-    for loader in (run.loader, run.held_out() if run.held_out else None):
-        for forget in (True, False):
-            shares.append(None if loader is None else measure_accuracy(run, loader, forget))
-    return Accuracies(*shares)
+def measure_accuracies(run: Run, which: Literal["all", "forget", "none"] = "all") -> Accuracies:
+    """Top-1 accuracy over training and held-out images; the model's mode stays as it was.
+
+    Args:
+        run: the run.
+        which: forget reads the forget set's training images alone; none reads none.
+    """
+    if which == "none":
+        return Accuracies(None, None, None, None)
+    if which == "forget":
+        indices = run.forget.nonzero().flatten().tolist()
+        return Accuracies(measure_pair(run, run.loader, indices)[0], None, None, None)
+    held_out = (None, None) if run.held_out is None else measure_pair(run, run.held_out())
+    return Accuracies(*measure_pair(run, run.loader), *held_out)
 
 
-def measure_accuracy(run: Run, loader: Loader, forget: bool) -> float | None:
-    """Top-1 accuracy of the run's model over the loader's forget or other samples; None of none."""
-    counts = torch.zeros(2, dtype=torch.float64, device=run.ranks.device)
-    for right, flags, _ in _answers(run, loader, None):
-        chosen = flags == forget
-        counts += torch.stack([(right & chosen).sum(), chosen.sum()])
+def measure_pair(
+    run: Run, loader: Loader, indices: list[int] | None = None
+) -> tuple[float | None, float | None]:
+    """Top-1 accuracy of the run's model over a loader's forget and other samples; None of none.
+
+    `indices` are the samples that are read; default: all.
+    """
+    counts = torch.zeros(2, 2, dtype=torch.float64, device=run.ranks.device)
+    for right, flags, _ in _answers(run, loader, indices):
+        of = torch.stack([flags, ~flags])
+        counts += torch.stack([(right & of).sum(dim=1), of.sum(dim=1)], dim=1)
     sum_over_ranks([counts], run.ranks)
-    hits, samples = counts.tolist()
-    return hits / samples if samples else None
+    forget, others = (hits / samples if samples else None for hits, samples in counts.tolist())
+    return forget, others
 
 
 def collapse_warning(run: Run) -> str | None:

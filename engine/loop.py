@@ -44,7 +44,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_step, measure_accuracies
-from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run
+from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
 from letheon.engine.numbers.tally import Tally, audit
@@ -200,8 +200,7 @@ def _decide(
     if method.goes_back:
         net = run.model.net.state_dict()
         snapshots.append({key: value.detach().cpu().clone() for key, value in net.items()})
-    unknown = Accuracies(None, None, None, None)
-    accuracies = measure_accuracies(run) if method.reads_accuracies else unknown
+    accuracies = measure_accuracies(run, method.reads_accuracies)
     decision = method.after_epoch(run, state, accuracies)
     log("after epoch", epoch=epoch, decision=str(decision), **accuracies._asdict())
     if isinstance(decision, BackTo):

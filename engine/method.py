@@ -324,8 +324,11 @@ class Method:
 
     goes_back: ClassVar[bool] = False
     """True for a method whose `after_epoch` may return `BackTo`."""
-    reads_accuracies: ClassVar[bool] = True
-    """False for a method whose `after_epoch` needs no accuracy: none is measured, all are None."""
+    reads_accuracies: ClassVar[Literal["all", "forget", "none"]] = "all"
+    """Those that `after_epoch` needs: forget, of the forget set's training images alone; the others
+    are not measured, and None."""
+    replaces_head: ClassVar[bool] = False
+    """True where `finish` writes a head that means something only as a whole: no mask fits it."""
 
     def finish(self, run: Run, state: State) -> None:
         """Remove or merge what was added; leave a model of the architecture it had."""

@@ -19,6 +19,7 @@ from torch import Tensor
 _LOW = 16  # bits of the second pass
 _BINS = 1 << 15  # of the first: sign (always 0), 8 bits of exponent, 7 of mantissa
 _INFINITY = 0x7F800000
+_MOST_SORTED = 1 << 27  # scores: a sort takes up to 28 bytes of each, here 3.8 GB
 _CHUNK = 1 << 18  # scores at once on the CPU: the temporaries stay in cache
 
 # Eight bytes of 0 or 1, read as one little-endian 64-bit number, times this: bit i of the top byte
@@ -72,7 +73,9 @@ def top_masks(
     ranks = [round(density * total) for density in densities]
     if total == 0:
         return _masks(scores, [Threshold(_INFINITY, 0) for _ in ranks])
-    find = find or (thresholds_by_sort if scores[0].is_cuda else thresholds_by_histogram)
+    if find is None:
+        sorts = scores[0].is_cuda and total <= _MOST_SORTED
+        find = thresholds_by_sort if sorts else thresholds_by_histogram
     return _masks(scores, find(scores, ranks))
 
 

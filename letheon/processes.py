@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import multiprocessing
 import os
 import select
@@ -109,8 +110,8 @@ def end_with_reader() -> Iterator[None]:
     code that says more than success stays. A stream that was closed before is an empty one.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout = before[0] or _nowhere()
-    sys.stderr = _Lossy(before[1] or _nowhere())
+    sys.stdout = before[0] or io.StringIO()
+    sys.stderr = _Lossy(before[1] or io.StringIO())
     end, problem = None, None
     try:
         try:
@@ -128,10 +129,6 @@ def end_with_reader() -> Iterator[None]:
             raise end
     finally:
         sys.stdout, sys.stderr = before
-
-
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _is_of_output(error: OSError) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,12 @@ class Cmf(Method):
         reads="retain",
         formula="CE of cosines of f to the retained classes' mean features, the head of the "
         "end; our reading",
-        cost="E N_r g, (E + 2) N_r l",
+        cost="E N_r g, (E + 1) N_r l",
         source="Gao et al. 2026",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"scale": (1.0, 64.0)}
-    reads_accuracies: ClassVar[bool] = False
+    reads_accuracies: ClassVar[Literal["all", "forget", "none"]] = "none"
+    replaces_head: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=1e-3)
     scale: float = 1.0
     """Factor of the cosines: an inverse temperature."""

@@ -73,7 +73,8 @@ class Duck(UntilForgotten):
 
     Their code always adds a second stage, which the equations do not have: with a new Adam at 1e-4
     and retain batches of 512, CE(z / T) with weight 1 and a tenth of the distance, two passes
-    (`second_epochs` 2). Its forget samples are the first 128 in every step, here all in turn.
+    (`second_epochs` 2). Its rate falls by a cosine, here it is constant; its forget samples are the
+    first 128 in every step where a class is forgotten, here all in turn.
     """
 
     name: ClassVar[str] = "duck"
@@ -82,7 +83,7 @@ class Duck(UntilForgotten):
         reads="paired",
         formula="1 - cos(f, nearest wrong centroid) on F + 1.4 CE(z / T) on R; the second stage of "
         "its authors' code by second-epochs 2; our reading",
-        cost="2 E N_r g, N l an epoch",
+        cost="2 E N_r g, N_f l an epoch",
         source="Cotogni et al. 2024, eq. 1-4",
     )
     recipe: Recipe = Recipe(epochs=10, lr=4e-4, optimizer="adamw", weight_decay=0.0)

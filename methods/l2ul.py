@@ -61,7 +61,11 @@ class L2ul(UntilForgotten):
     steps of 0.1, 32 forget and 256 adversarial images a step, SGD at 1e-3 with decay 1e-4, weight
     1. Their code looks at the forget accuracy after each step, here after each epoch; takes Omega
     of batch means in training mode (`importance batch` is of batch means, too); and draws its
-    wrong classes again from only one class where the first draw was right. The term of the weights
+    wrong classes again from only one class where the first draw was right. They run the two kinds
+    of images through the network one after the other, each with batch statistics of its own where
+    batch-norm is not frozen, read 256 adversarial images beside fewer forget samples, too, and
+    train without augmentation: here x is augmented as in training and x_k is not, all go through
+    at once, and 100 epochs are fewer passes over the adversarial images. The term of the weights
     enters as its gradient: the recorded loss is without it. Every rank holds `images` images of
     each forget sample.
     """
@@ -71,7 +75,7 @@ class L2ul(UntilForgotten):
         alias="L2UL",
         reads="forget",
         formula="-CE(F) + CE of targeted adversarial images of F, and (1 - Omega) (w - w_o)^2",
-        cost="E N_f 9 g, 2000 N_f g once",
+        cost="E N_f 9 g, N_f l an epoch, 2000 N_f g once",
         source="Cha et al. 2024",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.1, 100.0)}
@@ -158,9 +162,9 @@ class L2ul(UntilForgotten):
         turn = torch.arange(self.beside, device=place.device)
 
         def mislead(net: nn.Module, batch: Batch) -> Tensor:
-            rows = place[batch.index][:, None]  # (B, 1)
-            copies = (now * self.beside + turn)[None] % self.images  # (1, beside)
-            others = images[rows, copies].flatten(0, 1)  # (B * beside, C, H, W)
+            rows = place[batch.index][None]  # (1, B)
+            copies = (now * self.beside + turn)[:, None] % self.images  # (beside, 1)
+            others = images[rows, copies].flatten(0, 1)  # (beside * B, C, H, W): batch by batch
             count = len(batch.labels)
             logits = net(torch.cat([batch.images, others.to(batch.images.dtype)])).logits
             losses = F.cross_entropy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +47,7 @@ class UntilForgotten(Method):
     """Ends the training once the forget accuracy, a fraction, is below `until`; 0: never."""
 
     until: float
+    reads_accuracies: ClassVar[Literal["all", "forget", "none"]] = "forget"
 
     @property
     def watches_epochs(self) -> bool:

@@ -63,6 +63,11 @@ class SalUn(Wrapper):
     def check(self, run: Run) -> None:
         """Refuse a mask file that is missing, torn, or of other weights, images or requests."""
         super().check(run)
+        if self.inner.replaces_head:
+            raise InputError(
+                f"got salun around {self.inner.name}, whose head is written as a whole at the end; "
+                f"a mask would leave parts of the old one; use {self.inner.name} alone",
+            )
         self._load(run)
 
     def _load(self, run: Run) -> dict[str, Tensor] | None:

@@ -87,7 +87,7 @@ class Scar(UntilForgotten):
         reads="paired",
         formula="Mahalanobis distance to the nearest wrong class on F + 5 KL to the original on R; "
         "our reading",
-        cost="2 E N_r g and l, N l an epoch",
+        cost="2 E N_r g and l, N_f l an epoch",
         source="Bonato et al. 2024, eq. 1-5",
     )
     recipe: Recipe = Recipe(epochs=10, lr=5e-4, optimizer="adamw", weight_decay=0.0)

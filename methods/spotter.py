@@ -62,7 +62,9 @@ class Spotter(Method):
 
     Share 0.7, weight 1, radius 0.03, three steps of 0.01, SGD at 1e-4, batch 128 and 10 epochs are
     published for ResNet-18 on CIFAR-10. Distances are in the network's normalized input, as in the
-    authors' code, which also clips it to 0 to 1, as if it were pixels; here it is not clipped.
+    authors' code, which also clips it to 0 to 1, as if it were pixels; here it is not clipped. They
+    train without augmentation; here x is augmented as in training, and x' is near the image as it
+    is.
     """
 
     name: ClassVar[str] = "spotter"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -52,9 +53,14 @@ class Wrapper(Method):
         return self.inner.goes_back
 
     @property
-    def reads_accuracies(self) -> bool:  # type: ignore[override]
+    def reads_accuracies(self) -> Literal["all", "forget", "none"]:  # type: ignore[override]
         """The inner method's."""
         return self.inner.reads_accuracies
+
+    @property
+    def replaces_head(self) -> bool:  # type: ignore[override]
+        """The inner method's."""
+        return self.inner.replaces_head
 
     def check(self, run: Run) -> None:
         """As the inner method does."""

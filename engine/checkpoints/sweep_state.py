@@ -32,7 +32,7 @@ from letheon.engine.checkpoints.run_state import (
     wait_on_first,
 )
 from letheon.engine.distributed import gather_tensors, scatter_objects
-from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, deferred, stop
+from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, signals_wait, stop
 
 T = TypeVar("T")
 
@@ -158,7 +158,7 @@ class Sweeps:
         """
         one = self._start(name, sums, rounds)
         if len(self._open) == 1:
-            self._deferred = deferred()  # by another run of this process
+            self._deferred = signals_wait()  # by another run of this process
         defer(True)
         try:
             for item in items(one.position):

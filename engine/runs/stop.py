@@ -78,7 +78,7 @@ def defer(on: bool) -> None:
     _listener.deferred = on
 
 
-def deferred() -> bool:
+def signals_wait() -> bool:
     """Whether signals wait now."""
     return _listener.deferred
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from letheon.engine.health import measure_accuracy
+from letheon.engine.health import measure_pair
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError
@@ -105,7 +105,7 @@ def accuracies(run: Run, model: Classifier, loader: Loader) -> tuple[float, floa
     """Top-1 accuracy of a model on the measured forget and retain images, by the run's means."""
     device = run.ranks.device
     one = dataclasses.replace(run, model=model.to(device))
-    values = [measure_accuracy(one, loader, forget) for forget in (True, False)]
+    values = measure_pair(one, loader)
     assert values[0] is not None and values[1] is not None
     return values[0], values[1]
 

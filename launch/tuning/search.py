@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks, gather_objects
@@ -52,9 +52,9 @@ class Watch(Wrapper):
         return True
 
     @property
-    def reads_accuracies(self) -> bool:  # type: ignore[override]
+    def reads_accuracies(self) -> Literal["all", "forget", "none"]:  # type: ignore[override]
         """Always."""
-        return True
+        return "all"
 
     def after_epoch(self, run: Run, state: State, accuracies: Accuracies) -> Decision:
         """Decide as the inner method does, or stop a hopeless run."""

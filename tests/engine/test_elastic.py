@@ -6,21 +6,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from letheon.engine.checkpoints import saver as saver_module
+from letheon.engine.checkpoints.loop_state import Course
 from letheon.engine.checkpoints.run_state import RunState
+from letheon.engine.checkpoints.saver import open_saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.batch_norm import Groups, check_kinds
 from letheon.engine.ranks.other_ranks import share_out_state
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.stop import Poll
+from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.stop import Poll, defer
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import epoch_parts
 from letheon.methods.finetune import Finetune
@@ -258,3 +262,21 @@ def test_ranks_and_layers_without_groups() -> None:
     groups.sizes = (2, 2)
     with pytest.raises(RunFailed, match="6 images in a forward pass of 4"):
         layer(torch.zeros(6, 3))
+
+
+def test_a_state_of_other_ranks_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that is rolled back is saved as it was shared out: for the ranks of now."""
+    facts: dict[str, Any] = {"world": 3, "between": False, "pass": {"progress": None}}
+    monkeypatch.setattr(saver_module, "restore", lambda course, found: None)
+    record = Record(tmp_path, Ranks(), {}, False)
+    saver = open_saver(record, Poll(Ranks()), False)
+    monkeypatch.setattr(saver, "cut_log", lambda found: None)
+    saver.previous = RunState({}, facts)
+    course = Course(run_of(Finetune()), *[cast(Any, None)] * 4)
+    try:
+        found = saver.start(course)
+    finally:
+        defer(False)
+    assert found is not None and found.facts["world"] == 1

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from letheon.engine import statistics
-from letheon.engine.checkpoints.sweep_state import Sweeps
+from letheon.engine.checkpoints.sweep_state import Rows, Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.stop import Poll, Stopped, listen
+from letheon.engine.runs.stop import Poll, Stopped, defer, listen, signals_wait
 from letheon.launch import mask
 from letheon.loaders.batch import Batch
 from letheon.methods.amun import Amun
@@ -212,3 +212,14 @@ def test_a_run_stopped_in_its_preparation_goes_on(
     assert scripts(*args[:-1], tmp_path / "whole", *short).code == 0
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+
+
+def test_a_pass_leaves_the_signals_to_another_run_that_has_begun(tmp_path: Path) -> None:
+    """Of several runs of a call, one trains already: its work is not lost to a signal."""
+    sweeps = Sweeps(tmp_path / "state", Poll(Ranks()), tmp_path)
+    defer(True)
+    try:
+        assert [*sweeps.watch("sum", Rows([]), lambda skip: iter(range(2)), 2)] == [0, 1]
+        assert signals_wait()
+    finally:
+        defer(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -64,17 +65,51 @@ def test_cmf_is_its_definition() -> None:
     assert torch.equal(run.model(retain.images).logits.argmax(1), cosines.argmax(1))
 
 
-def test_cmf_measures_no_accuracy_and_keeps_a_masks_promise() -> None:
+def test_cmf_measures_no_accuracy_and_takes_no_mask() -> None:
     """Its look after an epoch reads no forget or held-out image."""
-    run, lines = trained(Cmf(replace(RECIPE, epochs=2)))
+    _, lines = trained(Cmf(replace(RECIPE, epochs=2)))
     [*looks] = [line for line in lines if line["kind"] == "after epoch"]
     assert len(looks) == 2 and all(line["forget"] is None for line in looks)
     method = SalUn(Cmf(RECIPE), density=0.3)
-    start = run_of(method).model.net.state_dict()
-    run, _ = trained(method)
-    masks = method.prepare(run_of(method)).masks
-    for name, mask in masks.items():
-        assert torch.equal(run.model.net.state_dict()[name][~mask], start[name][~mask])
+    with pytest.raises(InputError, match="got salun around cmf"):
+        method.check(run_of(method))
+
+
+def test_a_method_that_waits_for_the_forget_set_reads_it_alone() -> None:
+    method = L2ul(replace(FORGET, epochs=2), images=2, beside=1, steps=1)
+    run = run_of(method)
+    swept: list[int] = []
+    whole = run.loader.sweep
+
+    def sweep(indices: Any = None, skip: int = 0) -> Any:
+        for batch in whole(indices, skip):
+            swept.extend(batch.index.tolist())
+            yield batch
+
+    run.loader.sweep = sweep  # type: ignore[method-assign]
+    run_method(method, run)
+    assert swept and bool(run.forget[torch.tensor(swept)].all())
+
+
+def test_l2uls_images_come_batch_by_batch() -> None:
+    """Groups of batch-norm are of the batch's order: copy 0 of all samples, then copy 1."""
+    method = L2ul(replace(FORGET, epochs=1), images=2, beside=2, steps=1, until=0.0)
+    run = run_of(method)
+    state = method.prepare(run)
+    [phase] = method.phases(run, state, 0)
+    batch = next(iter(run.loader.train("forget", 0)))
+    seen: list[Tensor] = []
+
+    def net(images: Tensor) -> Any:
+        seen.append(images)
+        return run.model(images)
+
+    phase.loss(net, batch)  # type: ignore[arg-type]
+    rows = state.place[batch.index]
+    count = len(batch.labels)
+    for copy in range(2):
+        part = seen[0][count * (copy + 1) : count * (copy + 2)]
+        assert torch.equal(part, state.images[rows, copy].to(part.dtype))
 
 
 def misleading(batch: Batch, number: int, radius: float) -> tuple[Tensor, Tensor]:
