@@ -16,11 +16,13 @@ from torch._dynamo.utils import counters
 from letheon.engine import compiled
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
+from letheon.engine.health import explain_step
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.methods.finetune import Finetune
+from letheon.errors import RunFailed
+from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.retrain import Retrain
@@ -223,3 +225,27 @@ def test_progress_is_the_mean_since_the_last_line() -> None:
             last = line["step"]
             mean = sum(losses[i] * sizes[i] for i in (last - 2, last - 1))
             assert line["loss"] == pytest.approx(mean / sum(sizes[last - 2 : last]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (RuntimeError("accessing tensor output of CUDAGraphs. More."), "compile default"),
+        (RuntimeError("finished reduction in the prior iteration"), "reduce flat"),
+        (ValueError("Expected more than 1 value per channel"), "batch_norm frozen"),
+        (MemoryError("no room"), "grad_accum_steps 2"),
+    ],
+)
+def test_a_step_that_fails_says_what_would_do(error: Exception, mend: str) -> None:
+    run = run_of(Finetune())
+    batch = next(iter(run.loader.train("retain", 0)))
+    with (
+        pytest.raises(RunFailed, match=mend),
+        explain_step(run, Phase("retain", "retain", cross_entropy), batch),
+    ):
+        raise error
+    with (
+        pytest.raises(RuntimeError, match="another"),
+        explain_step(run, Phase("retain", "retain", cross_entropy), batch),
+    ):
+        raise RuntimeError("another")
