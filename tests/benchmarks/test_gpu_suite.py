@@ -60,3 +60,17 @@ def test_when_the_time_is_up_the_rows_stay_and_the_rest_is_named(tmp_path, monke
     assert gpu_suite.main(options) == 1
     assert "left out when the time was up: one, two" in capsys.readouterr().err
     assert [r["name"] for r in csv.DictReader(options.out.open())] == ["first"]
+
+
+def test_a_result_is_read_from_pytests_line_alone_and_with_workers():
+    import gpu_suite
+
+    read = gpu_suite._test_result
+    assert read("tests/gpu/test_a.py::test_b[1-x] PASSED   [  1%]\n") == (
+        "gpu/test_a.py", "test_b[1-x]", True,
+    )  # fmt: skip
+    assert read("[gw3] [ 10%] FAILED tests/gpu/test_a.py::test_b[1-x] \n") == (
+        "gpu/test_a.py", "test_b[1-x]", False,
+    )  # fmt: skip
+    assert read("E   AssertionError: PASSED\n") is None
+    assert read("[gw3] [ 10%] XFAIL tests/gpu/test_a.py::test_b \n") is None
