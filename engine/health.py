@@ -13,6 +13,7 @@ from torch import Tensor
 
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Accuracies, Phase, Run
+from letheon.engine.numbers.sweep import sweep
 from letheon.errors import LetheonError, RunFailed
 from letheon.loaders.batch import Batch, Loader
 
@@ -116,7 +117,7 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
     run.model.eval()
     found = []
     with torch.no_grad():
-        for host in loader.sweep(indices):
+        for host in sweep(run, loader, indices):
             batch = host.to(run.ranks.device)
             with run.precision.autocast(run.ranks.device):
                 answer = run.model(batch.images).logits.argmax(dim=1)

@@ -21,6 +21,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Flat
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import shared_copy
+from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
@@ -160,6 +161,8 @@ class Run:
     shared: dict[Any, Any] | None = None
     """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call; None
     once `prepare` is over: the weights that a run has moved are no other run's."""
+    image_memory: ImageMemory | None = None
+    """Where the runs of a call keep images that were decoded for sums and accuracies."""
     sweeps: Sweeps | None = None
     """Where the passes over sets that lie before training are saved; None afterwards."""
 

@@ -6,7 +6,9 @@ the ranks and bitwise equal on all of them. All read each sample once, with the 
 a model in evaluation mode (running batch-norm statistics, no dropout), which is left as it was.
 
 A statistic is kept for the other runs of the call, under the digests of the weights and the forget
-set: several runs that start from one model compute it once. Nobody may change what is returned.
+set and the cut into batches: several runs that start from one model compute it once, to the bit as
+each would alone. Their images are decoded once, too, while they fit (`ImageMemory`). Nobody may
+change what is returned.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
     Returns:
         One float32 tensor per trainable parameter, in the order of `run.parameters`.
     """
-    return _reuse(run, ("gradient sum", part, _key(loss)), lambda: _gradient_sum(run, part, loss))
+    key = ("gradient sum", part, _key(loss), *_moving(run))
+    return _reuse(run, key, lambda: _gradient_sum(run, part, loss))
 
 
 def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
@@ -83,7 +86,7 @@ def squared_gradient_sum(
     Returns:
         One float32 tensor per trainable parameter, in the order of `run.parameters`.
     """
-    key = ("squared gradient sum", part, by, _key(loss))
+    key = ("squared gradient sum", part, by, _key(loss), *_moving(run, by))
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
 
 
@@ -101,7 +104,7 @@ def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> lis
             torch._foreach_add_(totals, _magnitude_sum(run, part, loss, "sample", torch.square))
         return totals
 
-    key = ("squared gradient sum of", part, *map(_key, losses))
+    key = ("squared gradient sum of", part, *map(_key, losses), *_moving(run, "sample"))
     return _reuse(run, key, compute)
 
 
@@ -109,7 +112,7 @@ def absolute_gradient_sum(
     run: Run, part: Part, loss: Loss, by: Literal["sample", "batch"] = "sample"
 ) -> list[Tensor]:
     """Sum over the samples of the absolute gradient; all else as `squared_gradient_sum`."""
-    key = ("absolute gradient sum", part, by, _key(loss))
+    key = ("absolute gradient sum", part, by, _key(loss), *_moving(run, by))
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.abs))
 
 
@@ -241,7 +244,8 @@ class ClassMoments(NamedTuple):
 
 def class_moments(run: Run, part: Part) -> ClassMoments:
     """Number, mean and variance of the features of each class."""
-    return _reuse(run, ("class moments", part), lambda: _class_moments(run, part))
+    key = ("class moments", part, run.recipe.batch_size)
+    return _reuse(run, key, lambda: _class_moments(run, part))
 
 
 def _class_moments(run: Run, part: Part) -> ClassMoments:
@@ -274,7 +278,7 @@ def class_covariances(run: Run, part: Part, power: float = 1.0) -> ClassCovarian
 
     A feature below zero has no fractional power: its class's moments are NaN.
     """
-    key = ("class covariances", part, power)
+    key = ("class covariances", part, power, run.recipe.batch_size)
     return _reuse(run, key, lambda: _class_covariances(run, part, power))
 
 
@@ -316,7 +320,7 @@ def input_covariances(
         of its output.
     """
     drawn = None if samples is None else (samples, run.seed)
-    key = ("input covariances", part, tuple(layers), drawn)
+    key = ("input covariances", part, tuple(layers), drawn, run.recipe.batch_size)
     return _reuse(run, key, lambda: _input_covariances(run, part, layers, samples))
 
 
@@ -388,7 +392,8 @@ class IndexedOutputs(NamedTuple):
 
 def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     """Logits, features and labels of every sample of the part, on every rank, on the device."""
-    return _reuse(run, ("outputs", part), lambda: _outputs_by_index(run, part))
+    key = ("outputs", part, run.recipe.batch_size)
+    return _reuse(run, key, lambda: _outputs_by_index(run, part))
 
 
 def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
@@ -467,14 +472,23 @@ def _key(loss: Loss) -> object:
     return loss  # kept in the key, so that no other object can take its identity
 
 
+def _moving(run: Run, by: str = "batch") -> tuple[object, ...]:
+    """What a sum of gradients depends on beside weights and samples: parameters, and batches.
+
+    Samples' own gradients are computed by chunks, which batches of whole chunks do not change.
+    """
+    step = -(-run.recipe.batch_size // run.ranks.world)
+    whole = by == "sample" and step % CHUNK == 0
+    return tuple(run.named_parameters), CHUNK if whole else run.recipe.batch_size
+
+
 def _reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
     """`compute()`, or what another run of the call has computed of the same weights and samples."""
     if run.shared is None:
         return compute()
     images = getattr(run.loader, "images", run.loader)
     forget = hashlib.sha256(run.forget.cpu().numpy().tobytes()).hexdigest()
-    moving = tuple(run.named_parameters)
-    key = (what, weights_digest(run.model), run.model.preset, forget, moving, run.precision, images)
+    key = (what, weights_digest(run.model), run.model.preset, forget, run.precision, images)
     if key not in run.shared:
         run.shared[key] = compute()
     return cast(T, run.shared[key])

@@ -21,7 +21,7 @@ from letheon.engine.method import Run
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.threshold import pack, top_masks, unpack
-from letheon.methods.grad_ascent import ascent
+from letheon.methods.finetune import cross_entropy
 from letheon.spans import span
 
 
@@ -35,7 +35,8 @@ def saliency_masks(run: Run, densities: Sequence[float]) -> list[dict[str, Tenso
     round(density * N) of them may move.
     """
     names = list(run.named_parameters)
-    masks = top_masks(gradient_sum(run, "forget", ascent), densities)
+    # The gradient of -CE has the same size, and others may have asked for that of CE.
+    masks = top_masks(gradient_sum(run, "forget", cross_entropy), densities)
     return [dict(zip(names, group, strict=True)) for group in masks]
 
 

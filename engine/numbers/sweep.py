@@ -11,7 +11,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.sweep_state import Sums
 from letheon.engine.method import Loss, Run
 from letheon.kernels.keyed import permutation
-from letheon.loaders.batch import Batch
+from letheon.loaders.batch import Batch, Loader
 from letheon.loaders.order import sweep_rounds
 
 Part = Literal["forget", "retain", "all"]
@@ -40,13 +40,22 @@ def batches(
         indices = sorted(indices[i] for i in order.tolist())
     found: Iterator[Batch] = iter(())
     if run.sweeps is None or sums is None:
-        found = run.loader.sweep(indices)
+        found = sweep(run, run.loader, indices)
     else:
         whole = sweep_name(run, f"{name}, {samples} samples", part)
         rounds = sweep_rounds(len(indices), run.recipe.batch_size, run.ranks.world)
-        found = run.sweeps.watch(whole, sums, lambda k: run.loader.sweep(indices, k), rounds)
+        found = run.sweeps.watch(whole, sums, lambda k: sweep(run, run.loader, indices, k), rounds)
     for batch in found:
         yield batch.to(run.ranks.device)
+
+
+def sweep(
+    run: Run, loader: Loader, indices: list[int] | None = None, skip: int = 0
+) -> Iterator[Batch]:
+    """Yield what `loader.sweep` yields, from images that the runs of a call keep, if they do."""
+    if run.image_memory is None:
+        return loader.sweep(indices, skip)
+    return run.image_memory.sweep(loader, indices, skip)
 
 
 def sweep_name(run: Run, what: str, part: Part) -> str:

@@ -16,6 +16,7 @@ from letheon.engine.checkpoints.saver import SaveOptions, Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Method, Run
+from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
 from letheon.engine.runs.stop import Poll, defer
@@ -24,6 +25,7 @@ from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.memory import free_bytes
 from letheon.progress import note
 
+IMAGES = 8  # one part in so many of the free memory is for images that statistics share
 SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 
 
@@ -71,10 +73,11 @@ def train_all(
     for job in starting[:1]:  # all start from one original
         check_knowledge(job.plan, job.method, job.run)
     groups, line = group_by_memory(jobs, ranks)
+    memory = ImageMemory(free_bytes(torch.device("cpu")) // (IMAGES * ranks.world))
     statistics: dict[Any, Any] = {}
     for job in jobs:
         job.run.notes.append(line)
-        job.run.shared = statistics
+        job.run.shared, job.run.image_memory = statistics, memory
     if ranks.main:
         for text in dict.fromkeys(text for job in jobs for text in job.run.notes):
             note(text)
