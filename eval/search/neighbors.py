@@ -52,9 +52,6 @@ _WORTH = {"cpu": 40, "cuda": 2}
 """Database rows a candidate, below which proposing costs more than it saves. On a CPU by
 `bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 and 8,000
 rows, slower for 32,000. Not measured on a GPU."""
-_FEW = 256
-"""Columns a candidate, below which numpy's partition finds the candidates of a row on a CPU, above
-which groups do: measured at 2,000 and 10,000 columns."""
 _SAMPLED = 256  # queries on which recall is measured
 
 
@@ -113,27 +110,33 @@ def _descending(values: Tensor) -> Tensor:
     return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
 
 
+def _columns(values: Tensor, m: int) -> Tensor:
+    """(q, m) int64 columns of the largest of (q, n) values, in no order."""
+    n = values.shape[1]
+    if values.is_cuda or m >= n:
+        return values.topk(min(m, n), dim=1, sorted=False).indices
+    return torch.from_numpy(np.argpartition(values.numpy(), n - m, axis=1)[:, n - m :])
+
+
 def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """(q, m) largest of (q, n) values and their columns, in no order.
 
-    In a wide row, the m groups of columns with the largest maxima hold them: the value of a column
-    left out is reached by each of these maxima.
+    The m groups of columns with the largest maxima hold them: the value of a column left out is
+    reached by each of these maxima.
     """
     n = values.shape[1]
     size = int((n / m) ** 0.5)
-    if not values.is_cuda and m < n < _FEW * m:
-        columns = torch.from_numpy(np.argpartition(values.numpy(), n - m, axis=1)[:, n - m :])
-        return values.gather(1, columns), columns
     if size < 3:
-        return values.topk(min(m, n), dim=1, sorted=False)
+        columns = _columns(values, m)
+        return values.gather(1, columns), columns
     groups = n // size  # group g: columns g, g + groups, ...; the rest stands for itself
-    best = values[:, : groups * size].unflatten(1, (size, groups)).amax(dim=1)
-    best = best.topk(m, dim=1, sorted=False).indices
+    best = _columns(values[:, : groups * size].unflatten(1, (size, groups)).amax(dim=1), m)
     steps = torch.arange(0, groups * size, groups, device=values.device)
     rest = torch.arange(groups * size, n, device=values.device).expand(len(values), -1)
     columns = torch.cat([(best[:, None] + steps[:, None]).flatten(1), rest], dim=1)
-    best, order = values.gather(1, columns).topk(m, dim=1, sorted=False)
-    return best, columns.gather(1, order)
+    found = values.gather(1, columns)
+    inner = _columns(found, m)
+    return found.gather(1, inner), columns.gather(1, inner)
 
 
 def _propose(scores: Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
