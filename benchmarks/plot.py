@@ -5,7 +5,7 @@
 
 A page has `<!-- performance:start -->` and `<!-- performance:end -->` around its table: the README
 that of whole jobs, docs/benchmarks.md all rows. Between `<!-- opening:start -->` and
-`<!-- opening:end -->` that page has the table of `opening.py`.
+`<!-- opening:end -->` that page has the table of `tables/opening.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 from harness import PARTS
-from opening import opening
+from tables.opening import opening
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

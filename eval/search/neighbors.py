@@ -53,6 +53,7 @@ _WORTH = {"cpu": 40, "cuda": 2}
 """Database rows a candidate, below which proposing costs more than it saves. On a CPU by
 `bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 and 8,000
 rows, slower for 32,000. Not measured on a GPU."""
+_PARTITIONED = 2**17  # values that are partitioned at once
 _SAMPLED = 256  # queries on which recall is measured
 
 
@@ -123,7 +124,9 @@ def _columns(values: Tensor, m: int) -> Tensor:
     n = values.shape[1]
     if values.is_cuda or m >= n:
         return values.topk(min(m, n), dim=1, sorted=False).indices
-    return torch.from_numpy(np.argpartition(values.numpy(), n - m, axis=1)[:, n - m :])
+    rows = values.split(max(1, _PARTITIONED // n))  # few enough for their order to stay in a cache
+    parts = [np.argpartition(part.numpy(), n - m, axis=1)[:, n - m :] for part in rows]
+    return torch.from_numpy(np.concatenate(parts)) if parts else values.topk(m, dim=1).indices
 
 
 def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:

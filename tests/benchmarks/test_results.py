@@ -32,8 +32,8 @@ def end_to_end(path: Path, ours: float) -> Path:
 
 
 def test_the_readme_shows_the_committed_results() -> None:
-    from opening import opening
     from plot import RESULTS, WRITE, between, summary, tables
+    from tables.opening import opening
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert between(text) == summary(RESULTS), f"run {WRITE}"
@@ -45,7 +45,7 @@ def test_the_readme_shows_the_committed_results() -> None:
 
 
 def test_a_cell_that_nobody_measured_says_so(tmp_path: Path) -> None:
-    from opening import opening
+    from tables.opening import opening
 
     x = "small, 32 px"
     results(

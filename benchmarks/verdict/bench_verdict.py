@@ -1,6 +1,6 @@
 """A verdict on ten methods, and oracles: one command beside a process for each, on the digits.
 
-    python benchmarks/bench_verdict.py --out benchmarks/results/verdict_cpu.csv
+    cd benchmarks && python -m verdict.bench_verdict --out results/verdict_cpu.csv
 
 Both ways start from one original and end in the same weights; a digest tells. By processor seconds
 of whole processes, start-up included, which a neighbor moves less than the clock. The original and
@@ -21,7 +21,7 @@ from pathlib import Path
 import tyro
 from harness import Results, row
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 METHODS = (
     "finetune", "grad-ascent --lr 1e-4", "l1-sparse", "random-label", "salun random-label", "spkd",
     "neg-grad-plus", "ssd --alpha 2", "fisher", "bad-teacher",
