@@ -143,6 +143,11 @@ class Recipe:
             return self.lr * (1 - done)
         return self.lr
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether the optimizer moves each weight by its own gradient and slots alone."""
+        return self.optimizer in ("sgd", "adamw")
+
     def build_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimizer over `parameters`, all of them decayed as the field's codes do.
 

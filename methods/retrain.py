@@ -87,6 +87,12 @@ class FromScratch(Method):
         """Make the whitening layer, where there is one, from images that will be trained on."""
         part: Part = "all" if self.reads == "mixed" else "retain"
         for layer in run.model.net.modules():
+            if isinstance(layer, WhiteningConv2d) and run.shards is not None:
+                raise InputError(
+                    f"got {run.model.name} with reduce shard; its whitening layer is written as a "
+                    "whole; use reduce auto for so small a network",
+                    option="reduce",
+                )
             if isinstance(layer, WhiteningConv2d):
                 layer.whiten(*patch_moments(run, part, 2, self.whitening_images))
         return State()
@@ -106,8 +112,9 @@ class FromScratch(Method):
         optimizer = run.recipe.build_optimizer(run.parameters)
         if not self.decay_norms or self.bias_rate != 1 or self.head_rate != 1:
             (group,) = optimizer.param_groups
+            head_name = f"{run.model.head_path}.weight".removeprefix(".")
             flat = [p for p in group["params"] if p.dim() < 2]
-            head = [run.model.head.weight] if self.head_rate != 1 else []
+            head = [run.named_parameters[head_name]] if self.head_rate != 1 else []
             apart = {id(p) for p in (*flat, *head)}
             group["params"] = [p for p in group["params"] if id(p) not in apart]
             decay = {} if self.decay_norms else {"weight_decay": 0.0}
@@ -129,6 +136,7 @@ class Retrain(FromScratch):
     share_seed: bool = False
     """Draw first weights, order and augmentation as training with the same seed does."""
     name: ClassVar[str] = "retrain"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="Retrain",
         reads="retain",

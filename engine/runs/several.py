@@ -53,6 +53,14 @@ def train_all(
         RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
+    if any(job.run.splits for job in jobs):
+        refusal = InputError(
+            "got reduce shard with several runs in one call, each of which would hold a network "
+            "that is split over the ranks; start them one by one",
+            option="reduce",
+        )
+        refusal.everywhere = True
+        raise refusal
     saving = saving or SaveOptions()
     starts = {
         job.name: plan_start(job.plan, job.method, job.run, job.out, saving, overwrite)
