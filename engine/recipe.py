@@ -13,6 +13,9 @@ from torch import nn
 from letheon.engine.optimizers import Lars, Muon
 from letheon.errors import InputError
 
+ELEMENTWISE = ("sgd", "adamw")
+"""Optimizers that move each weight by its own gradient and slots alone."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -142,11 +145,6 @@ class Recipe:
         if self.schedule == "linear":
             return self.lr * (1 - done)
         return self.lr
-
-    @property
-    def elementwise(self) -> bool:
-        """Whether the optimizer moves each weight by its own gradient and slots alone."""
-        return self.optimizer in ("sgd", "adamw")
 
     def build_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimizer over `parameters`, all of them decayed as the field's codes do.

@@ -10,6 +10,7 @@ from torch import nn
 from letheon.engine.memory.activations import find_blocks
 from letheon.engine.memory.shards import Shards
 from letheon.engine.method import Method, Run
+from letheon.engine.recipe import ELEMENTWISE
 from letheon.errors import InputError
 
 
@@ -25,7 +26,7 @@ def check_sharding(method: Method, run: Run) -> None:
     whole = ""
     if not method.elementwise:
         whole = f"{method.name}, which does not move each weight by itself"
-    elif not recipe.elementwise:
+    elif recipe.optimizer not in ELEMENTWISE:
         whole = f"optimizer {recipe.optimizer}, which does not move each weight by itself"
     elif recipe.batch_norm == "sync":
         whole = "batch-norm sync, which is not made for it"
