@@ -89,8 +89,8 @@ def collect(course: Course) -> RunState | None:
     """
     run, ranks = course.run, course.run.ranks
     own, facts = _own(course)
-    shared, moved = _moved(course)
-    facts |= moved
+    shared, more = _step_state(course)
+    facts |= more
     if run.shards is not None:
         own |= {f"{PART}.{k}": v for k, v in shared.items()}
         shared = {}
@@ -124,7 +124,7 @@ def collect(course: Course) -> RunState | None:
     return RunState(copies, facts)
 
 
-def _moved(course: Course) -> tuple[Tensors, dict[str, Any]]:
+def _step_state(course: Course) -> tuple[Tensors, dict[str, Any]]:
     """What steps move: tensors, not copied, and facts."""
     facts: dict[str, Any] = {}
     tensors = {f"model.{k}": v for k, v in own_parts(course.run.model.state_dict()).items()}

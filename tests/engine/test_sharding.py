@@ -25,7 +25,6 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
 from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError, RunFailed
-from letheon.launch import train
 from letheon.methods import METHODS as OURS
 from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.cf_k import CfK
@@ -227,6 +226,8 @@ def test_a_split_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None
 
 
 def job(ranks: Ranks, folder: str) -> None:
+    from letheon.launch import train  # here: not every rank of the other tests needs the scripts
+
     train.main(
         train.Settings(
             out=Path(folder), data="digits", device="cpu", precision=SPLIT,
