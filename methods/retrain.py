@@ -83,16 +83,19 @@ class FromScratch(Method):
         """Pixels of an epoch; None for the model's own."""
         return self.sizes[sum(epoch >= at for at in self.grow_at)] if self.sizes else None
 
+    def check(self, run: Run) -> None:
+        """Refuse to split a network over the ranks whose first layer is written as a whole."""
+        if run.splits and any(isinstance(m, WhiteningConv2d) for m in run.model.net.modules()):
+            raise InputError(
+                f"got {run.model.name} with reduce shard; its whitening layer is written as a "
+                "whole; use reduce auto for so small a network",
+                option="reduce",
+            )
+
     def prepare(self, run: Run) -> State:
         """Make the whitening layer, where there is one, from images that will be trained on."""
         part: Part = "all" if self.reads == "mixed" else "retain"
         for layer in run.model.net.modules():
-            if isinstance(layer, WhiteningConv2d) and run.shards is not None:
-                raise InputError(
-                    f"got {run.model.name} with reduce shard; its whitening layer is written as a "
-                    "whole; use reduce auto for so small a network",
-                    option="reduce",
-                )
             if isinstance(layer, WhiteningConv2d):
                 layer.whiten(*patch_moments(run, part, 2, self.whitening_images))
         return State()

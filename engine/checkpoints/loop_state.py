@@ -214,7 +214,7 @@ def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
     facts, shapes = head[0]
     tensors = saved.tensors if saved is not None else {}
     for name, (shape, dtype) in shapes.items():
-        owner = int(name.split(".")[1]) if name.startswith("rank.") and facts["split"] else None
+        owner = int(name.split(".")[1]) if name.startswith("rank.") and facts.get("split") else None
         if owner is not None and (owner == 0 or owner >= ranks.world):
             continue
         if not ranks.main and owner in (None, ranks.rank):

@@ -31,7 +31,7 @@ def share_out_state(saved: RunState, world: int) -> RunState:
     before = saved.facts["world"]
     if before == world:
         return saved
-    if saved.facts["split"]:
+    if saved.facts.get("split"):
         raise InputError(
             f"got a saved state of a network split over {before} ranks, and {world} ranks; "
             f"expected as many as saved it; start {before} ranks, or begin anew in another folder"

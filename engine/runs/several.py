@@ -20,7 +20,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
 from letheon.engine.runs.stop import Poll, defer
-from letheon.engine.runs.together import Member, run_together
+from letheon.engine.runs.together import Member, refuse_split, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.memory import free_bytes
 from letheon.progress import note
@@ -54,14 +54,8 @@ def train_all(
         RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
-    if any(job.run.splits for job in jobs):
-        refusal = InputError(
-            "got reduce shard with several runs in one call, each of which would hold a network "
-            "that is split over the ranks; start them one by one",
-            option="reduce",
-        )
-        refusal.everywhere = True
-        raise refusal
+    for job in jobs:
+        refuse_split(job.run)
     saving = saving or SaveOptions()
     starts = {
         job.name: plan_start(job.plan, job.method, job.run, job.out, saving, overwrite)
