@@ -25,6 +25,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
 from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError, RunFailed
+from letheon.launch import train
 from letheon.methods import METHODS as OURS
 from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.cf_k import CfK
@@ -45,9 +46,9 @@ from tests.world import PRESET, run_of
 
 # Batches of 7 over 41 images: uneven on 2 and on 3 ranks. Of the 4 classes of the head three ranks
 # have 2, 2 and 0; of the 5 channels they have 2, 2 and 1.
-FROZEN = Recipe(epochs=2, lr=0.05, batch_size=7, batch_norm="frozen")
+FROZEN = Recipe(epochs=1, lr=0.05, batch_size=7, batch_norm="frozen")
 GENTLE = replace(FROZEN, lr=0.005)
-GROUPS = Recipe(epochs=2, lr=0.02, batch_size=8, batch_norm_group=2, grad_accum_steps=3)
+GROUPS = Recipe(epochs=1, lr=0.02, batch_size=8, batch_norm_group=2, grad_accum_steps=3)
 TOLERANCE = 2e-5  # as between any two numbers of ranks; observed up to 1e-6
 METHODS: dict[str, Method] = {
     "new weights, average": Retrain(replace(FROZEN, ema=0.7)),
@@ -65,7 +66,9 @@ METHODS: dict[str, Method] = {
     "frozen layers": CfK(FROZEN, k=1),
 }
 METHODS |= {
-    f"every {name}": method for name, method in cases(FROZEN, GENTLE).items() if method.elementwise
+    f"every {name}": method
+    for name, method in cases(replace(FROZEN, epochs=2), replace(GENTLE, epochs=2)).items()
+    if method.elementwise
 }
 FEW = [
     "penalty, adamw, micro-batches", "two halves, groups, blocks computed again", "two teachers",
@@ -200,7 +203,7 @@ def resumed(ranks: Ranks, folder: str) -> list[str]:
     return differing(RESUMED, lambda: make_run(RESUMED, ranks), Path(folder), [3])
 
 
-RESUMED = SalUn(Spkd(replace(GENTLE, ema=0.7, epochs=1), ce_weight=1.0), density=0.3)
+RESUMED = SalUn(Spkd(replace(GENTLE, ema=0.7), ce_weight=1.0), density=0.3)
 
 
 def interrupted(ranks: Ranks, folder: str) -> None:
@@ -226,8 +229,6 @@ def test_a_split_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None
 
 
 def job(ranks: Ranks, folder: str) -> None:
-    from letheon.launch import train  # here: not every rank of the other tests needs the scripts
-
     train.main(
         train.Settings(
             out=Path(folder), data="digits", device="cpu", precision=SPLIT,
