@@ -145,7 +145,8 @@ class Shards(Alone):
     def host_copy(self) -> Classifier:
         """Copy the whole network to every rank's host, a tensor at a time; every rank must call."""
         net, twin = self.net, copy.deepcopy(self._empty).to_empty(device="cpu")
-        twin.requests, twin.canaries = net.requests, net.canaries
+        twin.class_names, twin.requests = net.class_names, net.requests
+        twin.canaries = net.canaries
         weights, buffers = dict(net.named_parameters()), dict(net.named_buffers())
         for name, whole in twin.named_parameters():
             found = copy_to_first(weights[name])

@@ -65,7 +65,8 @@ class Hosts:
         agent = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
             f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={self.address(0)}:29701", f"--rdzv-id={meeting}", "--shutdown-timeout=10", script, *args,
+            f"--rdzv-endpoint={self.address(0)}:29701", f"--rdzv-id={meeting}",
+            "--shutdown-timeout=10", script, *args,
         ]  # fmt: skip
         name = self.names[host]
         command = ["ip", "netns", "exec", name, "unshare", "-u", "bash", "-c"]

@@ -17,7 +17,7 @@ from letheon.engine.checkpoints.saver import open_saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Seconds, passes, run_method
 from letheon.engine.memory.sharding import check_sharding, count_parts, find_units
-from letheon.engine.memory.shards import host_state
+from letheon.engine.memory.shards import cut, host_state
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
@@ -175,6 +175,12 @@ def parts(ranks: Ranks) -> tuple[int, list[tuple[int, ...]], dict[str, Tensor]]:
     masked, _, masks = begin(ranks, "mask in the step")
     odd = [tuple(m.shape) for k, m in masks.items() if m.shape != masked.weights[k].shape]
     assert not any(p.grad is not None for p in run.model.parameters())
+    if run.shards is not None:
+        run.model.class_names = tuple("abcd")
+        whole, mine = run.shards.host_copy(), run.weights["0.0.0.weight"]
+        first = whole.net.state_dict()["0.0.0.weight"]
+        assert torch.equal(cut(first, ranks), mine) and first.shape == (5, 3, 3, 3)
+        assert whole.class_names == run.model.class_names
     return sum(value.numel() for value in held), odd, masks
 
 
