@@ -36,6 +36,7 @@ from letheon.methods.lotus import Lotus
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
+from letheon.methods.scrub import Scrub
 from letheon.methods.spkd import Spkd
 from letheon.methods.ssd import Ssd
 from letheon.methods.train import Train
@@ -64,6 +65,7 @@ METHODS: dict[str, Method] = {
     "two teachers": BadTeacher(replace(FROZEN, on_nonfinite="skip")),
     "accuracies after epochs": Lotus(replace(FROZEN, on_nonfinite="rollback")),
     "frozen layers": CfK(FROZEN, k=1),
+    "goes back": Scrub(replace(GENTLE, epochs=3), rewind=True, max_epochs=1, forget_batch_size=5),
 }
 METHODS |= {
     f"every {name}": method
