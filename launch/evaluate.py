@@ -37,7 +37,7 @@ from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
-from letheon.eval.attacks.session import Lessons, attack_table, relearn_table
+from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import (
     Comparison,
@@ -220,12 +220,7 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     measuring = _measuring(settings, comparison, ranks, finished)
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
-    table = measuring.measure()
-    lessons = Lessons(measuring.inference)
-    if settings.extent.relearn:
-        relearn_table(measuring, table, lessons)
-    if settings.extent.full and settings.extent.attacks:
-        attack_table(measuring, table, lessons)
+    table = measure_all(measuring)
     if not ranks.main:
         return
     band = table.band
