@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.11",
     packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
     package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.html", "**/*.toml"]},
+    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.html", "**/*.css", "**/*.js", "**/*.toml"]},
     entry_points={"console_scripts": ["letheon = letheon.launch.main:main"]},
     install_requires=[
         "torch>=2.11",

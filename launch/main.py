@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": "search for a method's rate and settings",
     "evaluate": "measure what is left, one row a model",
     "oracles": "train the retrained and original models that an audit compares with",
+    "serve": "show runs on a local page: compare, sort, filter, watch",
     "run": "train, forget by several methods, evaluate and report from one file",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
@@ -32,7 +33,7 @@ HELP = ("--help", "-h")
 ROOMS = {
     "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
     "recipes": "tuning.", "tune": "tuning.", "methods": "console.",
-    "oracles": "ensembles.",
+    "oracles": "ensembles.", "serve": "serving.",
 }  # fmt: skip
 """Those that lie in a folder of their own."""
 

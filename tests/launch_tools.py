@@ -17,6 +17,7 @@ from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
+from letheon.launch.serving import serve
 from letheon.launch.tuning import recipes, tune
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ SCRIPTS = {
     "recipes": recipes,
     "tune": tune,
     "oracles": oracles,
+    "serve": serve,
 }
 
 
