@@ -185,7 +185,7 @@ def _find_spots(drawing: Drawing, series: Sequence[Series]) -> Iterator[Spot]:
     wide, high = drawing.figure.bbox.size
     for plot in drawing.axes.flat:
         for number, one in enumerate(series):
-            x, y = plot.transData.transform((one.x[0], one.y[0]))
+            x, y = plot.transData.transform((one.x[0], one.y[0])).tolist()
             if plot.bbox.contains(x, y):
                 yield Spot(number, round(x / wide, 4), round((high - y) / wide, 4))
 

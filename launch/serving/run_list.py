@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -156,27 +156,6 @@ def _walk(folder: int, path: str, depth: int = 0) -> Iterator[tuple[str, int, se
                 yield from _walk(open_folder(name, folder), _join(path, name), depth + 1)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def open_below(root: Path, path: str) -> Iterator[int]:
-    """Open a folder below `root` by its path in it, following no link on the way.
-
-    Raises:
-        OSError: there is none.
-        InputError: a path that leads elsewhere.
-    """
-    handle = open_folder(root)
-    try:
-        for name in path.split("/") if path else ():
-            if name in ("", ".", "..") or "\0" in name:
-                raise InputError(f"got {path!r}; expected a folder below the one that is served")
-            below = open_folder(name, handle)
-            os.close(handle)
-            handle = below
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _stamp(folder: int) -> Any:

@@ -103,6 +103,7 @@ async function poll() {
 if (tools) {
   const label = document.createElement("label");
   filter.type = "search";
+  filter.name = "filter";
   filter.addEventListener("input", show);
   label.append("Show rows with ", filter);
   tools.prepend(label);

@@ -146,6 +146,8 @@ def is_own_host(host: str, address: str) -> bool:
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""
+        if set(host) & set("@/?#"):
+            return False
         if name == "localhost":
             return True
         number = ipaddress.ip_address(name)

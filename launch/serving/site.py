@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, TemplateError
 
 from letheon.engine.runs.loggers import PREVIOUS
 from letheon.errors import InputError, LetheonError
@@ -80,7 +80,7 @@ class Site:
             return Answer(HTTPStatus.OK, self._page(rest).encode("utf-8", "replace"))
         except Missing as error:
             return self._refuse(HTTPStatus.NOT_FOUND, str(error))
-        except LetheonError as error:
+        except (LetheonError, TemplateError) as error:
             return self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, f"It cannot be shown: {error}")
         except Exception as error:  # a folder's content may be anything; the server stays
             reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -149,8 +149,8 @@ class Site:
     def _run(self, title: str, run: Run) -> str:
         facts = {"State": f"{run.state} {run.note}".strip(), **run.facts, **_last_pass(run)}
         lines = [
-            ", ".join(f"{as_text(k)} {as_text(v)}" for k, v in line.items() if k != PREVIOUS)
-            for line in run.reports[-_LINES:]
+            ", ".join(f"{as_text(k)} {_plain(v)}" for k, v in line.items() if k != PREVIOUS)
+            for line in reversed(run.reports[-_LINES:])
         ]
         curves = [_curve(name, values) for name, values in run.losses.items()]
         share = min(_epoch(run) / run.epochs, 1.0) if run.epochs else None
@@ -188,6 +188,10 @@ def _draw(prepared: Prepared) -> list[Picture]:
         return [Picture("Pictures", f"Left out: {as_text(error)}")]
 
 
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else as_text(value)
+
+
 def _by_weights(tables: Sequence[Table]) -> dict[str, Row]:
     """Digest of weights -> the numbers that the newest table has of them."""
     found: dict[str, Row] = {}
@@ -206,12 +210,13 @@ def _cell(text: str, below: str = "", sort: float | None = None) -> Row:
 
 
 def _run_cells(run: Run, row: Row, keys: Sequence[str]) -> list[Row]:
-    progress = _last_pass(run)
+    last = run.passes[-1] if run.passes else {}
+    loss = as_number(last.get("loss"))
     return [
         _cell(run.state, run.note),
         *(_cell(run.facts.get(name, "")) for name in _HEADS[1:]),
-        _cell(progress.get("Epoch", ""), sort=_epoch(run)),
-        _cell(progress.get("Loss", "")),
+        _cell(_last_pass(run).get("Epoch", ""), sort=_epoch(run)),
+        _cell("" if loss is None else f"{loss:.4g}", as_text(last.get("phase"))),
         *(_cell(format_value(key, row.get(key))) for key in keys),
         _age(run.changed),
     ]
@@ -232,9 +237,7 @@ def _last_pass(run: Run) -> dict[str, str]:
     speed, at = as_number(last.get("images_per_second")), as_number(last.get("at"))
     return {
         "Epoch": f"{_epoch(run):.0f}{of}",
-        "Loss": ", ".join(f"{name} {loss}" for name, loss in losses.items())
-        if len(losses) > 1
-        else "".join(losses.values()),
+        "Loss": ", ".join(f"{name} {loss}" for name, loss in losses.items()),
         **({"Images/s": f"{speed:,.0f}"} if speed is not None else {}),
         **({"Time": format_seconds(at)} if at is not None else {}),
     }
