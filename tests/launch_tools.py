@@ -12,7 +12,7 @@ import pytest
 
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import run_command
-from letheon.launch.console import methods
+from letheon.launch.console import completion, methods
 from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
@@ -37,6 +37,7 @@ SCRIPTS = {
     "tune": tune,
     "oracles": oracles,
     "serve": serve,
+    "completion": completion,
 }
 
 

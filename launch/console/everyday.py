@@ -40,6 +40,7 @@ EXAMPLES: Mapping[str, str] = {
     "doctor": "--data /data/imagenet --out runs",
     "methods": "salun",
     "serve": "runs",
+    "completion": "bash",
 }
 """Arguments of one useful call."""
 
