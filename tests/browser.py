@@ -88,6 +88,18 @@ class Browser:
             assert time.monotonic() < end, f"never true: {script}"
             time.sleep(0.05)
 
+    def expect(self, method: str) -> dict[str, Any]:
+        """Wait until an event has come, and return what it says; the first of its kind."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            for event in self.events:
+                if event["method"] == method:
+                    said: dict[str, Any] = event["params"]
+                    return said
+            self.run("0")  # events come before its answer
+            time.sleep(0.05)
+        raise AssertionError(f"never came: {method}")
+
     def open(self, url: str, width: int, height: int = 900) -> None:
         """Load a page at a width in pixels."""
         self.call(

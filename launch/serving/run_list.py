@@ -181,13 +181,13 @@ def _read(name: str, folder: int) -> dict[str, Any]:
     return read_sealed(Path(name), _LARGEST, folder)
 
 
-def _changed(folder: int) -> float:
+def _last_change(folder: int) -> float:
     return max((of[2] for of in _stamp(folder).values()), default=0) / 1e9
 
 
 def read_run(folder: int) -> Run:
     """Read what a run says of itself; whatever is damaged becomes its state."""
-    changed = _changed(folder)
+    changed = _last_change(folder)
     try:
         with expect_shape(Path(SETTINGS)):
             return replace(_parse_run(folder), changed=changed)
@@ -236,7 +236,7 @@ def _read_log(folder: int) -> bytes:
 
 def read_table(folder: int) -> Table:
     """Read the rows of an evaluation, and what its page holds beside them."""
-    changed = _changed(folder)
+    changed = _last_change(folder)
     try:
         table, page = _read(TABLE, folder), _read(PAGE, folder)
         with expect_shape(Path(TABLE)):

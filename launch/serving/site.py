@@ -30,7 +30,7 @@ HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "
 _HEADS = ("State", "Method", "Forgets", "Data", "Network", "Seed", "Host")
 _LINES = 12  # of a log that are shown
 _PAGES = 20  # tables that stay drawn
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 _REPORT = Path(report.__file__).parent
 
 
@@ -60,11 +60,11 @@ class Site:
         self._looking, self._drawing = threading.Lock(), threading.Lock()
         self._pages: dict[Any, str] = {}
         self._templates = Environment(
-            loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True
+            loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True
         )
         self._files = {
             "page.css": (_REPORT / "page.css", CSS),
-            "serve.js": (_HERE / "serve.js", SCRIPT),
+            "serve.js": (_FOLDER / "serve.js", SCRIPT),
         }
 
     def answer(self, address: str) -> Answer:
