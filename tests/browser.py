@@ -125,12 +125,9 @@ class Browser:
         )
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def picture(self, height: int) -> bytes:
-        """The upper part of the page, as PNG."""
-        width = self.run("innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        return base64.b64decode(shot["data"])
+    def picture(self) -> bytes:
+        """What is seen, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
     def close(self) -> None:
         """End the browser, its helpers too."""
