@@ -26,8 +26,8 @@ TABLE = "metrics.json"
 SETTINGS, REQUEST, VERSIONS = "settings.json", "request.json", "versions.json"
 _RECORDS = {FINISHED, FAILED, ORIGIN, SETTINGS, LOG}  # a folder with one of these is a run's
 _FILES = (*_RECORDS, REQUEST, VERSIONS, TABLE, PAGE)
-_LARGEST = 2**25  # bytes of a file
-_LOG_END = 2**22  # bytes of a log that are read, from its end
+_LARGEST = 2**24  # bytes of a file
+_LOG_END, _LINES = 2**22, 12  # bytes of a log that are read, from its end; reports that stay
 _DEPTH, _MOST = 5, 200_000  # folders in one another; names that are looked at
 _TEXT = 300  # characters of a fact
 _LOCK = re.compile(r"\.(.+)\.lock")  # of an output, beside it
@@ -44,26 +44,16 @@ class Run:
     facts: Mapping[str, str] = field(default_factory=dict)
     """Method, request, data, network, seed, host, by name."""
     epochs: float | None = None
-    reports: Sequence[Mapping[str, Any]] = ()
-    """Those of its log, or of the log's end."""
+    losses: Mapping[str, list[float]] = field(default_factory=dict)
+    """Mean loss of each pass over images, by phase, where it is a number."""
+    last_pass: Mapping[str, Any] = field(default_factory=dict)
+    """The report of the last whole pass."""
+    lines: Sequence[Mapping[str, Any]] = ()
+    """The last reports of its log."""
     weights: str = ""
     """Their digest, by which a table knows them."""
     changed: float = 0.0
     """Seconds since 1970 of its last sign."""
-
-    @property
-    def passes(self) -> list[Mapping[str, Any]]:
-        """The reports of whole passes over images."""
-        return [line for line in self.reports if line["kind"] == "phase"]
-
-    @property
-    def losses(self) -> dict[str, list[float]]:
-        """Mean loss of each pass, by phase, where it is a number."""
-        found: dict[str, list[float]] = {}
-        for line in self.passes:
-            if (loss := as_number(line.get("loss"))) is not None:
-                found.setdefault(as_text(line.get("phase")), []).append(loss)
-        return found
 
 
 @dataclass(frozen=True)
@@ -213,12 +203,20 @@ def _parse_run(folder: int) -> Run:
         "Device": versions.get("device"),
         "Letheon": (versions.get("packages") or {}).get("letheon"),
     }
+    reports = list(parse_lines(_read_log(folder)))
+    passes = [line for line in reports if line["kind"] == "phase"]
+    losses: dict[str, list[float]] = {}
+    for line in passes:
+        if (loss := as_number(line.get("loss"))) is not None:
+            losses.setdefault(as_text(line.get("phase")), []).append(loss)
     return Run(
         "finished" if end else "failed" if failed else "unfinished",
         as_text("" if end else failed.get("message")),
         {name: as_text(value) for name, value in facts.items() if value not in (None, "")},
         as_number(recipe.get("epochs")),
-        list(parse_lines(_read_log(folder))),
+        losses,
+        passes[-1] if passes else {},
+        reports[-_LINES:],
         as_text(end.get("weights")),
     )
 

@@ -28,7 +28,6 @@ from letheon.sealed import expect_shape
 Row = dict[str, Any]
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
 _HEADS = ("State", "Method", "Forgets", "Data", "Network", "Seed", "Host")
-_LINES = 12  # of a log that are shown
 _PAGES = 20  # tables that stay drawn
 _FOLDER = Path(__file__).parent
 _REPORT = Path(report.__file__).parent
@@ -42,7 +41,7 @@ class Answer(NamedTuple):
     kind: str = HTML
 
 
-class Missing(LetheonError):
+class Missing(Exception):
     """There is nothing at an address."""
 
 
@@ -150,7 +149,7 @@ class Site:
         facts = {"State": f"{run.state} {run.note}".strip(), **run.facts, **_last_pass(run)}
         lines = [
             ", ".join(f"{as_text(k)} {_plain(v)}" for k, v in line.items() if k != PREVIOUS)
-            for line in reversed(run.reports[-_LINES:])
+            for line in reversed(run.lines)
         ]
         curves = [_curve(name, values) for name, values in run.losses.items()]
         share = min(_epoch(run) / run.epochs, 1.0) if run.epochs else None
@@ -210,13 +209,12 @@ def _cell(text: str, below: str = "", sort: float | None = None) -> Row:
 
 
 def _run_cells(run: Run, row: Row, keys: Sequence[str]) -> list[Row]:
-    last = run.passes[-1] if run.passes else {}
-    loss = as_number(last.get("loss"))
+    loss = as_number(run.last_pass.get("loss"))
     return [
         _cell(run.state, run.note),
         *(_cell(run.facts.get(name, "")) for name in _HEADS[1:]),
         _cell(_last_pass(run).get("Epoch", ""), sort=_epoch(run)),
-        _cell("" if loss is None else f"{loss:.4g}", as_text(last.get("phase"))),
+        _cell("" if loss is None else f"{loss:.4g}", as_text(run.last_pass.get("phase"))),
         *(_cell(format_value(key, row.get(key))) for key in keys),
         _age(run.changed),
     ]
@@ -224,15 +222,14 @@ def _run_cells(run: Run, row: Row, keys: Sequence[str]) -> list[Row]:
 
 def _epoch(run: Run) -> float:
     """Epochs that have a finished pass."""
-    last = run.passes[-1].get("epoch") if run.passes else None
-    return (as_number(last) or 0.0) + 1 if run.passes else 0.0
+    return (as_number(run.last_pass.get("epoch")) or 0.0) + 1 if run.last_pass else 0.0
 
 
 def _last_pass(run: Run) -> dict[str, str]:
     """Write how far a run is, by its last finished pass."""
-    if not run.passes:
+    last, of = run.last_pass, f"/{run.epochs:.0f}" if run.epochs else ""
+    if not last:
         return {}
-    last, of = run.passes[-1], f"/{run.epochs:.0f}" if run.epochs else ""
     losses = {name: f"{values[-1]:.4g}" for name, values in run.losses.items()}
     speed, at = as_number(last.get("images_per_second")), as_number(last.get("at"))
     return {
