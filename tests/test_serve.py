@@ -117,6 +117,8 @@ def test_progress_is_that_of_the_log(tmp_path: Path) -> None:
 
 def test_a_job_runs_as_long_as_it_holds_its_lock(tmp_path: Path) -> None:
     write_run(tmp_path / "job", passes=1, run=None)
+    (tmp_path / "job.rows").mkdir()  # as an evaluation keeps them
+    (tmp_path / "job.rows" / "1.json").touch()
     code = (
         "import sys\nfrom pathlib import Path\nfrom letheon.folders import lock\n"
         "with lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
@@ -125,7 +127,8 @@ def test_a_job_runs_as_long_as_it_holds_its_lock(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         site = Site([tmp_path])
-        assert f"running process {process.pid} on {socket.gethostname()}" in index(site).words
+        told = f"running process {process.pid} on {socket.gethostname()}, 1 rows are finished"
+        assert told in index(site).words
         process.kill()
         process.wait()
     assert (tmp_path / ".job.lock").exists()

@@ -17,6 +17,7 @@ from typing import Any
 from letheon.engine.runs.loggers import TENSORBOARD, parse_lines
 from letheon.engine.runs.run_folder import FAILED, FINISHED, LOG, ORIGIN, STATE
 from letheon.errors import InputError
+from letheon.eval.finished_rows import ROWS
 from letheon.eval.report.write import PAGE
 from letheon.folders import lock_holder
 from letheon.regular import open_folder, open_regular
@@ -89,6 +90,7 @@ class RunList:
         known: dict[str, tuple[Any, Run | Table]] = {}
         found: dict[str, Run | Table] = {}
         holders: dict[str, str] = {}
+        measured: dict[str, int] = {}
         count, self.cut = 0, False
         for path, folder, names, links in _walk(open_folder(self.root), ""):
             count += len(names)
@@ -103,6 +105,8 @@ class RunList:
                 else:
                     known[path] = self._known[path]
                 found[path] = known[path][1]
+            if path.endswith(ROWS):
+                measured[path.removesuffix(ROWS)] = sum(name.endswith(".json") for name in names)
             for name in links:
                 found[_join(path, name)] = Run("not read", "a link: serve what it leads to")
             for match in filter(None, map(_LOCK.fullmatch, names)):
@@ -111,6 +115,8 @@ class RunList:
                     holders[_join(path, new if new in names else match[1])] = holder
         for path, holder in holders.items():
             entry = found.get(path, Run(""))
+            if path in measured:
+                holder += f", {measured[path]} rows are finished"
             if isinstance(entry, Table):
                 found[path] = replace(entry, note=holder)
             else:

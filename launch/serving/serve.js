@@ -80,6 +80,7 @@ function tell(event) {
 async function poll() {
   const live = [...document.querySelectorAll("[data-live]")];
   if (!live.length) return;
+  const start = performance.now();
   if (!document.hidden) {
     try {
       const text = await (await fetch(location.href)).text();
@@ -96,7 +97,7 @@ async function poll() {
       status.value = "The server does not answer: what is shown is old.";
     }
   }
-  setTimeout(poll, 2000);
+  setTimeout(poll, Math.max(2000, 10 * (performance.now() - start)));
 }
 
 (tools ?? document.querySelector("main")).prepend(status);
