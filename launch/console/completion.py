@@ -40,7 +40,7 @@ class Settings:
     """Print the completion of a shell, which lists commands, options, methods and choices."""
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
-    """The shell that is to complete."""
+    """The shell that is to complete: bash, zsh or fish."""
 
 
 @dataclass(frozen=True)
