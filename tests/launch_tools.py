@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
+from letheon.engine.distributed import Ranks
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
-from letheon.launch.command import run_command
+from letheon.launch.command import parse, run_command
 from letheon.launch.console import completion, methods
 from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
@@ -70,6 +71,12 @@ class Scripts:
             code = int(end.code or 0)
         out, err = self.capsys.readouterr()
         return Ended(code, out, err)
+
+
+def script_on(ranks: Ranks, script: str, *args: object) -> None:
+    """Run a script on ranks that are there already: `on_ranks(2, script_on, "train", ...)`."""
+    module = SCRIPTS[script]
+    module.main(parse(module.Settings, [*map(str, args)]), ranks)
 
 
 def torchrun(ranks: int, script: str, *args: object) -> Ended:
