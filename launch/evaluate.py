@@ -47,7 +47,7 @@ from letheon.eval.comparison import (
 )
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.examples import find_examples
-from letheon.eval.finished_rows import FinishedRows
+from letheon.eval.finished_rows import ROWS, FinishedRows
 from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
 from letheon.eval.report.facts import describe_comparison
@@ -138,7 +138,7 @@ class Settings(JobOptions):
         if self.out is None or not can_replace(self.out):
             return None  # nothing can be written beside it
         place = self.out.resolve()
-        return place.with_name(f"{place.name}.rows")
+        return place.with_name(f"{place.name}{ROWS}")
 
     def with_oracles(self) -> Settings:
         """Return these settings with the models and outputs of an ensemble named one by one."""
