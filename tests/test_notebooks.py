@@ -24,7 +24,7 @@ NEEDS = {"lightning_module": "lightning"}
 
 
 def code_of(notebook: Path) -> list[str]:
-    """The code cells of a notebook, in order; a name that one ends with is printed, as shown there."""
+    """The code cells of a notebook, in order; a name at the end of one is printed, as it shows."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [_shown("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
 
