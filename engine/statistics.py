@@ -26,7 +26,7 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.checkpoints.sweep_state import Gradients, Rows, Sums
+from letheon.engine.checkpoints.sweep_state import Gradients, Rows, SplitGradients, Sums
 from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
 from letheon.engine.models.small_convolutions import library_convolutions
@@ -48,24 +48,30 @@ def gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
             the sum does not depend on the batch size, its last batch or the number of ranks.
 
     Returns:
-        One float32 tensor per trainable parameter, in the order of `run.parameters`.
+        One float32 tensor per trainable parameter, in the order of `run.parameters`, and as these
+        this rank's part where the network is split over the ranks.
     """
     key = ("gradient sum", part, _key(loss), *_moving(run))
     return _reuse(run, key, lambda: _gradient_sum(run, part, loss))
 
 
 def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
-    model = run.model
+    model, shards = run.model, run.shards
+    # Where the network is split the backward pass itself takes the mean over the ranks.
+    weight = 1 if shards is None else run.ranks.world
     with _evaluating(model):
         model.zero_grad(set_to_none=True)
-        grads = Gradients(run.parameters)
+        grads = Gradients(run.parameters) if shards is None else SplitGradients(shards)
         for batch in batches(run, part, f"gradient sum of {loss_name(loss)}", grads):
             with run.precision.autocast(run.ranks.device):
                 value = loss(model, batch)
-            (value * len(batch.labels)).backward()
+            (value * (len(batch.labels) * weight)).backward()
         sums = [*grads.tensors()]
         model.zero_grad(set_to_none=True)
-    sum_over_ranks(sums, run.ranks)
+    if shards is None:
+        sum_over_ranks(sums, run.ranks)
+    else:
+        shards.clear()
     return sums
 
 

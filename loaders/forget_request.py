@@ -124,7 +124,8 @@ def resolve(
         ids = ranked[: int(rest)]
     else:
         raise InputError(
-            f"got the forget request {text!r}, expected one of: {FORMS}{suggest(kind, KINDS)}"
+            f"got the forget request {text!r}, expected one of: {FORMS}"
+            f"{'' if kind in KINDS else suggest(kind, KINDS)}"
         )
     if not ids:
         raise InputError(f"got {text!r}, which names no class, expected at least one; fill it")

@@ -13,11 +13,12 @@ import pytest
 from letheon.engine.distributed import Ranks
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
 from letheon.launch.command import parse, run_command
-from letheon.launch.console import methods
+from letheon.launch.console import completion, methods
 from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
+from letheon.launch.serving import serve
 from letheon.launch.tuning import recipes, tune
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,8 @@ SCRIPTS = {
     "recipes": recipes,
     "tune": tune,
     "oracles": oracles,
+    "serve": serve,
+    "completion": completion,
 }
 
 

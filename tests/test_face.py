@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import letheon
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
+from letheon.launch.inputs import build_method
 from letheon.loaders.batch import Batch
 from letheon.loaders.datasets.digits import upstream
 from letheon.methods.finetune import Finetune
@@ -297,6 +298,18 @@ class NoHead(nn.Module):
         return self.fc(images.flatten(1)).log_softmax(1)
 
 
+def test_a_method_by_name_takes_its_settings_by_name() -> None:
+    assert build_method("finetune", epochs=3, lr=0.2) == Finetune(
+        replace(Finetune().recipe, epochs=3, lr=0.2)
+    )
+    inner = RandomLabel(replace(RandomLabel().recipe, epochs=3), order="paired")
+    assert build_method("salun", density=0.3, epochs=3, order="paired") == SalUn(inner, density=0.3)
+    assert build_method("salun", inner="finetune", lr=0.2) == SalUn(
+        Finetune(replace(Finetune().recipe, lr=0.2))
+    )
+    assert build_method("train", epochs=2).recipe.epochs == 2
+
+
 @pytest.mark.parametrize(
     ("change", "expected", "option"),
     [
@@ -309,7 +322,10 @@ class NoHead(nn.Module):
         ({"forget": {"samples": [-1]}}, "got sample -1", ""),
         ({"method": "forgetful"}, "got method 'forgetful'", "method"),
         ({"method": "retrain"}, "new weights", "method"),
-        ({"batch": 3}, "got option batch", ""),
+        ({"batch": 3}, "got option batch of salun; expected one of", ""),
+        ({"densty": 0.3}, "did you mean density", ""),
+        ({"epochs": "three"}, "got", ""),
+        ({"method": SalUn(RandomLabel()), "density": 0.3}, "beside an instance of salun", ""),
         ({"train": digits()[0], "forget": [3]}, "without a preset", "preset"),
         ({"preset": {"pixels": 3}}, "got preset", "preset"),
     ],

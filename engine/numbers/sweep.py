@@ -9,6 +9,7 @@ from typing import Literal
 
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.sweep_state import Sums
+from letheon.engine.memory.shards import blank_pass, even_rounds
 from letheon.engine.method import Loss, Run
 from letheon.kernels.keyed import permutation
 from letheon.loaders.batch import Batch, Loader
@@ -38,15 +39,22 @@ def batches(
     if samples is not None and samples < len(indices):
         order = permutation(run.seed, "statistics", 0, len(indices))[:samples]
         indices = sorted(indices[i] for i in order.tolist())
-    found: Iterator[Batch] = iter(())
+    rounds = sweep_rounds(len(indices), run.recipe.batch_size, run.ranks.world)
+
+    def read(skip: int) -> Iterator[Batch | None]:
+        own = sweep(run, run.loader, indices, skip)
+        return own if run.shards is None else even_rounds(own, rounds - skip)
+
     if run.sweeps is None or sums is None:
-        found = sweep(run, run.loader, indices)
+        found = read(0)
     else:
         whole = sweep_name(run, f"{name}, {samples} samples", part)
-        rounds = sweep_rounds(len(indices), run.recipe.batch_size, run.ranks.world)
-        found = run.sweeps.watch(whole, sums, lambda k: sweep(run, run.loader, indices, k), rounds)
+        found = run.sweeps.watch(whole, sums, read, rounds)
     for batch in found:
-        yield batch.to(run.ranks.device)
+        if batch is None:  # another rank has one more
+            blank_pass(run.model)
+        else:
+            yield batch.to(run.ranks.device)
 
 
 def sweep(
@@ -63,6 +71,7 @@ def sweep_name(run: Run, what: str, part: Part) -> str:
     known = (
         what, part, weights_digest(run.model), run.model.preset, tuple(run.named_parameters),
         run.forget.tolist(), run.precision.dtype, run.recipe.batch_size, run.ranks.world, run.seed,
+        *(["split"] if run.shards is not None else []),
     )  # fmt: skip
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
