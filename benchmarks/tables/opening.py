@@ -84,7 +84,7 @@ def opening(results: Path) -> str:
         ),
         ("verdict on ten methods at 224 px, or on a GPU", UNKNOWN, UNKNOWN, "-"),
     ]  # fmt: skip
-    count = 4  # models of the rows `oracles`
+    count = 5  # models of the rows `oracles`
     each, one = (
         3600 * count / find("verdict_cpu.csv", variant, "processor", "retrained models")
         for variant in ("a process each", "one command")
