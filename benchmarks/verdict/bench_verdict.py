@@ -69,7 +69,6 @@ def main(options: Options) -> None:
         for text in METHODS
     }  # fmt: skip
     train = ("--epochs", 6, "--lr", 0.1)
-    differing = []
 
     def add(name: str, x: str, one: float, each: float) -> None:
         for variant, seconds in (("one command", one), ("a process each", each)):
@@ -97,13 +96,13 @@ def main(options: Options) -> None:
         )  # fmt: skip
         x = f"digits, {len(tails)} methods, {options.epochs} epochs, table included"
         add("verdict", x, one + table, each + table)
-        differing += [m for m in tails if digest(folder / "all" / m) != digest(folder / m)]
+        differing = [m for m in tails if digest(folder / "all" / m) != digest(folder / m)]
         if differing:
             sys.exit(f"the two ways ended with other weights: {', '.join(differing)}")
         retrains += [retrain(seed) for seed in range(2, ORACLES + 1)]
         together = call("oracles", "--data", "digits", "--forget", "class:3,8", "--count", ORACLES,
                         "--out", folder / "oracles", *train)  # fmt: skip
-        x = f"digits, {ORACLES} retrained models and an original, {train[1]} epochs, outputs stored by one command"
+        x = f"digits, {ORACLES} retrained models, 1 original, {train[1]} epochs, outputs stored too"
         add("oracles", x, together, original + sum(retrains))
 
 
