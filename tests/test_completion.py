@@ -17,6 +17,8 @@ LINES = {
     "letheon for": {"forget"},
     "letheon forget --wei": {"--weights"},
     "letheon forget --loader re": {"resident"},
+    "letheon forget --loader=re": {"resident"},
+    "letheon forget --unreadable=": {"error", "drop"},
     "letheon forget --weights x sal": {"salun", "salun-soft"},
     "letheon forget --weights x salun --dens": {"--density"},
     "letheon forget --weights x finetune --dens": set(),
@@ -33,7 +35,7 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "it.bash").write_text(write_completion("bash"))
     (tmp_path / "a file").touch()
     script = (
-        'source "$0"; for line in "$@"; do read -ra COMP_WORDS <<< "$line"\n'
+        'source "$0"; for line in "$@"; do read -ra COMP_WORDS <<< "${line//=/ = }"\n'
         '[[ $line == *" " ]] && COMP_WORDS+=("")\n'
         'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _letheon; echo "${COMPREPLY[*]}"; done\n'
         "complete -p letheon"
@@ -53,7 +55,8 @@ def test_fish_completes(tmp_path: Path) -> None:
         if words:
             command = ["fish", "--no-config", "-c", f"source it.fish; complete -C '{line}'"]
             ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-            assert words == {text.split("\t")[0] for text in ended.stdout.splitlines()}, line
+            texts = [text.split("\t")[0] for text in ended.stdout.splitlines()]
+            assert words == {text.rpartition("=")[2] for text in texts}, line
 
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -353,8 +354,10 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         ["git", "ls-files", "kernels", "loaders", "engine", "methods", "eval", "launch"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
+    kinds = re.search(r"^KINDS = (\(.*\))$", (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert kinds
     for path in tracked:
-        if path.endswith((".py", ".json", ".txt", ".toml")):
+        if path.endswith((".py", *(f".{kind}" for kind in ast.literal_eval(kinds[1])))):
             assert (tmp_path / "lib" / "letheon" / path).is_file(), path
     assert (tmp_path / "lib" / "letheon" / "py.typed").is_file()
     [points] = (tmp_path / "base").glob("*.egg-info/entry_points.txt")

@@ -23,6 +23,7 @@ import pytest
 
 from letheon.errors import InputError
 from letheon.eval.report.write import write_report
+from letheon.launch.serving import run_list
 from letheon.launch.serving.serve import HEADERS, Server, Settings, is_own_host
 from letheon.launch.serving.site import Answer, Site
 from letheon.regular import open_folder, read_regular
@@ -87,6 +88,23 @@ def test_a_table_is_the_report_with_its_examples(folder: Path) -> None:
     assert summary in body  # one source, the same cells
     assert "61%" in body and "What is left" in body and body.count("<circle") == 2 * 5
     assert report.count("<circle") == 10 and "<script" not in report
+
+
+def test_a_table_is_drawn_again_when_it_changes(tmp_path: Path) -> None:
+    """Two tables of one name and one time, then one that a newer page lies beside."""
+    for name in ("a", "b"):
+        (tmp_path / name / "table").mkdir(parents=True)
+        path = tmp_path / name / "table" / "metrics.json"
+        path.write_text(json.dumps({"rows": [{"name": f"model-{name}", "FA": 0.5}]}))
+        os.utime(path, (1, 1))
+    site = Site([tmp_path / "a", tmp_path / "b"])
+    for number, name in enumerate(("a", "b")):
+        assert f"model-{name}" in Tags(at(site, "table", number).body).words
+    (path.parent / "page.json").write_text("{}")
+    assert at(site, "table", 1).status == 200
+    path.write_text(json.dumps({"rows": [{"name": "model-c", "FA": 0.5}]}))
+    os.utime(path, (2, 2))
+    assert "model-c" in Tags(at(site, "table", 1).body).words
 
 
 def test_points_that_tell_lie_on_their_markers(folder: Path) -> None:
@@ -175,6 +193,7 @@ def hostile(tmp_path: Path) -> Path:
     runs = tmp_path / "runs"
     write_run(runs / "good")
     (runs / "linked").symlink_to(secret)
+    (runs / "dangling").symlink_to(tmp_path / "nothing")
     for name in ("settings", "request", "run", "failed"):
         run = write_run(runs / f"link-{name}", **{name: None})
         (run / f"{name}.json").symlink_to(secret / "request.json")
@@ -197,6 +216,9 @@ def hostile(tmp_path: Path) -> Path:
         "nan": {"rows": [{"name": "x", "FA": 97.0}]}, "unnamed": {"rows": [{"FA": 0.5}]},
         "curve": {"rows": [{"name": "x", "FA": 0.5, "relearn": {"a": 3}}]},
         "digest": {"rows": [{"name": "x", "conditions": 3}]},
+        "long": {"rows": [{"name": f"{k}", "role": "retrained", "FA": 0.5} for k in range(301)]},
+        "wide": {"rows": [{"name": "x", **{f"m{k}": 0.5 for k in range(200)}}]},
+        "many": {"rows": [[]] * 10**4},
     }  # fmt: skip
     for name, table in tables.items():
         (runs / f"table-{name}").mkdir()
@@ -224,14 +246,26 @@ def test_what_is_damaged_is_a_row_with_the_reason(hostile: Path) -> None:
         "broken-digits",
     }  # fmt: skip
     assert all(known[name].note for name in damaged)
-    assert states["linked"] == "not read" and states["good"] == "finished"
+    assert states["linked"] == states["dangling"] == "not read"
+    assert "link-log/metrics.jsonl" not in known and states["good"] == "finished"
     assert "a FIFO" in known["fifo"].note and "over" in known["giant"].note
     for name in known:
         answer = at(site, name)
         words = Tags(answer.body).words
         assert "SECRET" not in words and "Traceback" not in words and answer.status in (200, 422)
     assert "Left out: " in Tags(at(site, "table-curve").body).words
+    for name, reason in (("long", "301 rows"), ("wide", "201 columns"), ("many", "10000 rows")):
+        assert f"got {reason}; expected at most" in Tags(at(site, f"table-{name}").body).words
     assert at(site, "table-nan").status == 422 and at(site, "table-page").status == 422
+
+
+def test_no_more_names_are_read_than_are_looked_at(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_list, "_MOST", 5)
+    with contextlib.closing(run_list._walk(open_folder(hostile), "")) as folders:
+        assert len(next(folders)[2]) == 6
+    assert "There is more" in index(Site([hostile])).words
 
 
 def test_no_address_leads_out_of_the_folder(hostile: Path) -> None:

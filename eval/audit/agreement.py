@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from letheon.eval.checks import Floats
-from letheon.eval.metrics.reference import Row, numbers, reference
+from letheon.eval.metrics.reference import Row, mean_row, numbers
 from letheon.eval.metrics.registry import Better, Metric, metrics
 
 LEAST = 4
@@ -70,7 +70,7 @@ def agreement(rows: Sequence[Row]) -> Agreement | None:
         rows: of a table, each with "name" and "role".
     """
     retrained = [row for row in rows if row["role"] == "retrained"]
-    means = reference(retrained).mean if retrained else {}
+    means = mean_row(retrained)
     tables = [numbers(row) for row in rows if row["role"] in ("unlearned", "control")]
     if len(tables) < LEAST:
         return None

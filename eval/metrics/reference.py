@@ -98,8 +98,18 @@ def reference(retrained: Sequence[Row], *, seed: int = 0) -> Reference:
     """
     if not retrained:
         raise InputError("got no retrained model; expected at least one to measure gaps to")
+    bands = {name: band(of, seed=seed) for name, of in _by_name(retrained).items()}
+    return Reference(bands, len(retrained))
+
+
+def mean_row(rows: Sequence[Row]) -> dict[str, float]:
+    """Compute `reference(rows).mean` alone, without the resampling that its intervals need."""
+    return {name: float(vector(of, name).mean()) for name, of in _by_name(rows).items()}
+
+
+def _by_name(rows: Sequence[Row]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
-    for row in retrained:
+    for row in rows:
         for name, value in numbers(row).items():
             values.setdefault(name, []).append(value)
-    return Reference({n: band(v, seed=seed) for n, v in values.items()}, len(retrained))
+    return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from letheon.errors import InputError, suggest
-from letheon.eval.metrics.reference import Reference, numbers, reference
+from letheon.eval.metrics.reference import Reference, mean_row, numbers, reference
 from letheon.eval.metrics.registry import Summary, groups
 from letheon.eval.metrics.scores import scores
 from letheon.eval.report.definitions import define, order, summary_columns
@@ -110,8 +111,8 @@ def prepare(
             not finite or not a share.
     """
     checked = [_check(row, place) for place, row in enumerate(rows)]
-    names = [row["name"] for row in checked]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = Counter(row["name"] for row in checked)
+    twice = sorted(name for name, count in names.items() if count > 1)
     if not checked or twice:
         got = f"several rows named {', '.join(twice)}" if twice else "no rows"
         raise InputError(f"got {got}; expected one row a model, each with its own name")
@@ -119,10 +120,12 @@ def prepare(
     originals = [row for row in checked if row["role"] == "original"]
     retrained = [row for row in checked if row["role"] == "retrained"]
     original = originals[0] if len(originals) == 1 else None
+    of_all = mean_row(retrained)
     scored = {}
     for row in checked:
         others = [other for other in retrained if other is not row]
-        scored[row["name"]] = scores(row, original, reference(others).mean if others else None)
+        mean = of_all if len(others) == len(retrained) else mean_row(others)
+        scored[row["name"]] = scores(row, original, mean or None)
     for row in checked:
         new = scored[row["name"]].items()
         row |= {key: value for key, value in new if row.get(key) is None}

@@ -121,6 +121,8 @@ _BASH = """\
 _letheon() {{
   local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} place=$COMP_CWORD
   local command= offer= files= word line=("${{COMP_WORDS[@]}}")
+  if [ "$current" = "=" ]; then current=  # bash splits --option=value at the sign
+  elif [ "$before" = "=" ]; then before=${{COMP_WORDS[COMP_CWORD-2]}}; fi
   if [ "$place" -gt 1 ]; then command=${{line[1]}}; fi
 {cases}
   COMPREPLY=($(compgen -W "$offer" -- "$current"))

@@ -30,6 +30,7 @@ _FILES = (*_RECORDS, REQUEST, VERSIONS, TABLE, PAGE)
 _LARGEST = 2**24  # bytes of a file
 _LOG_END, _LINES = 2**22, 12  # bytes of a log that are read, from its end; reports that stay
 _DEPTH, _MOST = 5, 200_000  # folders in one another; names that are looked at
+_ROWS, _COLUMNS = 300, 200  # of a table
 _TEXT = 300  # characters of a fact
 _LOCK = re.compile(r"\.(.+)\.lock")  # of an output, beside it
 
@@ -53,7 +54,7 @@ class Run:
     """The last reports of its log."""
     weights: str = ""
     """Their digest, by which a table knows them."""
-    changed: float = 0.0
+    last_change: float = 0.0
     """Seconds since 1970 of its last sign."""
 
 
@@ -67,7 +68,9 @@ class Table:
     """Heading, facts and example images, where the evaluation had a page."""
     note: str = ""
     """Why it cannot be shown, or who works on it."""
-    changed: float = 0.0
+    last_change: float = 0.0
+    stamp: Any = ()
+    """Differs when a file of its folder does."""
 
 
 class RunList:
@@ -75,14 +78,14 @@ class RunList:
 
     Attributes:
         entries: what was found at the last look.
-        cut: whether there is more than is looked at.
+        more: whether there is more than is looked at.
     """
 
     def __init__(self, root: Path) -> None:
         """`root` may itself be a run, or a link to a folder."""
         self.root = root.resolve()
         self.entries: dict[str, Run | Table] = {}
-        self.cut = False
+        self.more = False
         self._known: dict[str, tuple[Any, Run | Table]] = {}
 
     def look(self) -> None:
@@ -91,11 +94,11 @@ class RunList:
         found: dict[str, Run | Table] = {}
         holders: dict[str, str] = {}
         measured: dict[str, int] = {}
-        count, self.cut = 0, False
+        count, self.more = 0, False
         for path, folder, names, links in _walk(open_folder(self.root), ""):
             count += len(names)
-            self.cut = count > _MOST
-            if self.cut:
+            self.more = count > _MOST
+            if self.more:
                 break
             if TABLE in names or _RECORDS & names:
                 stamp = _stamp(folder)
@@ -108,7 +111,7 @@ class RunList:
             if path.endswith(ROWS):
                 measured[path.removesuffix(ROWS)] = sum(name.endswith(".json") for name in names)
             for name in links:
-                found[_join(path, name)] = Run("not read", "a link: serve what it leads to")
+                found[_join(path, name)] = Run("not read", "a link; serve what it leads to")
             for match in filter(None, map(_LOCK.fullmatch, names)):
                 if holder := lock_holder(match[1], folder):
                     new = f".{match[1]}.new"  # replaces what is there
@@ -129,19 +132,21 @@ def _join(path: str, name: str) -> str:
 
 
 def _walk(folder: int, path: str, depth: int = 0) -> Iterator[tuple[str, int, set[str], list[str]]]:
-    """Yield folders: path, descriptor, all names in it, and those that are links to folders.
+    """Yield folders: path, descriptor, the names in it, and other links than `_FILES`.
 
-    The descriptor is closed at the end.
+    Names beyond `_MOST` of one folder are not read. The descriptor is closed at the end.
     """
     names, below, links = set(), [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 names.add(entry.name)
+                if len(names) > _MOST:
+                    break
                 with suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.name)
-                    elif entry.is_symlink() and entry.is_dir():
+                    elif entry.is_symlink() and entry.name not in _FILES:
                         links.append(entry.name)
         yield path, folder, names, links
         for name in sorted(below if depth < _DEPTH else ()):
@@ -155,13 +160,13 @@ def _walk(folder: int, path: str, depth: int = 0) -> Iterator[tuple[str, int, se
 
 
 def _stamp(folder: int) -> Any:
-    """What changes when a file of a folder does, and the last time one did."""
-    stamp = {}
+    """Tell name, number, size and time of each file of a folder: differs when one of them does."""
+    stamp = []
     for name in _FILES:
         with suppress(OSError):
             of = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            stamp[name] = (of.st_ino, of.st_size, of.st_mtime_ns)
-    return stamp
+            stamp.append((name, of.st_ino, of.st_size, of.st_mtime_ns))
+    return tuple(stamp)
 
 
 def _read(name: str, folder: int) -> dict[str, Any]:
@@ -177,18 +182,18 @@ def _read(name: str, folder: int) -> dict[str, Any]:
     return read_sealed(Path(name), _LARGEST, folder)
 
 
-def _last_change(folder: int) -> float:
-    return max((of[2] for of in _stamp(folder).values()), default=0) / 1e9
+def _last_change(stamp: Any) -> float:
+    return max((of[-1] for of in stamp), default=0) / 1e9
 
 
 def read_run(folder: int) -> Run:
     """Read what a run says of itself; whatever is damaged becomes its state."""
-    changed = _last_change(folder)
+    last_change = _last_change(_stamp(folder))
     try:
         with expect_shape(Path(SETTINGS)):
-            return replace(_parse_run(folder), changed=changed)
+            return replace(_parse_run(folder), last_change=last_change)
     except (OSError, InputError) as error:
-        return Run("damaged", as_text(error), changed=changed)
+        return Run("damaged", as_text(error), last_change=last_change)
 
 
 def _parse_run(folder: int) -> Run:
@@ -240,15 +245,22 @@ def _read_log(folder: int) -> bytes:
 
 def read_table(folder: int) -> Table:
     """Read the rows of an evaluation, and what its page holds beside them."""
-    changed = _last_change(folder)
+    stamp = _stamp(folder)
+    last_change = _last_change(stamp)
     try:
         table, page = _read(TABLE, folder), _read(PAGE, folder)
         with expect_shape(Path(TABLE)):
+            if (count := len(table["rows"])) > _ROWS:
+                raise InputError(
+                    f"got {count} rows; expected at most {_ROWS}; evaluate fewer models"
+                )
             rows = [dict(row) for row in table["rows"]]
+            if (count := len({key for row in rows for key in row})) > _COLUMNS:
+                raise InputError(f"got {count} columns; expected at most {_COLUMNS}; measure fewer")
             left_out = {as_text(k): as_text(v) for k, v in table.get("left_out", {}).items()}
-        return Table(rows, left_out, page, "", changed)
+        return Table(rows, left_out, page, "", last_change, stamp)
     except (OSError, InputError) as error:
-        return Table(note=as_text(error), changed=changed)
+        return Table(note=as_text(error), last_change=last_change)
 
 
 def as_text(value: Any) -> str:

@@ -28,6 +28,7 @@ from letheon.sealed import expect_shape
 Row = dict[str, Any]
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
 _HEADS = ("State", "Method", "Forgets", "Data", "Network", "Seed", "Host")
+_TEXTS = {*_HEADS} - {"Seed"}  # on the left; numbers on the right
 _PAGES = 20  # tables that stay drawn
 _FOLDER = Path(__file__).parent
 _REPORT = Path(report.__file__).parent
@@ -110,7 +111,7 @@ class Site:
             raise Missing("No run and no table is here.")
         title = name or of.root.name
         if isinstance(entry, Table):
-            return self._table(title, entry)
+            return self._table((number, name, entry.stamp), title, entry)
         return self._run(title, entry)
 
     def _index(self) -> str:
@@ -131,7 +132,11 @@ class Site:
                 cells = _run_cells(entry, measured.get(entry.weights, {}), keys)
             else:
                 state = "damaged" if not entry.rows else "running" if entry.note else "finished"
-                cells = [_cell(state, entry.note), _cell(str(len(entry.rows))), _age(entry.changed)]
+                cells = [
+                    _cell(state, entry.note),
+                    _cell(str(len(entry.rows))),
+                    _age(entry.last_change),
+                ]
             part = "Runs" if isinstance(entry, Run) else "Tables"
             lines[part].append({"name": name, "address": address, "cells": cells})
         heads = {
@@ -142,7 +147,7 @@ class Site:
         return self._render(
             "index.html", at_top=True, heading="Runs of Letheon", tables=tables,
             places=", ".join(str(of.root) for of in self.lists),
-            cut=any(of.cut for of in self.lists),
+            texts=_TEXTS, more=any(of.more for of in self.lists),
         )  # fmt: skip
 
     def _run(self, title: str, run: Run) -> str:
@@ -157,9 +162,8 @@ class Site:
             "run.html", heading=title, facts=facts, share=share, curves=curves, lines=lines
         )
 
-    def _table(self, title: str, table: Table) -> str:
-        """Show a table as the report does; it is drawn once, until the file changes."""
-        key = (title, table.changed)
+    def _table(self, key: Any, title: str, table: Table) -> str:
+        """Show a table as the report does; it is drawn once for a key."""
         with self._drawing, expect_shape(Path(title)):
             if key not in self._pages:
                 if not table.rows:
@@ -194,7 +198,7 @@ def _plain(value: Any) -> str:
 def _by_weights(tables: Sequence[Table]) -> dict[str, Row]:
     """Digest of weights -> the numbers that the newest table has of them."""
     found: dict[str, Row] = {}
-    for table in sorted(tables, key=lambda one: one.changed):
+    for table in sorted(tables, key=lambda one: one.last_change):
         for row in table.rows:
             conditions = row.get("conditions")
             digest = conditions.get("digest") if isinstance(conditions, dict) else None
@@ -216,7 +220,7 @@ def _run_cells(run: Run, row: Row, keys: Sequence[str]) -> list[Row]:
         _cell(_last_pass(run).get("Epoch", ""), sort=_epoch(run)),
         _cell("" if loss is None else f"{loss:.4g}", as_text(run.last_pass.get("phase"))),
         *(_cell(format_value(key, row.get(key))) for key in keys),
-        _age(run.changed),
+        _age(run.last_change),
     ]
 
 
@@ -240,9 +244,9 @@ def _last_pass(run: Run) -> dict[str, str]:
     }
 
 
-def _age(changed: float) -> Row:
-    ago = max(time.time() - changed, 0.0)
-    return _cell(f"{format_seconds(ago)} ago" if changed else "", sort=round(ago))
+def _age(moment: float) -> Row:
+    ago = max(time.time() - moment, 0.0)
+    return _cell(f"{format_seconds(ago)} ago" if moment else "", sort=round(ago))
 
 
 def _curve(name: str, losses: Sequence[float]) -> Row:
