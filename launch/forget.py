@@ -43,6 +43,8 @@ from letheon.launch.tuning.recipe_file import expand_recipes
 from letheon.loaders.forget_request import resolve, score_of
 from letheon.methods import catalogue
 
+SHOWN = 10  # classes of a request that the last line names
+
 if TYPE_CHECKING:
     Choice = Method
 else:
@@ -105,7 +107,7 @@ def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summa
     assert request is not None
     count, images = int(plan.split[1].sum()), len(plan.data.train)
     names = ", ".join(one.method.name for one in runs)
-    done = f"{names}: forgot {request.text}, {count:,} of {images:,} images"
+    done = f"{names}: forgot {_say_request(plan)}, {count:,} of {images:,} images"
     folders = {one.out.name: read_facts(one.out) for one in runs}
     facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
     following = command_line(
@@ -116,6 +118,17 @@ def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summa
         ],
     )  # fmt: skip
     return Summary("forget", done, facts, str(settings.out.absolute()), following)
+
+
+def _say_request(plan: Plan) -> str:
+    """Say the request, and which classes a ranking, a draw or a list came to."""
+    request = plan.request
+    assert request is not None
+    if request.samples is not None or request.text.startswith("class:"):
+        return request.text
+    known = [plan.data.train.classes[number] for number in request.classes]
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"{request.text} ({', '.join(known[:SHOWN])}{more})"
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:

@@ -106,6 +106,24 @@ def test_quiet_prints_the_result_alone(scripts: Scripts, original: Path) -> None
     assert "train through 1 models" in ended.err and "in all" in ended.out
 
 
+def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps of 50 seconds: one line once two minutes have passed without any, then another."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "_mode", "lines")
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    progress.say("begin")
+    line = progress.Line("epoch 1/1 retain", 8)
+    for _ in range(8):
+        now[0] += 50
+        line.advance(1, 10)
+    shown = capsys.readouterr().err.splitlines()
+    assert [text.split("  ")[:2] for text in shown] == [
+        ["begin"], ["epoch 1/1 retain", "3/8"], ["epoch 1/1 retain", "6/8"],
+    ]  # fmt: skip
+
+
 def test_durations_read_as_people_write_them() -> None:
     texts = [progress.format_seconds(s) for s in (0.04, 59.94, 187, 7509)]
     assert texts == ["0.0 s", "59.9 s", "3:07", "2:05:09"]

@@ -117,6 +117,8 @@ def test_every_kind_of_request(scripts: Scripts, original: Path, tmp_path: Path)
         )  # fmt: skip
         assert ended.code == 0, ended.err
         found[name] = json.loads((tmp_path / name / "request.json").read_text())
+        if name in ("random", "top"):  # which classes it came to stands in the last lines
+            assert f"{args[1]} ({', '.join(map(str, found[name]['classes']))})" in ended.out
     assert found["file"]["classes"] == [3, 8]
     assert len(found["random"]["classes"]) == 2 and len(found["top"]["classes"]) == 2
     assert found["samples"]["samples"] == [5, 17, 1000]
