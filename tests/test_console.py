@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from letheon import progress
+from letheon.engine.runs.progress import Shown, TrainingLine
 from tests.launch_tools import ROOT, Scripts
 
 TRAIN = ["--epochs", "2", "--batch-size", "128", "--lr", "0.1"]
@@ -122,6 +124,24 @@ def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
     assert [text.split("  ")[:2] for text in shown] == [
         ["begin"], ["epoch 1/1 retain", "3/8"], ["epoch 1/1 retain", "6/8"],
     ]  # fmt: skip
+
+
+def test_the_time_left_counts_the_runs_that_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs, one after the other, of two epochs of 50 s each: after the first, 150 are left."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "_mode", "lines")
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    line = TrainingLine(True)
+    for run in (0, 1):
+        for epoch in (0, 1):
+            shown = Shown(f"run{run}", "retain", epoch, 2, 0, lambda: torch.ones(2), {})
+            for _ in line.watch([shown], [()], 1, lambda _: 10, [float(run)]):
+                now[0] += 50
+    line.close()
+    ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
+    assert ends == ["2:30", "1:40", "50.0 s", "0.0 s"]
 
 
 def test_durations_read_as_people_write_them() -> None:
