@@ -22,7 +22,6 @@ from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
 
-
 NAMED = 3  # runs that the line about a stop names
 
 
