@@ -110,11 +110,16 @@ def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summa
     done = f"{names}: forgot {_say_request(plan)}, {count:,} of {images:,} images"
     folders = {one.out.name: read_facts(one.out) for one in runs}
     facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
+    roles = {
+        flag: [one.out for one in runs if (one.method.kind == "reference") == reference]
+        for flag, reference in (("--retrained", True), ("--runs", False))
+    }
     following = command_line(
         "evaluate",
         [
-            *data_words(settings.data), "--original", settings.weights, "--runs",
-            *(one.out for one in runs), "--out", settings.out.with_name("table"),
+            *data_words(settings.data), "--original", settings.weights,
+            *(word for flag, outs in roles.items() if outs for word in (flag, *outs)),
+            "--out", settings.out.with_name("table"),
         ],
     )  # fmt: skip
     return Summary("forget", done, facts, str(settings.out.absolute()), following)

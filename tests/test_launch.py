@@ -25,7 +25,8 @@ def lines(run: Path) -> list[dict[str, object]]:
 def test_the_table_is_what_the_models_do(scripts: Scripts, original: Path, tmp_path: Path) -> None:
     forget = ("--weights", original, "--forget", "class:3")
     short = ("--epochs", "2", "--lr", "0.05")
-    assert scripts("forget", *forget, "--out", tmp_path / "retrain", "retrain", *short).code == 0
+    ended = scripts("forget", *forget, "--out", tmp_path / "retrain", "retrain", *short)
+    assert ended.code == 0 and f"--retrained {tmp_path / 'retrain'} --out" in ended.out
     assert scripts("forget", *forget, "--out", tmp_path / "rl", "random-label", *short).code == 0
     ended = scripts(
         "evaluate", "--original", original, "--retrained", tmp_path / "retrain",
