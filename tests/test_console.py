@@ -129,7 +129,10 @@ def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
 def test_the_time_left_counts_the_runs_that_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two runs, one after the other, of two epochs of 50 s each: after the first, 150 are left."""
+    """Two runs, one after the other, of two epochs of 50 s each: after the first, 150 are left.
+
+    Of a run that goes on after its first of three epochs two are left, and the first took no time.
+    """
     now = [0.0]
     monkeypatch.setattr(progress, "_mode", "lines")
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
@@ -142,6 +145,14 @@ def test_the_time_left_counts_the_runs_that_wait(
     line.close()
     ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
     assert ends == ["2:30", "1:40", "50.0 s", "0.0 s"]
+    line = TrainingLine(True)
+    for epoch in (1, 2):
+        shown = Shown("", "retain", epoch, 3, 0, lambda: torch.ones(2), {})
+        for _ in line.watch([shown], [()], 1, lambda _: 10):
+            now[0] += 50
+    line.close()
+    ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
+    assert ends == ["50.0 s", "0.0 s"]
 
 
 def test_durations_read_as_people_write_them() -> None:

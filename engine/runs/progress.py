@@ -108,6 +108,7 @@ class TrainingLine:
         self._started = time.perf_counter()
         self._before: Sequence[Shown] = ()  # the pass before
         self._others: Sequence[float] = ()
+        self._earlier: float | None = None  # share of all that an earlier process has done
         self._epoch, self._passes = -1, 1
         self._clear()
 
@@ -137,6 +138,8 @@ class TrainingLine:
         self._others = others
         first, self._before = shown[0], shown
         epochs = max(one.epochs for one in shown)
+        if self._earlier is None:
+            self._earlier = self._share_done(first.epoch / epochs, len(shown))
         if first.epoch != self._epoch:
             self._epoch, self._passes = first.epoch, first.later + 1
         copy, known = HostCopy(), [""]
@@ -183,8 +186,13 @@ class TrainingLine:
 
     def _seconds_left(self, share: float, runs: int) -> float:
         """Estimate the time to the end of all runs, once `runs` of them have done this share."""
-        done = (sum(self._others) + share * runs) / (len(self._others) + runs)
-        return (time.perf_counter() - self._started) * (1 / done - 1) if done else 0.0
+        done, earlier = self._share_done(share, runs), self._earlier or 0.0
+        spent = time.perf_counter() - self._started
+        return spent * (1 - done) / (done - earlier) if done > earlier else 0.0
+
+    def _share_done(self, share: float, runs: int) -> float:
+        """Share of all runs, once `runs` of them have done this share of their epochs."""
+        return (sum(self._others) + share * runs) / (len(self._others) + runs)
 
     def _means(self) -> list[str]:
         return [", ".join(f"{name} loss {loss:.4g}" for name, loss in self._losses.items())]
