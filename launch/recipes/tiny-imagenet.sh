@@ -35,4 +35,5 @@ step forget $common --seed "$((seed + 1)),$((seed + 2)),$((seed + 3))" --forget 
 # A method that ends in numbers that are not finite is named here and left out of the table.
 step forget $common --seed "$seed" --forget "file:$out/forgotten.txt" --out "$out/methods" --jobs "$here/recipes/tiny-imagenet.jobs" || [ $? -eq 3 ]
 step evaluate --data "$out/data" --downstream "$pacs" --original "$out/original" --retrained "$out"/retrained/* \
-    --runs "$out"/methods/* --random-control --depth full --cache "$out/cache" --out "$out/table" --overwrite
+    --runs "$out"/methods/* --random-control --dtype bf16 --depth full --attacks 20 --cache "$out/cache" \
+    --out "$out/table" --overwrite
