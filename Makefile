@@ -7,7 +7,7 @@ MINUTES ?= 6
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: install forget test test-all test-gpu drill cluster bench docs extras ffcv check clean
+.PHONY: install forget test test-all test-gpu drill cluster bench docs pictures extras ffcv check clean
 
 install: .venv/installed
 
@@ -60,6 +60,10 @@ docs: install
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "file://$(CURDIR)/build/site/index.html"
+
+# The screenshots of the docs, from the runs of `make forget`; needs chromium on PATH.
+pictures: install
+	$(BIN)/python -m tests.screenshots runs
 
 # The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss, optuna.
 extras: install

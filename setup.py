@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
+KINDS = ("txt", "json", "html", "css", "js", "toml")
+"""Endings of the files that are installed beside the code."""
 PACKAGES = [
     found
     for folder in FOLDERS
@@ -31,7 +33,7 @@ setup(
     python_requires=">=3.11",
     packages=["letheon", *(f"letheon.{package}" for package in PACKAGES)],
     package_dir={"letheon": "letheon", **{f"letheon.{folder}": folder for folder in FOLDERS}},
-    package_data={"": ["py.typed", "**/*.txt", "**/*.json", "**/*.html", "**/*.toml"]},
+    package_data={"": ["py.typed", *(f"**/*.{kind}" for kind in KINDS)]},
     entry_points={"console_scripts": ["letheon = letheon.launch.main:main"]},
     install_requires=[
         "torch>=2.11",

@@ -8,6 +8,7 @@ What is timed does not depend on the numbers. A whole evaluation beside the fiel
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import resource
 import tempfile
@@ -41,8 +42,8 @@ from letheon.loaders.order import share
 class Options:
     """What to time, and where the rows go."""
 
-    only: tuple[str, ...] = ("search", "cka", "memory")
-    """of search, cka, memory"""
+    only: tuple[str, ...] = ("search", "cka", "memory", "votes")
+    """of search, cka, memory, votes"""
     samples: int = 60_000
     """of the training set whose outputs the ranks hold, where memory is measured"""
     rows: tuple[int, ...] = (2000, 8000, 32000, 128000)
@@ -99,6 +100,66 @@ def bench_search(options: Options, results: Results, queries: int = 500) -> None
                 row("knn", variant, [seconds], metric="extrapolated time", unit="s",
                     x=f"1000000 x {width}, 10000 queries", device="cpu")
             ])  # fmt: skip
+
+
+VOTES = ((500, 2000, 512), (2000, 10000, 512))  # queries, rows of the database, width
+CLASSES = 65
+
+
+def plain_votes(x: Tensor, y: Tensor, q: Tensor, k: int) -> Tensor:
+    """The classes by one float32 product and `topk` (Wu et al. 2018), as most toolboxes do it."""
+    bank = torch.nn.functional.normalize(x).T.contiguous()
+    near, places = (torch.nn.functional.normalize(q) @ bank).topk(k, dim=1)
+    weights = (near / 1e6).exp()  # so large a temperature counts each neighbor the same
+    each = torch.nn.functional.one_hot(y[places], CLASSES) * weights[:, :, None]
+    return each.sum(dim=1).argsort(dim=1, descending=True)[:, 0]
+
+
+def _voters(
+    database: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int
+) -> dict[str, Callable[[], Any]]:
+    """Who answers, as (Q,) classes: ours, scikit-learn, `plain_votes`; lightly where installed."""
+    (x, y), (q, truth) = database, queries
+    unit = torch.nn.functional.normalize
+
+    def by_sklearn() -> Any:
+        classifier = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
+        return classifier.fit(x.numpy(), y.numpy()).predict(q.numpy())
+
+    voters: dict[str, Callable[[], Any]] = {
+        "ours": lambda: knn(x, y, q, truth, (k,)).predictions[k],
+        "scikit-learn": by_sklearn,
+        "float32 and topk": lambda: plain_votes(x, y, q, k),
+    }
+    if importlib.util.find_spec("lightly"):
+        lightly = importlib.import_module("lightly.utils.benchmarking.knn")
+        voters["lightly"] = lambda: lightly.knn_predict(
+            unit(q), unit(x).T.contiguous(), y, CLASSES, k, 1e6
+        )[:, 0]
+    return voters
+
+
+def bench_votes(options: Options, results: Results) -> None:
+    """One k, small sets about class centers; a row of `agreement` is the share of our answers."""
+    generator = torch.Generator().manual_seed(0)
+    for queries, rows, width in VOTES:
+        centers = torch.randn(CLASSES, width, generator=generator)
+        labels = [torch.arange(count) % CLASSES for count in (rows, queries)]
+        sets = [
+            (centers[each] + 3 * torch.randn(len(each), width, generator=generator), each)
+            for each in labels
+        ]
+        for k in (1, 5, 20, 200):
+            voters, x_of = (
+                _voters(sets[0], sets[1], k),
+                f"{queries} of {rows}, width {width}, k = {k}",
+            )
+            results.add(compare("knn votes", voters, options.repeats, 1, x=x_of))
+            ours = np.asarray(voters["ours"]())
+            for name, vote in voters.items():
+                same = float((np.asarray(vote()) == ours).mean())
+                results.add([row("knn votes", name, [same], metric="agreement", unit="share",
+                                 x=x_of, device="cpu")])  # fmt: skip
 
 
 def bench_cka(options: Options, results: Results) -> None:
@@ -187,7 +248,7 @@ def bench_memory(options: Options, results: Results) -> None:
                              unit="MB", x=x, device="cpu")])  # fmt: skip
 
 
-BENCHES = {"memory": bench_memory, "search": bench_search, "cka": bench_cka}
+BENCHES = {"memory": bench_memory, "search": bench_search, "cka": bench_cka, "votes": bench_votes}
 
 
 def main(options: Options) -> None:

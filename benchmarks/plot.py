@@ -1,9 +1,10 @@
-"""Draw the committed results, and write the README's performance table from them.
+"""Draw the committed results, and write the performance tables of README and docs from them.
 
-    python benchmarks/plot.py            # docs/pictures/*.svg, and the table between the markers
-    python benchmarks/plot.py --check    # writes nothing; exit code 1 where README and CSV differ
+    python benchmarks/plot.py            # docs/pictures/*.svg, and the tables between the markers
+    python benchmarks/plot.py --check    # writes nothing; exit code 1 where a page and CSV differ
 
-The README has `<!-- performance:start -->` and `<!-- performance:end -->` around the table.
+A page has `<!-- performance:start -->` and `<!-- performance:end -->` around its table: the README
+that of whole jobs, docs/benchmarks.md all rows.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class Options:
     """What to write."""
 
     readme: Path = ROOT / "README.md"
+    page: Path = ROOT / "docs" / "benchmarks.md"
     pictures: Path = ROOT / "docs" / "pictures"
     results: Path = RESULTS
     check: bool = False
-    """Only compare the README's table with the results."""
+    """Only compare the tables with the results."""
 
 
 def read(path: Path) -> list[Line]:
@@ -54,8 +56,7 @@ def table(lines: Sequence[Line]) -> str:
     devices = "; ".join(sorted({r["device"] for r in lines}))
     text = [
         f"On {devices}; medians of n repeats, with the 20th and 80th percentile; seconds of wall",
-        "clock, and how many times faster than the baseline. `docs/benchmarks.md` says what the",
-        "columns are.",
+        "clock, and how many times faster than the baseline.",
         "",
         "| setting | job | n | baseline s | ours s | faster | without validation | processor "
         "| bf16 |",
@@ -97,20 +98,46 @@ def gaps(lines: Sequence[Line]) -> list[str]:
 
 
 def tables(results: Path) -> str | None:
-    """What the README shows: one table for each machine's end_to_end_cpu*.csv; None without."""
+    """What docs/benchmarks.md shows: one table for each machine's end_to_end_cpu*.csv, or None."""
     found = [table(read(source)) for source in sorted(results.glob("end_to_end_cpu*.csv"))]
     return "\n\n".join(found) or None
 
 
+def summary(results: Path) -> str | None:
+    """What the README shows: the whole job on each machine, all n of one; None without results."""
+    text = [
+        "| machine | setting | baseline s | ours s | faster | as one command s | faster |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for source in sorted(results.glob("end_to_end_cpu*.csv")):
+        cells = {(r["x"], r["variant"], r["metric"]): r for r in read(source)}
+        for x, variant, metric in cells:
+            setting, _, job = x.rpartition(": ")
+            if (variant, metric, job) != ("ours fp32", "wall", "all"):
+                continue
+            one = f"{setting}: all, one pass"
+            numbers = [
+                f"{float(cells[key]['median']):.{digits}f}" if key in cells else "-"
+                for key, digits in (
+                    ((x, "baseline", "wall"), 1), ((x, "ours fp32", "wall"), 1),
+                    ((x, "ours fp32", "ratio"), 2), ((one, "ours fp32", "wall"), 1),
+                    ((one, "ours fp32", "ratio"), 2),
+                )
+            ]  # fmt: skip
+            device = cells[x, variant, metric]["device"]
+            text.append(f"| {device} | {setting} | {' | '.join(numbers)} |")
+    return "\n".join(text) if len(text) > 2 else None
+
+
 def between(text: str) -> str | None:
-    """What stands between the markers of a README; None without markers."""
+    """What stands between the markers of a page; None without markers."""
     if START not in text or END not in text:
         return None
     return text.partition(START)[2].partition(END)[0].strip()
 
 
 def fill(text: str, content: str) -> str:
-    """The README with `content` between its markers."""
+    """The page with `content` between its markers."""
     before, _, rest = text.partition(START)
     return f"{before}{START}\n{content}\n{END}{rest.partition(END)[2]}"
 
@@ -184,25 +211,27 @@ def draw(results: Path, out: Path) -> list[Path]:
 
 def main(options: Options) -> int:
     """Write or compare; the exit code."""
-    content = tables(options.results)
-    if content is None:
+    pages = {options.readme: summary(options.results), options.page: tables(options.results)}
+    if None in pages.values():
         name = options.results / "end_to_end_cpu.csv"
-        print(f"plot: got no {name}; make it with benchmarks/bench_end_to_end.py")
+        print(f"plot: got no {name} with a whole job; make it with benchmarks/bench_end_to_end.py")
         return 2
-    text = options.readme.read_text(encoding="utf-8") if options.readme.is_file() else ""
-    found = between(text)
-    if options.check:
-        stale = found not in (None, content)
-        print(f"README: the table is not that of the results; run {WRITE}" if stale else "equal")
-        return int(stale)
-    for path in draw(options.results, options.pictures):
-        print(f"drew {path}")
-    if found is None:
-        print(content)
-    elif found != content:
-        options.readme.write_text(fill(text, content), encoding="utf-8")
-        print(f"wrote the table of {options.readme}")
-    return 0
+    if not options.check:
+        for path in draw(options.results, options.pictures):
+            print(f"drew {path}")
+    stale = 0
+    for page, content in pages.items():
+        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        found = between(text)
+        if found is None:
+            print(content)
+        elif found != content and options.check:
+            print(f"{page}: the table is not that of the results; run {WRITE}")
+            stale = 1
+        elif found != content:
+            page.write_text(fill(text, content or ""), encoding="utf-8")
+            print(f"wrote the table of {page}")
+    return stale
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from letheon.engine.distributed import Ranks, agree, gather_objects
 from letheon.errors import RunFailed
 from letheon.eval.row_builder import Row
 
+ROWS = ".rows"
+"""What the folder's name has more than that of the table."""
+
 
 @dataclass(frozen=True)
 class FinishedRow:

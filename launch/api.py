@@ -26,10 +26,12 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import check_free
-from letheon.errors import InputError, suggest
+from letheon.errors import InputError
+from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, Entry, assemble_comparison, plant_canaries
 from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.report.row_list import Rows
 from letheon.launch.command import together
 from letheon.launch.inputs import (
     Call,
@@ -40,20 +42,19 @@ from letheon.launch.inputs import (
     Result,
     align,
     build_call,
+    build_method,
     build_preset,
     name_of,
     open_images,
     open_model,
     resolve_request,
+    split_settings,
 )
 from letheon.launch.records.claim import claim
 from letheon.loaders.batch import Loader
 from letheon.loaders.canaries import draw_canaries, plant
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
-from letheon.methods import catalogue, inner_fields
-from letheon.methods.random_label import RandomLabel
-from letheon.methods.train import Train
 
 
 def forget(
@@ -72,10 +73,11 @@ def forget(
         model: the trained network; any nn.Module whose output is that of its last nn.Linear.
         train: the images it was trained on, those to forget among them.
         forget: what is to be forgotten; a list is of classes.
-        method: a method's name with its default settings, or an instance of any Method.
+        method: a method's name, or an instance of any Method.
         test: held-out images, for the record; a path of `train` brings its own.
         out: a run folder to make; by default nothing is kept on disk.
-        **options: see `Options`.
+        **options: see `Options`; beside a method's name its own settings too, as --help names
+            them, such as `epochs=3, lr=0.01`.
 
     Returns:
         The network and the record; the same weights on every rank.
@@ -85,10 +87,9 @@ def forget(
         RunFailed: numbers that are not finite, a full disk.
     """
     preset = options.pop("preset", None)
+    chosen = build_method(method, **split_settings(options))
     with _folder(out) as folder:
-        call = build_call(
-            train, options, weights=name_of(model), method=build_method(method), out=folder
-        )
+        call = build_call(train, options, weights=name_of(model), method=chosen, out=folder)
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
             check_free(call.out, call.overwrite, resume=True)
@@ -126,10 +127,10 @@ def train(
         model: an architecture's name, such as resnet50, which gets new weights by the seed; or a
             network, of which a copy is trained from the weights it has.
         train: the images.
-        method: how to train; by default `Train` with its recipe.
+        method: how to train; by default `Train`.
         test: held-out images, for the record.
         out: a run folder to make; by default nothing is kept on disk.
-        **options: see `Options`.
+        **options: see `Options`; without a method those of `Train` too, such as `epochs=30`.
 
     Returns:
         As `forget`.
@@ -139,10 +140,9 @@ def train(
         RunFailed: numbers that are not finite, a full disk.
     """
     preset = options.pop("preset", None)
+    chosen = build_method(method or "train", **split_settings(options))
     with _folder(out) as folder:
-        call = build_call(
-            train, options, weights=name_of(model), method=method or Train(), out=folder
-        )
+        call = build_call(train, options, weights=name_of(model), method=chosen, out=folder)
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
             check_free(call.out, call.overwrite, resume=True)
@@ -179,7 +179,7 @@ def evaluate(
     test: Images = None,
     downstream: str | None = None,
     **options: Unpack[Options],
-) -> list[dict[str, Any]]:
+) -> Rows:
     """Measure what models still know of what they were to forget: one row a model.
 
     Args:
@@ -193,14 +193,14 @@ def evaluate(
         **options: see `Options`.
 
     Returns:
-        The rows, equal on every rank; shares are fractions, and "why" has the reason of each None.
-        `letheon evaluate --define` prints what each metric is.
+        The rows, equal on every rank: a list of dicts that prints itself as a table, and has
+        `to_frame()` and `report(folder)`. `letheon evaluate --define` prints what each metric is.
 
     Raises:
         InputError: anything amiss with what was handed in.
     """
     preset = options.pop("preset", None)
-    batch_size = options.pop("batch_size", 256)
+    batch_size, extent = options.pop("batch_size", 256), options.pop("extent", Extent())
     call = build_call(train, options)
     models = [
         *(("original", model) for model in _as_list(original)),
@@ -230,8 +230,8 @@ def evaluate(
             return assemble_comparison(entries, data, domains, request)
 
         comparison = together(ranks, plan)
-        measuring = Measuring(call, comparison, Conditions(), Extent(), batch_size, ranks)
-        return measuring.measure().flat
+        table = measure_all(Measuring(call, comparison, Conditions(), extent, batch_size, ranks))
+        return Rows(table.flat, table.left_out)
 
 
 def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:
@@ -258,20 +258,6 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
 def load_model(path: str | Path, **options: Any) -> Classifier:
     """Load a run folder or checkpoint; `options` are those of `model_file.load_model`."""
     return model_file.load_model(Path(path), **options)
-
-
-def build_method(method: str | Method) -> Method:
-    """Return the method of this name with its defaults (around random-label where it wraps one)."""
-    if isinstance(method, Method):
-        return method
-    known = catalogue()
-    if method not in known:
-        hint = suggest(str(method), known)
-        raise InputError(
-            f"got method {method!r}; expected one of {', '.join(known)}, or a Method{hint}",
-            option="method",
-        )
-    return known[method](**{name: RandomLabel() for name in inner_fields(known[method])})
 
 
 def plan_forgetting(

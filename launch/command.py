@@ -185,7 +185,7 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
         InputError: an option twice, or an option, method or value of a closed set that there is
             not; with --help a method.
     """
-    words = sys.argv[1:] if args is None else args
+    words = _complete_dry_run(sys.argv[1:] if args is None else args)
     if isinstance(settings, type) and any(word in HELP for word in words):
         refuse_unknown_method(settings, words)
         if os.environ.get("RANK", "0") == "0":
@@ -197,7 +197,7 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
     with _recorded_refusal() as console:
         return tyro.cli(
             settings,
-            args=args,
+            args=words,
             console_outputs=console,
             config=(
                 tyro.conf.OmitSubcommandPrefixes,
@@ -210,6 +210,16 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
 def script_name() -> str:
     """The name of the script that runs: `forget` of `letheon forget` and of launch/forget.py."""
     return Path(sys.argv[0].removeprefix("letheon ")).stem
+
+
+def _complete_dry_run(args: Sequence[str]) -> list[str]:
+    """Add the 1 of `--dry-run` where no number of ranks follows it."""
+    words = list(args)
+    if "--dry-run" in words:
+        place = words.index("--dry-run") + 1
+        if not words[place : place + 1] or not words[place].lstrip("-").isdecimal():
+            words.insert(place, "1")
+    return words
 
 
 def _refuse_repeats(args: Sequence[str]) -> None:

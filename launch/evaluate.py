@@ -37,7 +37,7 @@ from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
 from letheon.errors import InputError
-from letheon.eval.attacks.session import Lessons, attack_table, relearn_table
+from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import (
     Comparison,
@@ -47,7 +47,7 @@ from letheon.eval.comparison import (
 )
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.examples import find_examples
-from letheon.eval.finished_rows import FinishedRows
+from letheon.eval.finished_rows import ROWS, FinishedRows
 from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
 from letheon.eval.report.facts import describe_comparison
@@ -138,7 +138,7 @@ class Settings(JobOptions):
         if self.out is None or not can_replace(self.out):
             return None  # nothing can be written beside it
         place = self.out.resolve()
-        return place.with_name(f"{place.name}.rows")
+        return place.with_name(f"{place.name}{ROWS}")
 
     def with_oracles(self) -> Settings:
         """Return these settings with the models and outputs of an ensemble named one by one."""
@@ -220,12 +220,7 @@ def measure(settings: Settings, ranks: Ranks) -> None:
     measuring = _measuring(settings, comparison, ranks, finished)
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
-    table = measuring.measure()
-    lessons = Lessons(measuring.inference)
-    if settings.extent.relearn:
-        relearn_table(measuring, table, lessons)
-    if settings.extent.full and settings.extent.attacks:
-        attack_table(measuring, table, lessons)
+    table = measure_all(measuring)
     if not ranks.main:
         return
     band = table.band

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError, suggest
 from letheon.loaders.canaries import Canaries, CanaryOptions
@@ -25,7 +26,12 @@ from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset, check_fields
 from letheon.loaders.views import align_labels, divide_data, model_classes, unwrap
+from letheon.methods import catalogue, inner_fields
+from letheon.methods.random_label import RandomLabel
 from letheon.methods.train import Train
+
+if TYPE_CHECKING:
+    from letheon.eval.evaluate import Extent
 
 Model: TypeAlias = "str | Path | nn.Module | Result"
 """A run folder or checkpoint, a network (a Classifier or any nn.Module), or an earlier result."""
@@ -60,7 +66,9 @@ class Options(TypedDict, total=False):
     overwrite: bool
     saving: SaveOptions
     batch_size: int
-    """Images at a time, of `evaluate`; of training it belongs to the method's recipe."""
+    """Images at a time; of `forget` and `train` it is the method's."""
+    extent: Extent
+    """Of `evaluate`: how much is measured, such as `Extent(depth="full")`."""
 
 
 @dataclass(frozen=True)
@@ -234,12 +242,13 @@ def _check_output(model: Classifier, shape: Sequence[int]) -> None:
 
 def align(model: Classifier, data: Data) -> Data:
     """Name the model's classes, and return the data with labels as the model numbers them."""
+    counted = isinstance(unwrap(data.train)[0], MapStyleImages)  # its labels are the model's
     for images in (data.train, data.test):
         if isinstance(unwrap(images)[0], MapStyleImages):
             _widen_classes(images, model.class_names or tuple(map(str, range(model.classes))))
             data = replace(data, names=tuple((name,) for name in images.classes))
     names = model_classes(model.class_names, model.classes, data.classes)
-    data = align_labels(data, names, assumed=model.class_names is None)
+    data = align_labels(data, names, assumed=model.class_names is None and not counted)
     model.class_names = names
     return data
 
@@ -279,9 +288,18 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
     return resolve("class:" + ",".join(words), data, seed)
 
 
+def split_settings(options: Options) -> dict[str, Any]:
+    """Remove and return what is no option of a call: settings of the method."""
+    known = Options.__annotations__.keys() - {"batch_size", "extent"}
+    values: dict[str, Any] = dict(options)
+    for name in (extra := values.keys() - known):
+        options.pop(name)  # type: ignore[misc]
+    return {name: values[name] for name in values if name in extra}
+
+
 def build_call(train: Images, options: Options, **settings: Any) -> Call:
     """Make the settings of a call; refuses an option that there is none of."""
-    known = set(Options.__annotations__) - {"batch_size"}
+    known = set(Options.__annotations__) - {"batch_size", "extent"}
     if extra := set(options) - known:
         raise InputError(
             f"got option {sorted(extra)[0]}; expected one of {', '.join(sorted(known))}"
@@ -293,6 +311,65 @@ def build_call(train: Images, options: Options, **settings: Any) -> Call:
     call = Call(data=data, **{**settings, **options})
     check_choices(call)
     return call
+
+
+def build_method(method: str | Method, **settings: Any) -> Method:
+    """Make the method of this name, around random-label where it wraps one.
+
+    Args:
+        method: a name, or an instance, which is returned.
+        **settings: fields of the method, of its recipe, or of the method that it wraps, by name; a
+            field that is a method may be its name.
+
+    Raises:
+        InputError: no such method or setting, or settings beside an instance.
+    """
+    if isinstance(method, Method):
+        if settings:
+            raise InputError(
+                f"got option {next(iter(settings))} beside an instance of {method.name}; expected "
+                "the method's name, or the option in the instance"
+            )
+        return method
+    known: dict[str, type[Method]] = {"train": Train, **catalogue()}
+    if method not in known:
+        hint = suggest(str(method), known)
+        raise InputError(
+            f"got method {method!r}; expected one of {', '.join(catalogue())}, or a Method{hint}",
+            option="method",
+        )
+    plain = known[method](**{name: RandomLabel() for name in inner_fields(known[method])})
+    names: set[str] = set()
+    built: Method = _replace_fields(plain, settings, names)
+    if extra := sorted(settings.keys() - names):
+        raise InputError(
+            f"got option {extra[0]} of {method}; expected one of {', '.join(sorted(names))}"
+            f"{suggest(extra[0], [*names, *Options.__annotations__])}"
+        )
+    return built
+
+
+def _replace_fields(of: Any, settings: Mapping[str, Any], names: set[str]) -> Any:
+    """Replace fields, those of a recipe and of a wrapped method too; adds all names there are."""
+    own = {one.name for one in fields(of) if one.init}
+    changes: dict[str, Any] = {}
+    rest = {name: value for name, value in settings.items() if name not in own}
+    for name in own:
+        before = getattr(of, name)
+        after = settings.get(name, before)
+        if isinstance(before, Method):
+            after = build_method(after)
+        if isinstance(after, Method | Recipe):
+            after = _replace_fields(after, rest, names)
+        if after is not before:
+            changes[name] = after
+    names |= own
+    try:
+        return replace(of, **changes)
+    except TypeError as error:
+        raise InputError(
+            f"got {settings} ({error}); expected values of the fields' types"
+        ) from error
 
 
 def name_of(value: Any) -> str:

@@ -21,18 +21,20 @@ COMMANDS = {
     "tune": "search for a method's rate and settings",
     "evaluate": "measure what is left, one row a model",
     "oracles": "train the retrained and original models that an audit compares with",
+    "serve": "show runs on a local page: compare, sort, filter, watch",
     "run": "train, forget by several methods, evaluate and report from one file",
     "verify": "check that a run's folder is what its record says",
     "dispose": "list what else holds the forgotten data, and remove what is the run's own",
     "export": "write a model for torchvision, timm, ONNX or a Hugging Face folder",
+    "completion": "print what a shell needs to complete letheon by TAB",
     "doctor": "check what a job needs: versions, devices, limits, disk, data, ranks",
 }
 """Each script of this folder with the line that --help prints about it."""
 HELP = ("--help", "-h")
 ROOMS = {
     "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
-    "recipes": "tuning.", "tune": "tuning.", "methods": "console.",
-    "oracles": "ensembles.",
+    "recipes": "tuning.", "tune": "tuning.", "methods": "console.", "completion": "console.",
+    "oracles": "ensembles.", "serve": "serving.",
 }  # fmt: skip
 """Those that lie in a folder of their own."""
 
@@ -51,12 +53,16 @@ def _main() -> None:
         print(f"letheon {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"letheon {name}", *rest]
-        room = ROOMS.get(name, "")
-        run_or_show([name, *rest], HELP, partial(start, f"letheon.launch.{room}{name}"))
+        run_or_show([name, *rest], HELP, partial(start, find_script(name)))
     else:
         known = f"{', '.join(COMMANDS)}{suggest(name, COMMANDS)}"
         print(f"error: got command {name!r}; expected one of {known}", file=sys.stderr)
         sys.exit(2)
+
+
+def find_script(command: str) -> str:
+    """Return the module of a command's script."""
+    return f"letheon.launch.{ROOMS.get(command, '')}{command}"
 
 
 def start(script: str) -> None:
@@ -66,7 +72,7 @@ def start(script: str) -> None:
 
 def usage() -> str:
     """Return the text of --help."""
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: letheon COMMAND [options]    (letheon COMMAND --help lists them)",

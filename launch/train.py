@@ -89,8 +89,9 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
 def summarize(settings: Settings, plan: Plan) -> Summary:
     """Say what was trained, and how it is made to forget."""
-    images, name = len(plan.data.train), plan.model.name
-    done = f"trained {name} for {plan.recipe.epochs} epochs on {images:,} images of {settings.data}"
+    images, name, epochs = len(plan.data.train), plan.model.name, plan.recipe.epochs
+    duration = f"{epochs} epoch{'s' * (epochs != 1)}"
+    done = f"trained {name} for {duration} on {images:,} images of {settings.data}"
     first = plan.data.classes[0]
     following = command_line(
         "forget",

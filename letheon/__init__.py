@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from letheon import errors
     from letheon.engine.method import Method, Phase
+    from letheon.eval.report.row_list import Rows
     from letheon.launch.api import evaluate, forget, load_model, train
     from letheon.launch.inputs import Result
 
@@ -27,6 +28,7 @@ __all__ = [
     "Method",
     "Phase",
     "Result",
+    "Rows",
     "__version__",
     "errors",
     "evaluate",
@@ -39,6 +41,7 @@ _MODULES = {
     "Method": "letheon.engine.method",
     "Phase": "letheon.engine.method",
     "Result": "letheon.launch.inputs",
+    "Rows": "letheon.eval.report.row_list",
     "evaluate": "letheon.launch.api",
     "forget": "letheon.launch.api",
     "load_model": "letheon.launch.api",

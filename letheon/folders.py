@@ -18,6 +18,7 @@ import fcntl
 import os
 import shutil
 import socket
+import struct
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from letheon.durable import disk_errors, flush
 from letheon.errors import InputError
+from letheon.regular import open_regular
 
 LOCK = ".lock"
 """Name of the lock inside an output folder that has no writable folder around it."""
@@ -109,6 +111,28 @@ def _open_lock(out: Path, file: Path) -> int:
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return handle
+
+
+def lock_holder(name: str, folder: int) -> str:
+    """Name the process that works on an output, by its lock; empty where none does.
+
+    Reads alone: the lock is asked for, not tried. Where it cannot be asked for (other systems than
+    Linux), a lock file that is there counts. Not for a lock of this process, which this would end.
+
+    Args:
+        name: of the output.
+        folder: descriptor of the folder that the output lies in.
+    """
+    try:
+        with open_regular(f".{name}.lock", folder) as file:
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            if sys.platform != "linux":
+                return holder
+            wish = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, wish)
+            return "" if struct.unpack("hhqqi", answer)[0] == fcntl.F_UNLCK else holder
+    except OSError:
+        return ""
 
 
 def _busy(out: Path, holder: str) -> InputError:

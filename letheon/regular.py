@@ -17,14 +17,30 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_folder(name: Path | str, above: int | None = None) -> int:
+    """Open a folder as a descriptor, which the caller closes; in the folder `above` no link is one.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(name, flags | (0 if above is None else os.O_NOFOLLOW), dir_fd=above)
+
+
+def open_regular(path: Path | str, folder: int | None = None) -> BinaryIO:
     """Open a regular file to read its bytes, or what a link to one leads to; never waits.
+
+    Args:
+        path: the file.
+        folder: descriptor of the folder that it must lie in: then no link is followed.
 
     Raises:
         OSError: it cannot be read, or is of another kind, which its `strerror` says.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        flags |= 0 if folder is None else os.O_NOFOLLOW
+        handle = os.open(path, flags, dir_fd=folder)
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error), str(path)) from None
     try:
@@ -38,13 +54,13 @@ def open_regular(path: Path | str) -> BinaryIO:
         raise
 
 
-def read_regular(path: Path | str, largest: int) -> bytes:
-    """Read a regular file of at most `largest` bytes.
+def read_regular(path: Path | str, largest: int, folder: int | None = None) -> bytes:
+    """Read a regular file of at most `largest` bytes; `folder` as in `open_regular`.
 
     Raises:
         OSError: as `open_regular`, or it is larger.
     """
-    with open_regular(path) as file:
+    with open_regular(path, folder) as file:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
             raise OSError(errno.EFBIG, f"{size} bytes, over {largest}", str(path))

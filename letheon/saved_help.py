@@ -23,7 +23,7 @@ from letheon.errors import RunFailed
 
 FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
 KINDS = ("*.py", "*.toml")
-PAGES = ("methods",)
+PAGES = ("methods", "completion")
 """Commands that print nothing but help."""
 _KEEP = 64  # texts: other widths, commands and methods
 

@@ -26,16 +26,21 @@ def seal(content: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode("utf-8", "surrogateescape")  # file names may be any bytes
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, largest: int = LARGEST, folder: int | None = None) -> dict[str, Any]:
     """Read a JSON object and verify its digest; one that never had any is read as it is.
 
     Whoever writes a format in which every file is sealed asks for the entry `SEAL` as well.
+
+    Args:
+        path: the file.
+        largest: bytes that it may have.
+        folder: as in `open_regular`.
 
     Raises:
         InputError: it cannot be read, is no JSON object, or is not what was sealed.
     """
     try:
-        content = json.loads(read_regular(path, LARGEST).decode("utf-8", "surrogateescape"))
+        content = json.loads(read_regular(path, largest, folder).decode("utf-8", "surrogateescape"))
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, getattr(error, "strerror", None) or str(error)) from None
     if not isinstance(content, dict):

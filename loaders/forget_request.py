@@ -101,8 +101,8 @@ def resolve(
     if kind == "samples" and rest:
         return request_samples(text, [_number(token, rest) for token in _lines(rest)], data)
     if kind in ("class", "file") and rest:
-        tokens = _lines(rest) if kind == "file" else [t.strip() for t in rest.split(",")]
         index = _index(data)
+        tokens = _lines(rest) if kind == "file" else _split_names(rest, index)
         if kind == "file":
             tokens = [_shorten(token, index) for token in tokens]
         ids = [_class(token, index, data, text) for token in tokens if token]
@@ -124,7 +124,8 @@ def resolve(
         ids = ranked[: int(rest)]
     else:
         raise InputError(
-            f"got the forget request {text!r}, expected one of: {FORMS}{suggest(kind, KINDS)}"
+            f"got the forget request {text!r}, expected one of: {FORMS}"
+            f"{'' if kind in KINDS else suggest(kind, KINDS)}"
         )
     if not ids:
         raise InputError(f"got {text!r}, which names no class, expected at least one; fill it")
@@ -316,6 +317,17 @@ def _index(data: Data) -> dict[str, set[int]]:
         for name in names:
             index.setdefault(_plain(name), set()).add(number)
     return index
+
+
+def _split_names(text: str, index: dict[str, set[int]]) -> list[str]:
+    """The names and ids between commas; a comma inside a name that is known divides nothing."""
+    pieces, tokens = text.split(","), []
+    while pieces:
+        names = (",".join(pieces[:n]) for n in range(len(pieces), 0, -1))
+        token = next((name for name in names if _plain(name) in index), pieces[0])
+        pieces = pieces[token.count(",") + 1 :]
+        tokens.append(token.strip())
+    return tokens
 
 
 def _class(token: str, index: dict[str, set[int]], data: Data, text: str) -> int:

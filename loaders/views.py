@@ -144,9 +144,9 @@ def align_labels(data: Data, classes: tuple[str, ...], assumed: bool = False) ->
     unknown = [name for name in unknown if name not in called]
     if unknown:
         raise InputError(
-            f"got data of class {unknown[0]!r} ({len(unknown)} such classes), which the model does "
-            f"not know; it knows {len(classes)} ({', '.join(classes[:3])}, ...)"
-            f"{suggest(unknown[0], classes)}; use its own data"
+            f"got {data.train.name} with class {unknown[0]!r} ({len(unknown)} such classes), which "
+            f"the model does not know; it knows {len(classes)} ({', '.join(classes[:3])}, ...)"
+            f"{suggest(unknown[0], classes)}; give the data it was trained on"
         )
     if called:
         _add_note(

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import pytest
 
+from letheon.engine.distributed import Ranks
 from letheon.launch import doctor, evaluate, forget, mask, prepare, train
-from letheon.launch.command import run_command
-from letheon.launch.console import methods
+from letheon.launch.command import parse, run_command
+from letheon.launch.console import completion, methods
 from letheon.launch.ensembles import oracles
 from letheon.launch.export import export
 from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
+from letheon.launch.serving import serve
 from letheon.launch.tuning import recipes, tune
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,8 @@ SCRIPTS = {
     "recipes": recipes,
     "tune": tune,
     "oracles": oracles,
+    "serve": serve,
+    "completion": completion,
 }
 
 
@@ -67,6 +71,12 @@ class Scripts:
             code = int(end.code or 0)
         out, err = self.capsys.readouterr()
         return Ended(code, out, err)
+
+
+def script_on(ranks: Ranks, script: str, *args: object) -> None:
+    """Run a script on ranks that are there already: `on_ranks(2, script_on, "train", ...)`."""
+    module = SCRIPTS[script]
+    module.main(parse(module.Settings, [*map(str, args)]), ranks)
 
 
 def torchrun(ranks: int, script: str, *args: object) -> Ended:

@@ -39,8 +39,16 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
 
 
 @cache
+def _forks() -> Any:
+    """A process that has imported what ranks need and run nothing: each rank is a fork of it."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["letheon.launch.evaluate", "letheon.launch.forget"])
+    return context
+
+
+@cache
 def _pool(world: int) -> list[Connection]:
-    context = mp.get_context("spawn")
+    context = _forks()
     port = _free_port()
     ends = []
     for rank in range(world):

@@ -16,6 +16,7 @@ import torch
 
 from letheon import progress
 from letheon.engine.runs.progress import Shown, TrainingLine
+from letheon.launch import train
 from tests.launch_tools import ROOT, Scripts
 
 TRAIN = ["--epochs", "2", "--batch-size", "128", "--lr", "0.1"]
@@ -30,19 +31,26 @@ def mask(text: str) -> str:
     return re.sub(r"(left|took|,) (\d+\.\d s|[\d:]+:\d\d)", r"\1 #", text)
 
 
-def run(*args: object) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+PLAIN_AND_COLORED = """
+import os, sys
+from letheon.launch import train
+words = sys.argv[1:]
+for folder, no_color in (("plain", "1"), ("colored", "")):
+    os.environ["NO_COLOR"] = no_color
+    sys.argv = [*words, "--out", folder]
+    train.start()
+    print("=" * 8)
+"""
 
 
-def run_on_terminal(*args: object, **env: str) -> str:
-    """Run train.py on a terminal of 120 columns; all that it wrote there."""
-    code = "import sys; sys.argv = sys.argv[1:]; from letheon.launch import train; train.start()"
-    command = [sys.executable, "-c", code, str(ROOT / "launch" / "train.py"), *map(str, args)]
+def run_on_terminal(*args: object, folder: Path) -> str:
+    """Run train.py twice on a terminal of 120 columns, without colors first; all it wrote there."""
+    command = [sys.executable, "-c", PLAIN_AND_COLORED]
+    command += [str(ROOT / "launch" / "train.py"), *map(str, args)]
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ.update({"COLUMNS": "120", "TERM": "xterm", "OMP_NUM_THREADS": "1", **env})
+        os.chdir(folder)
+        os.environ.update({"COLUMNS": "120", "TERM": "xterm", "OMP_NUM_THREADS": "1"})
         os.execv(command[0], command)
     parts = []
     with contextlib.suppress(OSError):  # the other end is closed
@@ -53,14 +61,19 @@ def run_on_terminal(*args: object, **env: str) -> str:
     return b"".join(parts).decode()
 
 
-def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(tmp_path: Path) -> None:
-    ended = run(*TRAIN, "--out", tmp_path / "a")
-    assert mask(ended.stderr).splitlines() == [
+def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = [str(ROOT / "launch" / "train.py"), *TRAIN, "--out", str(tmp_path / "a")]
+    monkeypatch.setattr(sys, "argv", command)
+    train.start()
+    ended = capfd.readouterr()
+    assert mask(ended.err).splitlines() == [
         "loader auto takes torch: decoded images in memory",
         "epoch 1/2  all loss #  # images/s  data #%  memory # GiB  left #",
         "epoch 2/2  all loss #  # images/s  data #%  memory # GiB  left #",
     ]
-    assert mask(ended.stdout).splitlines() == [
+    assert mask(ended.out).splitlines() == [
         "trained small for 2 epochs on 1,438 images of digits, # in all",
         f"  in    {tmp_path}/a",
         f"  next  python {ROOT}/launch/forget.py --weights {tmp_path}/a --forget class:0 "
@@ -68,18 +81,20 @@ def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(plain: bool, tmp_path: Path) -> None:
-    text = run_on_terminal(*TRAIN, "--out", tmp_path / "a", NO_COLOR="1" if plain else "")
-    head, *states = text.replace("\r\n", "\n").split("\r")
-    assert head == "loader auto takes torch: decoded images in memory\n"
-    first = mask(states[0])
-    assert first == "epoch 1/2 all  1/12  # images/s  data #%  memory # GiB  left #\x1b[K"
-    assert all(len(state) <= 119 + len("\x1b[K") for state in states[:-1])
-    assert "\n" not in "".join(states[:-1])
-    summary = states[-1].removeprefix("\x1b[K").splitlines()[0]
-    bold = "trained small for 2 epochs on 1,438 images of digits"
-    assert mask(summary) == (bold if plain else f"\x1b[1m{bold}\x1b[0m") + ", # in all"
+def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(tmp_path: Path) -> None:
+    text = run_on_terminal(*TRAIN, folder=tmp_path).replace("\r\n", "\n")
+    summary = "trained small for 2 epochs on 1,438 images of digits"
+    plain, colored, rest = text.split("========\n")
+    assert rest == ""
+    for written, bold in ((plain, summary), (colored, f"\x1b[1m{summary}\x1b[0m")):
+        head, *states = written.split("\r")
+        assert head == "loader auto takes torch: decoded images in memory\n"
+        first = mask(states[0])
+        assert first == "epoch 1/2 all  1/12  # images/s  data #%  memory # GiB  left #\x1b[K"
+        assert all(len(state) <= 119 + len("\x1b[K") for state in states[:-1])
+        assert "\n" not in "".join(states[:-1])
+        last = states[-1].removeprefix("\x1b[K").splitlines()[0]
+        assert mask(last) == f"{bold}, # in all"
 
 
 def test_json_is_all_that_standard_output_holds(scripts: Scripts, original: Path) -> None:

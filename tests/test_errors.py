@@ -90,17 +90,11 @@ def closing(ended: Ended) -> str:
     ("arguments", "message", "code"),
     [
         (("--device", "cpu", "--dtype", "fp16", "finetune"), "error: --dtype: got dtype fp16", 2),
-        pytest.param(
-            ("finetune", "--learning-rate", "1"), "--learning-rate", 2, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ("grad-ascent", "--lr", "1e20", "--epochs", "3"),
-            "got a mean loss of",
-            3,
-            marks=pytest.mark.slow,
-        ),
+        (("finetune", "--learning-rate", "1"), "--learning-rate", 2),
+        (("grad-ascent", "--lr", "1e20", "--epochs", "3"), "got a mean loss of", 3),
     ],
 )
+@pytest.mark.slow
 def test_torchrun_ends_with_the_error(
     arguments: tuple[str, ...], message: str, code: int, original: Path, tmp_path: Path
 ) -> None:

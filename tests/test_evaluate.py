@@ -26,7 +26,8 @@ from letheon.eval.evaluate import Extent, Measuring
 from letheon.launch import evaluate, forget
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
-from tests.launch_tools import ROOT, Scripts, torchrun
+from tests.launch_tools import ROOT, Scripts, script_on
+from tests.pool import on_ranks
 
 SCHEMA = json.loads((ROOT / "docs" / "metrics.schema.json").read_text(encoding="utf-8"))
 
@@ -49,11 +50,11 @@ def runs(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: folder / name for name in methods}
 
 
-def arguments(original: Path, runs: dict[str, Path]) -> list[object]:
+def arguments(original: Path, runs: dict[str, Path], depth: str = "full") -> list[object]:
     return [
         "--original", original, "--retrained", runs["retrain-2"], runs["retrain-3"],
         "--runs", runs["head"], "--downstream", "digits", "--random-control",
-        "--device", "cpu", "--depth", "full",
+        "--device", "cpu", "--attacks", 10, "--depth", depth,
     ]  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def written(
     settings = evaluate.Settings(
         original=original, retrained=(runs["retrain-2"], runs["retrain-3"]), runs=(runs["head"],),
         downstream="digits", random_control=True, out=out,
-        extent=Extent(depth="full", relearn=10, cache=out.parent / "cache"),
+        extent=Extent(depth="full", relearn=10, attacks=10, cache=out.parent / "cache"),
     )  # fmt: skip
     evaluate.main(settings, Ranks())
     return out
@@ -137,18 +138,22 @@ def same(first: Any, second: Any, where: str) -> None:
         assert first == second, where
 
 
+@pytest.mark.parametrize("depth", ["quick", pytest.param("full", marks=pytest.mark.slow)])
 def test_two_ranks_give_the_same_rows(
-    written: Path, original: Path, runs: dict[str, Path], tmp_path: Path
+    depth: str, written: Path, original: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    ended = torchrun(2, "evaluate", *arguments(original, runs), "--out", tmp_path / "two")
-    assert ended.code == 0, ended.err
-    one, two = rows_of(written), rows_of(tmp_path / "two")
+    args = ("evaluate", *arguments(original, runs, depth), "--out")
+    on_ranks(2, script_on, *args, tmp_path / "two")
+    if depth == "quick":
+        script_on(Ranks(), *args, tmp_path / "one")
+    one, two = rows_of(written if depth == "full" else tmp_path / "one"), rows_of(tmp_path / "two")
+    assert len(one) == 5
     for row in one.values():
         for key in ("relearn", "relearn_steps", "relearn_steps_head", "anamnesis_index"):
             row.pop(key, None)
             row["why"].pop(key, None)
     for row in (*one.values(), *two.values()):
-        row.pop("embedding")  # a picture: t-SNE magnifies rounding
+        row.pop("embedding", None)  # a picture: t-SNE magnifies rounding
     same(one, two, "rows")
 
 

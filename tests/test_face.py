@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ import letheon
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
+from letheon.launch.inputs import build_method
 from letheon.loaders.batch import Batch
 from letheon.loaders.datasets.digits import upstream
 from letheon.methods.finetune import Finetune
@@ -195,17 +197,19 @@ def test_the_callers_network_is_untouched(training: bool) -> None:
     assert torch.equal(result.model.conv1.weight, net.conv1.weight)
 
 
-def test_the_network_is_saved_without_our_package(tmp_path: Path) -> None:
+def test_the_network_is_saved_without_our_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = letheon.forget(
         residual(), train=tensors(), forget="class:1", device="cpu", method=Shrink()
     )
     torch.save(result.model, tmp_path / "net.pth")
-    out = python(
-        "import sys, torch; sys.modules['letheon'] = None; "
-        f"net = torch.load({str(tmp_path / 'net.pth')!r}, weights_only=False); "
-        "print(type(net(torch.zeros(2, 3, 16, 16))).__name__)"
-    )
-    assert out.strip() == "Tensor"
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("letheon", "tests")]:
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    with pytest.raises(ImportError):
+        import_module("letheon.engine")
+    net = torch.load(tmp_path / "net.pth", weights_only=False)
+    assert type(net(torch.zeros(2, 3, 16, 16))) is torch.Tensor
 
 
 def test_a_method_of_the_callers_own_file() -> None:
@@ -294,6 +298,18 @@ class NoHead(nn.Module):
         return self.fc(images.flatten(1)).log_softmax(1)
 
 
+def test_a_method_by_name_takes_its_settings_by_name() -> None:
+    assert build_method("finetune", epochs=3, lr=0.2) == Finetune(
+        replace(Finetune().recipe, epochs=3, lr=0.2)
+    )
+    inner = RandomLabel(replace(RandomLabel().recipe, epochs=3), order="paired")
+    assert build_method("salun", density=0.3, epochs=3, order="paired") == SalUn(inner, density=0.3)
+    assert build_method("salun", inner="finetune", lr=0.2) == SalUn(
+        Finetune(replace(Finetune().recipe, lr=0.2))
+    )
+    assert build_method("train", epochs=2).recipe.epochs == 2
+
+
 @pytest.mark.parametrize(
     ("change", "expected", "option"),
     [
@@ -306,7 +322,10 @@ class NoHead(nn.Module):
         ({"forget": {"samples": [-1]}}, "got sample -1", ""),
         ({"method": "forgetful"}, "got method 'forgetful'", "method"),
         ({"method": "retrain"}, "new weights", "method"),
-        ({"batch": 3}, "got option batch", ""),
+        ({"batch": 3}, "got option batch of salun; expected one of", ""),
+        ({"densty": 0.3}, "did you mean density", ""),
+        ({"epochs": "three"}, "got", ""),
+        ({"method": SalUn(RandomLabel()), "density": 0.3}, "beside an instance of salun", ""),
         ({"train": digits()[0], "forget": [3]}, "without a preset", "preset"),
         ({"preset": {"pixels": 3}}, "got preset", "preset"),
     ],

@@ -14,7 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from letheon.engine.checkpoints.model_file import load_model
 from letheon.eval.metrics.knn_splits import split
 from letheon.loaders.datasets.digits import downstream, upstream
-from tests.launch_tools import Scripts, torchrun
+from tests.launch_tools import Scripts, script_on, torchrun
+from tests.pool import on_ranks
 from tests.test_bad_input import images as pictures
 
 
@@ -67,11 +68,10 @@ def test_two_ranks_give_the_same_run(original: Path, scripts: Scripts, tmp_path:
     for a, b in zip(*phases, strict=True):
         assert (a["forget_read"], a["retain_read"]) == (b["forget_read"], b["retain_read"])
         assert abs(float(str(a["loss"])) - float(str(b["loss"]))) < 1e-3
-    ended = torchrun(
-        2, "evaluate", "--original", original, "--runs", tmp_path / "one", tmp_path / "two",
-        "--out", tmp_path / "table",
+    on_ranks(
+        2, script_on, "evaluate", "--original", original, "--runs", tmp_path / "one",
+        tmp_path / "two", "--out", tmp_path / "table",
     )  # fmt: skip
-    assert ended.code == 0, ended.err
     _, a, b = json.loads((tmp_path / "table/metrics.json").read_text())["rows"]
     assert a["counts"] == b["counts"]
 

@@ -52,7 +52,7 @@ def test_every_mapped_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("/data/office-home", str(tmp_path / "office")),
         ("file:random100.txt", f"file:{tmp_path}/random100.txt"),
         ("runs/", f"{tmp_path}/runs/"),
-        ("--model resnet50", "--model resnet18 --size 32 --batch-size 8"),
+        ("--model resnet50", "--model small --size 16 --batch-size 8"),
     ]
     for line in commands():
         for old, new in small:

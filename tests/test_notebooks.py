@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import venv
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.house import WHEEL
 from tests.launch_tools import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -20,16 +24,24 @@ NEEDS = {"lightning_module": "lightning"}
 
 
 def code_of(notebook: Path) -> list[str]:
-    """The code cells of a notebook, in order."""
+    """The code cells of a notebook, in order; a name at the end of one is printed, as it shows."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [_shown("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
 
 
-def run(script: Path, folder: Path) -> str:
+def _shown(code: str) -> str:
+    tree = ast.parse(code)
+    last = tree.body[-1]
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Name):
+        last.value = ast.Call(ast.Name("print"), [last.value], [])
+    return ast.unparse(tree)
+
+
+def run(script: Path, folder: Path, python: Path | str = sys.executable) -> str:
     """What a script prints, run in a folder of its own."""
     env = {**os.environ, "MPLBACKEND": "agg"}
     ended = subprocess.run(
-        [sys.executable, str(script)], cwd=folder, env=env, capture_output=True, text=True,
+        [str(python), str(script)], cwd=folder, env=env, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -85,3 +97,38 @@ def test_the_method_in_twenty_lines_runs(tmp_path: Path) -> None:
     script.write_text("\n".join([blocks[0], test, "print(row['FA'], row['RA'])"]), encoding="utf-8")
     forgotten, retained = map(float, run(script, tmp_path).splitlines()[-1].split())
     assert forgotten < 0.2 and retained > 0.8
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_from_the_wheel(tmp_path: Path) -> None:
+    """In a new environment that has the wheel and cannot see this checkout.
+
+    torch and what else the wheel needs are lent by path, not downloaded again.
+    """
+    (tmp_path / "source").mkdir()
+    for name in (*WHEEL, "letheon"):
+        shutil.copytree(ROOT / name, tmp_path / "source" / name)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / "source")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheels = ["wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, *wheels, str(tmp_path / "source")], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(tmp_path / "source")
+    [wheel] = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "clean", with_pip=False)
+    python = tmp_path / "clean" / "bin" / "python"
+    install = ["--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, *install], check=True)
+    [site] = (tmp_path / "clean" / "lib").glob("python*/site-packages")
+    lent = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "dependencies.pth").write_text("\n".join(lent), encoding="utf-8")
+    script = tmp_path / "notebook.py"
+    where = "import letheon.engine; print(letheon.engine.__file__)"
+    [notebook] = [path for path in NOTEBOOKS if path.stem == "own-model-and-data"]
+    script.write_text("\n\n".join([where, *code_of(notebook)]), encoding="utf-8")
+    place, *lines = run(script, tmp_path, python).splitlines()
+    assert Path(place).is_relative_to(site)
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert float(rows["original"][0]) > 90 and float(rows["random-label"][0]) < 10
+    for name in ("eval/report/page.css", "launch/serving/serve.js", "launch/serving/index.html"):
+        assert (site / "letheon" / name).is_file()

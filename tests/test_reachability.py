@@ -28,10 +28,11 @@ from tests.house import (
     place,
 )  # fmt: skip
 
-PROTOCOLS = {  # names that torch or Python call
+PROTOCOLS = {  # names that torch, Python or a notebook call
     "forward", "backward", "setup_context", "step", "is_leaf_module", "_conv_forward", "run",
-    "find_class", "persistent_load",
-    "handle_starttag", "handle_data", "generate_code", "declare_state_and_memory", "emit",
+    "find_class", "persistent_load", "_repr_html_",
+    "handle_starttag", "handle_data", "log_message", "handle_error",
+    "generate_code", "declare_state_and_memory", "emit",
 }  # fmt: skip
 PLAIN_DECORATORS = re.compile(
     r"property|cached_property|staticmethod|classmethod|dataclass|contextmanager|cache|lru_cache|"

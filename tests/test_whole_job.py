@@ -73,12 +73,21 @@ def test_a_job_trains_forgets_and_evaluates_and_goes_on(
     ended = scripts("evaluate", out, "--json")
     assert {row["name"]: row["role"] for row in json.loads(ended.out)["facts"]["rows"]} == roles
 
+    recipe.write_text(
+        f'data = "digits"\n[forget]\nweights = "{out / "original"}"\nforget = "class:8"\n'
+        '[[forget.methods]]\nname = "grad-ascent"\nepochs = 1\nlr = 1e-4\n'
+    )
+    ended = scripts("run", recipe, "--out", tmp_path / "one", "--json")
+    assert ended.code == 0, ended.err
+    names = [row["name"] for row in json.loads(ended.out)["facts"]["rows"]]
+    assert names == ["original", "grad-ascent"]
+
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (("[evaluate]", "[evalute]"), "did you mean evaluate"),
-        (("[[forget.methods]]", "[[forget.method]]"), "0 methods"),
+        (("[[forget.methods]]", "[[forget.method]]"), "without a method"),
         (('"salun"', '"saluun"'), "salun"),
         (("[train]", "[train"), "expected TOML"),
     ],

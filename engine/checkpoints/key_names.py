@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,14 +88,34 @@ def prefixes(state: Mapping[str, V], first: str) -> Iterator[str]:
             yield key.removesuffix(first)
 
 
-def find_head(state: dict[str, V], head: str) -> dict[str, V]:
-    """Name the one linear layer of a `Sequential(Dropout, Linear)` as the head; else unchanged."""
-    inner = re.compile(rf"{re.escape(head)}\.(\d+)\.(weight|bias)")
-    layers = {found[1] for key in state if (found := inner.fullmatch(key))}
-    if len(layers) != 1 or layers == {"0"}:
-        return state
-    [layer] = layers
-    return {key.replace(f"{head}.{layer}.", f"{head}.", 1): v for key, v in state.items()}
+def find_head(
+    state: dict[str, V], beside: Mapping[str, V], head: str, known: Collection[str]
+) -> tuple[dict[str, V], str]:
+    """Name as the head the one layer that stands in its place, such as `classifier` for `fc`.
+
+    It lies behind a dropout (`fc.1`), has another name, or lies beside the network. The first layer
+    of a `Sequential` is none: what follows it is not known.
+
+    Args:
+        state: the network's tensors by their keys.
+        beside: those of the file that are not in the network's wrapper.
+        head: the architecture's name for its last layer.
+        known: the architecture's keys.
+
+    Returns:
+        `state` with the head under its name, and the layer's name in the file; unchanged with ""
+        where there is no such layer.
+    """
+    if f"{head}.weight" in state:
+        return state, ""
+    strays = {key: value for key, value in state.items() if key not in known} or beside
+    layers = {key.rpartition(".")[0] for key in strays}
+    layer = layers.pop() if len(layers) == 1 else ""
+    parts = [key.removeprefix(f"{layer}.") for key in strays]
+    if not layer or layer.endswith(".0") or sorted(parts) not in (["weight"], ["bias", "weight"]):
+        return state, ""
+    rest = {key: value for key, value in state.items() if key not in strays}
+    return {**rest, **{f"{head}.{part}": strays[f"{layer}.{part}"] for part in parts}}, layer
 
 
 # ------------------------------------------------------------------- other authors' names

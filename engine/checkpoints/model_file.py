@@ -191,6 +191,8 @@ def _assumptions(
         text += f", {'a running average, ' if network.average else ''}part {network.place}"
     if network.others:
         text += f" (instead of {few(network.others)}, which the option part chooses)"
+    if network.head:
+        text += f"; the layer {network.head} taken for its last one"
     if network.left_out:
         text += f"; left out: {few(network.left_out)}"
     assumed = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,7 @@ class Match:
     left_out: list[str]  # keys beside the network
     average: bool  # a running average of the weights
     others: list[str]  # places of further networks that fit
+    head: str = ""  # the last layer's name in the file, where it is another than the architecture's
 
 
 def find_network(path: Path, weights: Weights, name: str | None, part: str | None) -> Match:
@@ -91,10 +92,7 @@ def find_network(path: Path, weights: Weights, name: str | None, part: str | Non
         )
     if chosen:
         [fit] = chosen
-        others = [place for place in known if place != fit.place]
-        return Match(
-            fit.name, fit.place, fit.state, fit.normalize, fit.left_out, fit.average, others
-        )
+        return replace(fit, others=[place for place in known if place != fit.place])
     return _nearest(path, weights, name)
 
 
@@ -108,19 +106,21 @@ def _find_fits(path: Path, weights: Weights, known: Sequence[str]) -> Iterator[M
         state = {k: v for k, v in cleaned.items() if not k.endswith((".mean", ".std"))}
         for name in known:
             empty = skeleton(name)
-            for prefix in list(prefixes(state, next(iter(empty.net.state_dict())))):
+            keys = empty.net.state_dict()
+            for prefix in list(prefixes(state, next(iter(keys)))):
                 cut = len(prefix)
                 inside = {k[cut:]: v for k, v in state.items() if k.startswith(prefix)}
-                inside = find_head(inside, empty.head_path)
+                beside = {k: v for k, v in state.items() if not k.startswith(prefix)}
+                inside, head = find_head(inside, beside, empty.head_path, keys)
                 if not _fits(name, inside):
                     continue
                 where = ".".join(word for word in (place, prefix.rstrip(".")) if word)
-                left_out = [key for key in state if not key.startswith(prefix)]
+                left_out = [key for key in beside if key.rpartition(".")[0] != head]
                 average = averaged or bool(_AVERAGE.search(where))
                 statistics = {k: v for k, v in cleaned.items() if k not in state}
                 own = {k: v for k, v in statistics.items() if k.startswith(prefix)}
                 normalize = pop_normalize(own or statistics, path)
-                yield Match(name, where, inside, normalize, left_out, average, [])
+                yield Match(name, where, inside, normalize, left_out, average, [], head)
 
 
 def _rename(content: Mapping[str, Value], known: Sequence[str]) -> dict[str, Value]:
@@ -147,7 +147,7 @@ def _nearest(path: Path, weights: Weights, name: str | None) -> Match:
             f"{head}; hand the network itself over from Python, or fold the head into one layer",
             option="model",
         )
-    return Match(name, "", find_head(state, head), normalize, [], False, [])
+    return Match(name, "", state, normalize, [], False, [])
 
 
 def fill_model(model: Classifier, path: Path, values: Mapping[str, Value]) -> None:
@@ -158,22 +158,10 @@ def fill_model(model: Classifier, path: Path, values: Mapping[str, Value]) -> No
     """
     expected = model.net.state_dict()
     counters = _counters(expected)
-    missing = [key for key in expected if key not in values and key not in counters]
-    extra = [key for key in values if key not in expected]
-    other = [
-        f"{key} {_kind(value)} not {_kind(expected[key])}"
-        for key, value in values.items()
-        if key in expected and _kind(value) != _kind(expected[key])
-    ]
-    wrong = [
-        f"{len(keys)} {what} ({few(keys)})"
-        for keys, what in ((missing, "missing"), (extra, "unexpected"), (other, "differing"))
-        if keys
-    ]
-    if wrong:
+    if difference := _difference(expected, values):
         raise InputError(
-            f"got {path} with keys {', '.join(wrong)}; expected those of {model.name} with "
-            f"{model.classes} classes; {hint(values)}",
+            f"got {path} with keys {difference}; expected those of {model.name} with "
+            f"{model.classes} classes; {hint(values, model.name)}",
             option="model",
         )
     try:
@@ -203,12 +191,52 @@ def _kind(value: Value) -> str:
     return f"{tuple(value.shape)}{nature}"
 
 
-def hint(state: Mapping[str, Value]) -> str:
-    """Say how to mend a wrong or missing architecture: the names that fit keys and shapes."""
-    fitting = [name for name in names() if _fits(name, state)]
+def _difference(expected: Mapping[str, Value], values: Mapping[str, Value]) -> str:
+    """Say which keys are missing, unexpected and of another shape; empty where none is."""
+    counters = _counters(expected)
+    missing = [key for key in expected if key not in values and key not in counters]
+    extra = [key for key in values if key not in expected]
+    other = [
+        f"{key} {_kind(value)} not {_kind(expected[key])}"
+        for key, value in values.items()
+        if key in expected and _kind(value) != _kind(expected[key])
+    ]
+    return ", ".join(
+        f"{len(keys)} {what} ({few(keys)})"
+        for keys, what in ((missing, "missing"), (extra, "unexpected"), (other, "differing"))
+        if keys
+    )
+
+
+def hint(state: Mapping[str, Value], name: str = "") -> str:
+    """Say how to mend a wrong or missing architecture, or that the network is another.
+
+    Args:
+        state: the file's tensors.
+        name: the architecture that was tried.
+    """
+    fitting = [known for known in names() if _fits(known, state)]
     if fitting:
         return f"its keys fit model {' or '.join(fitting)}"
-    return f"give its model; known are {', '.join(names())}"
+    shared, nearest = max((_share(known, state), known) for known in names())
+    if shared < 0.5:
+        return f"give its model; known are {', '.join(names())}"
+    mend = "save the network under its keys, or hand the network itself over from Python"
+    if nearest == name:
+        return mend
+    empty = skeleton(nearest, input_size(state))
+    head = {f"{empty.head_path}.{part}" for part in ("weight", "bias")}
+    classes = head & state.keys()  # of any number
+    expected = {k: v for k, v in empty.net.state_dict().items() if k not in classes}
+    actual = {k: v for k, v in state.items() if k not in classes}
+    return f"the nearest is {nearest}, with keys {_difference(expected, actual)}; {mend}"
+
+
+def _share(name: str, state: Mapping[str, Value]) -> float:
+    """Return the share of an architecture's keys that `state` has in the same shape."""
+    expected = skeleton(name, input_size(state)).net.state_dict()
+    same = [k for k, v in expected.items() if k in state and _kind(state[k]) == _kind(v)]
+    return len(same) / len(expected)
 
 
 def _fits(name: str, state: Mapping[str, Value]) -> bool:

@@ -62,7 +62,10 @@ def read_weights(path: Path) -> Weights:
             content = read_torch_file(path)
         except Exception as error:  # a damaged file makes the unpickler raise nearly anything
             raise _unreadable(path, error) from error
-    parts = dict(_state_dicts(content, "", set()))
+    try:
+        parts = dict(_state_dicts(content, "", set()))
+    except RecursionError as error:
+        raise _unreadable(path, error) from error
     if not parts:
         raise InputError(
             f"got {path}; it holds {_describe(content)}; expected a state dict, plain or inside "
@@ -199,7 +202,12 @@ def _state_dicts(
         if "_parameters" in content.state:
             yield place or "network", dict(_module_tensors(content, "", frozenset()))
             return
+        if type(content).__module__.startswith("__torch__"):
+            yield place or "network", dict(_scripted_tensors(content, "", frozenset()))
+            return
         yield from _state_dicts(content.state, place, seen)
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     if isinstance(content, Mapping):
         tensors = {
             k: v
@@ -209,8 +217,21 @@ def _state_dicts(
         if tensors:
             yield place, tensors
         for key, value in content.items():
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping | list | tuple):
                 yield from _state_dicts(value, f"{place}.{key}" if place else str(key), seen)
+
+
+def _scripted_tensors(
+    module: Placeholder, path: str, above: frozenset[int]
+) -> Iterator[tuple[str, Value]]:
+    """What `state_dict` would give of a TorchScript module, whose state is its attributes."""
+    if id(module) in above or not isinstance(module.state, dict):
+        return
+    for key, value in module.state.items():
+        if isinstance(value, Tensor | StoredTensor):
+            yield f"{path}{key}", value
+        elif isinstance(value, Placeholder):
+            yield from _scripted_tensors(value, f"{path}{key}.", above | {id(module)})
 
 
 def _module_tensors(

@@ -101,10 +101,15 @@ def broken_link(path: Path) -> int | None:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the reports of a log, those that are damaged or have no kind left out."""
-    for text in path.read_bytes().splitlines() if path.exists() else ():
+    yield from parse_lines(path.read_bytes() if path.exists() else b"")
+
+
+def parse_lines(log: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the reports of a log, or of its end, as `read_lines`."""
+    for text in log.splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and "kind" in line:
             yield line

@@ -99,6 +99,20 @@ def _of_rows(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict
     return {entry.name: result for entry, result in zip(entries, results, strict=True)}
 
 
+def measure_all(of: Measuring) -> Table:
+    """Measure every model, then relearn and attack as the extent says; every rank must call.
+
+    Raises:
+        LetheonError: the first problem of any rank, on every rank.
+    """
+    table, lessons = of.measure(), Lessons(of.inference)
+    if of.inference.extent.relearn:
+        relearn_table(of, table, lessons)
+    if of.inference.extent.full and of.inference.extent.attacks:
+        attack_table(of, table, lessons)
+    return table
+
+
 def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
     """Enter the relearn curves; every rank must call.
 

@@ -26,7 +26,7 @@ from letheon.eval.metrics.accuracy import Count
 from letheon.eval.metrics.knn_splits import Rule, split
 from letheon.eval.metrics.registry import SHARES_BY_NAME, Summary, metric
 from letheon.eval.outputs import Outputs
-from letheon.eval.search.neighbors import Proposer, nearest
+from letheon.eval.search.neighbors import Proposer, nearest, nearest_sets
 from letheon.eval.search.scores import Metric
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ class Neighbors:
 
     counts: dict[int, Count]  # k -> queries of all ranks whose vote is their label
     predictions: dict[int, Tensor]  # k -> (Q,) int64
-    index: Tensor  # (Q, max k) int64, positions in the database of all ranks, nearest first
     recall: float = 1.0  # share of the true neighbors found; below 1 for faiss-ivf and -cagra only
 
     @property
@@ -76,13 +75,9 @@ def _check(name: str, vectors: Tensor, labels: Tensor, ranks: Ranks) -> int:
     return rows
 
 
-def _votes(labels: Tensor, similarity: Tensor, classes: int, temperature: float | None) -> Tensor:
+def _votes(labels: Tensor, weights: Tensor, classes: int) -> Tensor:
     """(Q,) int64: the class with the largest sum, the lowest of equal ones."""
-    if temperature is None:
-        weights = torch.ones_like(similarity)
-    else:
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-    sums = similarity.new_zeros(len(labels), classes).scatter_add_(1, labels, weights)
+    sums = weights.new_zeros(len(labels), classes).scatter_add_(1, labels, weights)
     return sums.argmax(dim=1)
 
 
@@ -125,7 +120,7 @@ def knn(
         **options: see `Options`.
 
     Returns:
-        Counts over the queries of all ranks, predictions and neighbors of this rank's.
+        Counts over the queries of all ranks, and predictions of this rank's.
 
     Raises:
         InputError: shapes that do not fit, k outside 1..N, T not positive.
@@ -146,18 +141,24 @@ def knn(
         )
     if weighted and not temperature > 0:
         raise InputError(f"got temperature {temperature}; expected a number above 0")
-    near = nearest(database, queries, ks[-1], metric, options.get("backend", "auto"), ranks)
+    search = (metric, options.get("backend", "auto"), ranks)
+    if weighted:
+        near = nearest(database, queries, ks[-1], *search)
+        places, recall = near.places, near.recall
+        weights = ((near.similarity - near.similarity[:, :1]) / temperature).exp()
+    else:
+        places, recall = nearest_sets(database, queries, ks, *search)
+        weights = torch.ones(places.shape, dtype=torch.float32, device=places.device)
     labels = gather_rows(labels, ranks)  # one number a row
     classes = int(labels.max()) + 1
-    voters = labels.to(near.places.device)[near.places]  # (Q, max k)
-    heat = temperature if weighted else None
+    voters = labels.to(places.device)[places]  # (Q, max k)
     truth = query_labels.to(voters.device)
-    predictions = {k: _votes(voters[:, :k], near.similarity[:, :k], classes, heat) for k in ks}
+    predictions = {k: _votes(voters[:, :k], weights[:, :k], classes) for k in ks}
     hits = [int((p == truth).sum()) for p in predictions.values()]
     sums = torch.tensor([*hits, len(truth)], dtype=torch.int64)
     sum_over_ranks([sums], ranks)
     counts = {k: Count(int(right), int(sums[-1])) for k, right in zip(ks, sums, strict=False)}
-    return Neighbors(counts, predictions, near.places, near.recall)
+    return Neighbors(counts, predictions, recall)
 
 
 def vectors(outputs: Outputs, space: Space = "pooled") -> Tensor:

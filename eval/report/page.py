@@ -86,6 +86,7 @@ def _table(title: str, heads: Sequence[Row], words: bool, prepared: Prepared) ->
             own.sort(key=distance_to_retrained)
         lines = [
             {
+                "number": prepared.rows.index(row),
                 "name": row["name"],
                 "role": row["role"] if row["role"] != row["name"] else "",
                 "cells": [_cell(key, row, prepared, best.get(key)) for key in keys],
@@ -124,6 +125,7 @@ def page(
     heading: str,
     facts: Mapping[str, str] | None = None,
     examples: Mapping[str, Any] | None = None,
+    site: str = "",
 ) -> str:
     """Write the whole document; Jinja2 escapes every text.
 
@@ -133,6 +135,8 @@ def page(
         heading: of the page.
         facts: what was measured and when, by name, for the head of the page.
         examples: as `eval.examples.find_examples` gives them.
+        site: address of what `letheon serve` shows, which has the style and the script; empty for a
+            page that is one file.
     """
     tables = []
     if prepared.summary:
@@ -148,5 +152,5 @@ def page(
         heading=heading, facts=facts or {}, count=len(prepared.rows), sentence=prepared.sentence,
         kind=name_request(prepared.rows),
         verdicts=[*judge(prepared.rows), *tell_disagreement(prepared.rows)],
-        tables=tables, pictures=pictures, examples=examples,
+        tables=tables, pictures=pictures, examples=examples, site=site,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from letheon.eval.report.plots import (
     Cloud,
     Look,
     Panel,
+    Points,
     Series,
     boxes,
     clouds,
@@ -27,6 +28,15 @@ from letheon.eval.report.rows import Prepared
 Row = dict[str, Any]
 
 
+class Mark(NamedTuple):
+    """A point of a picture that tells its numbers where it is pointed at."""
+
+    row: int  # of the model in the table
+    text: str
+    x: float  # in widths of the picture, from its upper left corner
+    y: float
+
+
 class Picture(NamedTuple):
     """One picture of the page, or, without `image`, the sentence that stands in its place."""
 
@@ -34,6 +44,8 @@ class Picture(NamedTuple):
     caption: str
     image: str | None = None  # a data URI
     alt: str = ""
+    tall: float = 0.0  # height in widths, where there are marks
+    marks: tuple[Mark, ...] = ()
 
 
 def assign_marks(names: Sequence[str]) -> dict[str, Look]:
@@ -60,6 +72,15 @@ def embed_svg(title: str, caption: str, svg: str, alt: str) -> Picture:
     """Make a picture with its drawing embedded."""
     code = base64.b64encode(svg.encode()).decode()
     return Picture(title, caption, f"data:image/svg+xml;base64,{code}", alt)
+
+
+def embed_points(
+    title: str, caption: str, points: Points, alt: str, texts: Sequence[tuple[int, str]]
+) -> Picture:
+    """Make a picture of a scatter whose points tell a text each, with their rows' numbers."""
+    marks = (Mark(*texts[spot.series], spot.x, spot.y) for spot in points.spots)
+    picture = embed_svg(title, caption, points.svg, alt)
+    return picture._replace(tall=round(points.tall, 4), marks=tuple(marks))
 
 
 def join_facts(values: Sequence[tuple[str, str]]) -> str:
@@ -123,13 +144,16 @@ def trade_off(prepared: Prepared) -> Picture:
             else " One retrained model: no band can be drawn."
         )
     labels = (f"{x}, forget accuracy (%)", f"{y}, retain accuracy (%)")
-    svg = scatter(series, labels, band=band)
+    points = scatter(series, labels, band=band)
     facts = [
         (str(r["name"]), f"{format_value(x, r[x])} and {format_value(y, r[y])}") for r in shown
     ]
-    return embed_svg(
-        title, caption, svg, f"Scatter of {x} against {y} in per cent. {join_facts(facts)}"
-    )
+    texts = [
+        (prepared.rows.index(r), f"{r['name']}: {x} {format_value(x, r[x])} %, "
+        f"{y} {format_value(y, r[y])} %") for r in shown
+    ]  # fmt: skip
+    alt = f"Scatter of {x} against {y} in per cent. {join_facts(facts)}"
+    return embed_points(title, caption, points, alt, texts)
 
 
 def time_gap(prepared: Prepared) -> Picture:
@@ -149,15 +173,18 @@ def time_gap(prepared: Prepared) -> Picture:
         for r in shown
     ]
     what = define(gap).title.lower()
-    svg = scatter(series, ("run time (s)", f"{what} (points)"), log_x=True)
+    points = scatter(series, ("run time (s)", f"{what} (points)"), log_x=True)
     facts = [(r["name"], f"{r['seconds']:.0f} s, {100 * r[gap]:.2f} points") for r in shown]
     caption = (
         f"Lower left is better. The {what} of a retrained model is to the mean of the others; time "
         "is without compilation, precomputation and evaluation."
     )
-    return embed_svg(
-        title, caption, svg, f"Scatter of run time against {what}. {join_facts(facts)}"
-    )
+    texts = [
+        (prepared.rows.index(r), f"{name}: {fact}")
+        for r, (name, fact) in zip(shown, facts, strict=True)
+    ]
+    alt = f"Scatter of run time against {what}. {join_facts(facts)}"
+    return embed_points(title, caption, points, alt, texts)
 
 
 def class_change(prepared: Prepared) -> Picture:

@@ -52,6 +52,22 @@ class Series(NamedTuple):
     look: Look
 
 
+class Spot(NamedTuple):
+    """Where a point lies in its picture, in widths of it from the upper left corner."""
+
+    series: int
+    x: float
+    y: float
+
+
+class Points(NamedTuple):
+    """A scatter as SVG text, its height in widths, and its points that lie within the axes."""
+
+    svg: str
+    tall: float
+    spots: list[Spot]
+
+
 class Drawing:
     """A figure with its (rows, columns) axes."""
 
@@ -134,7 +150,7 @@ def scatter(
     *,
     band: tuple[Ends, Ends] | None = None,
     log_x: bool = False,
-) -> str:
+) -> Points:
     """Draw points of models; `band` is the retrained models' (low, high) in x and in y.
 
     Where most points crowd around the band, a second panel shows its surroundings.
@@ -160,7 +176,18 @@ def scatter(
         if log_x:
             _plain_log(drawing.axes[0, 0])
         drawing.legend()
-    return drawing.svg
+    wide, high = drawing.figure.bbox.size
+    return Points(drawing.svg, high / wide, list(_find_spots(drawing, series)))
+
+
+def _find_spots(drawing: Drawing, series: Sequence[Series]) -> Iterator[Spot]:
+    """Find the places of the first points of the series, once they are drawn."""
+    wide, high = drawing.figure.bbox.size
+    for plot in drawing.axes.flat:
+        for number, one in enumerate(series):
+            x, y = plot.transData.transform((one.x[0], one.y[0])).tolist()
+            if plot.bbox.contains(x, y):
+                yield Spot(number, round(x / wide, 4), round((high - y) / wide, 4))
 
 
 def _plain_log(plot: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from letheon.eval.report.plots import require_matplotlib
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
 from letheon.folders import can_replace, clear_new_folder, new_folder, publish, settle
+from letheon.sealed import seal
 from letheon.spans import span
 
 MARK = "evaluation.json"
 """Written last: a folder without it holds an unfinished evaluation."""
+PAGE = "page.json"
+"""Heading, facts and example images of the page."""
 OWN = (
-    MARK, "metrics.csv", "table.md", "metrics.tex", "metrics.json", "report.html", "audit.md",
-    "audit.json", "*.partial",
+    MARK, "metrics.csv", "table.md", "metrics.tex", "metrics.json", "report.html", "page.json",
+    "audit.md", "audit.json", "*.partial",
 )  # fmt: skip
 """Patterns of the files that an evaluation writes."""
 
@@ -65,8 +70,8 @@ def write_report(
 ) -> list[Path]:
     """Write report.html, metrics.csv, table.md, metrics.tex and metrics.json into `out`.
 
-    Where there are retrained models, audit.md and audit.json too: how often each number accuses
-    one of them.
+    page.json has what the page holds beside the rows, for `letheon serve`. Where there are
+    retrained models, audit.md and audit.json too: how often each number accuses one of them.
 
     A row is what `Row.as_dict` or `measure` returns, with "name" and, as far as known:
 
@@ -116,4 +121,6 @@ def write_report(
     if page:
         text = html(prepared, draw_pictures(prepared), heading, facts, examples)
         write(out / "report.html", text.encode("utf-8", "replace"))
-    return [out / name for name in (*texts, *(["report.html"] if page else []))]
+        more = {"heading": heading, "facts": facts or {}, "examples": examples or {}}
+        write(out / PAGE, seal(json.loads(json.dumps(more, default=asdict))))
+    return [out / name for name in (*texts, *(["report.html", PAGE] if page else []))]

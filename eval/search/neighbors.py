@@ -3,17 +3,20 @@
 A fast search (float32 or bfloat16 GEMM, or FAISS) proposes more candidates than asked. Those whose
 fast score reaches the k-th best one, or misses it by no more than the fast search can err, are
 scored again in float64, and the answer stands only where there were no more such rows than
-candidates. The other queries are scored against everything in float64. Scores are inner products
+candidates. The other queries are scored against everything in float64. Where only the sets of the k
+nearest are asked for (`nearest_sets`), no more is scored again than what may lie on either side of
+the k-th place. Scores are inner products
 plus a bias of the database row: for cosine, of unit rows; for l2, -|q - x|^2 / 2 = q.x - |x|^2 / 2
 - |q|^2 / 2, whose last term no ranking needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -49,6 +52,9 @@ _WORTH = {"cpu": 40, "cuda": 2}
 """Database rows a candidate, below which proposing costs more than it saves. On a CPU by
 `bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 and 8,000
 rows, slower for 32,000. Not measured on a GPU."""
+_FEW = 256
+"""Columns a candidate, below which numpy's partition finds the candidates of a row on a CPU, above
+which groups do: measured at 2,000 and 10,000 columns."""
 _SAMPLED = 256  # queries on which recall is measured
 
 
@@ -91,14 +97,33 @@ def _product(queries: Tensor, rows: Tensor) -> Tensor:
     return queries @ rows.T
 
 
+def _largest(keys: Tensor, k: int) -> Tensor:
+    """(q, k) largest of (q, n) int64 keys, the largest first."""
+    k = min(k, keys.shape[1])
+    if keys.is_cuda:
+        return keys.topk(k, dim=1).values
+    best = np.partition(keys.numpy(), keys.shape[1] - k, axis=1)[:, -k:]
+    return torch.from_numpy(np.sort(best, axis=1)).flip(1)
+
+
+def _descending(values: Tensor) -> Tensor:
+    """(q, m) int64: the order of (q, m) values, the largest first."""
+    if values.is_cuda:
+        return values.argsort(dim=1, descending=True)
+    return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
+
+
 def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """(q, m) largest of (q, n) values and their columns, in no order.
 
-    The m groups of columns with the largest maxima hold them: the value of a column left out is
-    reached by each of these maxima.
+    In a wide row, the m groups of columns with the largest maxima hold them: the value of a column
+    left out is reached by each of these maxima.
     """
     n = values.shape[1]
     size = int((n / m) ** 0.5)
+    if not values.is_cuda and m < n < _FEW * m:
+        columns = torch.from_numpy(np.argpartition(values.numpy(), n - m, axis=1)[:, n - m :])
+        return values.gather(1, columns), columns
     if size < 3:
         return values.topk(min(m, n), dim=1, sorted=False)
     groups = n // size  # group g: columns g, g + groups, ...; the rest stands for itself
@@ -180,9 +205,18 @@ def _search_all(scores: Scores, queries: Tensor, k: int) -> tuple[Tensor, Tensor
             found = _keys(part @ rows.T + bias, positions)
             if start:
                 found = torch.cat([best[number], found], dim=1)
-            found = found.topk(min(k, found.shape[1]), dim=1).values
+            found = _largest(found, k)
             best[number : number + 1] = [found]
     return _decode(torch.cat(best))
+
+
+def _doubt(width: int) -> float:
+    """How far below the k-th best fast score a row is truly below k others, by more than the grid.
+
+    So far above it, it is truly among the first k.
+    """
+    terms = (width + 8) * 2.0**-24
+    return 2 * terms / (1 - terms) + 2 / _GRID
 
 
 def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
@@ -199,12 +233,9 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
         else:
             dtype = torch.bfloat16 if backend == "torch-bf16" else torch.float32
             fast, places = _propose(scores, m, dtype)
-    fast, order = fast.sort(dim=1, descending=True)
-    places = places.gather(1, order)
-    terms = (width + 8) * 2.0**-24
-    error = terms / (1 - terms)
-    # A row this much below the k-th best fast score is truly below k others, by more than the grid.
-    floor = fast[:, k - 1 : k].double() - 2 * error - 2 / _GRID
+    order = _descending(fast)
+    fast, places = fast.gather(1, order), places.gather(1, order)
+    floor = fast[:, k - 1 : k].double() - _doubt(width)
     counts, unproven = (fast >= floor).sum(dim=1), fast[:, -1:] >= floor
     if backend in _APPROXIMATE or backend == "torch-bf16":
         counts = counts.new_full((len(places),), m)
@@ -275,6 +306,84 @@ def nearest(
     if backend in _APPROXIMATE:
         return found._replace(recall=_recall(database, queries, found, metric, ranks))
     return found
+
+
+def nearest_sets(
+    database: Tensor,
+    queries: Tensor,
+    ks: Sequence[int],
+    metric: Metric = "cosine",
+    backend: Proposer = "auto",
+    ranks: Ranks | None = None,
+) -> tuple[Tensor, float]:
+    """The sets of the k nearest database rows of each query, for each k: those of `nearest`.
+
+    Much less is scored in float64 than for their order, which no unweighted vote needs. On several
+    ranks, and with another backend than `auto` or `torch`, by `nearest` itself.
+
+    Args:
+        database: as for `nearest`.
+        queries: as for `nearest`.
+        ks: each in 1..N over all ranks, in increasing order.
+        metric: as for `nearest`.
+        backend: as for `nearest`.
+        ranks: as for `nearest`.
+
+    Returns:
+        (Q, largest k) int64 positions of which the first k are the k nearest, for each k of `ks`,
+        and in no other order; and the recall.
+    """
+    ranks = ranks or Ranks(device=database.device)
+    if ranks.world > 1 or backend not in ("auto", "torch"):
+        near = nearest(database, queries, ks[-1], metric, backend, ranks)
+        return near.places, near.recall
+    scores = Scores(database, queries, metric, ranks, _TILE.get(ranks.device.type, _TILE["cpu"]))
+    (n, width), k = database.shape, ks[-1]
+    m = min(n, k + k // 8 + _SPARE)
+    with _full_float32():
+        fast, places = _propose(scores, m, torch.float32)
+    order = _descending(fast)
+    fast, places = fast.gather(1, order), places.gather(1, order)
+    doubt, column = _doubt(width), torch.arange(m, device=fast.device)
+    open_ranges = torch.zeros_like(places, dtype=torch.bool)
+    for each in ks:
+        kth = fast[:, each - 1 : each].double()
+        start = (fast > kth + doubt).sum(dim=1, keepdim=True)
+        stop = (fast >= kth - doubt).sum(dim=1, keepdim=True)
+        open_ranges |= (column >= start) & (column < stop) & (stop - start > 1)
+    _order_ranges(scores, places, open_ranges)
+    if m < n:
+        again = (fast[:, -1] >= fast[:, k - 1].double() - doubt).nonzero()[:, 0]
+        if len(again):
+            places[again, :k] = _search_all(scores, again, k)[0]
+    return places[:, :k], 1.0
+
+
+def _order_ranges(scores: Scores, places: Tensor, ranges: Tensor) -> None:
+    """Order each run of neighboring columns of (Q, m) `places` by the exact scores, in place.
+
+    Args:
+        scores: of what.
+        places: (Q, m) int64.
+        ranges: (Q, m) bool: the columns that belong to a run.
+    """
+    rows, columns = ranges.nonzero(as_tuple=True)
+    if not len(rows):
+        return
+    found = places[rows, columns]
+    parts = []
+    step = max(1, scores.held // scores.queries.shape[1])
+    for row, place in zip(rows.split(step), found.split(step), strict=True):
+        near = scores.center_rows(scores.database[place.to(scores.database.device)])
+        dot = (near * scores.queries[row]).sum(dim=1)
+        parts.append(dot * scores.scale[place] + scores.bias[place])
+    keys = _keys(torch.cat(parts), found)
+    starts = ranges & ~ranges.roll(1, dims=1)
+    starts[:, 0] = ranges[:, 0]
+    run = starts[rows, columns].cumsum(dim=0)
+    order = (-keys).argsort(stable=True)
+    order = order[run[order].argsort(stable=True)]
+    places[rows, columns] = found[order]
 
 
 def _of_rank(own: Tensor, turn: int, count: int, ranks: Ranks) -> Tensor:

@@ -39,6 +39,8 @@ EXAMPLES: Mapping[str, str] = {
     "export": "runs/salun --form huggingface --out salun-hub",
     "doctor": "--data /data/imagenet --out runs",
     "methods": "salun",
+    "serve": "runs",
+    "completion": "bash",
 }
 """Arguments of one useful call."""
 
@@ -78,6 +80,6 @@ UNITS: Mapping[str, str] = {
     "grow_at": "EPOCH", "grad_accum_steps": "PARTS", "lr": "RATE", "ks": "NEIGHBORS",
     "workers": "PROCESSES", "dry_run": "RANKS", "nodes": "NODES", "timeout": "SECONDS",
     "minutes": "MINUTES", "dali_cache": "GIB", "page": "BYTES", "bandwidth": "GB/S",
-    "quality": "1..100",
+    "quality": "1..100", "port": "NUMBER",
 }  # fmt: skip
 """What the number of an option counts, by its name; pure factors have none."""

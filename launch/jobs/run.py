@@ -78,7 +78,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     for place, method in enumerate(methods):
         words += [*(["+"] if place else []), *method_words(method, settings.recipe)]
     first = [*option_words({**common, **tables["train"]}), "--out", str(out / "original")]
-    runs = together(ranks, lambda: forget.assign_folders(forget.read(words)))
+    requested = together(ranks, lambda: forget.read(words))
+    runs = together(ranks, lambda: forget.assign_folders(requested))
     training = together(ranks, lambda: parse(train.Settings, first)) if trains else None
     last = [*option_words({**common, **tables["evaluate"]}), "--overwrite"]
     last += ["--original", str(original), "--out", str(out / "table")]
@@ -94,7 +95,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         train.main(training, ranks)
         check(ranks)
     if any(not (one.out / FINISHED).is_file() for one in runs):
-        forget.main_of_several(forget.read(words), ranks)
+        forget.main(runs[0], ranks) if len(runs) == 1 else forget.main_of_several(requested, ranks)
     console().part = False
     check(ranks)
     evaluate.main(evaluation, ranks)
@@ -117,10 +118,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
                 f"{suggest(name, SECTIONS)}"
             )
     methods = recipe.get("forget", {}).get("methods", [])
-    if not isinstance(methods, list) or len(methods) < 2:
+    if not isinstance(methods, list) or not methods:
         raise InputError(
-            f"got {path} with {len(methods)} methods; expected [[forget.methods]] twice at least, "
-            "such as retrain and salun"
+            f"got {path} without a method; expected [[forget.methods]], such as one named salun"
         )
     return recipe
 

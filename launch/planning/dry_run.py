@@ -201,7 +201,7 @@ def count_activations(model: Classifier, rows: int) -> int:
 
 def as_text(run: RunPlan) -> str:
     """Return the plan as lines: a phase of equal epochs once."""
-    lines = [f"{run.method} on {run.world} ranks:"]
+    lines = [f"{run.method} on {run.world} rank{'s' * (run.world > 1)}:"]
     groups: dict[tuple[object, ...], list[PassPlan]] = {}
     for one in run.passes:
         groups.setdefault((one.phase, one.steps, one.images, one.rank_images), []).append(one)
@@ -234,7 +234,7 @@ def describe_sweeps(name: str, sets: Mapping[str, int], world: int, values: int 
         world: ranks.
         values: float32 numbers of an image that are held, on the rank that read it.
     """
-    lines = [f"{name} on {world} ranks:"]
+    lines = [f"{name} on {world} rank{'s' * (world > 1)}:"]
     most = 0
     for key, count in sets.items():
         parts = share_out([count], world)

@@ -18,7 +18,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ UNVERIFIED = (
     "{}: prepared by a version that noted no digests, so its bytes are not verified when they are "
     "read; prepare it again to have that"
 )
+COLUMNS = ["path", "label", "bytes", "sha256"]  # of files.csv
 LARGEST_LIST = 2**31  # bytes of files.csv; a million images need 0.1 GB
 DAMAGE = "its bytes are not those that were prepared, by their digest"
 
@@ -105,15 +107,26 @@ class VerifiedFiles(FileImages):
     """The files of a prepared list, each compared with its digest when it is first read."""
 
     def __init__(
-        self, part: dict[str, Any], tree: Tree, rows: list[dict[str, str]], classes: Sequence[str]
+        self, part: dict[str, Any], tree: Tree, rows: Iterable[list[str]], classes: Sequence[str]
     ) -> None:
-        """`rows` are those of files.csv."""
-        paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
-        name, digest = str(part["name"]), str(part["digest"])
-        root = str(part.get("root", ""))
-        super().__init__(name, tree, paths, labels, classes, root, digest)
-        self._digests = b"".join(bytes.fromhex(row["sha256"])[:BYTES] for row in rows)
-        self._verified = bytearray(len(rows))
+        """`rows` are those of files.csv: path, label, bytes, SHA-256.
+
+        Raises:
+            ValueError: a path leads outside, or a label is of none of the classes.
+        """
+        paths, labels, digests = [], array("q"), bytearray()
+        for path, label, _, digest in rows:
+            if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+                raise ValueError(f"a file {path!r}, which leads outside")
+            if not 0 <= int(label) < len(classes):
+                raise ValueError(f"the label {label} of {len(classes)} classes")
+            paths.append(path)
+            labels.append(int(label))
+            digests += bytes.fromhex(digest)[:BYTES]
+        root, digest = str(part.get("root", "")), str(part["digest"])
+        super().__init__(str(part["name"]), tree, paths, np.array(labels), classes, root, digest)
+        self._digests = bytes(digests)
+        self._verified = bytearray(len(paths))
 
     def file_bytes(self, i: int) -> bytes:
         """The content of file i.
@@ -212,12 +225,8 @@ def _part(folder: Path, part: dict[str, Any], classes: list[str], tree: Tree | N
     content = read_regular(folder / "files.csv", LARGEST_LIST)
     if hashlib.sha256(content).hexdigest() != part["digest"]:
         raise ValueError(f"{folder / 'files.csv'} differs from its digest")
-    lines = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
-    rows = list(csv.DictReader(lines))
-    for row in rows:
-        path = row["path"]
-        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
-            raise ValueError(f"a file {path!r}, which leads outside")
-        if not 0 <= int(row["label"]) < len(classes):
-            raise ValueError(f"the label {row['label']} of {len(classes)} classes")
+    lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape", newline="")
+    rows = csv.reader(lines)
+    if next(rows, None) != COLUMNS:
+        raise ValueError(f"{folder / 'files.csv'} without its head {','.join(COLUMNS)}")
     return VerifiedFiles(part, tree, rows, classes)

@@ -21,7 +21,7 @@ from letheon.durable import replacing, write
 from letheon.errors import InputError, RunFailed, UnreadableImage
 from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
-from letheon.loaders.formats.arrays import FORMAT
+from letheon.loaders.formats.arrays import COLUMNS, FORMAT
 from letheon.loaders.formats.parts import Parts, growing, run_chunks
 from letheon.loaders.formats.pieces import PIECE, load_array, piece_digest
 from letheon.loaders.preset import Preset
@@ -119,7 +119,7 @@ def _write_part(
             for page in pages
             for number, *about in page["rows"]
         ]
-        _write_csv(folder / "files.csv", [("path", "label", "bytes", "sha256"), *rows])
+        _write_csv(folder / "files.csv", [tuple(COLUMNS), *rows])
         entry["root"] = images.root
         entry["digest"] = hashlib.sha256((folder / "files.csv").read_bytes()).hexdigest()
     parts.remove()

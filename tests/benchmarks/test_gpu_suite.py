@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,25 @@ def test_without_a_gpu_it_says_so_and_exits_2(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def tf32_as_before():
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
 @pytest.mark.parametrize("section", ["checks", "ladder", "methods", "every method"])
-def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(tmp_path, section):
+def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(
+    tmp_path, section, tf32_as_before, capsys
+):
+    import gpu_suite
+
     out = tmp_path / "rehearsal.csv"
-    words = ["--device", "cpu", "--repeats", "1", "--seconds", "0", "--out", str(out)]
-    result = run(*words, "--only", section)
-    assert result.returncode == 0, result.stderr
-    assert "FAILED" not in result.stderr
+    options = gpu_suite.Options(out=out, seconds=0, repeats=1, device="cpu", only=(section,))
+    assert gpu_suite.main(options) == 0
+    assert "FAILED" not in capsys.readouterr().err
     rows = list(csv.DictReader(out.open()))
     metrics = {row["metric"] for row in rows}
     expected = {
@@ -43,7 +56,7 @@ def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(tmp_path, sectio
     assert expected[section] <= metrics
     assert all(float(row["median"]) == float(row["median"]) for row in rows)
     if section == "checks":
-        assert run(*words, "--only", section, "--resume").returncode == 0
+        assert gpu_suite.main(replace(options, resume=True)) == 0
         assert list(csv.DictReader(out.open())) == rows
 
 

@@ -32,28 +32,40 @@ def end_to_end(path: Path, ours: float) -> Path:
 
 
 def test_the_readme_shows_the_committed_results() -> None:
-    from plot import RESULTS, WRITE, between, tables
+    from plot import RESULTS, WRITE, between, summary, tables
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert between(text) == tables(RESULTS), f"run {WRITE}"
+    assert between(text) == summary(RESULTS), f"run {WRITE}"
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert between(page) == tables(RESULTS), f"run {WRITE}"
     shown = re.findall(r"\(docs/pictures/([^)]+)\)", text)
     assert shown and all((ROOT / "docs" / "pictures" / name).is_file() for name in shown)
+
+
+JOBS = ("spkd", "all")
 
 
 def test_the_table_is_written_between_the_markers_and_checked(tmp_path: Path) -> None:
     from plot import END, START, Options, main
 
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    end_to_end(tmp_path / "end_to_end_cpu.csv", 3.0)
-    told = {"readme": readme, "results": tmp_path, "pictures": tmp_path / "pictures"}
+    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    for path in (readme, page):
+        path.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    results(
+        tmp_path / "end_to_end_cpu.csv",
+        *(("end_to_end", "baseline", "wall", f"small, 64 px: {job}", 12.0) for job in JOBS),
+        *(("end_to_end", "ours fp32", "wall", f"small, 64 px: {job}", 3.0) for job in JOBS),
+        *(("end_to_end", "ours fp32", "ratio", f"small, 64 px: {job}", 4.0) for job in JOBS),
+    )
+    told = {"readme": readme, "page": page, "results": tmp_path, "pictures": tmp_path / "pictures"}
     assert main(Options(**told, check=True)) == 1
     assert main(Options(**told)) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| small, 64 px | SPKD | 1 | 12.0 | 3.0 | 4.00 | - | - | - |" in text
+    assert "| small, 64 px | 12.0 | 3.0 | 4.00 | - | - |" in text
+    assert "| small, 64 px | SPKD | 1 | 12.0 | 3.0 | 4.00 | - | - | - |" in page.read_text()
     assert main(Options(**told, check=True)) == 0
-    assert main(Options(readme, results=tmp_path / "none")) == 2
+    assert main(Options(readme, page, results=tmp_path / "none")) == 2
     assert "<svg" in (tmp_path / "pictures" / "end_to_end_cpu.svg").read_text()
 
 

@@ -79,7 +79,10 @@ def test_another_architecture_is_refused_with_the_one_that_fits(
     assert text.endswith("its keys fit model resnet20")
     assert "layer1.3.bn1.num_batches_tracked" not in text
     odd = saved(tmp_path, {**state_of(model), "aux.weight": torch.zeros(2)}, "odd.pth")
-    assert "does not say its architecture; give its model; known are small" in refusal(odd)
+    text = "does not say its architecture; the nearest is resnet20, with keys 1 unexpected (aux"
+    assert text in refusal(odd)
+    none = saved(tmp_path, {"aux.weight": torch.zeros(2)}, "none.pth")
+    assert "does not say its architecture; give its model; known are small" in refusal(none)
     save_model(tmp_path / "run", model)
     assert "a resnet20; expected small" in refusal(tmp_path / "run", name="small")
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -168,6 +170,18 @@ KINDS: dict[str, Kind] = {  # row of the table: architecture, what is saved, wha
     "head behind a dropout": (
         "resnet18", lambda s: {k.replace("fc.", "fc.1."): v for k, v in s.items()}, same,
     ),
+    "head by another name": (
+        "resnet18", lambda s: {k.replace("fc.", "last_linear."): v for k, v in s.items()}, same,
+    ),
+    "head beside the network": (
+        "resnet20",
+        lambda s: {
+            k.replace("linear.", "classifier.") if k.startswith("linear.") else f"backbone.{k}": v
+            for k, v in s.items()
+        },
+        same,
+    ),
+    "tuple or list": ("resnet20", lambda s: (3, [{"net": s, "acc": 93.1}]), same),
 }  # fmt: skip
 LARGE: dict[str, Kind] = {  # written once each
     "timm's Swin": ("swin_t", timm_swin, same),
@@ -186,6 +200,7 @@ OTHERS = {  # rows with a test of their own, by its name
     "safetensors": "test_safetensors_of_others",
     "torch before 1.6": "test_a_kind_is_read_without_its_architecture",  # each, as "old"
     "timm's networks": "test_a_network_of_timm_by_name",
+    "TorchScript": "test_a_scripted_network",
 }
 
 
@@ -232,6 +247,12 @@ def test_a_large_kind_is_read_without_its_architecture(tmp_path: Path) -> None:
     save_file(hub_swin(own), tmp_path / "hub" / "model.safetensors", {"format": "pt"})
     loaded = load_model(tmp_path / "hub")
     assert (loaded.name, loaded.classes) == ("swin_t", 4) and equal(loaded, own)
+
+
+def test_a_scripted_network(tmp_path: Path) -> None:
+    own = state("resnet18")
+    torch.jit.trace(whole(own).eval(), torch.zeros(1, 3, 32, 32)).save(tmp_path / "x.pt")
+    assert equal(load_model(tmp_path / "x.pt"), own)
 
 
 def test_safetensors_of_others(tmp_path: Path) -> None:
@@ -377,6 +398,28 @@ def test_a_head_of_two_layers_is_refused_with_the_mend(tmp_path: Path) -> None:
     text = refusal(path, name="resnet18")
     assert "whose head has the layers fc.0, fc.2; expected one linear layer fc" in text
     assert "hand the network itself over" in text
+
+
+def test_a_projection_is_no_head_and_the_nearest_network_is_named(tmp_path: Path) -> None:
+    own = state("resnet18")
+    body = {k: v for k, v in own.items() if not k.startswith("fc.")}
+    for rest, says in (
+        ({"projector.0.weight": own["fc.weight"]}, "1 unexpected (projector.0.weight)"),
+        ({"a.weight": own["fc.weight"], "b.weight": own["fc.weight"]}, "2 unexpected"),
+        ({"a.weight": torch.zeros(4, 64)}, "1 unexpected (a.weight)"),
+        ({"fc.weight": own["fc.weight"]}, "with keys 1 missing (fc.bias); save the network"),
+    ):
+        text = refusal(saved(tmp_path, body | rest))
+        assert "the nearest is resnet18, with keys" in text and says in text
+        assert "hand the network itself over from Python" in text
+
+
+def test_a_file_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
+    # A pickle of 5,000 lists, each in the next, which pickle itself could not write.
+    body = pickle.dumps([], 2)[:-1] + b"\x85" * 5000 + b"."
+    with zipfile.ZipFile(tmp_path / "deep.pt", "w") as archive:
+        archive.writestr("deep/data.pkl", body)
+    assert "cannot be read as weights" in refusal(tmp_path / "deep.pt")
 
 
 def test_extra_and_missing_keys_stay_errors_under_a_wrapper(tmp_path: Path) -> None:

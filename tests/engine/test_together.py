@@ -102,7 +102,7 @@ def differing(ranks: Ranks, reduce: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("world", "reduce"),
-    [(1, "auto"), (1, "flat"), (2, "auto"), pytest.param(2, "flat", marks=pytest.mark.slow)],
+    [(1, "auto"), (2, "auto"), *(pytest.param(n, "flat", marks=pytest.mark.slow) for n in (1, 2))],
 )
 def test_as_alone(world: int, reduce: str) -> None:
     assert on_ranks(world, differing, reduce) == [[]] * world

@@ -20,7 +20,7 @@ from letheon.eval.metrics.knn import domain_matrix, knn, knn_accuracy, knn_by_do
 from letheon.eval.metrics.knn_splits import split
 from letheon.eval.outputs import Outputs
 from letheon.eval.search import neighbors
-from letheon.eval.search.neighbors import Proposer, nearest
+from letheon.eval.search.neighbors import Proposer, nearest, nearest_sets
 from letheon.eval.search.scores import Metric
 
 PROPOSERS: list[Proposer] = ["torch", "torch-bf16", "torch-fp64"]
@@ -77,10 +77,30 @@ def test_equal_distances_go_to_the_lower_position(backend: Proposer, metric: Met
 @pytest.mark.parametrize("backend", PROPOSERS)
 def test_a_collapsed_representation_has_an_answer(backend: Proposer) -> None:
     x, labels = torch.ones(500, 16), torch.arange(500) % 3
-    found = knn(x, labels, x[:4], labels[:4], (3, 7), backend=backend)
-    assert found.index[0].tolist() == list(range(7))
-    zero = knn(torch.zeros(500, 16), labels, torch.zeros(4, 16), labels[:4], (7,), backend=backend)
-    assert zero.index[0].tolist() == list(range(7))
+    for rows in (x, torch.zeros(500, 16)):
+        assert nearest(rows, rows[:4], 7, backend=backend).places[0].tolist() == list(range(7))
+        sets, _ = nearest_sets(rows, rows[:4], (3, 7), backend=backend)
+        assert sorted(sets[0, :3].tolist()) == [0, 1, 2] and sorted(sets[0].tolist()) == [*range(7)]
+        found = knn(rows, labels, rows[:4], labels[:4], (3, 7), backend=backend)
+        assert found.predictions[3].tolist() == found.predictions[7].tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_sets_are_those_of_the_exact_order(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random rows, many exact ties across places 3 and 20, and rows that float32 confuses."""
+    noise, _ = clusters(400, d=16)
+    whole = clusters(60, d=4)[0].round().repeat(6, 1)
+    confused = noise[:1].double() + 1e-7 * clusters(300, d=16, seed=4)[0].double()
+    for rows in (noise, whole, confused, torch.cat([noise.double()[:100], confused])):
+        queries = rows[::9] + (0 if rows is whole else 0.01)
+        for ks in ((1,), (3, 20), (1, 2, 3, 4, 150), (len(rows),)):
+            exact = nearest(rows, queries, ks[-1], metric, "torch-fp64").places
+            for tile in ((512, 32768), (7, 50)):
+                monkeypatch.setattr(neighbors, "_TILE", {"cpu": tile})
+                sets, recall = nearest_sets(rows, queries, ks, metric)
+                assert recall == 1 and sets.shape == exact.shape
+                for k in ks:
+                    assert torch.equal(*(each[:, :k].sort(dim=1).values for each in (sets, exact)))
 
 
 def test_equal_votes_go_to_the_lower_class() -> None:

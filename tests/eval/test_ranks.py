@@ -72,9 +72,10 @@ def neighbours(ranks: Ranks) -> list[Any]:
         q, truth = torch.cat([q, x[:5]]), torch.cat([truth, labels[:5]])
         rows, asked, two = (share(len(t), ranks.rank, ranks.world) for t in (x, q, x[:2]))
         got = knn(x[rows], labels[rows], q[asked], truth[asked], (1, 100), metric, ranks=ranks)
+        near = nearest(x[rows], q[asked], 100, metric, ranks=ranks)
         few = nearest(x[:2][two], q[asked], 2, metric, ranks=ranks)  # less than one row a rank
-        places = [gather_rows(each, ranks).tolist() for each in (got.index, few.places)]
-        found.append([got.accuracy, *places])
+        each = (*got.predictions.values(), near.places, few.places)
+        found.append([got.accuracy, *(gather_rows(one, ranks).tolist() for one in each)])
     return found
 
 

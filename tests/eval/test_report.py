@@ -115,7 +115,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_all_formats_are_written(written: dict[str, str]) -> None:
     names = {"report.html", "metrics.csv", "table.md", "metrics.tex", "metrics.json",
-             "audit.md", "audit.json"}  # fmt: skip
+             "audit.md", "audit.json", "page.json"}  # fmt: skip
     assert set(written) == names
 
 
@@ -442,7 +442,9 @@ def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) 
 def test_a_name_that_is_no_utf8_is_printed_in_every_format(tmp_path: Path) -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     rows = [{"name": name, "FA": 0.5, "classes": [name, "tea"], "forgotten": [0]}]
-    for path in write.write_report(rows, tmp_path):
+    *paths, facts = write.write_report(rows, tmp_path)
+    assert facts.name == "page.json"  # has no row
+    for path in paths:
         assert "caf\ufffd" in path.read_text(encoding="utf-8"), path.name
 
 

@@ -23,8 +23,9 @@ from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_data, open_domains, open_source
 from letheon.loaders.options import DataOptions
 from letheon.loaders.views import RelabeledImages, drop_unreadable, list_notes
-from tests.launch_tools import Scripts, torchrun
+from tests.launch_tools import Scripts, script_on
 from tests.loaders.test_backends import KINDS, PRESET, TOLERANCE, assert_near
+from tests.pool import on_ranks
 
 NONE = np.zeros(34, np.bool_)
 
@@ -197,7 +198,6 @@ def test_the_command_line_says_error_or_drop(
     assert ended.code == 0 and "images of test: " in ended.err
     told = json.loads((tmp_path / "c" / "evaluation.json").read_text())["left_out"]
     assert {key: len(lines) for key, lines in told.items()} == {"train": 1, "test": 1}
-    ended = torchrun(2, "train", *options(data, tmp_path / "d"), "--unreadable", "drop")
-    assert ended.code == 0, ended.err
+    on_ranks(2, script_on, "train", *options(data, tmp_path / "d"), "--unreadable", "drop")
     both = [json.loads((tmp_path / k / "run.json").read_text()) for k in "bd"]
     assert both[0]["left_out"] == both[1]["left_out"] and both[0]["data"] == both[1]["data"]

@@ -38,6 +38,8 @@ TEN = data_of(
         ("n03000684", "crane"),
         ("n03028079", "church", "church building"),
         ("n03394916", "crane"),
+        ("table, round",),
+        ("table",),
     ]
 )
 THOUSAND = data_of([(str(i),) for i in range(1000)])
@@ -53,6 +55,7 @@ THOUSAND = data_of([(str(i),) for i in range(1000)])
         ("class:n03028079,church building,4", (4,)),
         ("class:id=5", (5,)),
         ("class:name=tench", (0,)),
+        ("class:Table, round,tench,table", (0, 6, 7)),
     ],
 )
 def test_classes_by_id_name_and_wordnet_id(text: str, classes: tuple[int, ...]) -> None:
@@ -66,16 +69,16 @@ def test_classes_by_id_name_and_wordnet_id(text: str, classes: tuple[int, ...]) 
     [
         ("class:tenhc", "unknown class 'tenhc'.*did you mean tench"),
         ("class:crane", "write one of id=3, id=5"),
-        ("class:6", r"got class 6 .*expected ids in 0\.\.5.*another dataset"),
+        ("class:8", r"got class 8 .*expected ids in 0\.\.7.*another dataset"),
         ("class:-1", "unknown class"),
         ("class:", "expected one of"),
         ("class:,", "names no class"),
         ("tench", "expected one of"),
         ("random:0", "names no class"),
-        ("random:6", "all 6 classes"),
-        ("random:7", "at most 6"),
+        ("random:8", "all 8 classes"),
+        ("random:9", "at most 8"),
         ("random:x", "expected one of"),
-        ("class:0,1,2,3,4,5", "all 6 classes"),
+        ("class:0,1,2,3,4,5,6,7", "all 8 classes"),
         ("top:2", "without a ranking"),
         ("file:/no/such/list.txt", "cannot be read"),
     ],
@@ -169,11 +172,11 @@ def test_samples(tmp_path: Path) -> None:
     request = resolve(f"samples:{file}", TEN)
     assert request.samples == (2, 7) and request.classes == () and len(request.notes) == 1
     assert np.flatnonzero(forget_mask(request, TEN.train.labels)).tolist() == [2, 7]
-    for text, words in [("12", "another dataset"), ("tench", "sample number"), ("", "no sample")]:
+    for text, words in [("16", "another dataset"), ("tench", "sample number"), ("", "no sample")]:
         file.write_text(text)
         with pytest.raises(InputError, match=words):
             resolve(f"samples:{file}", TEN)
-    file.write_text("\n".join(map(str, range(12))))
+    file.write_text("\n".join(map(str, range(16))))
     with pytest.raises(InputError, match="every sample"):
         resolve(f"samples:{file}", TEN)
 

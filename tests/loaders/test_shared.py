@@ -41,9 +41,18 @@ def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Beton
     return BetonImages(out)
 
 
-@pytest.mark.parametrize("world", [1, 3])
-@pytest.mark.parametrize("room", [0, 9, 10**6])
-@pytest.mark.parametrize("kind", ["torch", "beton", "resident"])
+# torch starts workers for every stream of every rank: a cost of seconds.
+PAIRS = [
+    pytest.param(kind, room, world, marks=[pytest.mark.slow] if kind == "torch" and slow else [])
+    for kind in ("torch", "beton", "resident")
+    for room, world, slow in (
+        (0, 1, False), (9, 3, False), (10**6, 1, False),
+        (0, 3, True), (9, 1, True), (10**6, 3, True),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "room", "world"), PAIRS)
 def test_as_read_alone(
     kind: Kind, room: int, world: int, images: BetonImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,263 @@
+"""Find the runs and tables below a folder, and read what they say of themselves.
+
+Whatever lies there is somebody else's: no link is followed, only regular files of a bounded size
+are read, and what is not as Letheon writes it becomes a reason in a row.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from letheon.engine.runs.loggers import TENSORBOARD, parse_lines
+from letheon.engine.runs.run_folder import FAILED, FINISHED, LOG, ORIGIN, STATE
+from letheon.errors import InputError
+from letheon.eval.finished_rows import ROWS
+from letheon.eval.report.write import PAGE
+from letheon.folders import lock_holder
+from letheon.regular import open_folder, open_regular
+from letheon.sealed import expect_shape, read_sealed
+
+TABLE = "metrics.json"
+SETTINGS, REQUEST, VERSIONS = "settings.json", "request.json", "versions.json"
+_RECORDS = {FINISHED, FAILED, ORIGIN, SETTINGS, LOG}  # a folder with one of these is a run's
+_FILES = (*_RECORDS, REQUEST, VERSIONS, TABLE, PAGE)
+_LARGEST = 2**24  # bytes of a file
+_LOG_END, _LINES = 2**22, 12  # bytes of a log that are read, from its end; reports that stay
+_DEPTH, _MOST = 5, 200_000  # folders in one another; names that are looked at
+_TEXT = 300  # characters of a fact
+_LOCK = re.compile(r"\.(.+)\.lock")  # of an output, beside it
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says."""
+
+    state: str
+    """running, finished, failed, unfinished, damaged or not read."""
+    note: str = ""
+    """Why it failed, what is damaged, or who works on it."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Method, request, data, network, seed, host, by name."""
+    epochs: float | None = None
+    losses: Mapping[str, list[float]] = field(default_factory=dict)
+    """Mean loss of each pass over images, by phase, where it is a number."""
+    last_pass: Mapping[str, Any] = field(default_factory=dict)
+    """The report of the last whole pass."""
+    lines: Sequence[Mapping[str, Any]] = ()
+    """The last reports of its log."""
+    weights: str = ""
+    """Their digest, by which a table knows them."""
+    changed: float = 0.0
+    """Seconds since 1970 of its last sign."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an evaluation's folder says."""
+
+    rows: Sequence[Mapping[str, Any]] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    page: Mapping[str, Any] = field(default_factory=dict)
+    """Heading, facts and example images, where the evaluation had a page."""
+    note: str = ""
+    """Why it cannot be shown, or who works on it."""
+    changed: float = 0.0
+
+
+class RunList:
+    """The runs and tables below a folder, by their paths in it; what is unchanged is read once.
+
+    Attributes:
+        entries: what was found at the last look.
+        cut: whether there is more than is looked at.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """`root` may itself be a run, or a link to a folder."""
+        self.root = root.resolve()
+        self.entries: dict[str, Run | Table] = {}
+        self.cut = False
+        self._known: dict[str, tuple[Any, Run | Table]] = {}
+
+    def look(self) -> None:
+        """Look at the folder again."""
+        known: dict[str, tuple[Any, Run | Table]] = {}
+        found: dict[str, Run | Table] = {}
+        holders: dict[str, str] = {}
+        measured: dict[str, int] = {}
+        count, self.cut = 0, False
+        for path, folder, names, links in _walk(open_folder(self.root), ""):
+            count += len(names)
+            self.cut = count > _MOST
+            if self.cut:
+                break
+            if TABLE in names or _RECORDS & names:
+                stamp = _stamp(folder)
+                if path not in self._known or self._known[path][0] != stamp:
+                    entry = read_table(folder) if TABLE in names else read_run(folder)
+                    known[path] = stamp, entry
+                else:
+                    known[path] = self._known[path]
+                found[path] = known[path][1]
+            if path.endswith(ROWS):
+                measured[path.removesuffix(ROWS)] = sum(name.endswith(".json") for name in names)
+            for name in links:
+                found[_join(path, name)] = Run("not read", "a link: serve what it leads to")
+            for match in filter(None, map(_LOCK.fullmatch, names)):
+                if holder := lock_holder(match[1], folder):
+                    new = f".{match[1]}.new"  # replaces what is there
+                    holders[_join(path, new if new in names else match[1])] = holder
+        for path, holder in holders.items():
+            entry = found.get(path, Run(""))
+            if path in measured:
+                holder += f", {measured[path]} rows are finished"
+            if isinstance(entry, Table):
+                found[path] = replace(entry, note=holder)
+            else:
+                found[path] = replace(entry, state="running", note=holder)
+        self._known, self.entries = known, found
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _walk(folder: int, path: str, depth: int = 0) -> Iterator[tuple[str, int, set[str], list[str]]]:
+    """Yield folders: path, descriptor, all names in it, and those that are links to folders.
+
+    The descriptor is closed at the end.
+    """
+    names, below, links = set(), [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.add(entry.name)
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(entry.name)
+                    elif entry.is_symlink() and entry.is_dir():
+                        links.append(entry.name)
+        yield path, folder, names, links
+        for name in sorted(below if depth < _DEPTH else ()):
+            hidden = name.startswith(".") and not name.endswith(".new")
+            if hidden or name in (STATE, TENSORBOARD):
+                continue
+            with suppress(OSError):
+                yield from _walk(open_folder(name, folder), _join(path, name), depth + 1)
+    finally:
+        os.close(folder)
+
+
+def _stamp(folder: int) -> Any:
+    """What changes when a file of a folder does, and the last time one did."""
+    stamp = {}
+    for name in _FILES:
+        with suppress(OSError):
+            of = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            stamp[name] = (of.st_ino, of.st_size, of.st_mtime_ns)
+    return stamp
+
+
+def _read(name: str, folder: int) -> dict[str, Any]:
+    """Read a JSON file of a folder; empty where there is none.
+
+    Raises:
+        InputError: a link, no regular file, too large, or damaged.
+    """
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return {}
+    return read_sealed(Path(name), _LARGEST, folder)
+
+
+def _last_change(folder: int) -> float:
+    return max((of[2] for of in _stamp(folder).values()), default=0) / 1e9
+
+
+def read_run(folder: int) -> Run:
+    """Read what a run says of itself; whatever is damaged becomes its state."""
+    changed = _last_change(folder)
+    try:
+        with expect_shape(Path(SETTINGS)):
+            return replace(_parse_run(folder), changed=changed)
+    except (OSError, InputError) as error:
+        return Run("damaged", as_text(error), changed=changed)
+
+
+def _parse_run(folder: int) -> Run:
+    end, failed, settings, request, versions = (
+        _read(name, folder) for name in (FINISHED, FAILED, SETTINGS, REQUEST, VERSIONS)
+    )
+    method = settings.get("method") or {}
+    recipe = method.get("recipe") or (method.get("inner") or {}).get("recipe") or {}
+    nodes = versions.get("nodes") or []
+    facts = {
+        "Method": end.get("method") or method.get("name"),
+        "Forgets": request.get("text") or settings.get("forget"),
+        "Data": settings.get("data"),
+        "Network": end.get("model") or settings.get("model"),
+        "Seed": settings.get("seed"),
+        "Host": ", ".join(dict.fromkeys(as_text(node.get("host")) for node in nodes)),
+        "Processes": versions.get("world"),
+        "Device": versions.get("device"),
+        "Letheon": (versions.get("packages") or {}).get("letheon"),
+    }
+    reports = list(parse_lines(_read_log(folder)))
+    passes = [line for line in reports if line["kind"] == "phase"]
+    losses: dict[str, list[float]] = {}
+    for line in passes:
+        if (loss := as_number(line.get("loss"))) is not None:
+            losses.setdefault(as_text(line.get("phase")), []).append(loss)
+    return Run(
+        "finished" if end else "failed" if failed else "unfinished",
+        as_text("" if end else failed.get("message")),
+        {name: as_text(value) for name, value in facts.items() if value not in (None, "")},
+        as_number(recipe.get("epochs")),
+        losses,
+        passes[-1] if passes else {},
+        reports[-_LINES:],
+        as_text(end.get("weights")),
+    )
+
+
+def _read_log(folder: int) -> bytes:
+    """Read the end of a run's log; its first line may be a part of one, which is no report."""
+    try:
+        with open_regular(LOG, folder) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - _LOG_END, 0))
+            return file.read(_LOG_END)
+    except FileNotFoundError:
+        return b""
+
+
+def read_table(folder: int) -> Table:
+    """Read the rows of an evaluation, and what its page holds beside them."""
+    changed = _last_change(folder)
+    try:
+        table, page = _read(TABLE, folder), _read(PAGE, folder)
+        with expect_shape(Path(TABLE)):
+            rows = [dict(row) for row in table["rows"]]
+            left_out = {as_text(k): as_text(v) for k, v in table.get("left_out", {}).items()}
+        return Table(rows, left_out, page, "", changed)
+    except (OSError, InputError) as error:
+        return Table(note=as_text(error), changed=changed)
+
+
+def as_text(value: Any) -> str:
+    """Write a value of a file as a short text."""
+    text = "" if value is None else str(value)
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]}…"
+
+
+def as_number(value: Any) -> float | None:
+    """Return a finite number of a file; None of anything else."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and abs(value) < 1e300 else None

@@ -1,0 +1,182 @@
+"""A headless Chromium, driven over a pipe by its DevTools protocol: no package is needed.
+
+https://chromedevtools.github.io/devtools-protocol/
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium on PATH")
+_PATIENCE = 120  # seconds after which a browser that says nothing is a failure
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--remote-debugging-pipe",
+)  # fmt: skip
+# Chromium reads commands from descriptor 3 and writes to 4.
+_START = (
+    "import os, sys; [os.dup2(int(n), k) for k, n in zip((3, 4), sys.argv[1:3])]; "
+    "os.execvp(sys.argv[3], sys.argv[3:])"
+)
+_CODES = {"Enter": 13, "Tab": 9, " ": 32}
+
+
+class Browser:
+    """One tab; what went wrong in it and what it asked for is kept."""
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read, self._write = read, write
+        self._buffer, self._count, self._session = b"", 0, ""
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = found["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and return its result."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._count:
+                assert "error" not in answer, (method, answer["error"])
+                result: dict[str, Any] = answer["result"]
+                return result
+            self.events.append(answer)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            assert select.select([self._read], [], [], _PATIENCE)[0], "the browser says nothing"
+            part = os.read(self._read, 2**20)
+            assert part, "the browser has ended"
+            self._buffer += part
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def run(self, script: str) -> Any:
+        """Evaluate an expression in the page; a promise is awaited."""
+        answer = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        """Until an expression is true."""
+        end = time.monotonic() + _PATIENCE
+        while not self.run(script):
+            assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.05)
+
+    def expect(self, method: str) -> dict[str, Any]:
+        """Wait until an event has come, and return what it says; the first of its kind."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            for event in self.events:
+                if event["method"] == method:
+                    said: dict[str, Any] = event["params"]
+                    return said
+            self.run("0")  # events come before its answer
+            time.sleep(0.05)
+        raise AssertionError(f"never came: {method}")
+
+    def open(self, url: str, width: int, height: int = 900) -> None:
+        """Load a page at a width in pixels."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+            mobile=width < 500,
+        )  # fmt: skip
+        self.call("Page.navigate", url=url)
+        self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+
+    def press(self, key: str) -> None:
+        """Press and release a key."""
+        text = {"Enter": "\r", " ": " "}.get(key, "" if key in _CODES else key)
+        of = {"key": key, "windowsVirtualKeyCode": _CODES.get(key, 0)}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **of)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **of)
+
+    def point(self, selector: str) -> None:
+        """Move the mouse over an element."""
+        x, y = self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def picture(self) -> bytes:
+        """What is seen, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+
+    def close(self) -> None:
+        """End the browser, its helpers too."""
+        self._session = ""
+        self.call("Browser.close")
+
+    @property
+    def problems(self) -> list[dict[str, Any]]:
+        """What the page has thrown, logged or violated."""
+        kinds = (
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+            "Runtime.consoleAPICalled",
+            "Audits.issueAdded",
+        )
+        return [event["params"] for event in self.events if event["method"] in kinds]
+
+    @property
+    def requests(self) -> list[str]:
+        """The addresses that were asked for; pictures within the page are no requests."""
+        of = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        urls = [str(event["params"]["request"]["url"]) for event in of]
+        return [url for url in urls if not url.startswith("data:")]
+
+
+@contextmanager
+def open_browser(profile: Path) -> Iterator[Browser]:
+    """Start a browser with a new profile; it ends with the block."""
+    pairs = [os.pipe(), os.pipe()]
+    (their_read, write), (read, their_write) = [
+        [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in pair] for pair in pairs
+    ]
+    for pair in pairs:
+        for fd in pair:
+            os.close(fd)
+    command = [sys.executable, "-c", _START, str(their_read), str(their_write)]
+    process = subprocess.Popen(
+        [*command, "chromium", *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=(their_read, their_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for fd in (their_read, their_write):
+        os.close(fd)
+    try:
+        browser = Browser(read, write)
+        yield browser
+        browser.close()
+        process.wait(_PATIENCE)
+    finally:
+        for fd in (read, write):
+            os.close(fd)
+        process.terminate()
+        process.wait()
