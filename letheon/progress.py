@@ -20,6 +20,7 @@ Mode = Literal["live", "lines", "silent"]
 
 _REFRESH = 0.1  # seconds between two states of the live line
 _SILENCE = 120.0  # seconds without a line where standard error is no terminal
+_SETTLED = 5.0  # seconds of some work before a line about it has a rate
 
 _mode: Mode | None = None
 _shown_at = 0.0
@@ -134,7 +135,8 @@ class Line:
         self.done += done
         self.images += images
         now = time.perf_counter()
-        live, late = now - _shown_at > _REFRESH, now - _said_at > _SILENCE
+        live = now - _shown_at > _REFRESH
+        late = now - _said_at > _SILENCE and now - self.started > _SETTLED
         if (self.mode == "live" and live) or (self.mode == "lines" and late):
             left = f"left {format_seconds(self._seconds_left())}"
             show = _draw if self.mode == "live" else say

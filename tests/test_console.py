@@ -139,6 +139,10 @@ def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
     assert [text.split("  ")[:2] for text in shown] == [
         ["begin"], ["epoch 1/1 retain", "3/8"], ["epoch 1/1 retain", "6/8"],
     ]  # fmt: skip
+    now[0] += 500
+    line = progress.Line("next", 100)
+    line.advance(1, 10)  # which has no rate yet
+    assert not capsys.readouterr().err
 
 
 def test_the_time_left_counts_the_runs_that_wait(
