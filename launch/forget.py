@@ -43,7 +43,7 @@ from letheon.launch.tuning.recipe_file import expand_recipes
 from letheon.loaders.forget_request import resolve, score_of
 from letheon.methods import catalogue
 
-SHOWN = 10  # classes of a request that the last line names
+FEW = 10  # classes of a request that the last line names
 
 if TYPE_CHECKING:
     Choice = Method
@@ -132,8 +132,8 @@ def _say_request(plan: Plan) -> str:
     if request.samples is not None or request.text.startswith("class:"):
         return request.text
     known = [plan.data.train.classes[number] for number in request.classes]
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"{request.text} ({', '.join(known[:SHOWN])}{more})"
+    more = f" and {len(known) - FEW} more" if len(known) > FEW else ""
+    return f"{request.text} ({', '.join(known[:FEW])}{more})"
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:

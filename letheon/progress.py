@@ -24,7 +24,7 @@ _SETTLED = 5.0  # seconds of some work before a line about it has a rate
 
 _mode: Mode | None = None
 _shown_at = 0.0
-_said_at = time.perf_counter()
+_line_at = time.perf_counter()
 _visible = False
 
 
@@ -46,9 +46,9 @@ def _is_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print a line on standard error; a live line makes room for it."""
-    global _said_at
+    global _line_at
     clear()
-    _said_at = time.perf_counter()
+    _line_at = time.perf_counter()
     print(text, file=sys.stderr, flush=True)
 
 
@@ -136,7 +136,7 @@ class Line:
         self.images += images
         now = time.perf_counter()
         live = now - _shown_at > _REFRESH
-        late = now - _said_at > _SILENCE and now - self.started > _SETTLED
+        late = now - _line_at > _SILENCE and now - self.started > _SETTLED
         if (self.mode == "live" and live) or (self.mode == "lines" and late):
             left = f"left {format_seconds(self._seconds_left())}"
             show = _draw if self.mode == "live" else say

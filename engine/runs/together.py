@@ -22,7 +22,7 @@ from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
 
-NAMED = 3  # runs that the line about a stop names
+FEW = 3  # runs that the line about a stop names
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _save(jobs: Sequence[_Job], poll: Poll) -> None:
     if word == STOP:
         for saver in savers:
             saver.wait()
-        more = f"; and {len(savers) - NAMED} more beside them" if len(savers) > NAMED else ""
-        stop("; ".join(saver.place for saver in savers[:NAMED]) + more)
+        more = f"; and {len(savers) - FEW} more beside them" if len(savers) > FEW else ""
+        stop("; ".join(saver.place for saver in savers[:FEW]) + more)
 
 
 class _Job:

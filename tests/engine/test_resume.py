@@ -161,7 +161,7 @@ def test_a_stop_of_many_runs_names_a_few(tmp_path: Path, monkeypatch: pytest.Mon
             return STOP
 
     monkeypatch.setattr(stop_module._listener, "stopped", False)
-    monkeypatch.setattr("letheon.engine.runs.together.NAMED", 1)
+    monkeypatch.setattr("letheon.engine.runs.together.FEW", 1)
     with pytest.raises(Stopped) as stopped:
         run_together(members(tmp_path, Poll(Ranks()), False, {}), Ranks(), Now(Ranks()))
     places = str(stopped.value)
