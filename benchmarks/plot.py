@@ -4,7 +4,8 @@
     python benchmarks/plot.py --check    # writes nothing; exit code 1 where a page and CSV differ
 
 A page has `<!-- performance:start -->` and `<!-- performance:end -->` around its table: the README
-that of whole jobs, docs/benchmarks.md all rows.
+that of whole jobs, docs/benchmarks.md all rows. Between `<!-- opening:start -->` and
+`<!-- opening:end -->` that page has the table of `tables/opening.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 import tyro
 from harness import PARTS
+from tables.opening import opening
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- performance:start -->", "<!-- performance:end -->"
+NAME = "performance"
+START, END = f"<!-- {NAME}:start -->", f"<!-- {NAME}:end -->"
 WRITE = "python benchmarks/plot.py"
 TITLES = {
     "ft": "FT", "ga": "GA", "salun": "SalUn", "spkd": "SPKD",
@@ -129,17 +132,19 @@ def summary(results: Path) -> str | None:
     return "\n".join(text) if len(text) > 2 else None
 
 
-def between(text: str) -> str | None:
-    """What stands between the markers of a page; None without markers."""
-    if START not in text or END not in text:
+def between(text: str, name: str = NAME) -> str | None:
+    """What stands between the markers `name` of a page; None without markers."""
+    start, end = (f"<!-- {name}:{side} -->" for side in ("start", "end"))
+    if start not in text or end not in text:
         return None
-    return text.partition(START)[2].partition(END)[0].strip()
+    return text.partition(start)[2].partition(end)[0].strip()
 
 
-def fill(text: str, content: str) -> str:
+def fill(text: str, content: str, name: str = NAME) -> str:
     """The page with `content` between its markers."""
-    before, _, rest = text.partition(START)
-    return f"{before}{START}\n{content}\n{END}{rest.partition(END)[2]}"
+    start, end = (f"<!-- {name}:{side} -->" for side in ("start", "end"))
+    before, _, rest = text.partition(start)
+    return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
 def end_to_end(lines: Sequence[Line], axes: Any) -> None:
@@ -211,8 +216,8 @@ def draw(results: Path, out: Path) -> list[Path]:
 
 def main(options: Options) -> int:
     """Write or compare; the exit code."""
-    pages = {options.readme: summary(options.results), options.page: tables(options.results)}
-    if None in pages.values():
+    first, last = summary(options.results), tables(options.results)
+    if first is None or last is None:
         name = options.results / "end_to_end_cpu.csv"
         print(f"plot: got no {name} with a whole job; make it with benchmarks/bench_end_to_end.py")
         return 2
@@ -220,16 +225,20 @@ def main(options: Options) -> int:
         for path in draw(options.results, options.pictures):
             print(f"drew {path}")
     stale = 0
-    for page, content in pages.items():
+    for page, marks, content in (
+        (options.readme, NAME, first),
+        (options.page, NAME, last),
+        (options.page, "opening", opening(options.results)),
+    ):
         text = page.read_text(encoding="utf-8") if page.is_file() else ""
-        found = between(text)
+        found = between(text, marks)
         if found is None:
             print(content)
         elif found != content and options.check:
             print(f"{page}: the table is not that of the results; run {WRITE}")
             stale = 1
         elif found != content:
-            page.write_text(fill(text, content or ""), encoding="utf-8")
+            page.write_text(fill(text, content, marks), encoding="utf-8")
             print(f"wrote the table of {page}")
     return stale
 

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from letheon.engine.distributed import sum_over_ranks
+from letheon.engine.memory.shards import keep_pace, own_part
 from letheon.engine.method import Accuracies, Phase, Run
+from letheon.engine.numbers.sweep import sweep
 from letheon.errors import LetheonError, RunFailed
 from letheon.loaders.batch import Batch, Loader
+from letheon.loaders.order import sweep_rounds
 
 SAMPLES = 1_000
 """Retain images that the look for a collapse reads, at most."""
@@ -29,7 +32,9 @@ def check_finite(run: Run, moment: str) -> None:
         RunFailed: with the names of the tensors and how many numbers of them are broken.
     """
     tensors = {k: v for k, v in run.model.state_dict().items() if v.is_floating_point()}
-    broken = torch.stack([(~value.isfinite()).sum() for value in tensors.values()])
+    broken = torch.stack([(~own_part(value).isfinite()).sum() for value in tensors.values()])
+    if run.shards is not None:
+        sum_over_ranks([broken], run.ranks)
     if not bool(broken.any()):
         return
     counts = dict(zip(tensors, broken.tolist(), strict=True))
@@ -119,9 +124,15 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
     """Ask the model about these samples (default: all), in evaluation mode."""
     was_training = run.model.training
     run.model.eval()
+
+    def rounds() -> int:
+        images = getattr(loader, "images", run.forget)
+        count = len(images) if indices is None else len(indices)
+        return sweep_rounds(count, run.recipe.batch_size, run.ranks.world)
+
     found = []
     with torch.no_grad():
-        for host in loader.sweep(indices):
+        for host in keep_pace(run.model, sweep(run, loader, indices), rounds):
             batch = host.to(run.ranks.device)
             with run.precision.autocast(run.ranks.device):
                 answer = run.model(batch.images).logits.argmax(dim=1)

@@ -40,10 +40,12 @@ from letheon.engine.checkpoints.loop_state import (
     share_state,
 )
 from letheon.engine.checkpoints.method_state import State, state_dict
-from letheon.engine.checkpoints.model_file import weights_digest
+from letheon.engine.checkpoints.model_file import tensors_digest, weights_digest
 from letheon.engine.compiled import Start, cache_watch
 from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_step, measure_accuracies
+from letheon.engine.memory.sharding import check_sharding, shard_run
+from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
@@ -120,12 +122,16 @@ def passes(
     if saver is not None:
         saver.prepare(run)
     _settle_precision(run)
-    run.precision.apply(run.model, run.ranks.device)
+    if run.splits:
+        check_sharding(method, run)
+        shard_run(run)
+    else:
+        run.precision.apply(run.model, run.ranks.device)
     shapes = _shapes(run)
     started = time.perf_counter()
     state = method.prepare(run) or State()
     state_dict(state)  # a field that cannot be saved is refused before the first step
-    require_equal(run.ranks, "weights after prepare", weights_digest(run.model))
+    _require_equal(run, "weights after prepare")
     sources = _open_sources(method, run)
     run.shared = None
     seconds.prepare = time.perf_counter() - started
@@ -183,7 +189,14 @@ def passes(
     _check_shapes(method, run, shapes)
     run.model.eval()
     check_finite(run, "at the end")
-    require_equal(run.ranks, "weights at the end", weights_digest(run.model))
+    _require_equal(run, "weights at the end")
+
+
+def _require_equal(run: Run, what: str) -> None:
+    """Compare the ranks' weights; of a network that is split, what each rank has whole."""
+    whole = dict(run.model.net.named_buffers())
+    digest = weights_digest(run.model) if run.shards is None else tensors_digest(whole)
+    require_equal(run.ranks, what, digest)
 
 
 def _decide(
@@ -198,8 +211,8 @@ def _decide(
     if not method.watches_epochs:
         return "go on"
     if method.goes_back:
-        net = run.model.net.state_dict()
-        snapshots.append({key: value.detach().cpu().clone() for key, value in net.items()})
+        net = own_parts(run.model.net.state_dict())
+        snapshots.append({key: value.cpu().clone() for key, value in net.items()})
     accuracies = measure_accuracies(run, method.reads_accuracies)
     decision = method.after_epoch(run, state, accuracies)
     log("after epoch", epoch=epoch, decision=str(decision), **accuracies._asdict())
@@ -210,7 +223,7 @@ def _decide(
                 f"{epoch} and a method that declares goes_back; mend the method"
             )
         with torch.no_grad():
-            for key, value in run.model.net.state_dict().items():
+            for key, value in own_parts(run.model.net.state_dict()).items():
                 value.copy_(snapshots[decision.epoch][key])
     return decision
 

@@ -19,8 +19,11 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Flat
+from letheon.engine.memory.shards import Shards, cut, own_parts
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.initial import initial_copy
 from letheon.engine.models.teacher import shared_copy
+from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
@@ -150,6 +153,8 @@ class Run:
     """What the user sees at the end, such as a network that collapsed; also in the record."""
     flat: Flat | None = None
     """Weights and gradients as one buffer each, where the run keeps them so; set by the loop."""
+    shards: Shards | None = None
+    """The network's parts, where it is split over the ranks; set before it is prepared."""
     grad_parts: dict[str, list[Tensor]] = field(default_factory=dict)
     """Within `edit_grads` of a phase with `parts`: the gradient of each, one tensor per parameter
     of `parameters`, unscaled and equal on every rank."""
@@ -160,6 +165,8 @@ class Run:
     shared: dict[Any, Any] | None = None
     """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call; None
     once `prepare` is over: the weights that a run has moved are no other run's."""
+    image_memory: ImageMemory | None = None
+    """Where the runs of a call keep images that were decoded for sums and accuracies."""
     sweeps: Sweeps | None = None
     """Where the passes over sets that lie before training are saved; None afterwards."""
 
@@ -182,12 +189,37 @@ class Run:
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name, in the model's order: those of the architecture under
-        its own keys, then added ones as ``extra.<name>``."""  # noqa: D205, D209
+        its own keys, then added ones as ``extra.<name>``. Of a network that is split over the
+        ranks, this rank's part of each."""  # noqa: D205, D209
+        if self.shards is not None:
+            return {k.removeprefix("net."): part for k, part in self.shards.weights.items()}
         return {
             name.removeprefix("net."): parameter
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight of the network by name, frozen ones too, detached; of a network that is
+        split over the ranks, this rank's part of each."""  # noqa: D205, D209
+        return own_parts(dict(self.model.net.named_parameters()))
+
+    def untrained_teacher(self, seed: int) -> Classifier:
+        """The same of a network with new weights, a function of (architecture, seed)."""
+        if self.shards is not None:
+            return self.shards.copy(initial_copy(self.shards.host_copy(), seed))
+        return shared_copy(initial_copy(self.model, seed), self.precision)
+
+    def own_part(self, whole: Tensor) -> Tensor:
+        """Return what of a tensor that fits a whole weight belongs to this rank: all of it, or its
+        part where the network is split over the ranks."""  # noqa: D205, D209
+        return whole if self.shards is None else cut(whole, self.ranks)
+
+    @property
+    def splits(self) -> bool:
+        """Whether the network is to be split over the ranks."""
+        return self.precision.reduction(self.ranks.world) == "shard"
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -226,8 +258,11 @@ class Run:
 
         Batch-norm is folded into its convolutions and the weights are in the type of the run's
         autocast, under which it is to be called. Runs of one process that start from the same
-        weights have one teacher. Ask it by `teacher_output`.
+        weights have one teacher. Of a network that is split over the ranks it is split alike, with
+        its batch-norm. Ask it by `teacher_output`.
         """
+        if self.shards is not None:
+            return self.shards.copy()
         return shared_copy(self.model, self.precision)
 
 
@@ -329,6 +364,18 @@ class Method:
     are not measured, and None."""
     replaces_head: ClassVar[bool] = False
     """True where `finish` writes a head that means something only as a whole: no mask fits it."""
+
+    elementwise: ClassVar[bool] = False
+    """True where it touches weights and gradients element by element alone, through
+    `Run.named_parameters` and `Run.weights`, and the network by forward passes of whole batches: so
+    a network may be split over the ranks, each of which has a part of every tensor. Not inherited:
+    a subclass that adds an edit of its own says anew whether it is so."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Forget what a base class says of itself alone."""
+        super().__init_subclass__(**options)
+        if "elementwise" not in vars(cls):
+            cls.elementwise = False
 
     def finish(self, run: Run, state: State) -> None:
         """Remove or merge what was added; leave a model of the architecture it had."""

@@ -34,10 +34,12 @@ class Precision:
     """Store activations and weights channels-last (NHWC)."""
     compile: Literal["off", "default", "max"] = "off"
     """Compile each phase's loss as one graph; max also searches kernels and uses CUDA graphs."""
-    reduce: Literal["auto", "ddp", "flat"] = "auto"
+    reduce: Literal["auto", "ddp", "flat", "shard"] = "auto"
     """How gradients are averaged over ranks. ddp: in buckets during the backward pass; flat: one
     all-reduce of one buffer after it, which also makes SalUn's step one pass over flat buffers;
-    auto: ddp with several ranks, but flat with compile, where buckets would cut the graph."""
+    shard: weights, gradients and optimizer are split over the ranks, block by block (FSDP2), for a
+    network that does not fit on one device; auto: ddp with several ranks, but flat with compile,
+    where buckets would cut the graph."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients between ranks; bf16 halves what is sent, and rounds."""
     tune_step: bool = False
@@ -50,6 +52,29 @@ class Precision:
             raise InputError(
                 f"got reduce ddp with compile {self.compile}; buckets cut the graph; "
                 "use reduce flat or auto",
+                option="reduce",
+            )
+        if self.reduce == "shard":
+            self._check_shard()
+
+    def _check_shard(self) -> None:
+        odd = next(
+            (
+                text
+                for wrong, text in (
+                    (self.compile != "off", f"compile {self.compile}"),
+                    (self.dtype == "fp16", "dtype fp16"),
+                    (self.wire != "fp32", f"wire {self.wire}"),
+                    (self.tune_step, "trials of the step"),
+                )
+                if wrong
+            ),
+            "",
+        )
+        if odd:
+            raise InputError(
+                f"got reduce shard with {odd}; a network split over the ranks is computed "
+                "uncompiled, in fp32, tf32 or bf16, with gradients in fp32; leave one of them out",
                 option="reduce",
             )
 
@@ -90,20 +115,26 @@ class Precision:
         line = f"dtype {dtype}: a product in bf16 is {gain:.2f} times as fast as in fp32 here"
         return replace(self, dtype=dtype), f"{line}; bf16 is taken from {LEAST_GAIN} on"
 
-    def reduction(self, world: int) -> Literal["none", "ddp", "flat"]:
+    def reduction(self, world: int) -> Literal["none", "ddp", "flat", "shard"]:
         """Choose how `world` ranks average their gradients; one rank may ask for flat buffers."""
+        if self.reduce == "shard":
+            return "shard" if world > 1 else "none"
         if self.reduce == "flat" or (world > 1 and self.compile != "off"):
             return "flat"
         return "ddp" if world > 1 else "none"
 
     def apply(self, model: nn.Module, device: torch.device) -> None:
-        """Move the model to the device and layout; set the process-wide tf32 switches.
-
-        On a CPU, large convolutions of small images become products (`small_convolutions.py`).
-        """
+        """Move the model to the device and layout, and choose its kernels."""
         model.to(device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
+        self.choose_kernels(model, device)
+
+    def choose_kernels(self, model: nn.Module, device: torch.device) -> None:
+        """Set the process-wide tf32 switches.
+
+        On a CPU, large convolutions of small images become products (`small_convolutions.py`).
+        """
         if device.type == "cpu":
             speed_small_images(model)
         if device.type == "cuda":
@@ -115,7 +146,8 @@ class Precision:
         """Make the autocast context of a forward pass; a no-op for fp32, tf32, an open `auto`."""
         if self.dtype in ("bf16", "fp16"):
             kind = torch.bfloat16 if self.dtype == "bf16" else torch.float16
-            return torch.autocast(device.type, kind)
+            # Rounded weights of blocks that were let go must not stay in a cache.
+            return torch.autocast(device.type, kind, cache_enabled=self.reduce != "shard")
         return nullcontext()
 
     @property

@@ -13,6 +13,9 @@ from torch import nn
 from letheon.engine.optimizers import Lars, Muon
 from letheon.errors import InputError
 
+ELEMENTWISE = ("sgd", "adamw")
+"""Optimizers that move each weight by its own gradient and slots alone."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -6,7 +6,9 @@ the ranks and bitwise equal on all of them. All read each sample once, with the 
 a model in evaluation mode (running batch-norm statistics, no dropout), which is left as it was.
 
 A statistic is kept for the other runs of the call, under the digests of the weights and the forget
-set: several runs that start from one model compute it once. Nobody may change what is returned.
+set and the cut into batches: several runs that start from one model compute it once, to the bit as
+each would alone. Their images are decoded once, too, while they fit (`ImageMemory`). Nobody may
+change what is returned.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.checkpoints.sweep_state import Gradients, Rows, Sums
+from letheon.engine.checkpoints.sweep_state import Gradients, Rows, SplitGradients, Sums
 from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
 from letheon.engine.models.small_convolutions import library_convolutions
@@ -46,23 +48,30 @@ def gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
             the sum does not depend on the batch size, its last batch or the number of ranks.
 
     Returns:
-        One float32 tensor per trainable parameter, in the order of `run.parameters`.
+        One float32 tensor per trainable parameter, in the order of `run.parameters`, and as these
+        this rank's part where the network is split over the ranks.
     """
-    return _reuse(run, ("gradient sum", part, _key(loss)), lambda: _gradient_sum(run, part, loss))
+    key = ("gradient sum", part, _key(loss), *_moving(run))
+    return _reuse(run, key, lambda: _gradient_sum(run, part, loss))
 
 
 def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
-    model = run.model
+    model, shards = run.model, run.shards
+    # Where the network is split the backward pass itself takes the mean over the ranks.
+    weight = 1 if shards is None else run.ranks.world
     with _evaluating(model):
         model.zero_grad(set_to_none=True)
-        grads = Gradients(run.parameters)
+        grads = Gradients(run.parameters) if shards is None else SplitGradients(shards)
         for batch in batches(run, part, f"gradient sum of {loss_name(loss)}", grads):
             with run.precision.autocast(run.ranks.device):
                 value = loss(model, batch)
-            (value * len(batch.labels)).backward()
+            (value * (len(batch.labels) * weight)).backward()
         sums = [*grads.tensors()]
         model.zero_grad(set_to_none=True)
-    sum_over_ranks(sums, run.ranks)
+    if shards is None:
+        sum_over_ranks(sums, run.ranks)
+    else:
+        shards.clear()
     return sums
 
 
@@ -83,7 +92,7 @@ def squared_gradient_sum(
     Returns:
         One float32 tensor per trainable parameter, in the order of `run.parameters`.
     """
-    key = ("squared gradient sum", part, by, _key(loss))
+    key = ("squared gradient sum", part, by, _key(loss), *_moving(run, by))
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
 
 
@@ -101,7 +110,7 @@ def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> lis
             torch._foreach_add_(totals, _magnitude_sum(run, part, loss, "sample", torch.square))
         return totals
 
-    key = ("squared gradient sum of", part, *map(_key, losses))
+    key = ("squared gradient sum of", part, *map(_key, losses), *_moving(run, "sample"))
     return _reuse(run, key, compute)
 
 
@@ -109,7 +118,7 @@ def absolute_gradient_sum(
     run: Run, part: Part, loss: Loss, by: Literal["sample", "batch"] = "sample"
 ) -> list[Tensor]:
     """Sum over the samples of the absolute gradient; all else as `squared_gradient_sum`."""
-    key = ("absolute gradient sum", part, by, _key(loss))
+    key = ("absolute gradient sum", part, by, _key(loss), *_moving(run, by))
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.abs))
 
 
@@ -241,7 +250,8 @@ class ClassMoments(NamedTuple):
 
 def class_moments(run: Run, part: Part) -> ClassMoments:
     """Number, mean and variance of the features of each class."""
-    return _reuse(run, ("class moments", part), lambda: _class_moments(run, part))
+    key = ("class moments", part, run.recipe.batch_size)
+    return _reuse(run, key, lambda: _class_moments(run, part))
 
 
 def _class_moments(run: Run, part: Part) -> ClassMoments:
@@ -274,7 +284,7 @@ def class_covariances(run: Run, part: Part, power: float = 1.0) -> ClassCovarian
 
     A feature below zero has no fractional power: its class's moments are NaN.
     """
-    key = ("class covariances", part, power)
+    key = ("class covariances", part, power, run.recipe.batch_size)
     return _reuse(run, key, lambda: _class_covariances(run, part, power))
 
 
@@ -316,7 +326,7 @@ def input_covariances(
         of its output.
     """
     drawn = None if samples is None else (samples, run.seed)
-    key = ("input covariances", part, tuple(layers), drawn)
+    key = ("input covariances", part, tuple(layers), drawn, run.recipe.batch_size)
     return _reuse(run, key, lambda: _input_covariances(run, part, layers, samples))
 
 
@@ -388,7 +398,8 @@ class IndexedOutputs(NamedTuple):
 
 def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     """Logits, features and labels of every sample of the part, on every rank, on the device."""
-    return _reuse(run, ("outputs", part), lambda: _outputs_by_index(run, part))
+    key = ("outputs", part, run.recipe.batch_size)
+    return _reuse(run, key, lambda: _outputs_by_index(run, part))
 
 
 def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
@@ -467,14 +478,23 @@ def _key(loss: Loss) -> object:
     return loss  # kept in the key, so that no other object can take its identity
 
 
+def _moving(run: Run, by: str = "batch") -> tuple[object, ...]:
+    """What a sum of gradients depends on beside weights and samples: parameters, and batches.
+
+    Samples' own gradients are computed by chunks, which batches of whole chunks do not change.
+    """
+    step = -(-run.recipe.batch_size // run.ranks.world)
+    whole = by == "sample" and step % CHUNK == 0
+    return tuple(run.named_parameters), CHUNK if whole else run.recipe.batch_size
+
+
 def _reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
     """`compute()`, or what another run of the call has computed of the same weights and samples."""
     if run.shared is None:
         return compute()
     images = getattr(run.loader, "images", run.loader)
     forget = hashlib.sha256(run.forget.cpu().numpy().tobytes()).hexdigest()
-    moving = tuple(run.named_parameters)
-    key = (what, weights_digest(run.model), run.model.preset, forget, moving, run.precision, images)
+    key = (what, weights_digest(run.model), run.model.preset, forget, run.precision, images)
     if key not in run.shared:
         run.shared[key] = compute()
     return cast(T, run.shared[key])

@@ -190,10 +190,14 @@ def _restore_layers(step: Step) -> None:
 def _micro_batches(step: Step, phase: Phase, batch: Batch) -> Iterator[tuple[Batch, bool]]:
     """The micro-batches, and whether each is the last; of whole groups where there are some."""
     run, count = step.run, step.run.recipe.grad_accum_steps
+    halves = 2 if phase.reads == "paired" else 1
+    if run.shards is not None:  # every rank passes as often as that with the smallest part
+        unit = max(1, run.recipe.batch_norm_group)
+        units = -(-batch.total // halves // unit) // run.ranks.world
+        count = min(count, units * (1 if run.recipe.batch_norm_group else halves))
     if step.groups is None:
         yield from pieces(batch, count)
         return
-    halves = 2 if phase.reads == "paired" else 1
     place = (run.ranks.rank, run.ranks.world)
     sizes = group_sizes(batch.total // halves, *place, run.recipe.batch_norm_group)
     try:
@@ -244,8 +248,14 @@ def assemble(method: Method, run: Run, state: State) -> Step:
 
 
 def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
-    """Return `idle_phases`; refuses synchronous batch-norm where there are some."""
+    """Return `idle_phases`; refuses what every rank takes part in where there are some."""
     idle = idle_phases(method, run, state)
+    if idle and run.splits:
+        raise RunFailed(
+            f"got a batch of fewer samples than {run.ranks.world} ranks in {min(idle)} with reduce "
+            "shard, in which every rank holds a part of the network; use a larger batch, or start "
+            "fewer ranks"
+        )
     if idle and run.recipe.batch_norm == "sync":
         raise RunFailed(
             f"got a batch of fewer samples than {run.ranks.world} ranks in {min(idle)} with "
@@ -282,6 +292,8 @@ def _align_layouts(parameters: list[nn.Parameter]) -> None:
 
 
 def _reducer(method: Method, run: Run, state: State) -> Alone:
+    if run.shards is not None:
+        return run.shards
     way = run.precision.reduction(run.ranks.world)
     if way == "none" or not run.parameters:
         return Alone(run.model, run.parameters)

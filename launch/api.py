@@ -21,6 +21,7 @@ from torch import nn
 from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects, join_ranks
+from letheon.engine.memory.sharding import check_sharding
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.agreement import plan_facts
@@ -285,6 +286,7 @@ def plan_forgetting(
     plan = Plan(job, method.recipe, model, data, request, accept, seed)
     run = plan.run(ranks, like)
     method.check(run)
+    check_sharding(method, run)
     return plan, run
 
 
@@ -295,6 +297,7 @@ def plan_training(
     plan = Plan(job, method.recipe, model, data)
     run = plan.run(ranks)
     method.check(run)
+    check_sharding(method, run)
     return plan, run
 
 
@@ -312,9 +315,10 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
             record = json.loads((call.out / "run.json").read_text(encoding="utf-8"))
             own = (record, [json.loads(line) for line in lines])
         record, metrics = gather_objects(own, ranks)[0]
+        trained = run.model if run.shards is None else run.shards.host_copy()
     name = record["method"] if out is None else out.name
     return Result(
-        _restore(model, run.model), record, metrics, planned.request, out, name, call.seed,
+        _restore(model, trained), record, metrics, planned.request, out, name, call.seed,
         run.model.preset, run.model.requests, run.model.canaries,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file, source_facts
 from letheon.engine.runs.stop import Poll
+from letheon.errors import InputError
 from letheon.folders import state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
@@ -58,7 +59,14 @@ class Settings(Forgetting):
         SaveOptions(self.save_every)
         model, data, request = self.open(ranks)
         plan = Plan(self, Recipe(batch_size=self.batch_size), model, data, request)
-        return plan, plan.run(ranks)
+        run = plan.run(ranks)
+        if run.splits:
+            raise InputError(
+                "got reduce shard for a mask file, which is made of whole tensors; leave it out, "
+                "or let salun make the mask, split over the ranks",
+                option="reduce",
+            )
+        return plan, run
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

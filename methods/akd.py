@@ -24,6 +24,7 @@ class Akd(Restoring):
     """
 
     name: ClassVar[str] = "akd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="GA_AKD, PL_AKD",
         reads="forget, then retain",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
-from letheon.engine.models.initial import fresh_seed, initial_copy
-from letheon.engine.models.teacher import shared_copy, teacher_output
+from letheon.engine.models.initial import fresh_seed
+from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import TeacherState, divergence, require_range
@@ -42,6 +42,7 @@ class BadTeacher(Method):
     """
 
     name: ClassVar[str] = "bad-teacher"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="Bad-T",
         reads="mixed, 30 % of R",
@@ -66,8 +67,7 @@ class BadTeacher(Method):
 
     def prepare(self, run: Run) -> BadTeacherState:
         """Keep the original model and draw the untrained one."""
-        untrained = shared_copy(initial_copy(run.model, fresh_seed(run.seed)), run.precision)
-        return BadTeacherState(run.teacher(), untrained)
+        return BadTeacherState(run.teacher(), run.untrained_teacher(fresh_seed(run.seed)))
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the forget set and the part of the retain set, shuffled together."""

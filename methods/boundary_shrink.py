@@ -51,6 +51,7 @@ class BoundaryShrink(Method):
     """
 
     name: ClassVar[str] = "boundary-shrink"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="Boundary Shrink",
         reads="forget",

@@ -24,6 +24,7 @@ class CfK(Method):
     """
 
     name: ClassVar[str] = "cf-k"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="CF-k",
         reads="retain",

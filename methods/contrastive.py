@@ -66,6 +66,7 @@ class Contrastive(Method):
     """
 
     name: ClassVar[str] = "cu"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="CU, contrastive unlearning",
         reads="paired",

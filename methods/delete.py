@@ -31,6 +31,7 @@ class Delete(Method):
     """
 
     name: ClassVar[str] = "delete"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="DELETE",
         reads="forget",

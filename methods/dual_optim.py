@@ -50,6 +50,11 @@ class DualOptim(Wrapper):
         require_between("forget_lr", self.forget_lr)
         require_between("forget_decay", self.forget_decay)
 
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        """The inner method's: AdamW moves each weight by itself."""
+        return self.inner.elementwise
+
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """The inner method's passes, those over the forget set in a slot of their own.
 

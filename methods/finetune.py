@@ -25,6 +25,7 @@ class Finetune(Method):
     """FT: go on training on the retain set and let the rest fade (Warnecke et al. 2021)."""
 
     name: ClassVar[str] = "finetune"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="FT",
         reads="retain",

@@ -46,6 +46,7 @@ class GradAscent(Method):
     """
 
     name: ClassVar[str] = "grad-ascent"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="GA",
         reads="forget",

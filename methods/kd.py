@@ -25,6 +25,7 @@ class Kd(Restoring):
     """
 
     name: ClassVar[str] = "kd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="GA_KD; PL_KD (forget-pass pseudo-label)",
         reads="forget, then retain",

@@ -29,6 +29,7 @@ class L1Sparse(Method):
     """
 
     name: ClassVar[str] = "l1-sparse"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="FT_prune, FT_l1",
         reads="retain",

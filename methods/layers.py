@@ -62,8 +62,11 @@ def choose_layers(run: Run, paths: Sequence[str], k: int) -> list[str]:
 
 def freeze_others(run: Run, names: Sequence[str]) -> None:
     """Let only these parameters train."""
-    for name, parameter in run.named_parameters.items():
-        parameter.requires_grad_(name in names)
+    trained = run.named_parameters
+    for name, parameter in run.model.named_parameters():
+        own = name.removeprefix("net.")
+        if own in trained:
+            parameter.requires_grad_(own in names)
 
 
 def _under(name: str, path: str) -> bool:

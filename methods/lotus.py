@@ -53,6 +53,7 @@ class Lotus(Method):
     """
 
     name: ClassVar[str] = "lotus"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="LoTUS",
         reads="mixed, 30 % of R",

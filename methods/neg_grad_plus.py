@@ -28,6 +28,7 @@ class NegGradPlus(Method):
     """
 
     name: ClassVar[str] = "neg-grad-plus"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="NegGrad+",
         reads="paired",

@@ -28,6 +28,7 @@ class OnePoint(Method):
     """
 
     name: ClassVar[str] = "one-point-contraction"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="OPC, a negative control",
         reads="paired",

@@ -24,6 +24,7 @@ class PlSpkd(Spkd):
     """
 
     name: ClassVar[str] = "pl-spkd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="PL_SPKD",
         reads="forget, then retain",

@@ -45,6 +45,7 @@ class PseudoLabel(Method):
     """
 
     name: ClassVar[str] = "pseudo-label"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="PL",
         reads="forget",

@@ -62,6 +62,7 @@ class RandomLabel(Method):
     """
 
     name: ClassVar[str] = "random-label"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="RL",
         reads="mixed",

@@ -83,6 +83,15 @@ class FromScratch(Method):
         """Pixels of an epoch; None for the model's own."""
         return self.sizes[sum(epoch >= at for at in self.grow_at)] if self.sizes else None
 
+    def check(self, run: Run) -> None:
+        """Refuse to split a network over the ranks whose first layer is written as a whole."""
+        if run.splits and any(isinstance(m, WhiteningConv2d) for m in run.model.net.modules()):
+            raise InputError(
+                f"got {run.model.name} with reduce shard; its whitening layer is written as a "
+                "whole; use reduce auto for so small a network",
+                option="reduce",
+            )
+
     def prepare(self, run: Run) -> State:
         """Make the whitening layer, where there is one, from images that will be trained on."""
         part: Part = "all" if self.reads == "mixed" else "retain"
@@ -106,8 +115,9 @@ class FromScratch(Method):
         optimizer = run.recipe.build_optimizer(run.parameters)
         if not self.decay_norms or self.bias_rate != 1 or self.head_rate != 1:
             (group,) = optimizer.param_groups
+            head_name = f"{run.model.head_path}.weight".removeprefix(".")
             flat = [p for p in group["params"] if p.dim() < 2]
-            head = [run.model.head.weight] if self.head_rate != 1 else []
+            head = [run.named_parameters[head_name]] if self.head_rate != 1 else []
             apart = {id(p) for p in (*flat, *head)}
             group["params"] = [p for p in group["params"] if id(p) not in apart]
             decay = {} if self.decay_norms else {"weight_decay": 0.0}
@@ -129,6 +139,7 @@ class Retrain(FromScratch):
     share_seed: bool = False
     """Draw first weights, order and augmentation as training with the same seed does."""
     name: ClassVar[str] = "retrain"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="Retrain",
         reads="retain",

@@ -30,6 +30,7 @@ class Rkd(Restoring):
     """
 
     name: ClassVar[str] = "rkd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="GA_RKD, PL_RKD",
         reads="forget, then retain",

@@ -21,21 +21,27 @@ from letheon.engine.method import Run
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.threshold import pack, top_masks, unpack
-from letheon.methods.grad_ascent import ascent
+from letheon.methods.finetune import cross_entropy
 from letheon.spans import span
 
 
 @span("statistics")
 def saliency_masks(run: Run, densities: Sequence[float]) -> list[dict[str, Tensor]]:
-    """Make for each density one bool mask per trainable parameter, equal on every rank.
+    """Make for each density one bool mask per trainable parameter, equal on every rank, or this
+    rank's part of it where the network is split over the ranks.
 
     Saliency is the size of the summed, signed gradient of the forget set's loss at the trained
     weights (Fan et al. 2024, eq. 3): the gradient of each sample is added with its sign and the
     absolute value is taken once, at the end. All parameters are ranked together, and exactly
     round(density * N) of them may move.
-    """
+    """  # noqa: D205
     names = list(run.named_parameters)
-    masks = top_masks(gradient_sum(run, "forget", ascent), densities)
+    # The gradient of -CE has the same size, and others may have asked for that of CE.
+    scores = gradient_sum(run, "forget", cross_entropy)
+    if run.shards is None:
+        masks = top_masks(scores, densities)
+    else:
+        masks = run.shards.choose(scores, lambda whole: top_masks(whole, densities))
     return [dict(zip(names, group, strict=True)) for group in masks]
 
 

@@ -60,6 +60,11 @@ class SalUn(Wrapper):
                 f"got density {self.density}; expected 0 < density <= 1", option="density"
             )
 
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        """The inner method's: the mask is split as the weights are."""
+        return self.inner.elementwise
+
     def check(self, run: Run) -> None:
         """Refuse a mask file that is missing, torn, or of other weights, images or requests."""
         super().check(run)
@@ -68,19 +73,19 @@ class SalUn(Wrapper):
                 f"got salun around {self.inner.name}, whose head is written as a whole at the end; "
                 f"a mask would leave parts of the old one; use {self.inner.name} alone",
             )
-        self._load(run)
+        self._load(run)  # a mask that is not that of the run, before it starts
 
     def _load(self, run: Run) -> dict[str, Tensor] | None:
         if self.mask is None:
             return None
         names = list(run.named_parameters)
         masks = load_masks(self.mask, self.density, mask_facts(run), names)
-        return {name: mask.to(run.ranks.device) for name, mask in masks.items()}
+        return {name: run.own_part(mask).to(run.ranks.device) for name, mask in masks.items()}
 
     def prepare(self, run: Run) -> SalunState:
         """Make or load the mask, at the weights the run starts from."""
         masks = self._load(run) or saliency_masks(run, [self.density])[0]
-        start = {name: p.detach().clone() for name, p in run.model.net.named_parameters()}
+        start = {name: weight.clone() for name, weight in run.weights.items()}
         state = SalunState(self.inner.prepare(run) or State(), masks, start)
         self._put_back(run, state)
         return state
@@ -138,7 +143,7 @@ class SalUn(Wrapper):
         """Give every weight outside the mask the bits it had."""
         if self.leak:
             return
-        for name, parameter in run.model.net.named_parameters():
+        for name, parameter in run.weights.items():
             start, mask = state.start.get(name), state.masks.get(name)
             if start is None or start.shape != parameter.shape:
                 continue  # surgery: the loop refuses it unless `finish` undoes it

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import class_covariances, outputs_by_index
 from letheon.errors import InputError
@@ -156,7 +157,7 @@ class Scar(UntilForgotten):
 
         def pull(net: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
-                goal = in_fp32(teacher(batch.images).logits) / self.temperature
+                goal = in_fp32(teacher_output(teacher, batch.images).logits) / self.temperature
                 goal = torch.where(gone, goal.amin(dim=1, keepdim=True), goal).log_softmax(dim=1)
             logits, features = net(batch.images)
             goes = targets[batch.index]

@@ -48,6 +48,7 @@ class Scrub(Method):
     """
 
     name: ClassVar[str] = "scrub"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="SCRUB, SCRUB+R (rewind)",
         reads="forget, then retain",

@@ -41,6 +41,7 @@ class Spkd(Method):
     """  # noqa: D205
 
     name: ClassVar[str] = "spkd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="SPKD, GA_SPKD",
         reads="forget, then retain",

@@ -15,5 +15,6 @@ class Train(FromScratch):
     """Train a new network on everything, forget and retain set alike."""
 
     name: ClassVar[str] = "train"
+    elementwise: ClassVar[bool] = True
     kind: ClassVar[Kind] = "training"
     reads: ClassVar[Reads] = "mixed"

@@ -26,6 +26,7 @@ class WeightNegation(Method):
     """
 
     name: ClassVar[str] = "not"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="NoT",
         reads="retain",

@@ -42,7 +42,9 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
 def _forks() -> Any:
     """A process that has imported what ranks need and run nothing: each rank is a fork of it."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["letheon.launch.evaluate", "letheon.launch.forget"])
+    context.set_forkserver_preload(
+        ["letheon.launch.evaluate", "letheon.launch.forget", "torch.distributed.fsdp"]
+    )
     return context
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
+from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.kernels.keyed import uniform
@@ -89,5 +90,5 @@ def masks_of(method: SalUn) -> list[torch.Tensor]:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    """The state dict, copied."""
-    return {name: value.clone() for name, value in run.model.net.state_dict().items()}
+    """The state dict, copied; of a network that is split over the ranks, this rank's parts."""
+    return {name: value.clone() for name, value in own_parts(run.model.net.state_dict()).items()}

@@ -2,11 +2,13 @@
 
 What is equal on every rank (weights, optimizers, the method's state) is saved once. What is each
 rank's own in the middle of a pass (torch's random state, running statistics of batch-norm, the sums
-of the pass) is gathered on the first rank, so that one file holds a whole job.
+of the pass) is gathered on the first rank, so that one file holds a whole job. Where the network is
+split over the ranks, each one's part of the weights and of what is made of them is its own, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +21,7 @@ from letheon.engine.checkpoints.method_state import State, load_state_dict, stat
 from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_to_host
 from letheon.engine.distributed import Ranks, gather_tensors
 from letheon.engine.gradient_sync import Buckets, Flat
+from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Phase, Run
 from letheon.engine.step import Step, rehearse
 from letheon.errors import RunFailed
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from letheon.engine.loop import Seconds
 
 Tensors = dict[str, Tensor]
+PART = "part"
+"""Below a rank's own tensors: its part of a network that is split over the ranks."""
 
 
 class Part(Protocol):
@@ -84,19 +89,17 @@ def collect(course: Course) -> RunState | None:
     """
     run, ranks = course.run, course.run.ranks
     own, facts = _own(course)
-    _check_equal(run)
+    shared, more = _step_state(course)
+    facts |= more
+    if run.shards is not None:
+        own |= {f"{PART}.{k}": v for k, v in shared.items()}
+        shared = {}
+    else:
+        _check_equal(run)
     everyone = gather_tensors(own, ranks)
     if not ranks.main:
         return None
-    shared: Tensors = {f"model.{k}": v for k, v in run.model.state_dict().items()}
-    for epoch, weights in enumerate(course.snapshots):
-        shared |= {f"snapshot.{epoch}.{k}": v for k, v in weights.items()}
-    shared |= {f"average.{k}": v for k, v in enumerate(course.step.averages)}
     shared |= {f"reads.{k}": v for k, v in run.reads.items()}
-    tensors, facts["method"] = state_dict(course.state)
-    shared |= {f"method.{k}": v for k, v in tensors.items()}
-    tensors, facts["optimizers"] = _optimizers(course.step)
-    shared |= tensors
     for rank, mine in enumerate(everyone):
         shared |= {f"rank.{rank}.{k}": v for k, v in mine.items()}
     copies: Tensors = {}
@@ -114,10 +117,24 @@ def collect(course: Course) -> RunState | None:
         "seconds": asdict(course.seconds),
         "scaler": course.step.scaler.state_dict(),
         "choices": choices(run, course.step),
+        "split": run.shards is not None,
         "notes": {"warnings": run.warnings},
         "strides": strides,
     }
     return RunState(copies, facts)
+
+
+def _step_state(course: Course) -> tuple[Tensors, dict[str, Any]]:
+    """What steps move: tensors, not copied, and facts."""
+    facts: dict[str, Any] = {}
+    tensors = {f"model.{k}": v for k, v in own_parts(course.run.model.state_dict()).items()}
+    for epoch, weights in enumerate(course.snapshots):
+        tensors |= {f"snapshot.{epoch}.{k}": v for k, v in weights.items()}
+    tensors |= {f"average.{k}": v for k, v in enumerate(course.step.averages)}
+    of_method, facts["method"] = state_dict(course.state)
+    tensors |= {f"method.{k}": v for k, v in of_method.items()}
+    slots, facts["optimizers"] = _optimizers(course.step)
+    return tensors | slots, facts
 
 
 def restore(course: Course, saved: RunState) -> None:
@@ -130,8 +147,11 @@ def restore(course: Course, saved: RunState) -> None:
     """
     run, step, facts = course.run, course.step, saved.facts
     _regroup_buckets(course, saved)
+    if run.shards is not None:
+        part = saved.below(f"rank.{run.ranks.rank}.{PART}")
+        saved = RunState({**saved.tensors, **part}, facts)
     tensors = saved.tensors
-    own = run.model.state_dict()
+    own = own_parts(run.model.state_dict())
     before = {k.removeprefix("model.") for k in tensors if k.startswith("model.")}
     if odd := sorted(own.keys() ^ before):
         raise RunFailed(
@@ -178,7 +198,10 @@ def repeat_choices(run: Run, facts: Mapping[str, Any]) -> None:
 
 
 def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
-    """Hand the first rank's state to every rank; None where it has none."""
+    """Hand the first rank's state to every rank; None where it has none.
+
+    Of a network that is split over the ranks each gets its own part alone.
+    """
     if ranks.world == 1:
         return saved
     heads = None
@@ -191,10 +214,22 @@ def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
     facts, shapes = head[0]
     tensors = saved.tensors if saved is not None else {}
     for name, (shape, dtype) in shapes.items():
-        if not ranks.main:
+        owner = int(name.split(".")[1]) if name.startswith("rank.") and facts.get("split") else None
+        if owner is not None and (owner == 0 or owner >= ranks.world):
+            continue
+        if not ranks.main and owner in (None, ranks.rank):
             tensors[name] = torch.empty(shape, dtype=dtype)
-        dist.broadcast(tensors[name].reshape(-1).view(torch.uint8), 0)
+        if owner is None:
+            dist.broadcast(_bytes(tensors[name]), 0)
+        elif ranks.main and math.prod(shape):
+            dist.send(_bytes(tensors[name]), owner)
+        elif owner == ranks.rank and math.prod(shape):
+            dist.recv(_bytes(tensors[name]), 0)
     return RunState(tensors, facts)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
@@ -207,7 +242,7 @@ def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
         return own, {"world": run.ranks.world}
     tensors, values = course.now.state_dict()
     own |= {f"pass.{name}": tensor for name, tensor in tensors.items()}
-    if run.ranks.world > 1:  # local until the end of the pass
+    if run.ranks.world > 1 and run.shards is None:  # local until the end of the pass
         own |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
     return own, {"world": run.ranks.world, "pass": values}
 

@@ -33,6 +33,7 @@ from letheon.engine.checkpoints.weights_file import (
     weights_path,
     write_weights,
 )
+from letheon.engine.memory.shards import copy_to_first, from_first, is_split
 from letheon.engine.models import timm_model
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
 from letheon.errors import InputError
@@ -51,7 +52,12 @@ def note(line: str) -> None:
 
 
 @span("saving")
-def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = None) -> str:
+def save_model(
+    path: Path,
+    model: Classifier,
+    extra: Mapping[str, str] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> str:
     """Save the weights as safetensors, all or nothing, even if the machine stops.
 
     The file's metadata say the architecture, the class names (null where unknown), the preset, the
@@ -62,16 +68,18 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
         path: a `.safetensors` file, or a folder that gets `weights.safetensors`.
         model: the classifier; it may be on any device.
         extra: further metadata, such as the method.
+        state: the weights that are saved, on the host; None: the model's own.
 
     Returns:
-        `weights_digest(model)`.
+        The digest of the weights, as `weights_digest`.
 
     Raises:
         InputError: the folder cannot be made.
         RunFailed: writing failed; nothing of ours is left there.
     """
     path = weights_path(path)
-    digest = weights_digest(model)
+    own = model.net.state_dict() if state is None else state
+    digest = tensors_digest(own)
     facts = {
         "letheon_format": _FORMAT,
         "letheon_version": __version__,
@@ -86,8 +94,8 @@ def save_model(path: Path, model: Classifier, extra: Mapping[str, str] | None = 
         facts["canaries"] = json.dumps(dataclasses.asdict(model.canaries))
     extra = extra or {}
     assert not facts.keys() & extra.keys()
-    state = {k: v.detach().cpu().contiguous() for k, v in model.net.state_dict().items()}
-    write_weights(path, state, {**facts, **extra})
+    tensors = {key: value.detach().cpu().contiguous() for key, value in own.items()}
+    write_weights(path, tensors, {**facts, **extra})
     return digest
 
 
@@ -225,23 +233,25 @@ def weights_digest(model: Classifier) -> str:
     """SHA-256 over the sorted (key, dtype, shape, bytes) of all weights and buffers.
 
     Equal on every device and rank that holds the same weights, in any memory format; waits for the
-    device.
+    device. Every rank must call where the weights are split over the ranks.
     """
-    return _digest(model.net.state_dict())
+    digest = tensors_digest(model.net.state_dict())
+    return from_first(digest) if is_split(model) else digest
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def tensors_digest(state: Mapping[str, Tensor]) -> str:
+    """The same of a state dict; where weights are split over the ranks, on the first rank alone."""
     total = hashlib.sha256()
     for key, value in sorted(state.items()):
         total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        flat = copy_to_first(value).contiguous().reshape(-1)
         total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
 def _check_digest(path: Path, weights: Weights) -> None:
     saved = weights.facts.get("digest")
-    if saved is not None and saved != (digest := _digest(_own_state(weights))):
+    if saved is not None and saved != (digest := tensors_digest(_own_state(weights))):
         raise InputError(
             f"got {path}; its weights have the digest {digest[:12]}; expected {saved[:12]}, with "
             "which they were saved; copy the file again"

@@ -28,6 +28,7 @@ from letheon.engine.checkpoints.run_state import (
 )
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.shards import host_state
 from letheon.engine.method import Run
 from letheon.engine.ranks.other_ranks import share_out_state
 from letheon.engine.runs.run_folder import LAST_FINITE, LOG, STATE, Record, source_facts
@@ -158,13 +159,10 @@ class Saver:
 
     def note_finite(self, epoch: int) -> None:
         """Keep the weights at the end of an epoch, all finite, on the first rank's host."""
+        assert self._course is not None
+        weights = host_state(self._course.run.model, self.ranks)
         if self.ranks.main:
-            assert self._course is not None
-            net = self._course.run.model.net.state_dict()
-            self._finite = (
-                epoch,
-                {key: value.detach().cpu().clone() for key, value in net.items()},
-            )
+            self._finite = (epoch, weights)
 
     def fail(self, reason: Exception) -> None:
         """Mark the run as failed; keep the weights of the last epoch that ended in finite ones."""
@@ -172,8 +170,7 @@ class Saver:
             epoch, weights = self._finite
             model, path = self._course.run.model, self.record.folder / LAST_FINITE
             with suppress(RunFailed):  # a full disk: the reason itself is what counts
-                model.net.load_state_dict(weights)
-                save_model(path, model, {"epoch": str(epoch)})
+                save_model(path, model, {"epoch": str(epoch)}, weights)
                 note(f"{path}: the weights at the end of epoch {epoch}, the last that are finite")
         self.record.fail(reason)
 

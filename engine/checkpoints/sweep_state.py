@@ -32,6 +32,7 @@ from letheon.engine.checkpoints.run_state import (
     wait_on_first,
 )
 from letheon.engine.distributed import gather_tensors, scatter_objects
+from letheon.engine.memory.shards import Shards
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, signals_wait, stop
 
 T = TypeVar("T")
@@ -67,6 +68,23 @@ class Gradients(Sums):
         """As `Sums`."""
         for parameter, other in zip(self._parameters, saved, strict=True):
             parameter.grad = torch.empty_like(parameter).copy_(other)
+
+
+class SplitGradients(Gradients):
+    """The same of a network that is split over the ranks: this rank's parts."""
+
+    def __init__(self, shards: Shards) -> None:
+        super().__init__([*shards.weights.values()])
+        self._shards = shards
+
+    def tensors(self) -> Sequence[Tensor]:
+        """As `Gradients`."""
+        self._shards.average()
+        return super().tensors()
+
+    def load(self, saved: Sequence[Tensor]) -> None:
+        """As `Sums`."""
+        self._shards.load_gradients(saved)
 
 
 class Rows(Sums):

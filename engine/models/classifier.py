@@ -258,6 +258,10 @@ _MODELS: dict[str, tuple[Make, Preset]] = {
         Preset(size=224, resize="short", resize_to=232, interpolation="bicubic"),
     ),
     "vit_b_16": (_vit(patch=16, layers=12, heads=12, width=768, mlp=3072), _IMAGENET),
+    "vit_h_14": (
+        _vit(patch=14, layers=32, heads=16, width=1280, mlp=5120),
+        Preset(size=224, resize="short", resize_to=224, interpolation="bicubic"),
+    ),
     "vit_tiny_16": (_vit(patch=16, layers=12, heads=3, width=192, mlp=768), _IMAGENET),
     "efficientnet_lite0": (lambda classes, size: EfficientNetLite0(classes), _LITE),
 }

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.memory.shards import is_split, keep_pace
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.batch import Loader
+from letheon.loaders.order import sweep_rounds
 from letheon.loaders.preset import Preset
 
 SAMPLES = 128
@@ -145,10 +147,15 @@ def _columns(look: Look, loader: Loader, rows: list[int]) -> list[Tensor]:
     before, training = next(model.parameters()).device, model.training
     none = torch.zeros(0, dtype=torch.int64, device=device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = [(none, none, none.double())]
+
+    def rounds() -> int:
+        size = int(getattr(loader, "batch_size", SAMPLES))
+        return sweep_rounds(len(rows), size, look.ranks.world)
+
     try:
         model.to(device).eval()
         with torch.no_grad():
-            for host in loader.sweep(rows):
+            for host in keep_pace(model, loader.sweep(rows), rounds):
                 batch = host.to(device)
                 with look.precision.autocast(device):
                     logits = model(batch.images).logits
@@ -171,7 +178,10 @@ def _cause(look: Look, answers: Answers, rows: list[int]) -> str:
             "that as classes"
         )
     best, said = answers, ""
-    for change in _presets(look.model.preset):
+    changes = _presets(look.model.preset)
+    if is_split(look.model):  # a size that it cannot take would leave its blocks gathered
+        changes = [change for change in changes if "size" not in change]
+    for change in changes:
         preset = replace(look.model.preset, **change)
         try:  # a size may be one that the network or the loader cannot take
             other = _ask(look, partial(look.open_as, preset), rows, (InputError, RuntimeError))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, state_dict
+from letheon.engine.memory.shards import own_part
 from letheon.engine.method import Run
 from letheon.errors import RunFailed
 
@@ -52,7 +53,7 @@ def find_bad(run: Run, loss: Tensor, scaled: bool) -> Tensor:
         0-dim bool on the device, equal on every rank.
     """
     bad = ~loss.detach().isfinite()
-    grads = [p.grad for p in run.parameters if p.grad is not None]
+    grads = [p.grad for p in run.parameters if p.grad is not None and p.grad.numel()]
     grads += [one for part in run.grad_parts.values() for one in part]
     if grads and not scaled:
         bad = bad | ~torch.stack(torch._foreach_norm(grads, float("inf"))).isfinite().all()
@@ -72,7 +73,7 @@ class Undo:
         """Copy weights, buffers, the optimizer's and the method's tensors."""
         self._optimizer = optimizer
         self._moving = [
-            *(tensor.detach() for tensor in run.model.parameters()), *run.model.buffers(),
+            *map(own_part, run.model.parameters()), *run.model.buffers(),
             *state_dict(state)[0].values(), *averages, *self._slots(),
         ]  # fmt: skip
         self._copies = [tensor.clone() for tensor in self._moving]

@@ -9,9 +9,10 @@ from typing import Literal
 
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.sweep_state import Sums
+from letheon.engine.memory.shards import blank_pass, even_rounds
 from letheon.engine.method import Loss, Run
 from letheon.kernels.keyed import permutation
-from letheon.loaders.batch import Batch
+from letheon.loaders.batch import Batch, Loader
 from letheon.loaders.order import sweep_rounds
 
 Part = Literal["forget", "retain", "all"]
@@ -38,15 +39,31 @@ def batches(
     if samples is not None and samples < len(indices):
         order = permutation(run.seed, "statistics", 0, len(indices))[:samples]
         indices = sorted(indices[i] for i in order.tolist())
-    found: Iterator[Batch] = iter(())
+    rounds = sweep_rounds(len(indices), run.recipe.batch_size, run.ranks.world)
+
+    def read(skip: int) -> Iterator[Batch | None]:
+        own = sweep(run, run.loader, indices, skip)
+        return own if run.shards is None else even_rounds(own, rounds - skip)
+
     if run.sweeps is None or sums is None:
-        found = run.loader.sweep(indices)
+        found = read(0)
     else:
         whole = sweep_name(run, f"{name}, {samples} samples", part)
-        rounds = sweep_rounds(len(indices), run.recipe.batch_size, run.ranks.world)
-        found = run.sweeps.watch(whole, sums, lambda k: run.loader.sweep(indices, k), rounds)
+        found = run.sweeps.watch(whole, sums, read, rounds)
     for batch in found:
-        yield batch.to(run.ranks.device)
+        if batch is None:  # another rank has one more
+            blank_pass(run.model)
+        else:
+            yield batch.to(run.ranks.device)
+
+
+def sweep(
+    run: Run, loader: Loader, indices: list[int] | None = None, skip: int = 0
+) -> Iterator[Batch]:
+    """Yield what `loader.sweep` yields, from images that the runs of a call keep, if they do."""
+    if run.image_memory is None:
+        return loader.sweep(indices, skip)
+    return run.image_memory.sweep(loader, indices, skip)
 
 
 def sweep_name(run: Run, what: str, part: Part) -> str:
@@ -54,6 +71,7 @@ def sweep_name(run: Run, what: str, part: Part) -> str:
     known = (
         what, part, weights_digest(run.model), run.model.preset, tuple(run.named_parameters),
         run.forget.tolist(), run.precision.dtype, run.recipe.batch_size, run.ranks.world, run.seed,
+        *(["split"] if run.shards is not None else []),
     )  # fmt: skip
     return hashlib.sha256(repr(known).encode()).hexdigest()
 

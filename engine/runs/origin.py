@@ -52,8 +52,10 @@ def plan_start(
         InputError: on every rank: the folder holds a run of something else, which is named.
     """
     start, problem = Start({}), None
+    split = run.shards is not None  # then every rank has a part of the weights
+    weights = weights_digest(run.model) if run.ranks.main or split else ""
     if run.ranks.main:
-        origin = describe_origin(plan, method, run)
+        origin = describe_origin(plan, method, run, weights)
         folder = working_folder(out) if overwrite else out
         before = read_origin(folder)
         odd = differences(before, origin) if before is not None else []
@@ -80,10 +82,10 @@ def plan_start(
     return Start(start.origin, resume, finished, overrides)
 
 
-def describe_origin(plan: Plan, method: Method, run: Run) -> dict[str, Any]:
+def describe_origin(plan: Plan, method: Method, run: Run, weights: str) -> dict[str, Any]:
     """Settings, data, request, weights at the start, ranks and code of a run, by dotted name.
 
-    Call it before the run is prepared; on the first rank.
+    Call it before the run is prepared, on the first rank, with the digest of its weights.
     """
     named = ((field.name, getattr(plan.job, field.name)) for field in dataclasses.fields(plan.job))
     settings = {name: value for name, value in named if name not in _FREE | {"method"}}
@@ -92,7 +94,7 @@ def describe_origin(plan: Plan, method: Method, run: Run) -> dict[str, Any]:
         "method": method,
         "data": plan.set_digests(),
         "request": run.request,
-        "weights": weights_digest(run.model),
+        "weights": weights,
         "seed": plan.seed,
         "world": run.ranks.world,
         "packages": packages(),

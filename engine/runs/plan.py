@@ -19,6 +19,8 @@ from letheon.engine.distributed import Ranks, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.memory.activations import find_blocks
+from letheon.engine.memory.sharding import shard_run
+from letheon.engine.memory.shards import host_state
 from letheon.engine.method import Method, Run
 from letheon.engine.models.batch_norm import check_kinds
 from letheon.engine.models.classifier import Classifier
@@ -213,6 +215,8 @@ def train_and_save(
         InputError: the folder holds an unfinished run of something else.
         Stopped: a signal came, and the state is saved.
     """
+    if run.splits:  # before anything runs: no device holds the whole network
+        shard_run(run)
     check_knowledge(plan, method, run)
     saving = saving or SaveOptions()
     start = plan_start(plan, method, run, out, saving, overwrite)
@@ -293,9 +297,12 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
     request = plan.dated_request if run.ranks.main else plan.request
     if request is not None:
         run.model.requests = (*run.model.requests, request)
+    weights = host_state(run.model, run.ranks) if run.shards is not None else None
     if run.ranks.main:
         facts["images"] = {"train": len(plan.data.train), "test": len(plan.data.test)}
-        facts["weights"] = save_model(record.folder, run.model, {"method": facts["method"]})
+        facts["weights"] = save_model(
+            record.folder, run.model, {"method": facts["method"]}, weights
+        )
         facts["data"] = plan.set_digests()  # known since the start; the weights are safe first
         numbers, size = torch.from_numpy(plan.numbers), len(plan.data.train)
         facts["reads"] = write_reads(record.folder, run.reads, run.forget, numbers, size)

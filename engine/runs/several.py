@@ -15,15 +15,18 @@ import torch.distributed as dist
 from letheon.engine.checkpoints.saver import SaveOptions, Saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
+from letheon.engine.memory.sharding import count_parts
 from letheon.engine.method import Method, Run
+from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
 from letheon.engine.runs.stop import Poll, defer
-from letheon.engine.runs.together import Member, run_together
+from letheon.engine.runs.together import Member, refuse_split, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.memory import free_bytes
 from letheon.progress import note
 
+IMAGES = 8  # one part in so many of the free memory is for images that statistics share
 SHARE = 0.5  # of the free memory for weights and optimizers; the rest is for steps and images
 
 
@@ -53,6 +56,8 @@ def train_all(
         RuntimeError: some did not end for a fault of ours; the others are done.
         InputError: the data cannot be read.
     """
+    for job in jobs:
+        refuse_split(job.run)
     saving = saving or SaveOptions()
     starts = {
         job.name: plan_start(job.plan, job.method, job.run, job.out, saving, overwrite)
@@ -71,10 +76,11 @@ def train_all(
     for job in starting[:1]:  # all start from one original
         check_knowledge(job.plan, job.method, job.run)
     groups, line = group_by_memory(jobs, ranks)
+    memory = ImageMemory(free_bytes(torch.device("cpu")) // (IMAGES * ranks.world))
     statistics: dict[Any, Any] = {}
     for job in jobs:
         job.run.notes.append(line)
-        job.run.shared = statistics
+        job.run.shared, job.run.image_memory = statistics, memory
     if ranks.main:
         for text in dict.fromkeys(text for job in jobs for text in job.run.notes):
             note(text)
@@ -145,16 +151,20 @@ def group_by_memory(jobs: Sequence[NamedPlan], ranks: Ranks) -> tuple[list[list[
     return groups, f"{memory}, of which half may be used: {at_once}"
 
 
-def peak_bytes(job: NamedPlan) -> int:
-    """Bytes a run keeps between its steps, at most: multiples of its weights.
+def peak_bytes(job: NamedPlan, world: int = 1) -> int:
+    """Bytes a rank of `world` keeps between its steps, at most: multiples of its weights.
 
     The weights and their gradient, the optimizer's moments, a running average where one is asked
     for, and two more for what its method may keep: a teacher, a mask, the weights it started from.
-    A run that takes bad steps back holds a copy of all but the gradient.
+    A run that takes bad steps back holds a copy of all but the gradient. Of a network that is split
+    over the ranks it is the multiple of a rank's part, with what a step gathers at once.
     """
     recipe = job.plan.recipe
     copies = 4 + (2 if recipe.optimizer == "adamw" else 1) + (1 if recipe.ema else 0)
     if recipe.on_nonfinite == "skip":
         copies += copies - 1  # `Undo` holds all but the gradient again
+    if job.run.precision.reduction(world) == "shard":
+        part, gathered = count_parts(job.run.model, world)
+        return copies * part + gathered
     tensors = [*job.run.model.parameters(), *job.run.model.buffers()]
     return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -37,6 +37,22 @@ class Member:
     """Called once it is trained, such as to save it; its memory is let go after that."""
 
 
+def refuse_split(run: Run) -> None:
+    """Refuse a run that is to be split over the ranks among several of one process.
+
+    Raises:
+        InputError: on every rank.
+    """
+    if run.splits:
+        refusal = InputError(
+            "got reduce shard with several runs in one call, which would share one network on each "
+            "rank; start them one by one",
+            option="reduce",
+        )
+        refusal.everywhere = True
+        raise refusal
+
+
 def run_together(
     members: Sequence[Member], ranks: Ranks, poll: Poll | None = None
 ) -> dict[str, Exception]:

@@ -56,4 +56,7 @@ def _forgotten(of: Comparison) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    return shlex.join([Path(words[0]).name, *words[1:]]) if words else ""
+    """Write the command that was typed; the first word of a console command is two."""
+    if not words:
+        return ""
+    return f"{Path(words[0]).name} {shlex.join(words[1:])}"

@@ -45,6 +45,7 @@ _APPROXIMATE = {"faiss-ivf": faiss_index.inverted_lists, "faiss-cagra": faiss_in
 _GRID = 2.0**36  # scores closer than 2^-36 of the largest possible one are equal
 _INDEX_BITS = 26  # beside 37 bits of score and a sign
 _LEAST = torch.iinfo(torch.int64).min
+_BELOW_SIGN = torch.iinfo(torch.int32).max
 _NONE = -1.5  # the score of no row
 _SPARE = 16  # candidates beyond k, at least
 _TILE = {"cpu": (512, 32768), "cuda": (4096, 65536)}  # queries x database rows of one GEMM
@@ -52,9 +53,7 @@ _WORTH = {"cpu": 40, "cuda": 2}
 """Database rows a candidate, below which proposing costs more than it saves. On a CPU by
 `bench_eval.py --only search`: at k of 200 every score in float64 is quicker for 2,000 and 8,000
 rows, slower for 32,000. Not measured on a GPU."""
-_FEW = 256
-"""Columns a candidate, below which numpy's partition finds the candidates of a row on a CPU, above
-which groups do: measured at 2,000 and 10,000 columns."""
+_PARTITIONED = 2**17  # values that are partitioned at once
 _SAMPLED = 256  # queries on which recall is measured
 
 
@@ -106,34 +105,49 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     return torch.from_numpy(np.sort(best, axis=1)).flip(1)
 
 
-def _descending(values: Tensor) -> Tensor:
-    """(q, m) int64: the order of (q, m) values, the largest first."""
-    if values.is_cuda:
-        return values.argsort(dim=1, descending=True)
-    return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
+def _descending(fast: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """(q, m) float32 scores and their positions (-1: none), the largest score first."""
+    if fast.is_cuda:
+        order = fast.argsort(dim=1, descending=True)
+        return fast.gather(1, order), places.gather(1, order)
+    # One int64 of both, which numpy sorts many times as fast as it finds an order: the bits of a
+    # float count upwards, those of a negative one downwards.
+    bits = fast.contiguous().view(torch.int32)
+    keys = ((bits ^ ((bits >> 31) & _BELOW_SIGN)).long() << 32) + (places + 1)
+    keys = torch.from_numpy(np.sort(keys.numpy(), axis=1)).flip(1)
+    bits = (keys >> 32).int()
+    return (bits ^ ((bits >> 31) & _BELOW_SIGN)).view(torch.float32), (keys & 0xFFFFFFFF) - 1
+
+
+def _columns(values: Tensor, m: int) -> Tensor:
+    """(q, m) int64 columns of the largest of (q, n) values, in no order."""
+    n = values.shape[1]
+    if values.is_cuda or m >= n:
+        return values.topk(min(m, n), dim=1, sorted=False).indices
+    rows = values.split(max(1, _PARTITIONED // n))  # few enough for their order to stay in a cache
+    parts = [np.argpartition(part.numpy(), n - m, axis=1)[:, n - m :] for part in rows]
+    return torch.from_numpy(np.concatenate(parts)) if parts else values.topk(m, dim=1).indices
 
 
 def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """(q, m) largest of (q, n) values and their columns, in no order.
 
-    In a wide row, the m groups of columns with the largest maxima hold them: the value of a column
-    left out is reached by each of these maxima.
+    The m groups of columns with the largest maxima hold them: the value of a column left out is
+    reached by each of these maxima.
     """
     n = values.shape[1]
     size = int((n / m) ** 0.5)
-    if not values.is_cuda and m < n < _FEW * m:
-        columns = torch.from_numpy(np.argpartition(values.numpy(), n - m, axis=1)[:, n - m :])
-        return values.gather(1, columns), columns
     if size < 3:
-        return values.topk(min(m, n), dim=1, sorted=False)
+        columns = _columns(values, m)
+        return values.gather(1, columns), columns
     groups = n // size  # group g: columns g, g + groups, ...; the rest stands for itself
-    best = values[:, : groups * size].unflatten(1, (size, groups)).amax(dim=1)
-    best = best.topk(m, dim=1, sorted=False).indices
+    best = _columns(values[:, : groups * size].unflatten(1, (size, groups)).amax(dim=1), m)
     steps = torch.arange(0, groups * size, groups, device=values.device)
     rest = torch.arange(groups * size, n, device=values.device).expand(len(values), -1)
     columns = torch.cat([(best[:, None] + steps[:, None]).flatten(1), rest], dim=1)
-    best, order = values.gather(1, columns).topk(m, dim=1, sorted=False)
-    return best, columns.gather(1, order)
+    found = values.gather(1, columns)
+    inner = _columns(found, m)
+    return found.gather(1, inner), columns.gather(1, inner)
 
 
 def _propose(scores: Scores, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -233,8 +247,7 @@ def _local(scores: Scores, k: int, backend: Proposer) -> tuple[Tensor, Tensor]:
         else:
             dtype = torch.bfloat16 if backend == "torch-bf16" else torch.float32
             fast, places = _propose(scores, m, dtype)
-    order = _descending(fast)
-    fast, places = fast.gather(1, order), places.gather(1, order)
+    fast, places = _descending(fast, places)
     floor = fast[:, k - 1 : k].double() - _doubt(width)
     counts, unproven = (fast >= floor).sum(dim=1), fast[:, -1:] >= floor
     if backend in _APPROXIMATE or backend == "torch-bf16":
@@ -342,8 +355,7 @@ def nearest_sets(
     m = min(n, k + k // 8 + _SPARE)
     with _full_float32():
         fast, places = _propose(scores, m, torch.float32)
-    order = _descending(fast)
-    fast, places = fast.gather(1, order), places.gather(1, order)
+    fast, places = _descending(fast, places)
     doubt, column = _doubt(width), torch.arange(m, device=fast.device)
     open_ranges = torch.zeros_like(places, dtype=torch.bool)
     for each in ks:
@@ -375,7 +387,7 @@ def _order_ranges(scores: Scores, places: Tensor, ranges: Tensor) -> None:
     step = max(1, scores.held // scores.queries.shape[1])
     for row, place in zip(rows.split(step), found.split(step), strict=True):
         near = scores.center_rows(scores.database[place.to(scores.database.device)])
-        dot = (near * scores.queries[row]).sum(dim=1)
+        dot = torch.linalg.vecdot(near, scores.queries[row])
         parts.append(dot * scores.scale[place] + scores.bias[place])
     keys = _keys(torch.cat(parts), found)
     starts = ranges & ~ranges.roll(1, dims=1)

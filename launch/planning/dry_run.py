@@ -56,9 +56,10 @@ class RunPlan:
     method: str
     world: int
     passes: tuple[PassPlan, ...]
-    reduced_bytes: int  # that each rank gives to the all-reduce of a step
+    reduced_bytes: int  # of gradients that are averaged over the ranks in a step
     state_bytes: int  # weights, optimizer and what the method may keep, at most
     activation_bytes: int  # of the largest part of a batch on one rank; 0: not known
+    split: bool = False  # the network's weights are, over the ranks
 
 
 class FewImages(Loader):
@@ -102,7 +103,8 @@ def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> Ru
     check_knowledge(plan, method, alone)
     few = FewImages(alone.loader, alone.forget, plan.split[0].train.labels)
     run = replace(alone, model=copy.deepcopy(alone.model), loader=few)
-    run.precision.apply(run.model, device)
+    if not next(run.model.parameters()).is_meta:
+        run.precision.apply(run.model, device)
     state = method.prepare(run) or State()
     check_sync(method, replace(run, ranks=Ranks(world=world, device=device)), state)
     passes = [
@@ -121,8 +123,8 @@ def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> Ru
     return RunPlan(
         method.name, world, tuple(passes),
         sum(p.numel() for p in run.parameters) * wire * max(parts, 1) * (world > 1),
-        peak_bytes(NamedPlan("", method, plan, alone, Path())),
-        count_activations(run.model, rows),
+        peak_bytes(NamedPlan("", method, plan, alone, Path()), world),
+        count_activations(run.model, rows), run.precision.reduction(world) == "shard",
     )  # fmt: skip
 
 
@@ -216,10 +218,18 @@ def as_text(run: RunPlan) -> str:
         )
     if not run.passes:
         lines.append("  no steps: its work is done before the first")
-    lines.append(f"  all-reduce of {run.reduced_bytes / 1e6:.2f} MB a step")
+    count = f"{run.reduced_bytes / 1e6:.2f} MB"
+    if run.split:
+        lines.append(
+            f"  split over the ranks: {count} of weights are gathered block by block, twice a "
+            "step, and as much of gradient is reduced"
+        )
+    else:
+        lines.append(f"  all-reduce of {count} a step")
     lines.append(
         f"  memory a rank, at most: {run.state_bytes / GIB:.2f} GiB of weights, gradient, "
-        f"optimizer and what the method keeps, and {run.activation_bytes / GIB:.2f} GiB of "
+        f"optimizer and what the method keeps{', with the blocks that are gathered' * run.split}, "
+        f"and {run.activation_bytes / GIB:.2f} GiB of "
         "activations in float32"
     )
     return "\n".join(lines)

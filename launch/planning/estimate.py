@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -136,6 +136,11 @@ def estimate(
     yield f"{steps * seconds / 3600:.3f} hours for {job.epochs} epochs of {total} images"
     disk = 3 * count / 2**30  # the weights, and a saved state with the optimizer's
     yield f"{memory / 2**30:.2f} GiB a rank in float32, at most; {disk:.2f} GiB of disk"
+    if world > 1:
+        run.precision = replace(run.precision, reduce="shard")
+        kept = peak_bytes(NamedPlan("", Train(recipe), plan, run, Path()), world)
+        memory = kept + count_activations(model, share)
+        yield f"{memory / 2**30:.2f} GiB a rank with reduce shard, which splits the network"
 
 
 def _probe(options: JobOptions, model: Classifier, size: int, ranks: Ranks) -> float:

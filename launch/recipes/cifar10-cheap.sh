@@ -15,7 +15,7 @@ launch=${LAUNCH:-python}
 [ -e "$out/data" ] || python "$here/prepare.py" --source "$source" --form arrays --size 32 --out "$out/data"
 $launch "$here/forget.py" --data "$out/data" --weights "$weights" --model resnet20 --forget class:truck --dtype bf16 \
     --seed "${SEED:-1}" --out "$out/runs" \
-    spkd --epochs 1 --lr 1e-3 + pseudo-label --epochs 1 --batch-size 128 --lr 2e-3 \
-    + delete --epochs 1 --batch-size 128 --lr 4e-3 + esc --share 0.1
+    spkd --epochs 1 --lr 1e-3,3e-3 + pseudo-label --epochs 1 --batch-size 128 --lr 5e-4,2e-3 \
+    + delete --epochs 1 --batch-size 128 --lr 5e-4,4e-3 + esc --share 0.015,0.1
 $launch "$here/evaluate.py" --data "$out/data" --model resnet20 --original "$weights" --dtype bf16 \
     --runs "$out"/runs/* --out "$out/table" --overwrite

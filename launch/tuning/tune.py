@@ -32,6 +32,7 @@ from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan, check_knowledge, describe
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.stop import Poll
+from letheon.engine.runs.together import refuse_split
 from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.launch.api import plan_forgetting
@@ -133,7 +134,11 @@ class Case:
         """Plan one run on the images that the search may read."""
         job = dataclasses.replace(self.settings, seed=seed)
         part = self.division
-        return plan_forgetting(job, method, self.model, part.data, part.request, self.ranks, like)
+        plan, run = plan_forgetting(
+            job, method, self.model, part.data, part.request, self.ranks, like
+        )
+        refuse_split(run)
+        return plan, run
 
     def open_measured(self, run: Run, model: Classifier | None = None) -> Loader:
         """Open the measured images, as a model wants them."""

@@ -117,12 +117,19 @@ class Backend(ABC):
 
         `Batch.total` is the number of samples of the whole sweep. Ranks may differ by one batch.
         """
+        return self.read_parts(self.sweep_parts(indices)[skip:])
+
+    def sweep_parts(self, indices: Sequence[int] | None = None) -> list[order.Part]:
+        """Cut this rank's share of a sweep into batches."""
         wanted = np.arange(len(self.images)) if indices is None else np.asarray(indices, np.int64)
         mine = wanted[order.share(len(wanted), self.rank, self.world)]
         step = -(-self.batch_size // self.world)
         cuts = [mine[start : start + step] for start in range(0, len(mine), step)]
-        parts = [order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts]
-        return waits("data", self.make_batches(parts[skip:], None, self.preset))
+        return [order.Part(i, np.zeros_like(i), len(wanted)) for i in cuts]
+
+    def read_parts(self, parts: list[order.Part]) -> Iterator[Batch]:
+        """Yield the batches of some parts of a sweep, with the test transform."""
+        return waits("data", self.make_batches(parts, None, self.preset))
 
     @abstractmethod
     def make_batches(

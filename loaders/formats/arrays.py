@@ -64,16 +64,16 @@ class MappedImages(ArrayImages):
                 "one int64 an image; prepare the set again"
             )
         labels = np.array(labels)
+        if "pieces" in part and hashlib.sha256(labels.tobytes()).hexdigest() != part["labels"]:
+            raise InputError(
+                f"{folder / 'labels.npy'}: got labels that are not those that were prepared, by "
+                "their digest, expected these; prepare the set again"
+            )
         super().__init__(str(part["name"]), pixels, labels, classes, str(part.get("digest", "")))
         self._place = folder, part
         self._pieces: PieceDigests | None = None
         self._rows = 1
         if "pieces" in part:
-            if hashlib.sha256(labels.tobytes()).hexdigest() != part["labels"]:
-                raise InputError(
-                    f"{folder / 'labels.npy'}: got labels that are not those that were prepared, "
-                    "by their digest, expected these; prepare the set again"
-                )
             self._rows = min(max(int(part["rows"]), 1), PIECE)
             count = -(-len(labels) // self._rows)
             self._pieces = PieceDigests(folder / "images.digests", count, part["pieces"])

@@ -33,13 +33,29 @@ def end_to_end(path: Path, ours: float) -> Path:
 
 def test_the_readme_shows_the_committed_results() -> None:
     from plot import RESULTS, WRITE, between, summary, tables
+    from tables.opening import opening
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert between(text) == summary(RESULTS), f"run {WRITE}"
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert between(page) == tables(RESULTS), f"run {WRITE}"
+    assert between(page, "opening") == opening(RESULTS), f"run {WRITE}"
     shown = re.findall(r"\(docs/pictures/([^)]+)\)", text)
     assert shown and all((ROOT / "docs" / "pictures" / name).is_file() for name in shown)
+
+
+def test_a_cell_that_nobody_measured_says_so(tmp_path: Path) -> None:
+    from tables.opening import opening
+
+    x = "small, 32 px"
+    results(
+        tmp_path / "retrain_cpu.csv",
+        ("retrain", "plain", "processor", x, 500.0),
+        ("retrain", "fast", "processor", x, 100.0),
+    )
+    lines = opening(tmp_path).splitlines()
+    assert lines[2].endswith("s of processor time | fast recipe: 100 s, no less accurate | 5.0 |")
+    assert all("not measured" in line and "nan" not in line for line in lines[3:])
 
 
 JOBS = ("spkd", "all")

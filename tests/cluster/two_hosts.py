@@ -26,7 +26,7 @@ def missing() -> str:
 
 
 class Hosts:
-    """Two namespaces, each with a name, an address and two ranks."""
+    """Two namespaces, each with a name, an address and ranks of its own."""
 
     def __init__(self) -> None:
         """Make both; `close` removes them."""
@@ -51,12 +51,22 @@ class Hosts:
     def address(host: int) -> str:
         return f"10.77.0.{host + 1}"
 
-    def start(self, host: int, meeting: str, *args: str, log: Path) -> subprocess.Popen[str]:
-        """Start one agent with two ranks on a host; `meeting` names the job."""
+    def start(
+        self,
+        host: int,
+        meeting: str,
+        *args: str,
+        log: Path,
+        ranks: int = 2,
+        script: str = SCRIPT,
+        restarts: int = 3,
+    ) -> subprocess.Popen[str]:
+        """Start one agent with its ranks on a host; `meeting` names the job."""
         agent = [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2",
-            "--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={self.address(0)}:29701",
-            f"--rdzv-id={meeting}", "--shutdown-timeout=10", SCRIPT, *args,
+            sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
+            f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.address(0)}:29701", f"--rdzv-id={meeting}",
+            "--shutdown-timeout=10", script, *args,
         ]  # fmt: skip
         name = self.names[host]
         command = ["ip", "netns", "exec", name, "unshare", "-u", "bash", "-c"]
@@ -64,7 +74,7 @@ class Hosts:
         with log.open("a") as file:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, text=True, cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
         self.agents.append(process)
         return process

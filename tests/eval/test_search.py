@@ -25,6 +25,16 @@ def test_groups_hold_the_largest(n: int, m: int) -> None:
         assert all(len(set(row)) == len(row) for row in columns.tolist())
 
 
+def test_scores_are_sorted_with_their_positions() -> None:
+    draw = torch.Generator().manual_seed(0)
+    fast = torch.randn(7, 50, generator=draw) * torch.logspace(-40, 30, 50)
+    fast[0, :4] = torch.tensor([0.0, -torch.inf, torch.inf, -1e-45])
+    places = torch.stack([torch.randint(-1, 2**26, (50,), generator=draw) for _ in range(7)])
+    got, moved = neighbors._descending(fast, places)
+    want, order = fast.sort(dim=1, descending=True)
+    assert torch.equal(got, want) and torch.equal(moved, places.gather(1, order))
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_no_fast_score_errs_by_more_than_the_bound(metric: Metric, dtype: torch.dtype) -> None:

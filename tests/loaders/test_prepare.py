@@ -125,3 +125,15 @@ def test_a_broken_or_newer_set_is_refused(draw: Drawn, tmp_path: Path) -> None:
         told.write_text(content)
         with pytest.raises(InputError, match=message):
             open_data(str(tmp_path / "out"))
+
+
+def test_a_flipped_bit_of_the_labels_names_their_file(draw: Drawn, tmp_path: Path) -> None:
+    prepare(open_data(str(draw(PATHS))), tmp_path / "prepared", size=8, workers=0)
+    file = tmp_path / "prepared" / "test" / "labels.npy"
+    whole = file.read_bytes()
+    for bit in (8 * 128, 8 * 128 + 53):  # another class; a class that there is none of
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"test/labels\.npy: got labels that are not those"):
+            open_data(str(tmp_path / "prepared"))

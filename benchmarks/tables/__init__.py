@@ -1,0 +1,1 @@
+"""Tables of the documents, from the results."""

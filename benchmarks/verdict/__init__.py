@@ -1,0 +1,1 @@
+"""What a verdict on ten methods and oracles cost by one command."""

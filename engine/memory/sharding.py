@@ -1,0 +1,88 @@
+"""Split a run over the ranks: what can be, in which units, and what a rank then holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from letheon.engine.memory.activations import find_blocks
+from letheon.engine.memory.shards import Shards
+from letheon.engine.method import Method, Run
+from letheon.engine.recipe import ELEMENTWISE
+from letheon.errors import InputError
+
+
+def check_sharding(method: Method, run: Run) -> None:
+    """Refuse a run that is to be split over the ranks and reads more than single weights.
+
+    Raises:
+        InputError: the method, its optimizer or its batch-norm needs whole tensors.
+    """
+    if not run.splits:
+        return
+    recipe = run.recipe
+    whole = ""
+    if not method.elementwise:
+        whole = f"{method.name}, which does not move each weight by itself"
+    elif recipe.optimizer not in ELEMENTWISE:
+        whole = f"optimizer {recipe.optimizer}, which does not move each weight by itself"
+    elif recipe.batch_norm == "sync":
+        whole = "batch-norm sync, which is not made for it"
+    if whole:
+        raise InputError(
+            f"got reduce shard with {whole}; expected a method that does (as finetune, "
+            "random-label, salun or spkd), optimizer sgd or adamw, and batch-norm local or frozen; "
+            "take such ones, or reduce auto with activation_checkpoint and rank_batch",
+            option="reduce",
+        )
+
+
+def shard_run(run: Run) -> None:
+    """Split a run's network over the ranks, once, and move each part to its device.
+
+    Before that the network is on the host: no device ever holds all of it.
+    """
+    if run.shards is not None:
+        return
+    model = run.model
+    run.precision.choose_kernels(model, run.ranks.device)
+    for parameter in model.parameters():  # torch splits contiguous weights alone
+        parameter.data = parameter.data.contiguous()
+    run.shards = Shards(model, find_units(model), run.ranks)
+
+
+def find_units(model: nn.Module) -> list[str]:
+    """Paths of the blocks that are gathered one at a time; none where there are no blocks."""
+    try:
+        blocks = {id(block) for block in find_blocks(model)}
+    except InputError:
+        return []
+    return [path for path, module in model.named_modules() if id(module) in blocks]
+
+
+def count_parts(model: nn.Module, world: int) -> tuple[int, int]:
+    """Count bytes of a network split over `world` ranks.
+
+    Returns:
+        Those of the largest part, buffers included, which each rank has whole; and those that are
+        gathered beside it at most: two blocks (the next one is fetched early), one block's
+        gradient, and what lies in no block.
+    """
+    own = sum(_size(buffer) for buffer in model.buffers())
+    for parameter in model.parameters():
+        rows = -(-len(parameter) // world)
+        own += rows * _size(parameter) // len(parameter)
+    blocks = [_weights([model.get_submodule(path)]) for path in find_units(model)]
+    rest = _weights([model]) - sum(blocks)
+    largest = max(blocks, default=rest)  # without blocks the gradient is that of all
+    return own, rest + (3 if blocks else 1) * largest
+
+
+def _weights(modules: Sequence[nn.Module]) -> int:
+    return sum(_size(parameter) for module in modules for parameter in module.parameters())
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,305 @@
+"""Parts of a network whose weights are split over the ranks: each rank's own, and the whole again.
+
+A weight is split along its first dimension into contiguous parts, those of the last ranks smaller
+or empty, as torch's FSDP2 does (`fully_shard`; Zhao et al. 2023, "PyTorch FSDP"). What is made of
+weights element by element (gradients, slots, masks, averages) is split alike by itself, since it
+is made of this rank's part alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from letheon.engine.distributed import Ranks
+from letheon.engine.gradient_sync import Alone
+from letheon.errors import RunFailed
+
+if TYPE_CHECKING:
+    from letheon.engine.models.classifier import Classifier
+    from letheon.loaders.batch import Batch
+
+T = TypeVar("T")
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether a network's weights are split over the ranks."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a weight, detached, in the weight's memory; else all of it."""
+    detached = tensor.detach()
+    to_local: Callable[[], Tensor] | None = getattr(detached, "to_local", None)
+    return detached if to_local is None else to_local()
+
+
+def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of every tensor of a state dict."""
+    return {name: own_part(tensor) for name, tensor in tensors.items()}
+
+
+def cut(whole: Tensor, ranks: Ranks) -> Tensor:
+    """Cut this rank's part out of what fits a whole weight, such as a mask."""
+    rows = _rows(len(whole), ranks.world)
+    start = sum(rows[: ranks.rank])
+    return whole[start : start + rows[ranks.rank]]
+
+
+def copy_to_first(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the host; one that is split is whole on the first rank, empty elsewhere.
+
+    No device holds more than its part. Every rank must call where the weight is split.
+    """
+    own = own_part(tensor).cpu()
+    mesh = getattr(tensor, "device_mesh", None)
+    if mesh is None:
+        return own
+    return _gather(own, len(tensor), Ranks(mesh.get_local_rank(), mesh.size()))
+
+
+def from_first(value: T) -> T:
+    """Return the first rank's small object, which can be pickled, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    return values[0]
+
+
+def host_state(model: Classifier, ranks: Ranks) -> dict[str, Tensor]:
+    """Copy the whole state dict to the first rank's host, a tensor at a time; elsewhere nothing.
+
+    Every rank must call.
+    """
+    if not ranks.main and not is_split(model):
+        return {}
+    copies = {key: copy_to_first(value) for key, value in model.net.state_dict().items()}
+    return {key: value.clone() for key, value in copies.items()} if ranks.main else {}
+
+
+class Shards(Alone):
+    """A network split over the ranks by FSDP2, each of its units and the rest gathered when used.
+
+    What a rank trains are ordinary parameters of its own part's shape, in the memory of the split
+    weights: optimizers, masks and averages need to know nothing of it.
+    """
+
+    def __init__(self, model: Classifier, units: Sequence[str], ranks: Ranks) -> None:
+        """`units` are the paths of the blocks that are gathered one at a time."""
+        self.net: Classifier = model
+        self.ranks = ranks
+        self._units = units
+        self._empty = _copy_on_meta(model)
+        split(model, units, ranks)
+        self._pairs = {
+            name: (weight, nn.Parameter(own_part(weight)))
+            for name, weight in model.named_parameters()
+        }
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """This rank's part of every weight that is trained, by its name in the model."""
+        return {name: own for name, (weight, own) in self._pairs.items() if weight.requires_grad}
+
+    def average(self) -> None:
+        """Hand the gradients, which the backward pass has averaged and split, to the parts."""
+        for weight, own in self._pairs.values():
+            own.grad = None if weight.grad is None else own_part(weight.grad)
+
+    def clear(self) -> None:
+        """After the step."""
+        for weight, own in self._pairs.values():
+            weight.grad = own.grad = None
+
+    def load_gradients(self, parts: Sequence[Tensor]) -> None:
+        """Set the gradients, to which the next backward pass adds, one part per trained weight."""
+        weights = [weight for weight, _ in self._pairs.values() if weight.requires_grad]
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = torch.zeros_like(weight)
+            own_part(weight.grad).copy_(part)
+
+    @torch.no_grad()
+    def copy(self, of: Classifier | None = None) -> Classifier:
+        """Make a frozen copy of the network as it is now, in evaluation mode, split alike.
+
+        Or of another of the same architecture, `of`, which every rank has whole.
+        """
+        twin = copy.deepcopy(self._empty).eval().requires_grad_(False)
+        split(twin, self._units, self.ranks)
+        twin.to_empty(device=self.ranks.device)
+        weights = dict((of or self.net).named_parameters())
+        for name, tensor in twin.named_parameters():
+            part = own_part(weights[name]) if of is None else cut(weights[name], self.ranks)
+            own_part(tensor).copy_(part)
+        buffers = dict((of or self.net).named_buffers())
+        for name, buffer in twin.named_buffers():
+            buffer.copy_(buffers[name])
+        return twin
+
+    @torch.no_grad()
+    def host_copy(self) -> Classifier:
+        """Copy the whole network to every rank's host, a tensor at a time; every rank must call."""
+        net, twin = self.net, copy.deepcopy(self._empty).to_empty(device="cpu")
+        twin.class_names, twin.requests = net.class_names, net.requests
+        twin.canaries = net.canaries
+        weights, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+        for name, whole in twin.named_parameters():
+            found = copy_to_first(weights[name])
+            if self.ranks.main:
+                whole.copy_(found)
+            dist.broadcast(whole.detach().view(-1).view(torch.uint8), 0)
+        for name, buffer in twin.named_buffers():
+            buffer.copy_(buffers[name])
+        return twin.train(net.training)
+
+    def choose(
+        self, scores: Sequence[Tensor], choice: Callable[[list[Tensor]], list[list[Tensor]]]
+    ) -> list[list[Tensor]]:
+        """Choose among all weights by what is split like them: whole on the first rank's host.
+
+        Args:
+            scores: one tensor per parameter of `weights`, this rank's part.
+            choice: groups of one tensor per parameter, from the whole scores.
+
+        Returns:
+            The groups, this rank's part, on its device.
+
+        Raises:
+            RunFailed: on every rank: `choice` raised a ValueError.
+        """
+        shapes = [self._pairs[name][0].shape for name in self.weights]
+        whole = [
+            _gather(score.cpu(), shape[0], self.ranks)
+            for score, shape in zip(scores, shapes, strict=True)
+        ]
+        groups: list[list[Tensor]] = []
+        problem = ""
+        if self.ranks.main:
+            try:
+                groups = choice(whole)
+            except ValueError as error:
+                problem = str(error)
+        problem, dtypes = from_first((problem, [[one.dtype for one in g] for g in groups]))
+        if problem:
+            raise RunFailed(problem)
+        return [
+            [
+                _scatter(groups[k][n] if groups else None, shape, dtype, self.ranks)
+                for n, (shape, dtype) in enumerate(zip(shapes, kinds, strict=True))
+            ]
+            for k, kinds in enumerate(dtypes)
+        ]
+
+
+def split(model: nn.Module, units: Sequence[str], ranks: Ranks) -> None:
+    """Split a network's weights over the ranks, in place, and move each part to its device."""
+    from torch.distributed.device_mesh import init_device_mesh  # here: a second to import
+    from torch.distributed.fsdp import fully_shard
+
+    # Of features, which a classifier returns beside its logits; no loss writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    for path in units:
+        fully_shard(model.get_submodule(path), mesh=mesh, reshard_after_forward=True)
+    # The rest, too, is let go after each pass: a step moves the parts alone.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def even_rounds(own: Iterator[Batch], rounds: int) -> Iterator[Batch | None]:
+    """Yield a rank's batches, then None until there were as many rounds as on any rank.
+
+    Where reading fails, the error comes after the last round: the other ranks wait in each.
+    """
+    failure: Exception | None = None
+    for _ in range(rounds):
+        batch = None
+        try:
+            batch = next(own, None) if failure is None else None
+        except Exception as error:  # whatever reading raises
+            failure = error
+        yield batch
+    if failure is not None:
+        raise failure
+
+
+def keep_pace(
+    model: Classifier, own: Iterator[Batch], rounds: Callable[[], int]
+) -> Iterator[Batch]:
+    """Yield a rank's batches of a sweep; where weights are split, all ranks pass as often.
+
+    `rounds` are the batches of the rank that has the most of them.
+    """
+    if not is_split(model):
+        yield from own
+        return
+    for batch in even_rounds(own, rounds()):
+        if batch is None:
+            blank_pass(model)
+        else:
+            yield batch
+
+
+def blank_pass(model: Classifier) -> None:
+    """Take part in the other ranks' pass, with an image that counts for nothing."""
+    weight, size = next(model.parameters()), model.preset.size
+    image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+    logits = model(image).logits
+    if logits.requires_grad:
+        (logits.sum() * 0).backward()
+
+
+def _rows(total: int, world: int) -> list[int]:
+    """First dimensions of the ranks' parts of a tensor of `total` rows."""
+    step = -(-total // world)
+    return [max(0, min(step, total - rank * step)) for rank in range(world)]
+
+
+def _gather(own: Tensor, total: int, ranks: Ranks) -> Tensor:
+    """Join the ranks' parts, on the host, on the first rank; empty elsewhere."""
+    rows = _rows(total, ranks.world)
+    own = own.contiguous()
+    if not ranks.main:
+        if rows[ranks.rank]:
+            dist.send(own.view(-1).view(torch.uint8), 0)
+        return own.new_empty(0)
+    whole = own.new_empty(total, *own.shape[1:])
+    whole[: rows[0]] = own
+    for rank in range(1, ranks.world):
+        if rows[rank]:
+            start = sum(rows[:rank])
+            dist.recv(whole[start : start + rows[rank]].view(-1).view(torch.uint8), rank)
+    return whole
+
+
+def _scatter(
+    whole: Tensor | None, shape: Sequence[int], dtype: torch.dtype, ranks: Ranks
+) -> Tensor:
+    """Give each rank its part of the first rank's host tensor, on its device."""
+    rows = _rows(shape[0], ranks.world)
+    if whole is None:
+        own = torch.empty(rows[ranks.rank], *shape[1:], dtype=dtype)
+        if rows[ranks.rank]:
+            dist.recv(own.view(-1).view(torch.uint8), 0)
+        return own.to(ranks.device)
+    whole = whole.contiguous()
+    for rank in range(1, ranks.world):
+        if rows[rank]:
+            start = sum(rows[:rank])
+            dist.send(whole[start : start + rows[rank]].view(-1).view(torch.uint8), rank)
+    return whole[: rows[0]].clone().to(ranks.device)
+
+
+def _copy_on_meta(model: Classifier) -> Classifier:
+    """Copy a network without its numbers."""
+    memo: dict[int, object] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)

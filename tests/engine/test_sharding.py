@@ -1,0 +1,310 @@
+"""Networks split over the ranks: the same losses and weights, and a part of everything a rank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.saver import open_saver
+from letheon.engine.distributed import Ranks
+from letheon.engine.loop import Seconds, passes, run_method
+from letheon.engine.memory.sharding import check_sharding, count_parts, find_units
+from letheon.engine.memory.shards import cut, host_state
+from letheon.engine.method import Method, Run
+from letheon.engine.models.classifier import Classifier
+from letheon.engine.precision import Precision
+from letheon.engine.recipe import Recipe
+from letheon.engine.runs.run_folder import Record
+from letheon.engine.runs.stop import Poll
+from letheon.errors import InputError, RunFailed
+from letheon.launch import train
+from letheon.methods import METHODS as OURS
+from letheon.methods.bad_teacher import BadTeacher
+from letheon.methods.cf_k import CfK
+from letheon.methods.finetune import Finetune
+from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.l1_sparse import L1Sparse
+from letheon.methods.lotus import Lotus
+from letheon.methods.random_label import RandomLabel
+from letheon.methods.retrain import Retrain
+from letheon.methods.salun import SalUn
+from letheon.methods.scrub import Scrub
+from letheon.methods.spkd import Spkd
+from letheon.methods.ssd import Ssd
+from letheon.methods.train import Train
+from tests.engine.resume_tools import BreakAt, attempt, differing
+from tests.methods.cases import cases
+from tests.pool import on_ranks
+from tests.world import PRESET, run_of
+
+# Batches of 7 over 41 images: uneven on 2 and on 3 ranks. Of the 4 classes of the head three ranks
+# have 2, 2 and 0; of the 5 channels they have 2, 2 and 1.
+FROZEN = Recipe(epochs=1, lr=0.05, batch_size=7, batch_norm="frozen")
+GENTLE = replace(FROZEN, lr=0.005)
+GROUPS = Recipe(epochs=1, lr=0.02, batch_size=8, batch_norm_group=2, grad_accum_steps=3)
+TOLERANCE = 2e-5  # as between any two numbers of ranks; observed up to 1e-6
+METHODS: dict[str, Method] = {
+    "new weights, average": Retrain(replace(FROZEN, ema=0.7)),
+    "penalty, adamw, micro-batches": L1Sparse(
+        replace(FROZEN, optimizer="adamw", lr=1e-3, grad_accum_steps=4), alpha=1e-2
+    ),
+    "two halves, groups, blocks computed again": RandomLabel(
+        replace(GROUPS, activation_checkpoint=True), order="paired"
+    ),
+    "mask in the step": SalUn(RandomLabel(FROZEN), density=0.3),
+    "mask after the step": SalUn(RandomLabel(replace(FROZEN, optimizer="adamw", lr=1e-3))),
+    "teacher, gathered rows": Spkd(GENTLE, ce_weight=1.0, sp_weight=100.0),
+    "two teachers": BadTeacher(replace(FROZEN, on_nonfinite="skip")),
+    "accuracies after epochs": Lotus(replace(FROZEN, on_nonfinite="rollback")),
+    "frozen layers": CfK(FROZEN, k=1),
+    "goes back": Scrub(replace(GENTLE, epochs=3), rewind=True, max_epochs=1, forget_batch_size=5),
+}
+METHODS |= {
+    f"every {name}": method
+    for name, method in cases(replace(FROZEN, epochs=2), replace(GENTLE, epochs=2)).items()
+    if method.elementwise
+}
+FEW = [
+    "penalty, adamw, micro-batches", "two halves, groups, blocks computed again", "two teachers",
+    "accuracies after epochs",
+]  # fmt: skip
+SPLIT = Precision("fp32", reduce="shard")
+
+
+class Block(nn.Sequential):
+    """A unit: two layers with weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Conv2d(channels, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU())
+
+
+def network() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        blocks = nn.Sequential(Block(3), Block(5))
+        net = nn.Sequential(blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+        for name, buffer in net.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+        return Classifier(net, "blocks", PRESET)
+
+
+def make_run(method: Method, ranks: Ranks, forgotten: Sequence[int] = ()) -> Run:
+    run = run_of(method, ranks, forgotten=forgotten)
+    run.model, run.precision = network(), SPLIT
+    run.held_out = lambda: run.loader
+    return run
+
+
+class End(NamedTuple):
+    weights: dict[str, Tensor]  # whole, on the first rank
+    losses: list[float]
+    held: int  # numbers that the rank holds after the last step
+
+
+def end(ranks: Ranks, name: str) -> End:
+    method, losses = METHODS[name], list[float]()
+
+    def log(kind: str, **of: float) -> None:
+        losses.extend([of["loss"]] if kind == "phase" else [])
+
+    run = make_run(method, ranks)
+    run_method(method, run, log)
+    held = sum(part.numel() for part in run.weights.values())
+    whole = host_state(run.model, ranks)
+    assert not whole or [tuple(v.shape) for v in whole.values()] == [
+        tuple(v.shape) for v in network().net.state_dict().values()
+    ]
+    return End(whole, losses, held)
+
+
+def ends(ranks: Ranks, names: list[str]) -> dict[str, End]:
+    return {name: end(ranks, name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("world", "names"),
+    [
+        (3, FEW),
+        pytest.param(2, [*METHODS], marks=pytest.mark.slow),
+        pytest.param(3, [*METHODS], marks=pytest.mark.slow),
+    ],
+)
+def test_the_end_is_that_of_one_rank(world: int, names: list[str]) -> None:
+    """A run of one rank is not split: its network is whole."""
+    alone = ends(Ranks(), names)
+    split = on_ranks(world, ends, names)
+    for name, (expected, losses, whole) in alone.items():
+        first = split[0][name]
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                first.weights[key], value, atol=TOLERANCE, rtol=0, msg=f"{name}: {key}"
+            )
+        torch.testing.assert_close(
+            torch.tensor(first.losses), torch.tensor(losses), atol=TOLERANCE, rtol=TOLERANCE
+        )
+        held = [one[name].held for one in split]
+        assert sum(held) == whole and max(held) < 1.3 * whole / world
+
+
+def begin(ranks: Ranks, name: str) -> tuple[Run, list[Tensor], dict[str, Tensor]]:
+    """A run in its first pass: what its optimizer and average hold, and its masks by name."""
+    method = METHODS[name]
+    run = make_run(method, ranks)
+    one = next(passes(method, run, Seconds(), lambda *_, **__: None))
+    one.begin()
+    one.take(next(iter(one.batches()))[0])
+    slots = [
+        value
+        for slot in one.step.optimizers["main"].state.values()
+        for value in slot.values()
+        if isinstance(value, Tensor)
+    ]
+    return run, [*slots, *one.step.averages], getattr(one.step.state, "masks", {})
+
+
+def parts(ranks: Ranks) -> tuple[int, list[tuple[int, ...]], dict[str, Tensor]]:
+    """Numbers of slots and averages, shapes of the masks that differ from the weights', masks."""
+    run, held, _ = begin(ranks, "new weights, average")
+    masked, _, masks = begin(ranks, "mask in the step")
+    odd = [tuple(m.shape) for k, m in masks.items() if m.shape != masked.weights[k].shape]
+    assert not any(p.grad is not None for p in run.model.parameters())
+    if run.shards is not None:
+        run.model.class_names = tuple("abcd")
+        whole, mine = run.shards.host_copy(), run.weights["0.0.0.weight"]
+        first = whole.net.state_dict()["0.0.0.weight"]
+        assert torch.equal(cut(first, ranks), mine) and first.shape == (5, 3, 3, 3)
+        assert whole.class_names == run.model.class_names
+    return sum(value.numel() for value in held), odd, masks
+
+
+def test_slots_averages_and_masks_are_split_as_the_weights_are() -> None:
+    whole, _, expected = parts(Ranks())
+    weights = sum(p.numel() for p in network().parameters())
+    assert whole == 2 * weights  # momentum and average
+    split = on_ranks(3, parts)
+    assert sum(count for count, _, _ in split) == whole
+    assert max(count for count, _, _ in split) < 0.5 * whole
+    assert not any(odd for _, odd, _ in split)
+    for name, mask in expected.items():
+        assert torch.equal(torch.cat([masks[name] for _, _, masks in split]), mask), name
+
+
+@pytest.mark.parametrize("name", ["mask in the step", "mask after the step"])
+def test_masked_weights_keep_their_bits(name: str) -> None:
+    first, start = on_ranks(2, end, name)[0].weights, network().net.state_dict()
+    _, _, mask = begin(Ranks(), name)
+    for key, moves in mask.items():
+        assert torch.equal(first[key][~moves], start[key][~moves])
+    assert any(not torch.equal(first[key], start[key]) for key in mask)
+
+
+def resumed(ranks: Ranks, folder: str) -> list[str]:
+    return differing(RESUMED, lambda: make_run(RESUMED, ranks), Path(folder), [3])
+
+
+RESUMED = SalUn(Spkd(replace(GENTLE, ema=0.7), ce_weight=1.0), density=0.3)
+
+
+def interrupted(ranks: Ranks, folder: str) -> None:
+    method = METHODS["new weights, average"]
+    broken = attempt(
+        method, lambda: make_run(method, ranks), Path(folder), BreakAt(ranks, 1, 3), False
+    )
+    assert broken is None
+
+
+def reopened(ranks: Ranks, folder: str) -> str:
+    try:
+        open_saver(Record(Path(folder), ranks, {}, True), Poll(ranks), True)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_split_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
+    assert on_ranks(2, resumed, str(tmp_path / "bits")) == [[], []]
+    on_ranks(2, interrupted, str(tmp_path / "other"))
+    assert all("start 2 ranks" in line for line in on_ranks(3, reopened, str(tmp_path / "other")))
+
+
+def job(ranks: Ranks, folder: str) -> None:
+    train.main(
+        train.Settings(
+            out=Path(folder), data="digits", device="cpu", precision=SPLIT,
+            method=Train(Recipe(epochs=1, lr=0.05, batch_size=512)),
+        ),
+        ranks,
+    )  # fmt: skip
+
+
+def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
+    """With the looks at the original and for a collapse, whose batches the ranks cannot share."""
+    job(Ranks(), str(tmp_path / "alone"))
+    on_ranks(2, job, str(tmp_path / "split"))
+    alone, split = (load_model(tmp_path / name) for name in ("alone", "split"))
+    assert weights_digest(split) in (tmp_path / "split" / "run.json").read_text()
+    for (key, value), other in zip(
+        alone.net.state_dict().items(), split.net.state_dict().values(), strict=True
+    ):
+        if "running" not in key:  # batch-norm is local
+            torch.testing.assert_close(other, value, atol=0.05, rtol=0, msg=key)
+
+
+def refusals(ranks: Ranks) -> list[str]:
+    found = []
+    for method in (
+        Ssd(FROZEN), SalUn(RandomLabel(replace(FROZEN, optimizer="muon"))), Own(FROZEN),
+    ):  # fmt: skip
+        try:
+            check_sharding(method, make_run(method, ranks))
+        except InputError as error:
+            found.append(str(error))
+    few = GradAscent(GENTLE)
+    try:
+        run_method(few, make_run(few, ranks, range(1)))
+    except RunFailed as error:
+        found.append(str(error))
+    return found
+
+
+class Own(Finetune):
+    """A subclass says nothing of itself: its edits may read whole tensors."""
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    words = ("with ssd", "optimizer muon", "with finetune", "fewer samples")
+    for lines in on_ranks(2, refusals):
+        assert all(word in line for word, line in zip(words, lines, strict=True))
+    for wrong in ({"compile": "default"}, {"dtype": "fp16"}, {"wire": "bf16"}):
+        with pytest.raises(InputError, match="got reduce shard with"):
+            replace(SPLIT, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_documentation_names_what_can_be_split() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    text = page.partition("**What can be split**")[2].partition("**Refused")[0]
+    found = {method.name for method in cases(FROZEN).values() if method.elementwise} | {"train"}
+    assert {
+        word for word in re.findall("`([a-z0-9-]+)`", text) if word in {*OURS, "train"}
+    } == found
+
+
+def test_parts_are_counted_without_making_them() -> None:
+    assert find_units(network()) == ["net.0.0", "net.0.1"]
+    net = network()
+    tensors = [*net.parameters(), *net.buffers()]
+    assert count_parts(net, 1)[0] == sum(t.numel() * t.element_size() for t in tensors)
+    buffers = sum(t.numel() * t.element_size() for t in net.buffers())
+    # Kernels of 5 x 3 x 9 and 5 x 5 x 9 weights with 3 vectors of 5 each, a head of 4 x 5 and 4.
+    own, gathered = count_parts(net, 2)
+    assert own - buffers == 4 * (3 * 27 + 3 * 45 + 6 * 3 + 2 * 5 + 2)
+    assert gathered == 4 * (24 + 3 * (225 + 15))
