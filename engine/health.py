@@ -42,8 +42,13 @@ def check_finite(run: Run, moment: str) -> None:
     more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     raise RunFailed(
         f"got {sum(counts.values())} numbers that are not finite {moment}, in the weights "
-        f"{', '.join(odd[:3])}{more}; expected finite numbers; lower lr or epochs"
+        f"{', '.join(odd[:3])}{more}; expected finite numbers; {_mend(run)}"
     )
+
+
+def _mend(run: Run) -> str:
+    """Say what to change: a method that takes no steps has no rate to lower."""
+    return "lower lr or epochs" if run.recipe.epochs else "choose weaker settings of the method"
 
 
 def measure_accuracies(run: Run, which: Literal["all", "forget", "none"] = "all") -> Accuracies:
@@ -107,7 +112,7 @@ def collapse_warning(run: Run) -> str | None:
         return None
     return (
         f"the network collapsed: its accuracy on {int(samples)} retain images is {accuracy:.1%}, "
-        f"and naming one class always gives {chance:.1%}; lower lr or epochs"
+        f"and naming one class always gives {chance:.1%}; {_mend(run)}"
     )
 
 

@@ -49,6 +49,8 @@ from letheon.launch.tuning.recipe_file import expand_recipes
 from letheon.loaders.forget_request import resolve, score_of
 from letheon.methods import catalogue
 
+FEW = 10  # classes of a request that the last line names
+
 if TYPE_CHECKING:
     Choice = Method
 else:
@@ -111,17 +113,33 @@ def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summa
     assert request is not None
     count, images = int(plan.split[1].sum()), len(plan.data.train)
     names = ", ".join(one.method.name for one in runs)
-    done = f"{names}: forgot {request.text}, {count:,} of {images:,} images"
+    done = f"{names}: forgot {_say_request(plan)}, {count:,} of {images:,} images"
     folders = {one.out.name: read_facts(one.out) for one in runs}
     facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
+    roles = {
+        flag: [one.out for one in runs if (one.method.kind == "reference") == reference]
+        for flag, reference in (("--retrained", True), ("--runs", False))
+    }
     following = command_line(
         "evaluate",
         [
-            *data_words(settings.data), "--original", settings.weights, "--runs",
-            *(one.out for one in runs), "--out", settings.out.with_name("table"),
+            *data_words(settings.data), "--original", settings.weights,
+            *(word for flag, outs in roles.items() if outs for word in (flag, *outs)),
+            "--out", settings.out.with_name("table"),
         ],
     )  # fmt: skip
     return Summary("forget", done, facts, str(settings.out.absolute()), following)
+
+
+def _say_request(plan: Plan) -> str:
+    """Say the request, and which classes a ranking, a draw or a list came to."""
+    request = plan.request
+    assert request is not None
+    if request.samples is not None or request.text.startswith("class:"):
+        return request.text
+    known = [plan.data.train.classes[number] for number in request.classes]
+    more = f" and {len(known) - FEW} more" if len(known) > FEW else ""
+    return f"{request.text} ({', '.join(known[:FEW])}{more})"
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:

@@ -1,4 +1,6 @@
-"""Progress on standard error: one live line on a terminal, a line an epoch where it is piped.
+"""Progress on standard error: one live line on a terminal; where it is piped, a line an epoch.
+
+Where an epoch takes long, a line every two minutes says how far it is.
 
 The command line chooses the mode (`choose_mode`); a caller from Python gets the live line where
 standard error is a terminal, and silence elsewhere. Nothing here waits for a device.
@@ -17,9 +19,12 @@ T = TypeVar("T")
 Mode = Literal["live", "lines", "silent"]
 
 _REFRESH = 0.1  # seconds between two states of the live line
+_SILENCE = 120.0  # seconds without a line where standard error is no terminal
+_SETTLED = 5.0  # seconds of some work before a line about it has a rate
 
 _mode: Mode | None = None
 _shown_at = 0.0
+_line_at = time.perf_counter()
 _visible = False
 
 
@@ -41,7 +46,9 @@ def _is_terminal() -> bool:
 
 def say(text: str) -> None:
     """Print a line on standard error; a live line makes room for it."""
+    global _line_at
     clear()
+    _line_at = time.perf_counter()
     print(text, file=sys.stderr, flush=True)
 
 
@@ -124,12 +131,16 @@ class Line:
             yield item
 
     def advance(self, done: int, images: int) -> None:
-        """Count what was done; on a terminal, show it."""
+        """Count what was done; on a terminal, show it, and elsewhere after a long silence."""
         self.done += done
         self.images += images
-        if self.mode == "live" and time.perf_counter() - _shown_at > _REFRESH:
+        now = time.perf_counter()
+        live = now - _shown_at > _REFRESH
+        late = now - _line_at > _SILENCE and now - self.started > _SETTLED
+        if (self.mode == "live" and live) or (self.mode == "lines" and late):
             left = f"left {format_seconds(self._seconds_left())}"
-            _draw("  ".join([self.label, f"{self.done}/{self.total}", *self.speed(), left]))
+            show = _draw if self.mode == "live" else say
+            show("  ".join([self.label, f"{self.done}/{self.total}", *self.speed(), left]))
 
     def _seconds_left(self) -> float:
         share = self.done / self.total if self.total else 1.0

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from letheon import progress
+from letheon.engine.runs.progress import Shown, TrainingLine
 from letheon.launch import train
 from tests.launch_tools import ROOT, Scripts
 
@@ -119,6 +121,57 @@ def test_quiet_prints_the_result_alone(scripts: Scripts, original: Path) -> None
     assert "TRA %" in ended.out and "in all" not in ended.out
     ended = scripts("evaluate", *args)
     assert "train through 1 models" in ended.err and "in all" in ended.out
+
+
+def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps of 50 seconds: one line once two minutes have passed without any, then another."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "_mode", "lines")
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    progress.say("begin")
+    line = progress.Line("epoch 1/1 retain", 8)
+    for _ in range(8):
+        now[0] += 50
+        line.advance(1, 10)
+    shown = capsys.readouterr().err.splitlines()
+    assert [text.split("  ")[:2] for text in shown] == [
+        ["begin"], ["epoch 1/1 retain", "3/8"], ["epoch 1/1 retain", "6/8"],
+    ]  # fmt: skip
+    now[0] += 500
+    line = progress.Line("next", 100)
+    line.advance(1, 10)  # which has no rate yet
+    assert not capsys.readouterr().err
+
+
+def test_the_time_left_counts_the_runs_that_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs, one after the other, of two epochs of 50 s each: after the first, 150 are left.
+
+    Of a run that goes on after its first of three epochs two are left, and the first took no time.
+    """
+    now = [0.0]
+    monkeypatch.setattr(progress, "_mode", "lines")
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    line = TrainingLine(True)
+    for run in (0, 1):
+        for epoch in (0, 1):
+            shown = Shown(f"run{run}", "retain", epoch, 2, 0, lambda: torch.ones(2), {})
+            for _ in line.watch([shown], [()], 1, lambda _: 10, [float(run)]):
+                now[0] += 50
+    line.close()
+    ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
+    assert ends == ["2:30", "1:40", "50.0 s", "0.0 s"]
+    line = TrainingLine(True)
+    for epoch in (1, 2):
+        shown = Shown("", "retain", epoch, 3, 0, lambda: torch.ones(2), {})
+        for _ in line.watch([shown], [()], 1, lambda _: 10):
+            now[0] += 50
+    line.close()
+    ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
+    assert ends == ["50.0 s", "0.0 s"]
 
 
 def test_durations_read_as_people_write_them() -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,9 @@ from letheon.engine.method import Method
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.plan import JobOptions, Plan
 from letheon.launch.planning.dry_run import RunPlan, count_activations, plan_run, share_out
-from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.datasets.image_set import ArrayImages, Data
 from letheon.loaders.forget_request import resolve
+from letheon.methods.duck import Duck
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
@@ -159,6 +161,17 @@ def test_what_the_job_refuses_the_dry_run_refuses(
     ended = scripts("train", "--data", "digits", "--out", tmp_path / "run", *extra)
     assert ended.code == 2 and message in ended.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_set_in_the_order_of_its_classes_is_planned() -> None:
+    """A method that moves samples between kept classes is no more refused here than in the run."""
+    data = images(64)
+    order = np.argsort(data.labels, kind="stable")
+    ordered = ArrayImages("noise", data.pixels[order], data.labels[order], data.classes)
+    method = Duck(RECIPE)
+    plan = plan_of(method)
+    plan = replace(plan, data=replace(plan.data, train=ordered))
+    assert plan_run(plan, method, torch.device("cpu"), 1).passes
 
 
 def test_a_plan_leaves_the_model_as_it_was() -> None:

@@ -26,7 +26,8 @@ def lines(run: Path) -> list[dict[str, object]]:
 def test_the_table_is_what_the_models_do(scripts: Scripts, original: Path, tmp_path: Path) -> None:
     forget = ("--weights", original, "--forget", "class:3")
     short = ("--epochs", "2", "--lr", "0.05")
-    assert scripts("forget", *forget, "--out", tmp_path / "retrain", "retrain", *short).code == 0
+    ended = scripts("forget", *forget, "--out", tmp_path / "retrain", "retrain", *short)
+    assert ended.code == 0 and f"--retrained {tmp_path / 'retrain'} --out" in ended.out
     assert scripts("forget", *forget, "--out", tmp_path / "rl", "random-label", *short).code == 0
     ended = scripts(
         "evaluate", "--original", original, "--retrained", tmp_path / "retrain",
@@ -117,6 +118,8 @@ def test_every_kind_of_request(scripts: Scripts, original: Path, tmp_path: Path)
         )  # fmt: skip
         assert ended.code == 0, ended.err
         found[name] = json.loads((tmp_path / name / "request.json").read_text())
+        if name in ("random", "top"):  # which classes it came to stands in the last lines
+            assert f"{args[1]} ({', '.join(map(str, found[name]['classes']))})" in ended.out
     assert found["file"]["classes"] == [3, 8]
     assert len(found["random"]["classes"]) == 2 and len(found["top"]["classes"]) == 2
     assert found["samples"]["samples"] == [5, 17, 1000]

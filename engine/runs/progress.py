@@ -107,6 +107,8 @@ class TrainingLine:
         self._speaks = speaks
         self._started = time.perf_counter()
         self._before: Sequence[Shown] = ()  # the pass before
+        self._others: Sequence[float] = ()
+        self._earlier: float | None = None  # share of all that an earlier process has done
         self._epoch, self._passes = -1, 1
         self._clear()
 
@@ -116,12 +118,28 @@ class TrainingLine:
         self._images = 0
 
     def watch(
-        self, shown: Sequence[Shown], batches: Iterable[T], steps: int, images: Callable[[T], int]
+        self,
+        shown: Sequence[Shown],
+        batches: Iterable[T],
+        steps: int,
+        images: Callable[[T], int],
+        others: Sequence[float] = (),
     ) -> Iterator[T]:
-        """Yield the batches of a pass; `images(batch)` counts those of all ranks."""
+        """Yield the batches of a pass.
+
+        Args:
+            shown: the runs that are fed by it.
+            batches: the batches.
+            steps: how many they are.
+            images: counts the images of a batch, over all ranks.
+            others: of each run that is not fed by it, the share of its epochs that is done.
+        """
         self._note()
+        self._others = others
         first, self._before = shown[0], shown
         epochs = max(one.epochs for one in shown)
+        if self._earlier is None:
+            self._earlier = self._share_done(first.epoch / epochs, len(shown))
         if first.epoch != self._epoch:
             self._epoch, self._passes = first.epoch, first.later + 1
         copy, known = HostCopy(), [""]
@@ -135,8 +153,7 @@ class TrainingLine:
 
         def left(share: float) -> float:
             behind = self._passes - first.later - 1 + share
-            done = (first.epoch + behind / self._passes) / epochs
-            return (time.perf_counter() - self._started) * (1 / done - 1) if done else 0.0
+            return self._seconds_left((first.epoch + behind / self._passes) / epochs, len(shown))
 
         label = f"epoch {first.epoch + 1}/{epochs} " + ", ".join(one.title for one in shown)
         line = Line(label, steps, self._speaks, loss, left)
@@ -163,9 +180,19 @@ class TrainingLine:
         line.images, line.waited = self._images, self._waited
         line.started -= self._seconds
         if line.mode == "lines":
-            left = (time.perf_counter() - self._started) * (epochs / epoch - 1)
-            say("  ".join([line.label, *line.speed(), f"left {format_seconds(left)}"]))
+            left = format_seconds(self._seconds_left(epoch / epochs, len(shown)))
+            say("  ".join([line.label, *line.speed(), f"left {left}"]))
         self._clear()
+
+    def _seconds_left(self, share: float, runs: int) -> float:
+        """Estimate the time to the end of all runs, once `runs` of them have done this share."""
+        done, earlier = self._share_done(share, runs), self._earlier or 0.0
+        spent = time.perf_counter() - self._started
+        return spent * (1 - done) / (done - earlier) if done > earlier else 0.0
+
+    def _share_done(self, share: float, runs: int) -> float:
+        """Share of all runs, once `runs` of them have done this share of their epochs."""
+        return (sum(self._others) + share * runs) / (len(self._others) + runs)
 
     def _means(self) -> list[str]:
         return [", ".join(f"{name} loss {loss:.4g}" for name, loss in self._losses.items())]

@@ -22,6 +22,8 @@ from letheon.errors import InputError, RunFailed
 from letheon.loaders.backends.shared_pass import shared_pass, source
 from letheon.loaders.batch import Batch
 
+FEW = 3  # runs that the line about a stop names
+
 
 @dataclass(frozen=True)
 class Member:
@@ -73,12 +75,14 @@ def run_together(
         check(ranks)
         job.attempt(job.start)
     line = TrainingLine(ranks.main)
+    learning = [job for job in jobs if job.now is not None]
     while waiting := [job for job in jobs if job.now is not None]:
         group = choose_group(waiting)
         for job in group:
             job.at.together = len(group)
             job.at.begin()
-        for readers, batch, beside in _watch(group, line):
+        others = [job.share_done for job in learning if job not in group]
+        for readers, batch, beside in _watch(group, line, others):
             batch = batch.to(ranks.device)
             for k in readers:
                 group[k].attempt(group[k].take, batch, beside)
@@ -104,7 +108,8 @@ def _save(jobs: Sequence[_Job], poll: Poll) -> None:
     if word == STOP:
         for saver in savers:
             saver.wait()
-        stop("; ".join(saver.place for saver in savers))
+        more = f"; and {len(savers) - FEW} more beside them" if len(savers) > FEW else ""
+        stop("; ".join(saver.place for saver in savers[:FEW]) + more)
 
 
 class _Job:
@@ -124,6 +129,11 @@ class _Job:
         """The pass it is at, while there is one."""
         assert self.now is not None
         return self.now
+
+    @property
+    def share_done(self) -> float:
+        """The share of its epochs that is over; 1 once it has ended."""
+        return 1.0 if self.now is None else self.now.epoch / self.now.run.recipe.epochs
 
     def start(self) -> None:
         """Up to its first pass."""
@@ -196,7 +206,7 @@ def _source(job: _Job) -> Hashable:
 
 
 def _watch(
-    group: Sequence[_Job], line: TrainingLine
+    group: Sequence[_Job], line: TrainingLine, others: Sequence[float]
 ) -> Iterator[tuple[list[int], Batch, Batch | None]]:
     """Yield which runs take which batch, and show how far they are."""
     streams = [job.at.stream for job in group]
@@ -212,4 +222,5 @@ def _watch(
         for job in group
     }
     shown = [job.at.shown(job.member.name) for job in group]
-    yield from line.watch(shown, batches, sum(apart.values()), lambda item: item[1].total)
+    steps = sum(apart.values())
+    yield from line.watch(shown, batches, steps, lambda item: item[1].total, others)

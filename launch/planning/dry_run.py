@@ -63,12 +63,18 @@ class RunPlan:
 
 
 class FewImages(Loader):
-    """A loader of the first images of each kind: what a preparation needs to say its passes."""
+    """A loader of a few images of each kind: what a preparation needs to say its passes.
 
-    def __init__(self, loader: Loader, forget: Tensor) -> None:
+    They are of as many classes as can be: some methods refuse a set that keeps a single one.
+    """
+
+    def __init__(self, loader: Loader, forget: Tensor, labels: NDArray[np.int64]) -> None:
         self._loader = loader
         flags = forget.cpu().numpy()
-        self._few = {*np.flatnonzero(flags)[:FEW].tolist(), *np.flatnonzero(~flags)[:FEW].tolist()}
+        self._few: set[int] = set()
+        for kind in (np.flatnonzero(flags), np.flatnonzero(~flags)):
+            firsts = kind[np.unique(labels[kind], return_index=True)[1]]
+            self._few |= {*np.r_[firsts, np.setdiff1d(kind, firsts)][:FEW].tolist()}
 
     def train(self, stream: Stream | Reads, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The first batch alone."""
@@ -81,7 +87,7 @@ class FewImages(Loader):
         return self._loader.steps(stream)
 
     def sweep(self, indices: Sequence[int] | None = None, skip: int = 0) -> Iterator[Batch]:
-        """Those of `indices` that are among the first of their kind."""
+        """Those of `indices` that are among the few."""
         few = sorted(self._few if indices is None else self._few & set(indices))
         return self._loader.sweep(few, skip)
 
@@ -95,9 +101,8 @@ def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> Ru
     """
     alone = plan.run(Ranks(device=device))
     check_knowledge(plan, method, alone)
-    run = replace(
-        alone, model=copy.deepcopy(alone.model), loader=FewImages(alone.loader, alone.forget)
-    )
+    few = FewImages(alone.loader, alone.forget, plan.split[0].train.labels)
+    run = replace(alone, model=copy.deepcopy(alone.model), loader=few)
     if not next(run.model.parameters()).is_meta:
         run.precision.apply(run.model, device)
     state = method.prepare(run) or State()

@@ -126,6 +126,19 @@ class Parts:
         shutil.rmtree(self.folder)
 
 
+_work: list[Callable[[int], int]] = []  # of this worker process
+
+
+def _start_worker(work: Callable[[int], int], signals: bool) -> None:
+    """Keep the work: sent once, since its images may be an archive of a million members."""
+    follow_parent(signals)
+    _work[:] = [work]
+
+
+def _work_on(chunk: int) -> int:
+    return _work[0](chunk)
+
+
 def run_chunks(work: Callable[[int], int], chunks: Sequence[int], workers: int) -> Iterator[int]:
     """Do `work` for each chunk, in `workers` processes or in this one; yield them as they are done.
 
@@ -139,11 +152,11 @@ def run_chunks(work: Callable[[int], int], chunks: Sequence[int], workers: int) 
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
-        min(workers, max(len(chunks), 1)), context, follow_parent, (in_main_thread(),)
+        min(workers, max(len(chunks), 1)), context, _start_worker, (work, in_main_thread())
     )
     try:
         with blocked_interrupts():
-            results = [pool.submit(work, chunk) for chunk in chunks]
+            results = [pool.submit(_work_on, chunk) for chunk in chunks]
         for done in as_completed(results):
             yield done.result()
     except BrokenProcessPool:

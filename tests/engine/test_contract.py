@@ -468,6 +468,9 @@ def test_a_collapsed_network_is_named() -> None:
         run.model.head.weight.zero_()
     warning = collapse_warning(run)
     assert warning is not None and "the network collapsed" in warning
+    assert warning.endswith("lower lr or epochs")
+    stepless = collapse_warning(replace(run, recipe=replace(RECIPE, epochs=0)))
+    assert stepless is not None and stepless.endswith("choose weaker settings of the method")
     assert all(text == warning for text in on_ranks(2, warned))
     healthy, _ = trained(Finetune(replace(RECIPE, epochs=40, lr=0.3, batch_norm="local")))
     assert measure_accuracies(healthy).retain > 0.6  # type: ignore[operator]

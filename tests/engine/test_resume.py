@@ -18,8 +18,9 @@ from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs import stop as stop_module
 from letheon.engine.runs.run_folder import Record, check_free, remove_leftovers
-from letheon.engine.runs.stop import Poll, Stopped, check, defer, listen
+from letheon.engine.runs.stop import STOP, Poll, Stopped, check, defer, listen
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Reader
@@ -152,6 +153,19 @@ def test_several_runs_of_one_pass(stop: int, tmp_path: Path) -> None:
     poll = Poll(Ranks())
     assert not run_together(members(tmp_path / "parts", poll, True, parts), Ranks(), poll)
     assert repr(parts) == repr(whole) and len(parts) == 4
+
+
+def test_a_stop_of_many_runs_names_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Now(Poll):
+        def after_step(self) -> int:
+            return STOP
+
+    monkeypatch.setattr(stop_module._listener, "stopped", False)
+    monkeypatch.setattr("letheon.engine.runs.together.FEW", 1)
+    with pytest.raises(Stopped) as stopped:
+        run_together(members(tmp_path, Poll(Ranks()), False, {}), Ranks(), Now(Ranks()))
+    places = str(stopped.value)
+    assert places.count("saved after step") == 1 and places.endswith("; and 3 more beside them")
 
 
 def state(value: float) -> RunState:

@@ -13,11 +13,31 @@ import pytest
 
 from letheon.errors import InputError
 from letheon.loaders.formats.arrays_writer import prepare
+from letheon.loaders.formats.parts import run_chunks
 from letheon.loaders.open import open_data, open_domains
 from letheon.sealed import seal
 
 Drawn = Callable[..., Path]
 PATHS = [f"{s}/{c}/{i:02}.jpg" for s in ("train", "val") for c in "ab" for i in range(40)]
+
+
+class Counted:
+    """Work that counts how often it is sent to another process."""
+
+    sent = 0
+
+    def __call__(self, chunk: int) -> int:
+        return chunk
+
+    def __getstate__(self) -> dict[str, int]:
+        Counted.sent += 1
+        return {}
+
+
+def test_the_work_is_sent_once_to_a_process() -> None:
+    """An archive's table of members is, with it: with every chunk it took most of the time."""
+    assert sorted(run_chunks(Counted(), range(9), 1)) == list(range(9))
+    assert Counted.sent == 1
 
 
 @pytest.mark.parametrize(
