@@ -217,7 +217,7 @@ class Run:
         part where the network is split over the ranks."""  # noqa: D205, D209
         return whole if self.shards is None else cut(whole, self.ranks)
 
-    def own_parameter(self, weight: nn.Parameter) -> nn.Parameter:
+    def own_parameter(self, weight: Tensor) -> Tensor:
         """Return what is trained of a weight of the model: itself, or this rank's part of it."""
         return weight if self.shards is None else self.shards.own(weight)
 

@@ -111,7 +111,7 @@ class Shards(Alone):
         """This rank's part of every weight that is trained, by its name in the model."""
         return {name: own for name, (weight, own) in self._pairs.items() if weight.requires_grad}
 
-    def own(self, weight: nn.Parameter) -> nn.Parameter:
+    def own(self, weight: Tensor) -> nn.Parameter:
         """This rank's part of a weight of the network, whatever its names are."""
         return next(own for one, own in self._pairs.values() if one is weight)
 
