@@ -18,6 +18,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from letheon.choices import check_type
 from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects, join_ranks
@@ -202,6 +203,9 @@ def evaluate(
     """
     preset = options.pop("preset", None)
     batch_size, extent = options.pop("batch_size", 256), options.pop("extent", Extent())
+    check_type(batch_size, int, "batch_size")
+    check_type(extent, Extent, "extent")
+    check_type(downstream, str | None, "downstream")
     call = build_call(train, options)
     models = [
         *(("original", model) for model in _as_list(original)),

@@ -185,7 +185,7 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
         InputError: an option twice, or an option, method or value of a closed set that there is
             not; with --help a method.
     """
-    words = _complete_dry_run(sys.argv[1:] if args is None else args)
+    words = complete_dry_run(sys.argv[1:] if args is None else args)
     if isinstance(settings, type) and any(word in HELP for word in words):
         refuse_unknown_method(settings, words)
         if os.environ.get("RANK", "0") == "0":
@@ -212,7 +212,7 @@ def script_name() -> str:
     return Path(sys.argv[0].removeprefix("letheon ")).stem
 
 
-def _complete_dry_run(args: Sequence[str]) -> list[str]:
+def complete_dry_run(args: Sequence[str]) -> list[str]:
     """Add the 1 of `--dry-run` where no number of ranks follows it."""
     words = list(args)
     if "--dry-run" in words:

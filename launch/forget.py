@@ -32,7 +32,13 @@ from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.engine.runs.signature import check_key
 from letheon.errors import InputError
 from letheon.launch.api import plan_forgetting
-from letheon.launch.command import method_choice, parse, run_several, together
+from letheon.launch.command import (
+    complete_dry_run,
+    method_choice,
+    parse,
+    run_several,
+    together,
+)
 from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.joblist import flags_of, job_names, read_jobs, split
 from letheon.launch.options import Forgetting
@@ -194,7 +200,7 @@ def read(args: Sequence[str]) -> list[Settings]:
     """Parse the settings of each run that a command line asks for."""
     methods, flags = list(catalogue()), flags_of(Settings)
     jobs = []
-    for words in read_jobs(expand_config(args, methods, flags)):
+    for words in read_jobs(expand_config(complete_dry_run(args), methods, flags)):
         words = expand_recipes(words, methods, flags)
         jobs += split(words, methods, flags)
     return [parse(Settings, one) for one in jobs]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -275,14 +276,14 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
             option="forget",
         )
     if kind == "samples":
-        numbers = [int(number) for number in forget]
+        numbers = _whole_numbers(forget)
         return request_samples(f"samples:{len(numbers)} numbers", numbers, data)
     words = [  # a name as it stands in the set, else as the command line takes it
         f"id={data.classes.index(c)}"
         if c in data.classes
         else c
         if isinstance(c, str)
-        else f"id={int(c)}"
+        else f"id={_whole_numbers([c])[0]}"
         for c in forget
     ]
     return resolve("class:" + ",".join(words), data, seed)
@@ -295,6 +296,16 @@ def split_settings(options: Options) -> dict[str, Any]:
     for name in (extra := values.keys() - known):
         options.pop(name)  # type: ignore[misc]
     return {name: values[name] for name in values if name in extra}
+
+
+def _whole_numbers(values: Iterable[Any]) -> list[int]:
+    """The numbers of classes or samples; a fraction is none."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise InputError(
+            f"got {values!r} to forget ({error}); expected names, or whole numbers", option="forget"
+        ) from error
 
 
 def build_call(train: Images, options: Options, **settings: Any) -> Call:
@@ -332,7 +343,7 @@ def build_method(method: str | Method, **settings: Any) -> Method:
             )
         return method
     known: dict[str, type[Method]] = {"train": Train, **catalogue()}
-    if method not in known:
+    if not isinstance(method, str) or method not in known:
         hint = suggest(str(method), known)
         raise InputError(
             f"got method {method!r}; expected one of {', '.join(catalogue())}, or a Method{hint}",
@@ -344,7 +355,7 @@ def build_method(method: str | Method, **settings: Any) -> Method:
     if extra := sorted(settings.keys() - names):
         raise InputError(
             f"got option {extra[0]} of {method}; expected one of {', '.join(sorted(names))}"
-            f"{suggest(extra[0], [*names, *Options.__annotations__])}"
+            f"{suggest(extra[0], {*names, *Options.__annotations__} - {extra[0]})}"
         )
     return built
 

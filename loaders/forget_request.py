@@ -320,14 +320,30 @@ def _index(data: Data) -> dict[str, set[int]]:
 
 
 def _split_names(text: str, index: dict[str, set[int]]) -> list[str]:
-    """The names and ids between commas; a comma inside a name that is known divides nothing."""
-    pieces, tokens = text.split(","), []
+    """The names and ids between commas; a comma inside a name that is known divides nothing.
+
+    Raises:
+        InputError: pieces that are both names of their own and one name.
+    """
+    pieces, tokens = [piece.strip() for piece in text.split(",")], []
+    most = 1 + max((name.count(",") for name in index), default=0)  # pieces of one name
     while pieces:
-        names = (",".join(pieces[:n]) for n in range(len(pieces), 0, -1))
-        token = next((name for name in names if _plain(name) in index), pieces[0])
-        pieces = pieces[token.count(",") + 1 :]
-        tokens.append(token.strip())
+        names = (", ".join(pieces[:n]) for n in range(min(most, len(pieces)), 1, -1))
+        token = next((name for name in names if _plain(_bare(name)) in index), pieces[0])
+        parts = pieces[: token.count(",") + 1]
+        if len(parts) > 1 and all(_plain(_bare(part)) in index for part in parts):
+            raise InputError(
+                f"got {token!r} in {text!r}, which names one class, and {' and '.join(parts)} name "
+                "others, expected one meaning; name classes in a file, one a line, or by id"
+            )
+        pieces = pieces[len(parts) :]
+        tokens.append(token)
     return tokens
+
+
+def _bare(token: str) -> str:
+    """A token without `name=` before it."""
+    return token.removeprefix("name=")
 
 
 def _class(token: str, index: dict[str, set[int]], data: Data, text: str) -> int:
@@ -371,7 +387,8 @@ def _shorten(line: str, index: dict[str, set[int]]) -> str:
 
 def _plain(name: str) -> str:
     """The form in which names are compared."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    plain = name.casefold().replace("_", " ").replace("-", " ").replace(",", ", ")
+    return " ".join(plain.split())
 
 
 def _lines(path: str) -> list[str]:

@@ -134,6 +134,8 @@ def test_the_scripts_print_the_plan_and_write_nothing(scripts: Scripts, tmp_path
     ended = scripts("forget", *of, "--dry-run", "4", "salun", "random-label", "--epochs", "2")
     assert ended.code == 0, ended.err
     assert re.search(r"epoch 1 to 2, phase relabelled \(mixed\): \d+ steps", ended.out)
+    ended = scripts("forget", *of, "--dry-run", "finetune", "+", "spkd")
+    assert ended.code == 0 and "spkd on 1 rank:" in ended.out, ended.err
     ended = scripts("mask", *of, "--dry-run")
     assert ended.code == 0 and "mask on 1 rank:" in ended.out, ended.err
     ended = scripts("evaluate", "--data", "digits", "--original", out, "--forget", "class:3",

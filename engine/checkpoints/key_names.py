@@ -88,13 +88,17 @@ def prefixes(state: Mapping[str, V], first: str) -> Iterator[str]:
             yield key.removesuffix(first)
 
 
+HEADS = frozenset({"classifier", "fc", "head", "linear", "last_linear", "logits", "output"})
+"""Names of a last layer in networks of others."""
+
+
 def find_head(
     state: dict[str, V], beside: Mapping[str, V], head: str, known: Collection[str]
 ) -> tuple[dict[str, V], str]:
     """Name as the head the one layer that stands in its place, such as `classifier` for `fc`.
 
-    It lies behind a dropout (`fc.1`), has another name, or lies beside the network. The first layer
-    of a `Sequential` is none: what follows it is not known.
+    It lies behind a dropout (`fc.1`), has another name that heads have, or lies beside the network.
+    The first layer of a `Sequential` is none: what follows it is not known.
 
     Args:
         state: the network's tensors by their keys.
@@ -112,7 +116,9 @@ def find_head(
     layers = {key.rpartition(".")[0] for key in strays}
     layer = layers.pop() if len(layers) == 1 else ""
     parts = [key.removeprefix(f"{layer}.") for key in strays]
-    if not layer or layer.endswith(".0") or sorted(parts) not in (["weight"], ["bias", "weight"]):
+    name, _, place = layer.partition(".")
+    named = name == head.partition(".")[0] or name in HEADS
+    if not named or place == "0" or sorted(parts) not in (["weight"], ["bias", "weight"]):
         return state, ""
     rest = {key: value for key, value in state.items() if key not in strays}
     return {**rest, **{f"{head}.{part}": strays[f"{layer}.{part}"] for part in parts}}, layer

@@ -24,6 +24,8 @@ FILE = "weights.safetensors"
 """Name of the weights in a run folder."""
 FACTS_DIGEST = "facts_digest"
 """Entry of a file's metadata that holds the SHA-256 of all others."""
+_STATES = ("_parameters", "_buffers", "_modules")
+_MOST_PARTS = 1_000_000
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 Value: TypeAlias = "Tensor | StoredTensor"
@@ -64,7 +66,7 @@ def read_weights(path: Path) -> Weights:
             raise _unreadable(path, error) from error
     try:
         parts = dict(_state_dicts(content, "", set()))
-    except RecursionError as error:
+    except (RecursionError, ValueError) as error:
         raise _unreadable(path, error) from error
     if not parts:
         raise InputError(
@@ -200,10 +202,10 @@ def _state_dicts(
     seen.add(id(content))
     if isinstance(content, Placeholder) and isinstance(content.state, dict):
         if "_parameters" in content.state:
-            yield place or "network", dict(_module_tensors(content, "", frozenset()))
+            yield place or "network", dict(_module_tensors(content, "", frozenset(), _Budget()))
             return
         if type(content).__module__.startswith("__torch__"):
-            yield place or "network", dict(_scripted_tensors(content, "", frozenset()))
+            yield place or "network", dict(_scripted_tensors(content, "", frozenset(), _Budget()))
             return
         yield from _state_dicts(content.state, place, seen)
     if isinstance(content, list | tuple):
@@ -221,30 +223,45 @@ def _state_dicts(
                 yield from _state_dicts(value, f"{place}.{key}" if place else str(key), seen)
 
 
+class _Budget:
+    """Bounds a walk: a pickled network may hold one part many times over, at every level again."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_PARTS
+
+    def spend(self, parts: int) -> None:
+        """Take them off; raises `ValueError` where nothing is left."""
+        self.left -= parts
+        if self.left < 0:
+            raise ValueError(f"a network of more than {_MOST_PARTS} parts")
+
+
 def _scripted_tensors(
-    module: Placeholder, path: str, above: frozenset[int]
+    module: Placeholder, path: str, above: frozenset[int], budget: _Budget
 ) -> Iterator[tuple[str, Value]]:
     """What `state_dict` would give of a TorchScript module, whose state is its attributes."""
     if id(module) in above or not isinstance(module.state, dict):
         return
+    budget.spend(1 + len(module.state))
     for key, value in module.state.items():
         if isinstance(value, Tensor | StoredTensor):
             yield f"{path}{key}", value
         elif isinstance(value, Placeholder):
-            yield from _scripted_tensors(value, f"{path}{key}.", above | {id(module)})
+            yield from _scripted_tensors(value, f"{path}{key}.", above | {id(module)}, budget)
 
 
 def _module_tensors(
-    module: Placeholder, path: str, above: frozenset[int]
+    module: Placeholder, path: str, above: frozenset[int], budget: _Budget
 ) -> Iterator[tuple[str, Value]]:
     """What `state_dict` would give of a pickled network."""
     if id(module) in above or not isinstance(module.state, dict):
         return
+    budget.spend(1 + sum(map(len, filter(None, map(module.state.get, _STATES)))))
     skipped = module.state.get("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
+    for kind in _STATES[:2]:
         for key, value in dict(module.state.get(kind) or {}).items():
             if isinstance(value, Tensor | StoredTensor) and key not in skipped:
                 yield path + key, value
     for key, value in dict(module.state.get("_modules") or {}).items():
         if isinstance(value, Placeholder):
-            yield from _module_tensors(value, f"{path}{key}.", above | {id(module)})
+            yield from _module_tensors(value, f"{path}{key}.", above | {id(module)}, budget)

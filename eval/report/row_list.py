@@ -39,7 +39,9 @@ class Rows(list[dict[str, Any]]):
             import pandas
         except ImportError:
             raise InputError("got no pandas, which makes the frame; pip install pandas") from None
-        return pandas.read_csv(io.StringIO(as_csv(prepare(self, self.left_out))))
+        text = io.StringIO(as_csv(prepare(self, self.left_out)))
+        texts = dict.fromkeys(("name", "role", "weights"), str)  # a run may be called 001 or NA
+        return pandas.read_csv(text, dtype=texts, keep_default_na=False, na_values=[""])
 
     def report(self, out: str | Path) -> Path:
         """Write the page and the tables into a folder; call it on one rank.

@@ -404,7 +404,10 @@ def test_a_projection_is_no_head_and_the_nearest_network_is_named(tmp_path: Path
     own = state("resnet18")
     body = {k: v for k, v in own.items() if not k.startswith("fc.")}
     for rest, says in (
-        ({"projector.0.weight": own["fc.weight"]}, "1 unexpected (projector.0.weight)"),
+        ({f"projector.1.{k}": own[f"fc.{k}"] for k in ("weight", "bias")}, "2 unexpected (proj"),
+        ({f"fc.0.{k}": own[f"fc.{k}"] for k in ("weight", "bias")}, "2 unexpected (fc.0"),
+        ({f"classifier.0.{k}": own[f"fc.{k}"] for k in ("weight", "bias")}, "2 unexpected (cla"),
+        ({"head.weight": torch.zeros(4, 64), "head.bias": own["fc.bias"]}, "2 unexpected (head"),
         ({"a.weight": own["fc.weight"], "b.weight": own["fc.weight"]}, "2 unexpected"),
         ({"a.weight": torch.zeros(4, 64)}, "1 unexpected (a.weight)"),
         ({"fc.weight": own["fc.weight"]}, "with keys 1 missing (fc.bias); save the network"),
@@ -420,6 +423,14 @@ def test_a_file_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "deep.pt", "w") as archive:
         archive.writestr("deep/data.pkl", body)
     assert "cannot be read as weights" in refusal(tmp_path / "deep.pt")
+
+
+def test_a_network_that_holds_itself_twice_at_every_level_is_refused(tmp_path: Path) -> None:
+    net: nn.Module = nn.Identity()
+    for _ in range(60):
+        net = nn.Sequential(net, net)
+    torch.save(net, tmp_path / "twice.pt")
+    assert "a network of more than 1000000 parts" in refusal(tmp_path / "twice.pt")
 
 
 def test_extra_and_missing_keys_stay_errors_under_a_wrapper(tmp_path: Path) -> None:

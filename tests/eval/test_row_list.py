@@ -31,7 +31,7 @@ def test_rows_are_a_list_that_prints_as_the_table() -> None:
 
 
 def test_a_frame_has_the_numbers_of_the_csv(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(read_csv=lambda file: list(csv.DictReader(file)))
+    fake = SimpleNamespace(read_csv=lambda file, **_: list(csv.DictReader(file)))
     monkeypatch.setitem(sys.modules, "pandas", fake)  # what it is asked for; itself an extra
     frame = Rows(ROWS).to_frame()
     assert [(row["name"], row["role"], row["FA"]) for row in frame] == [
@@ -44,8 +44,9 @@ def test_a_frame_has_the_numbers_of_the_csv(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_pandas_itself_reads_it() -> None:
     pytest.importorskip("pandas")
-    frame = Rows(ROWS).to_frame().set_index("name")
-    assert frame.loc["original", "FA"] == 0.96 and list(frame["RA"]) == [0.98, 0.97]
+    frame = Rows([*ROWS, {"name": "001", "FA": 0.5}, {"name": "NA", "FA": 0.25}]).to_frame()
+    assert list(frame["name"]) == ["original", "<b>salun</b>", "001", "NA"]
+    assert list(frame["FA"]) == [0.96, 0.125, 0.5, 0.25] and frame["RA"].isna().sum() == 2
 
 
 def test_the_page_is_written(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ THOUSAND = data_of([(str(i),) for i in range(1000)])
         ("class:id=5", (5,)),
         ("class:name=tench", (0,)),
         ("class:Table, round,tench,table", (0, 6, 7)),
+        ("class:name=table,round,0", (0, 6)),
     ],
 )
 def test_classes_by_id_name_and_wordnet_id(text: str, classes: tuple[int, ...]) -> None:
@@ -137,6 +138,15 @@ def test_random_classes_depend_on_the_seed_alone_and_have_images() -> None:
     assert set(resolve("random:2", sparse, 0).classes) < {7, 500, 900}
     with pytest.raises(InputError, match="without a seed"):
         resolve("random:2", TEN)
+
+
+def test_a_comma_that_may_divide_or_not_is_refused() -> None:
+    data = data_of([("a",), ("b",), ("a, b",), ("c",)])
+    with pytest.raises(InputError, match=r"got 'a, b' in .*, which names one class"):
+        resolve("class:a,b", data)
+    assert resolve("class:a,c", data).classes == (0, 3)
+    many = resolve("class:" + ",".join(map(str, range(999))), THOUSAND)  # at once
+    assert len(many.classes) == 999
 
 
 def test_top_takes_the_nearest() -> None:
