@@ -332,13 +332,23 @@ def gather_objects(own: T, ranks: Ranks) -> list[T]:
 
 
 def gather_tensors(own: dict[str, Tensor], ranks: Ranks) -> list[dict[str, Tensor]]:
-    """Gather every rank's own tensors, by rank, on the host of the first; elsewhere nothing."""
-    if ranks.world == 1:
-        return [own]
-    host = {name: tensor.detach().cpu().clone() for name, tensor in own.items()}
-    everyone: list[Any] | None = [None] * ranks.world if ranks.main else None
-    dist.gather_object(host, everyone, 0)
-    return everyone or []
+    """Copy every rank's own tensors, by rank, to the host of the first; elsewhere nothing.
+
+    A tensor at a time, so that the copies are all that the first rank needs room for.
+    """
+    heads = gather_objects({k: (tuple(v.shape), v.dtype) for k, v in own.items()}, ranks)
+    if not ranks.main:
+        for tensor in own.values():
+            if tensor.numel():
+                dist.send(tensor.detach().cpu().reshape(-1).view(torch.uint8), 0)
+        return []
+    everyone = [{name: tensor.detach().to("cpu", copy=True) for name, tensor in own.items()}]
+    for rank, head in enumerate(heads[1:], 1):
+        everyone.append({k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in head.items()})
+        for tensor in everyone[-1].values():
+            if tensor.numel():
+                dist.recv(tensor.view(-1).view(torch.uint8), rank)
+    return everyone
 
 
 def scatter_objects(parts: Sequence[T], ranks: Ranks) -> T:

@@ -34,6 +34,8 @@ def check_finite(run: Run, moment: str) -> None:
     tensors = {k: v for k, v in run.model.state_dict().items() if v.is_floating_point()}
     broken = torch.stack([(~own_part(value).isfinite()).sum() for value in tensors.values()])
     if run.shards is not None:
+        counts_once = [hasattr(v, "device_mesh") or run.ranks.main for v in tensors.values()]
+        broken *= torch.tensor(counts_once, device=broken.device)  # a buffer is whole on each rank
         sum_over_ranks([broken], run.ranks)
     if not bool(broken.any()):
         return

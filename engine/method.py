@@ -206,7 +206,8 @@ class Run:
         return own_parts(dict(self.model.net.named_parameters()))
 
     def untrained_teacher(self, seed: int) -> Classifier:
-        """The same of a network with new weights, a function of (architecture, seed)."""
+        """A frozen copy of the network with new weights, as `teacher`: a function of (architecture,
+        seed)."""  # noqa: D205, D209
         if self.shards is not None:
             return self.shards.copy(initial_copy(self.shards.host_copy(), seed))
         return shared_copy(initial_copy(self.model, seed), self.precision)
@@ -215,6 +216,10 @@ class Run:
         """Return what of a tensor that fits a whole weight belongs to this rank: all of it, or its
         part where the network is split over the ranks."""  # noqa: D205, D209
         return whole if self.shards is None else cut(whole, self.ranks)
+
+    def own_parameter(self, weight: Tensor) -> Tensor:
+        """Return what is trained of a weight of the model: itself, or this rank's part of it."""
+        return weight if self.shards is None else self.shards.own(weight)
 
     @property
     def splits(self) -> bool:
@@ -369,7 +374,8 @@ class Method:
     """True where it touches weights and gradients element by element alone, through
     `Run.named_parameters` and `Run.weights`, and the network by forward passes of whole batches: so
     a network may be split over the ranks, each of which has a part of every tensor. Not inherited:
-    a subclass that adds an edit of its own says anew whether it is so."""
+    a subclass that adds an edit of its own says anew whether it is so. A phase with `parts` is
+    refused there: their gradients are not split."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Forget what a base class says of itself alone."""

@@ -131,7 +131,7 @@ class Precision:
         self.choose_kernels(model, device)
 
     def choose_kernels(self, model: nn.Module, device: torch.device) -> None:
-        """Set the process-wide tf32 switches.
+        """Choose the model's kernels on a CPU, the process-wide tf32 switches on CUDA.
 
         On a CPU, large convolutions of small images become products (`small_convolutions.py`).
         """

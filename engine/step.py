@@ -22,7 +22,7 @@ from letheon.engine.memory.activations import checkpoint_blocks, restore_blocks
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.models.batch_norm import Groups, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import copy_for_undo, find_bad
-from letheon.errors import RunFailed
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Batch
 from letheon.loaders.micro_batches import group_pieces, group_sizes, pieces
 
@@ -248,7 +248,14 @@ def assemble(method: Method, run: Run, state: State) -> Step:
 
 
 def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
-    """Return `idle_phases`; refuses what every rank takes part in where there are some."""
+    """Return `idle_phases`; refuses what every rank takes part in where there are some.
+
+    Raises:
+        InputError: on every rank: a network split over the ranks, and a loss in parts.
+        RunFailed: a batch of fewer samples than ranks, in which every rank takes part.
+    """
+    if run.splits:
+        _check_parts(method, run, state)
     idle = idle_phases(method, run, state)
     if idle and run.splits:
         raise RunFailed(
@@ -263,6 +270,20 @@ def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
             "start fewer ranks"
         )
     return idle
+
+
+def _check_parts(method: Method, run: Run, state: State) -> None:
+    for epoch in range(run.recipe.epochs):
+        for phase in _all(method, run, state, epoch):
+            if phase.parts:
+                refusal = InputError(
+                    f"got reduce shard with a loss in parts ({', '.join(phase.parts)}) in phase "
+                    f"{phase.name} of {method.name}; expected one scalar, whose gradient is split "
+                    "as the network is; use reduce auto",
+                    option="reduce",
+                )
+                refusal.everywhere = True
+                raise refusal
 
 
 def idle_phases(method: Method, run: Run, state: State) -> frozenset[str]:

@@ -115,9 +115,9 @@ class FromScratch(Method):
         optimizer = run.recipe.build_optimizer(run.parameters)
         if not self.decay_norms or self.bias_rate != 1 or self.head_rate != 1:
             (group,) = optimizer.param_groups
-            head_name = f"{run.model.head_path}.weight".removeprefix(".")
+            head_weight = run.own_parameter(run.model.head.weight)
             flat = [p for p in group["params"] if p.dim() < 2]
-            head = [run.named_parameters[head_name]] if self.head_rate != 1 else []
+            head = [p for p in group["params"] if p is head_weight and self.head_rate != 1]
             apart = {id(p) for p in (*flat, *head)}
             group["params"] = [p for p in group["params"] if id(p) not in apart]
             decay = {} if self.decay_norms else {"weight_decay": 0.0}

@@ -24,7 +24,7 @@ from letheon.engine.gradient_sync import Buckets, Flat
 from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Phase, Run
 from letheon.engine.step import Step, rehearse
-from letheon.errors import RunFailed
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Loader
 from letheon.loaders.factory import kind_of
 
@@ -100,9 +100,7 @@ def collect(course: Course) -> RunState | None:
     if not ranks.main:
         return None
     shared |= {f"reads.{k}": v for k, v in run.reads.items()}
-    for rank, mine in enumerate(everyone):
-        shared |= {f"rank.{rank}.{k}": v for k, v in mine.items()}
-    copies: Tensors = {}
+    copies = {f"rank.{r}.{k}": v for r, mine in enumerate(everyone) for k, v in mine.items()}
     strides: dict[str, list[int]] = {}
     for name, tensor in shared.items():
         copies[name], order = copy_to_host(tensor)
@@ -143,9 +141,11 @@ def restore(course: Course, saved: RunState) -> None:
     The pass under way is left to the caller: `pass_state`.
 
     Raises:
+        InputError: on every rank: one network was split over the ranks, the other is whole.
         RunFailed: the state is of another method or network.
     """
     run, step, facts = course.run, course.step, saved.facts
+    _check_split(run, facts)
     _regroup_buckets(course, saved)
     if run.shards is not None:
         part = saved.below(f"rank.{run.ranks.rank}.{PART}")
@@ -174,6 +174,21 @@ def restore(course: Course, saved: RunState) -> None:
         run.reads.update(saved.below("reads"))
     run.warnings[:] = facts["notes"]["warnings"]
     _restore_own(run, saved.below(f"rank.{run.ranks.rank}"))
+
+
+def _check_split(run: Run, facts: Mapping[str, Any]) -> None:
+    before, now = bool(facts.get("split")), run.shards is not None
+    if before == now:
+        return
+    words = {True: "split over", False: "whole on"}
+    refusal = InputError(
+        f"got a saved state of a network that was {words[before]} {facts['world']} ranks, and one "
+        f"that is {words[now]} {run.ranks.world}; expected both alike; start as many ranks as "
+        "saved it, with the same reduce, or begin anew in another folder",
+        option="reduce",
+    )
+    refusal.everywhere = True
+    raise refusal
 
 
 def pass_state(saved: RunState, ranks: Ranks) -> tuple[Tensors, dict[str, Any]] | None:

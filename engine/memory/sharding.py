@@ -18,7 +18,8 @@ def check_sharding(method: Method, run: Run) -> None:
     """Refuse a run that is to be split over the ranks and reads more than single weights.
 
     Raises:
-        InputError: the method, its optimizer or its batch-norm needs whole tensors.
+        InputError: the method, its optimizer or its batch-norm needs whole tensors, or a weight is
+            a single number, or shared by blocks that are gathered apart.
     """
     if not run.splits:
         return
@@ -37,6 +38,34 @@ def check_sharding(method: Method, run: Run) -> None:
             "take such ones, or reduce auto with activation_checkpoint and rank_batch",
             option="reduce",
         )
+    if odd := _odd_weight(run.model):
+        raise InputError(
+            f"got {run.model.name} with reduce shard, whose {odd}; expected weights with a first "
+            "dimension, each in one block or in none; use reduce auto with activation_checkpoint "
+            "and rank_batch",
+            option="reduce",
+        )
+
+
+def _odd_weight(model: nn.Module) -> str:
+    """Say which weight FSDP2 cannot split; nothing where there is none."""
+    units = {id(model.get_submodule(path)) for path in find_units(model)}
+    owners: dict[int, set[int]] = {}
+
+    def visit(module: nn.Module, owner: int) -> None:
+        owner = id(module) if id(module) in units else owner
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), set()).add(owner)
+        for child in module.children():
+            visit(child, owner)
+
+    visit(model, 0)
+    for name, parameter in model.named_parameters():
+        if not parameter.dim():
+            return f"weight {name.removeprefix('net.')} is a single number"
+        if len(owners[id(parameter)]) > 1:
+            return f"weight {name.removeprefix('net.')} is shared by several blocks"
+    return ""
 
 
 def shard_run(run: Run) -> None:
@@ -48,7 +77,7 @@ def shard_run(run: Run) -> None:
         return
     model = run.model
     run.precision.choose_kernels(model, run.ranks.device)
-    for parameter in model.parameters():  # torch splits contiguous weights alone
+    for parameter in model.parameters():  # torch splits contiguous weights alone: no channels-last
         parameter.data = parameter.data.contiguous()
     run.shards = Shards(model, find_units(model), run.ranks)
 
@@ -68,16 +97,16 @@ def count_parts(model: nn.Module, world: int) -> tuple[int, int]:
     Returns:
         Those of the largest part, buffers included, which each rank has whole; and those that are
         gathered beside it at most: two blocks (the next one is fetched early), one block's
-        gradient, and what lies in no block.
+        gradient and its copy that is sent; and what lies in no block with its gradient, whose copy
+        follows when the blocks are let go.
     """
     own = sum(_size(buffer) for buffer in model.buffers())
     for parameter in model.parameters():
-        rows = -(-len(parameter) // world)
-        own += rows * _size(parameter) // len(parameter)
+        total = parameter.shape[0] if parameter.dim() else 1
+        own += -(-total // world) * _size(parameter) // max(1, total)
     blocks = [_weights([model.get_submodule(path)]) for path in find_units(model)]
     rest = _weights([model]) - sum(blocks)
-    largest = max(blocks, default=rest)  # without blocks the gradient is that of all
-    return own, rest + (3 if blocks else 1) * largest
+    return own, 2 * rest + max(rest, 4 * max(blocks, default=0))
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:

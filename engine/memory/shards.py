@@ -78,8 +78,13 @@ def host_state(model: Classifier, ranks: Ranks) -> dict[str, Tensor]:
     """
     if not ranks.main and not is_split(model):
         return {}
-    copies = {key: copy_to_first(value) for key, value in model.net.state_dict().items()}
-    return {key: value.clone() for key, value in copies.items()} if ranks.main else {}
+    copies = {}
+    for key, value in model.net.state_dict().items():
+        host = copy_to_first(value)
+        if ranks.main:
+            own = own_part(value).untyped_storage().data_ptr()
+            copies[key] = host.clone() if host.untyped_storage().data_ptr() == own else host
+    return copies
 
 
 class Shards(Alone):
@@ -105,6 +110,10 @@ class Shards(Alone):
     def weights(self) -> dict[str, nn.Parameter]:
         """This rank's part of every weight that is trained, by its name in the model."""
         return {name: own for name, (weight, own) in self._pairs.items() if weight.requires_grad}
+
+    def own(self, weight: Tensor) -> nn.Parameter:
+        """This rank's part of a weight of the network, whatever its names are."""
+        return next(own for one, own in self._pairs.values() if one is weight)
 
     def average(self) -> None:
         """Hand the gradients, which the backward pass has averaged and split, to the parts."""

@@ -45,7 +45,7 @@ def find_bad(run: Run, loss: Tensor, scaled: bool) -> Tensor:
     """Say whether a step's loss or gradient is not finite, on any rank; nothing waits.
 
     Args:
-        run: its gradients are unscaled, and equal on every rank.
+        run: its gradients are unscaled, and equal on every rank or this rank's parts.
         loss: 0-dim, this rank's.
         scaled: the loss was scaled; a gradient that overflows is then the scaler's to skip.
 

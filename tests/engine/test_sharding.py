@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
-from letheon.engine.checkpoints.saver import open_saver
 from letheon.engine.distributed import Ranks
+from letheon.engine.health import check_finite
 from letheon.engine.loop import Seconds, passes, run_method
-from letheon.engine.memory.sharding import check_sharding, count_parts, find_units
+from letheon.engine.memory.sharding import check_sharding, count_parts, find_units, shard_run
 from letheon.engine.memory.shards import cut, host_state
-from letheon.engine.method import Method, Run
-from letheon.engine.models.classifier import Classifier
+from letheon.engine.method import Method, Phase, Run
+from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.run_folder import Record
 from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError, RunFailed
 from letheon.launch import train
@@ -208,7 +208,7 @@ def test_masked_weights_keep_their_bits(name: str) -> None:
 
 
 def resumed(ranks: Ranks, folder: str) -> list[str]:
-    return differing(RESUMED, lambda: make_run(RESUMED, ranks), Path(folder), [3])
+    return differing(RESUMED, lambda: make_run(RESUMED, ranks), Path(folder), [1, 1, 3])
 
 
 RESUMED = SalUn(Spkd(replace(GENTLE, ema=0.7), ce_weight=1.0), density=0.3)
@@ -223,24 +223,33 @@ def interrupted(ranks: Ranks, folder: str) -> None:
 
 
 def reopened(ranks: Ranks, folder: str) -> str:
+    method = METHODS["new weights, average"]
     try:
-        open_saver(Record(Path(folder), ranks, {}, True), Poll(ranks), True)
+        attempt(method, lambda: make_run(method, ranks), Path(folder), Poll(ranks), True)
     except InputError as error:
-        return str(error)
+        return str(error) if error.everywhere or "split over 2" in str(error) else "not everywhere"
     return ""
+
+
+def reopened_both(ranks: Ranks, split: str, whole: str) -> tuple[str, str]:
+    return reopened(ranks, split), reopened(ranks, whole)
 
 
 def test_a_split_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert on_ranks(2, resumed, str(tmp_path / "bits")) == [[], []]
     on_ranks(2, interrupted, str(tmp_path / "other"))
-    assert all("start 2 ranks" in line for line in on_ranks(3, reopened, str(tmp_path / "other")))
+    interrupted(Ranks(), str(tmp_path / "alone"))
+    for line, other in on_ranks(3, reopened_both, str(tmp_path / "other"), str(tmp_path / "alone")):
+        assert "start 2 ranks" in line
+        assert "whole on 1 ranks, and one that is split over 3" in other
+    assert "start 2 ranks" in reopened(Ranks(), str(tmp_path / "other"))
 
 
 def job(ranks: Ranks, folder: str) -> None:
     train.main(
         train.Settings(
-            out=Path(folder), data="digits", device="cpu", precision=SPLIT,
-            method=Train(Recipe(epochs=1, lr=0.05, batch_size=512)),
+            out=Path(folder), data="digits", device="cpu", precision=SPLIT, seed=0,
+            method=Train(Recipe(epochs=1, lr=0.05, batch_size=512, batch_norm="frozen")),
         ),
         ranks,
     )  # fmt: skip
@@ -255,8 +264,11 @@ def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
     for (key, value), other in zip(
         alone.net.state_dict().items(), split.net.state_dict().values(), strict=True
     ):
-        if "running" not in key:  # batch-norm is local
-            torch.testing.assert_close(other, value, atol=0.05, rtol=0, msg=key)
+        torch.testing.assert_close(other, value, atol=TOLERANCE, rtol=0, msg=key)
+    start = build(alone.name, alone.classes, 0, alone.preset).named_parameters()
+    for (key, value), (_, before) in zip(alone.named_parameters(), start, strict=True):
+        moved = float((value - before).detach().abs().max())
+        assert 50 * TOLERANCE < moved < 0.1, key
 
 
 def refusals(ranks: Ranks) -> list[str]:
@@ -268,6 +280,27 @@ def refusals(ranks: Ranks) -> list[str]:
             check_sharding(method, make_run(method, ranks))
         except InputError as error:
             found.append(str(error))
+    for odd in (single_number, tied_blocks):
+        run = make_run(Finetune(FROZEN), ranks)
+        odd(run.model)
+        try:
+            check_sharding(Finetune(FROZEN), run)
+        except InputError as error:
+            found.append(str(error))
+    apart = Apart(FROZEN)
+    try:
+        run_method(apart, make_run(apart, ranks))
+    except InputError as error:
+        found.append(str(error) if error.everywhere else "not everywhere")
+    broken = make_run(Finetune(FROZEN), ranks)
+    shard_run(broken)
+    broken.model.get_buffer("net.0.0.1.running_mean")[1] = float("nan")
+    if not ranks.main:
+        broken.weights["0.1.0.weight"][0, 0, 0, 0] = float("inf")
+    try:
+        check_finite(broken, "now")
+    except RunFailed as error:
+        found.append(str(error))
     few = GradAscent(GENTLE)
     try:
         run_method(few, make_run(few, ranks, range(1)))
@@ -280,8 +313,30 @@ class Own(Finetune):
     """A subclass says nothing of itself: its edits may read whole tensors."""
 
 
+class Apart(Finetune):
+    """Keeps the gradients of two losses apart."""
+
+    elementwise = True
+
+    def phases(self, run: Run, state: State, epoch: int) -> list[Phase]:
+        return [Phase("both", "paired", lambda net, batch: {}, parts=("forget", "retain"))]
+
+
+def single_number(model: Classifier) -> None:
+    model.net.register_parameter("scale", nn.Parameter(torch.ones(())))
+
+
+def tied_blocks(model: Classifier) -> None:
+    first, second = (model.get_submodule(f"net.0.{number}.1") for number in (0, 1))
+    second.weight = first.weight
+
+
 def test_what_cannot_be_split_is_refused() -> None:
-    words = ("with ssd", "optimizer muon", "with finetune", "fewer samples")
+    words = (
+        "with ssd", "optimizer muon", "with finetune", "weight scale is a single number",
+        "weight 0.0.1.weight is shared by several blocks", "in parts (forget, retain)",
+        "got 2 numbers that are not finite now", "fewer samples",
+    )  # fmt: skip
     for lines in on_ranks(2, refusals):
         assert all(word in line for word, line in zip(words, lines, strict=True))
     for wrong in ({"compile": "default"}, {"dtype": "fp16"}, {"wire": "bf16"}):
@@ -307,4 +362,8 @@ def test_parts_are_counted_without_making_them() -> None:
     # Kernels of 5 x 3 x 9 and 5 x 5 x 9 weights with 3 vectors of 5 each, a head of 4 x 5 and 4.
     own, gathered = count_parts(net, 2)
     assert own - buffers == 4 * (3 * 27 + 3 * 45 + 6 * 3 + 2 * 5 + 2)
-    assert gathered == 4 * (24 + 3 * (225 + 15))
+    assert gathered == 4 * (2 * 24 + 4 * (225 + 15))
+    head = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), "head", PRESET)
+    assert count_parts(head, 2)[1] == 4 * 3 * (48 + 4)  # weights, gradient, and what is sent of it
+    single_number(head)
+    assert count_parts(head, 2)[0] == 4 * (24 + 2 + 1)

@@ -157,6 +157,16 @@ def test_biases_and_head_have_rates_of_their_own() -> None:
         torch.testing.assert_close(ends[1][name], factor * moved, atol=1e-6, rtol=1e-4)
 
 
+def test_a_frozen_head_has_no_rate_and_keeps_its_bits() -> None:
+    method = Retrain(Recipe(epochs=1, lr=0.1, batch_size=64), head_rate=0.5)
+    run = run_of(method)
+    run.model.head.weight.requires_grad_(False)
+    start = weights(run)
+    run_method(method, run)
+    moved = {key for key, value in weights(run).items() if not torch.equal(value, start[key])}
+    assert "head.weight" not in moved and "block1.norms.0.bias" in moved
+
+
 def end(ranks: Ranks) -> dict[str, torch.Tensor]:
     method = Retrain(replace(FAST, batch_norm="frozen"), bias_rate=2.0, label_smoothing=0.2)
     run = run_of(method, ranks)
