@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import Classifier, Output
+from letheon.engine.models.initial import initial_copy
 from letheon.engine.recipe import Recipe
-from letheon.methods import bad_teacher
 from tests.methods.cases import cases
 from tests.world import run_of
 
@@ -63,7 +63,9 @@ def losses(name: str) -> Iterator[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_count_in_fp32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "teacher", lambda run: Rounded(deepcopy(run.model).eval()))
-    monkeypatch.setattr(bad_teacher, "shared_copy", lambda model, _: Rounded(model.eval()))
+    monkeypatch.setattr(
+        Run, "untrained_teacher", lambda run, seed: Rounded(initial_copy(run.model, seed).eval())
+    )
     for found, expected in losses(name):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
