@@ -96,6 +96,8 @@ class BetonImages(ImageSet):
         row = np.dtype([(f"f{k}", _ROW_TYPES[kind]) for k, kind in enumerate(types)], align=True)
         n, start = int(header["samples"]), HEADER.itemsize + fields.nbytes
         end = int(header["table"])
+        if not n:
+            raise _broken(self.file, "it holds no image")
         if start + n * row.itemsize > len(self._map) or not start <= end <= len(self._map):
             raise _broken(self.file, "its table ends after the file")
         rows = np.frombuffer(self._map, row, n, start)
@@ -110,8 +112,8 @@ class BetonImages(ImageSet):
             self.name, self.classes = self.manifest["name"], tuple(self.manifest["classes"])
             self._open_digests(start + n * row.itemsize, end)
         else:
-            self.classes = number_classes(int(self.labels.max(initial=-1)), self.file)
-        if n and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            self.classes = number_classes(int(self.labels.max()), self.file)
+        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise _broken(self.file, f"a label is outside the {len(self.classes)} classes")
 
     def _open_digests(self, table_end: int, pages_end: int) -> None:
@@ -222,8 +224,9 @@ def _choose_fields(path: Path, fields: NDArray[Any]) -> tuple[int, int]:
     labels = [k for k, kind in enumerate(types) if kind == INT_FIELD]
     labels = [k for name in LABELS for k in labels if names[k].lower() == name][:1] or labels
     if len(images) != 1 or len(labels) != 1 or not set(types) <= set(_ROW_TYPES):
+        shown = (name if name.isprintable() else repr(name) for name in names)
         raise InputError(
-            f"{path}: got the fields {', '.join(names)}, expected one image and one integer, "
+            f"{path}: got the fields {', '.join(shown)}, expected one image and one integer, "
             f"or of several one called {LABELS[0]}; write the file with these"
         )
     return images[0], labels[0]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from letheon.errors import InputError
 from letheon.loaders.datasets.image_set import ArrayImages
+from letheon.loaders.formats import beton
 from letheon.loaders.formats.beton import BetonImages
 from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.open import open_data, open_domains
@@ -133,3 +134,20 @@ def test_what_is_not_clear_is_refused_with_the_fields(tmp_path: Path, fields: Fi
     names = ", ".join(name for name, _ in fields)
     with pytest.raises(InputError, match=f"got the fields {names}, expected one image and one int"):
         BetonImages(tmp_path / "set.beton")
+
+
+def test_a_file_without_samples_and_names_that_cannot_be_printed_are_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "set.beton"
+    write(path, [("image", "image"), ("label", "int")], 3, "raw")
+    whole = path.read_bytes()
+    header = np.frombuffer(whole, beton.HEADER, 1).copy()
+    header["samples"] = 0
+    path.write_bytes(header.tobytes() + whole[beton.HEADER.itemsize :])
+    with pytest.raises(InputError, match="it holds no image"):
+        BetonImages(path)
+    write(path, [("im\nage", "image"), ("a\x01", "int"), ("b", "int")], 3, "raw")
+    with pytest.raises(InputError, match="got the fields") as caught:
+        BetonImages(path)
+    assert str(caught.value).isprintable() and "im\\nage" in str(caught.value)
