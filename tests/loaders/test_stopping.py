@@ -126,6 +126,7 @@ def test_sigterm_is_one_line_and_a_second_run_goes_on(
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "page", "gone"])
 def test_a_damaged_part_is_made_again(damage: str, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     images = stop_at(300, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         arrays_writer.prepare({"set": images}, tmp_path / "out", 8)
