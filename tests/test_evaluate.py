@@ -169,7 +169,7 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
     scripts.monkeypatch.setattr(evaluate, "find_examples", lambda *args: {})
     cache = written.parent / "cache"
     ended = scripts(
-        "evaluate", *arguments(original, runs)[:-2], "--cache", cache,
+        "evaluate", *arguments(original, runs)[:-4], "--cache", cache,
         "--depth", "full", "--attacks", 0, "--out", tmp_path / "again",
     )  # fmt: skip
     assert ended.code == 0, ended.err
