@@ -19,6 +19,17 @@ def free_bytes(device: torch.device) -> int:
     return int(amounts["MemAvailable"].split()[0]) * 1024
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to the device, by pinned memory: from other memory it would wait.
+
+    Where it lies on the device already, or the device is the CPU, it is the tensor itself.
+    """
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
 class Buffers:
     """Host tensors of one size, at most `keep` of them idle.
 
