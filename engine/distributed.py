@@ -69,7 +69,7 @@ def _device(name: str, local_rank: int) -> torch.device:
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if torch.cuda.device_count() == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+    if torch.cuda.device_count() == 1 and _is_given_one_gpu():
         local_rank = 0  # each task sees its own GPU alone
     if local_rank >= torch.cuda.device_count():
         raise InputError(
@@ -77,6 +77,17 @@ def _device(name: str, local_rank: int) -> torch.device:
             "start fewer processes on it"
         )
     return torch.device("cuda", local_rank)
+
+
+def _is_given_one_gpu() -> bool:
+    """Whether srun or mpirun lets this task see one GPU: by a binding, or by a script between.
+
+    torchrun would have counted its ranks anew (its virtual local ranks); two of its ranks that see
+    one GPU share it by mistake.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    return "SLURM_GPUS_PER_TASK" in os.environ or "CUDA_VISIBLE_DEVICES" in os.environ
 
 
 @dataclass(frozen=True)
@@ -92,20 +103,29 @@ class Launcher:
     """What is equal on all processes of one start and differs between starts; the port's seed."""
 
 
-LAUNCHERS = (
-    Launcher(
-        "srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "",
-        ("SLURM_JOB_ID", "SLURM_STEP_ID"),
-    ),
-    Launcher(
-        "mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE", ("PMIX_NAMESPACE",),
-    ),
-    Launcher(
-        "mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID",)
-    ),
+_MPIRUN = Launcher(
+    "mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE", ("PMIX_NAMESPACE",),
 )  # fmt: skip
-"""Those whose processes know their rank without torchrun: SLURM, Open MPI, MPICH and Intel MPI."""
+_MPIEXEC = Launcher(
+    "mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID",)
+)
+_SRUN = Launcher(
+    "srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "",
+    ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+)  # fmt: skip
+
+
+def list_launchers() -> tuple[Launcher, ...]:
+    """List the launchers whose processes know their rank without torchrun, the innermost first.
+
+    Open MPI, MPICH and Intel MPI start their daemons by srun inside a SLURM job: the ranks on the
+    other nodes then see the daemons' numbers in srun's variables, and their own in MPI's. srun
+    itself may say MPICH's variables too, then with the same number of processes.
+    """
+    sizes = [os.environ.get(one.world, "") for one in (_MPIEXEC, _SRUN)]
+    two = (_SRUN, _MPIEXEC) if sizes[0] in ("", "1", sizes[1]) else (_MPIEXEC, _SRUN)
+    return (_MPIRUN, *two)
 
 
 def adopt_launcher() -> None:
@@ -119,7 +139,7 @@ def adopt_launcher() -> None:
     """
     if "WORLD_SIZE" in os.environ:
         return
-    for launcher in LAUNCHERS:
+    for launcher in list_launchers():
         world = os.environ.get(launcher.world, "1")
         if not world.isdecimal() or int(world) < 2:
             continue
@@ -138,10 +158,24 @@ def adopt_launcher() -> None:
             "RANK": rank,
             "WORLD_SIZE": world,
             "LOCAL_RANK": local if local.isdecimal() else "0",
+            "LOCAL_WORLD_SIZE": _count_local_ranks(launcher),
             "MASTER_ADDR": address,
             "MASTER_PORT": os.environ.get("MASTER_PORT") or str(port),
         }
         return
+
+
+def _count_local_ranks(launcher: Launcher) -> str:
+    """Ranks on this host, which share its memory and cores; 1 where the launcher does not say."""
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "") if launcher.name == "srun" else ""
+    if not counts:
+        return os.environ.get(launcher.local_world, "") or "1"
+    every: list[str] = []
+    for one in counts.split(","):  # such as 4(x2),3
+        ranks, _, times = one.rstrip(")").partition("(x")
+        every += [ranks] * int(times or "1")
+    node = int(os.environ.get("SLURM_NODEID", "0"))
+    return every[node] if node < len(every) else every[0]
 
 
 def _first_host(launcher: Launcher, world: int) -> str:
@@ -253,8 +287,10 @@ def explain_loss(error: Exception, stack: str) -> str:
 def _existing_ranks(device: str) -> Ranks:
     """This process's place in a process group that somebody else made."""
     carried = dist.get_backend_config()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    place = _device(device, local_rank)
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    if not local_rank.isdecimal():  # started without a launcher: whoever did has set the device
+        local_rank = str(torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    place = _device(device, int(local_rank))
     missing = [kind for kind in sorted({"cpu", place.type}) if f"{kind}:" not in carried]
     if missing:
         raise InputError(
@@ -263,7 +299,7 @@ def _existing_ranks(device: str) -> Ranks:
         )
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, place)
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(local_rank), place)
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:

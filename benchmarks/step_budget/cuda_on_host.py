@@ -17,11 +17,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 from unittest import mock
 
+import numpy as np
 import torch
-from step_budget.fake_cuda import ANSWERS, CUDA, INDEXING, Ledger
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from step_budget.fake_cuda import ANSWERS, CUDA, INDEXING, Ledger
 
 TRANSFERS = ("aten::_to_copy", "aten::copy_")
 """What takes tensors of both sides."""
@@ -70,6 +72,12 @@ class CudaTensor(Tensor):
         """Read all numbers."""
         return self.cpu().tolist()
 
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(_send_lists(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_send_lists(key), value)
+
     def new_tensor(self, data: Any, **options: Any) -> Tensor:
         """Make a tensor of numbers beside this one."""
         return torch.tensor(data, **({"dtype": self.dtype, "device": CUDA} | options))
@@ -93,9 +101,22 @@ class CudaTensor(Tensor):
         return f"cuda({self.held!r})"
 
 
+def _send_lists(key: Any) -> Any:
+    """Send lists and arrays of places to the device, as torch does where Python cannot look."""
+    if isinstance(key, tuple):
+        return tuple(map(_send_lists, key))
+    return torch.tensor(key, device=CUDA) if isinstance(key, (list, np.ndarray)) else key
+
+
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one operation on the numbers, and give the result the device that it would have."""
     leaves = tree_leaves((args, kwargs))
+    meta = any(type(leaf) is Tensor and leaf.is_meta for leaf in leaves)
+    skeleton = getattr(torch.utils._device.CURRENT_DEVICE, "type", "") == "meta"
+    if (meta or skeleton) and not any(isinstance(leaf, CudaTensor) for leaf in leaves):
+        return func(*args, **kwargs)  # of a network that is built without numbers
+    if meta:
+        raise NotImplementedError(f"{func} of a tensor that was made where Python cannot look")
     known = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, CudaTensor)}
     device = kwargs.get("device")
     on_device = bool(known) if device is None else torch.device(device).type != "cpu"

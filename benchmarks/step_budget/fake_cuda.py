@@ -98,7 +98,7 @@ def find_place() -> str:
     while frame is not None:
         folders = _folders(frame.f_code.co_filename)
         if folders:
-            return f"{folders}:{frame.f_code.co_qualname.rpartition('<locals>.')[2]}"
+            return f"{folders}:{frame.f_code.co_qualname.split('.<locals>')[0]}"
         frame = frame.f_back
     return ""
 

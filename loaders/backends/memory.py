@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,60 @@ from torch import Tensor
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on the device."""
+    """Bytes that are free on the device; on the host, no more than its control group may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo", encoding="ascii") as file:
         amounts = dict(line.split(":", 1) for line in file)
-    return int(amounts["MemAvailable"].split()[0]) * 1024
+    return min([int(amounts["MemAvailable"].split()[0]) * 1024, *group_rooms()])
+
+
+def group_rooms(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """List what may still be taken under each memory limit that holds for this process, in bytes.
+
+    SLURM and containers limit memory by control groups, of which /proc/meminfo knows nothing. Pages
+    of files count as free, as they are given up first.
+
+    Args:
+        groups: the groups of this process, as /proc lists them.
+        root: where they are mounted, both versions.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rooms: list[int] = []
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top, names = (root / "memory", _FIRST) if kinds else (root, _SECOND)
+        place = top / path.lstrip("/")
+        # Within a container the path may be that of the host: the mount's own top then has it.
+        for folder in dict.fromkeys([place, *place.parents, top]):
+            if folder.is_relative_to(top):
+                rooms += _group_room(folder, *names)
+    return rooms
+
+
+_FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_SECOND = ("memory.max", "memory.current", "inactive_file")
+_UNLIMITED = 2**60  # version 1 writes a number of this size where there is no limit
+
+
+def _group_room(folder: Path, limit: str, usage: str, pages: str) -> list[int]:
+    """One number where the group has a limit, else none."""
+    try:
+        most = (folder / limit).read_text(encoding="ascii").strip()
+        if not most.isdecimal() or int(most) >= _UNLIMITED:
+            return []
+        used = int((folder / usage).read_text(encoding="ascii"))
+        kinds = dict(line.split() for line in (folder / "memory.stat").open(encoding="ascii"))
+        return [max(0, int(most) - used + int(kinds.get(pages, 0)))]
+    except (OSError, ValueError):
+        return []
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from letheon.loaders.backends.base import Backend
 from letheon.loaders.backends.memory import free_bytes, to_device
