@@ -21,6 +21,7 @@ from typing import Any
 import tyro
 from harness import PARTS
 from tables.opening import opening
+from tables.step_time import step_time
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -190,6 +191,7 @@ PICTURES: dict[str, tuple[str, Callable[[Sequence[Line], Any], None]]] = {
     "end_to_end_gpu": ("end_to_end_gpu.csv", end_to_end),
     "growth_time": ("growth_cpu.csv", growth("time")),
     "growth_memory": ("growth_cpu.csv", growth("memory")),
+    "step_time": ("published_steps.csv", step_time),
 }
 
 

@@ -29,7 +29,6 @@ import tyro
 from letheon import durable
 from letheon.engine.distributed import (
     Ranks,
-    adopt_launcher,
     explain_loss,
     explain_timeout,
     is_first_to_fail,
@@ -37,6 +36,7 @@ from letheon.engine.distributed import (
     share_out,
 )
 from letheon.engine.method import Method
+from letheon.engine.ranks.launchers import adopt_launcher
 from letheon.engine.ranks.store import hangs
 from letheon.engine.ranks.watch import SILENCE
 from letheon.engine.runs.agreement import Facts, agree_on_start

@@ -1,4 +1,4 @@
-"""The device half of every loader, computed on the host as on a GPU: the CPU's batches, no waits."""
+"""The device half of every loader, computed on the host as on a GPU: the CPU's batches."""
 
 from __future__ import annotations
 
