@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from letheon.loaders.transforms.normalize import moments
 from step_budget.fake_cuda import ANSWERS, CUDA, INDEXING, Ledger
 
 TRANSFERS = ("aten::_to_copy", "aten::copy_")
@@ -39,30 +40,29 @@ class CudaTensor(Tensor):
         """Wrap a tensor of the host; to C++ it is on meta, whose backward needs no driver."""
         made = Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, layout=held.layout, device="meta",
+            dtype=held.dtype, layout=held.layout, device=torch.device("meta"),
         )  # fmt: skip
-        made = cast(CudaTensor, made)
         made.held = held
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operation where no mode is active, in a thread."""
         return run(func, args, kwargs or {})
 
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_meta = property(lambda self: False)
 
     def _set_data(self, value: CudaTensor) -> None:
         self.held = value.held
         torch._C.TensorBase.data.__set__(self, value)  # type: ignore[attr-defined]
 
-    data = property(lambda self: self.detach(), _set_data)  # type: ignore[assignment]
+    data = property(lambda self: self.detach(), _set_data)
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse, as a tensor of a GPU."""
@@ -78,9 +78,10 @@ class CudaTensor(Tensor):
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(_send_lists(key), value)
 
-    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+    def new_tensor(self, data: Any, *args: Any, **options: Any) -> Tensor:
         """Make a tensor of numbers beside this one."""
-        return torch.tensor(data, **({"dtype": self.dtype, "device": CUDA} | options))
+        chosen: dict[str, Any] = {"dtype": self.dtype, "device": CUDA, **options}
+        return torch.tensor(data, *args, **chosen)
 
     def untyped_storage(self) -> Any:
         """Return the memory of its numbers, by which shared tensors are known."""
@@ -239,6 +240,7 @@ def cuda_on_host() -> Iterator[Ledger]:
     before = [(place, name, getattr(place, name)) for place, name in switches]
     lifting = torch._C._only_lift_cpu_tensors()
     random = torch.get_rng_state
+    moments.cache_clear()
     with ExitStack() as stack:
         for name, value in (ANSWERS | _MORE).items():
             stack.enter_context(mock.patch(name, lambda *_, value=value, **__: value))
@@ -258,6 +260,7 @@ def cuda_on_host() -> Iterator[Ledger]:
         try:
             yield ledger
         finally:
+            moments.cache_clear()
             _pinned.clear()
             for place, name, value in before:
                 setattr(place, name, value)

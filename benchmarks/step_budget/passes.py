@@ -28,7 +28,7 @@ from letheon.eval.search.scores import Metric
 from letheon.kernels.keyed import normal, uniform
 from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.image_set import ArrayImages
-from letheon.loaders.factory import make_loader
+from letheon.loaders.factory import Kind, make_loader
 
 CLASSES, GONE = 5, 2
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ class Scene:
         """Read noise from the device's own memory, on a CPU from the host's."""
         data = self.images(count)
         preset = build(self.model, CLASSES).preset
-        kind = "torch" if self.device.type == "cpu" else "resident"
+        kind: Kind = "torch" if self.device.type == "cpu" else "resident"
         reader = Reader(0, device=self.device)
         return make_loader(kind, data, data.labels == GONE, preset, self.batch, reader)
 

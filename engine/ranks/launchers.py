@@ -27,7 +27,7 @@ def find_device(name: str, local_rank: int) -> torch.device:
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if torch.cuda.device_count() == 1 and _is_given_one_gpu():
+    if torch.cuda.device_count() == 1 and _sees_its_gpu_alone():
         local_rank = 0  # each task sees its own GPU alone
     if local_rank >= torch.cuda.device_count():
         raise InputError(
@@ -37,7 +37,7 @@ def find_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _is_given_one_gpu() -> bool:
+def _sees_its_gpu_alone() -> bool:
     """Whether srun or mpirun lets this task see one GPU: by a binding, or by a script between.
 
     torchrun would have counted its ranks anew (its virtual local ranks); two of its ranks that see
