@@ -31,18 +31,18 @@ TRANSFERS = ("aten::_to_copy", "aten::copy_")
 
 
 class CudaTensor(Tensor):
-    """A tensor of the device; `held` has its numbers, on the host."""
+    """A tensor of the device; `numbers` has its numbers, on the host."""
 
-    held: Tensor
+    numbers: Tensor
 
     @staticmethod
-    def __new__(cls: type[CudaTensor], held: Tensor) -> CudaTensor:
+    def __new__(cls: type[CudaTensor], numbers: Tensor) -> CudaTensor:
         """Wrap a tensor of the host; to C++ it is on meta, whose backward needs no driver."""
         made = Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, layout=held.layout, device=torch.device("meta"),
+            cls, numbers.size(), strides=numbers.stride(), storage_offset=numbers.storage_offset(),
+            dtype=numbers.dtype, layout=numbers.layout, device=torch.device("meta"),
         )  # fmt: skip
-        made.held = held
+        made.numbers = numbers
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -59,7 +59,7 @@ class CudaTensor(Tensor):
     is_meta = property(lambda self: False)
 
     def _set_data(self, value: CudaTensor) -> None:
-        self.held = value.held
+        self.numbers = value.numbers
         torch._C.TensorBase.data.__set__(self, value)  # type: ignore[attr-defined]
 
     data = property(lambda self: self.detach(), _set_data)
@@ -85,21 +85,21 @@ class CudaTensor(Tensor):
 
     def untyped_storage(self) -> Any:
         """Return the memory of its numbers, by which shared tensors are known."""
-        return self.held.untyped_storage()
+        return self.numbers.untyped_storage()
 
     def data_ptr(self) -> int:
         """Return the address of its numbers."""
-        return self.held.data_ptr()
+        return self.numbers.data_ptr()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CudaTensor:
         if id(self) not in memo:
-            copied = CudaTensor(self.held.clone()).requires_grad_(self.requires_grad)
-            vars(copied).update({k: v for k, v in vars(self).items() if k != "held"})
+            copied = CudaTensor(self.numbers.clone()).requires_grad_(self.requires_grad)
+            vars(copied).update({k: v for k, v in vars(self).items() if k != "numbers"})
             memo[id(self)] = copied
         return cast(CudaTensor, memo[id(self)])
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"cuda({self.held!r})"
+        return f"cuda({self.numbers!r})"
 
 
 def _send_lists(key: Any) -> Any:
@@ -118,7 +118,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)  # of a network that is built without numbers
     if meta:
         raise NotImplementedError(f"{func} of a tensor that was made where Python cannot look")
-    known = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, CudaTensor)}
+    known = {id(leaf.numbers): leaf for leaf in leaves if isinstance(leaf, CudaTensor)}
     device = kwargs.get("device")
     on_device = bool(known) if device is None else torch.device(device).type != "cpu"
     if known:
@@ -127,7 +127,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return pin(func(*args, **kwargs))
     if not known and not on_device:
         return func(*args, **kwargs)
-    args, kwargs = tree_map_only(CudaTensor, lambda one: one.held, (args, kwargs))
+    args, kwargs = tree_map_only(CudaTensor, lambda one: one.numbers, (args, kwargs))
     if on_device and device is not None:
         kwargs["device"] = torch.device("cpu")
     out = func(*args, **kwargs)
@@ -137,8 +137,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return known[id(one)] if id(one) in known else CudaTensor(one)
 
         out = tree_map_only(Tensor, place, out)
-    for held, tensor in ((one.held, one) for one in known.values()):
-        if held.shape != tensor.shape:
+    for numbers, tensor in ((one.numbers, one) for one in known.values()):
+        if numbers.shape != tensor.shape:
             raise NotImplementedError(f"{func} changes the shape of its operand")
     return out
 

@@ -20,20 +20,20 @@ def free_bytes(device: torch.device) -> int:
     return min([int(amounts["MemAvailable"].split()[0]) * 1024, *group_rooms()])
 
 
-def group_rooms(
-    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> list[int]:
+GROUPS = Path("/proc/self/cgroup")
+"""The control groups of this process."""
+MOUNT = Path("/sys/fs/cgroup")
+"""Where they are mounted, both versions."""
+
+
+def group_rooms() -> list[int]:
     """List what may still be taken under each memory limit that holds for this process, in bytes.
 
     SLURM and containers limit memory by control groups, of which /proc/meminfo knows nothing. Pages
     of files count as free, as they are given up first.
-
-    Args:
-        groups: the groups of this process, as /proc lists them.
-        root: where they are mounted, both versions.
     """
     try:
-        lines = groups.read_text(encoding="utf-8").splitlines()
+        lines = GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     rooms: list[int] = []
@@ -41,7 +41,7 @@ def group_rooms(
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
-        top, names = (root / "memory", _FIRST) if kinds else (root, _SECOND)
+        top, names = (MOUNT / "memory", _FIRST) if kinds else (MOUNT, _SECOND)
         place = top / path.lstrip("/")
         # Within a container the path may be that of the host: the mount's own top then has it.
         for folder in dict.fromkeys([place, *place.parents, top]):

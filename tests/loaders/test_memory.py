@@ -19,7 +19,10 @@ def write(root: Path, files: dict[str, object]) -> None:
 
 def groups(root: Path, text: str) -> list[int]:
     (root / "self").write_text(text)
-    return group_rooms(root / "self", root / "fs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "GROUPS", root / "self")
+        patch.setattr(memory, "MOUNT", root / "fs")
+        return group_rooms()
 
 
 def test_every_limit_above_the_process_counts(tmp_path: Path) -> None:
