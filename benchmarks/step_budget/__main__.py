@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import tyro
@@ -49,6 +50,9 @@ from step_budget.stands import (
 SMALL = 32  # pixels of what is prepared for real
 
 
+Part = Literal["step", "prepare", "pass"]
+
+
 @dataclass(frozen=True)
 class Options:
     """Which methods, at which shapes."""
@@ -64,8 +68,8 @@ class Options:
     """pixels"""
     batch: int = 256
     """images of a step"""
-    passes: tuple[str, ...] = tuple(PASSES)
-    """passes of an evaluation"""
+    parts: tuple[Part, ...] = get_args(Part)
+    """what is counted"""
 
 
 def count_step(stand: Stand, rows: int, x: str) -> Iterator[Row]:
@@ -117,7 +121,7 @@ def count_prepare(method: Method, model: Classifier, x: str) -> Iterator[Row]:
         run = build_run(method, model, CUDA, Precision("fp32"))
         ledger.clear()
         method.prepare(run)
-        yield from count_waits(ledger, f"prepare {method.name}", "prepare", "", x)
+    yield from count_waits(ledger, f"prepare {method.name}", "prepare", "", x)
 
 
 def count_pass(name: str) -> Iterator[Row]:
@@ -126,8 +130,8 @@ def count_pass(name: str) -> Iterator[Row]:
         scene = Scene(CUDA, batch=batch)
         with cuda_on_host() as ledger:
             PASSES[name](scene)
-            x = f"{scene.model} {scene.count} images b{batch}"
-            yield from count_waits(ledger, f"pass {name}", "pass", variant, x)
+        x = f"{scene.model} {scene.count} images b{batch}"
+        yield from count_waits(ledger, f"pass {name}", "pass", variant, x)
 
 
 def main(options: Options) -> None:
@@ -144,12 +148,13 @@ def main(options: Options) -> None:
         if options.only and name not in options.only:
             continue
         method = build_method(kind, options.batch)
-        results.add(count_prepare(method, model, f"{options.model} {SMALL}px b20"))
-        if not method.recipe.epochs:
-            continue  # it has no steps
+        if "prepare" in options.parts:
+            results.add(count_prepare(method, model, f"{options.model} {SMALL}px b20"))
+        if not method.recipe.epochs or "step" not in options.parts:
+            continue  # it may have no steps
         stand = build_stand(method, model, options.size, torch.device("cpu"), Precision("fp32"))
         results.add(count_step(stand, options.batch, x))
-    for name in options.passes:
+    for name in PASSES if "pass" in options.parts else ():
         results.add(count_pass(name))
 
 
