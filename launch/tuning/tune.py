@@ -210,7 +210,8 @@ class Case:
             "request": self.request.digest,
             "method": json.loads(json.dumps(describe(settings.method), default=str)),
             "ranges": json.loads(json.dumps([dataclasses.asdict(one) for one in self.ranges])),
-            "seeds": list(settings.seed_numbers), "share": settings.validation_share, "seed": settings.seed,
+            "seeds": list(settings.seed_numbers), "share": settings.validation_share,
+            "seed": settings.seed,
             "forget_target": settings.forget_target, "prune": settings.prune,
             "retrained": "" if retrained is None else weights_digest(retrained),
         }  # fmt: skip
