@@ -303,7 +303,7 @@ class Pass:
         if self.phase.beside is None:
             yield from zip(main, repeat(None), strict=False)
             return
-        loader, stream = self._reading(1)
+        loader, stream = _reading(self, 1)
         others = loader.train(stream, self.epoch, -(-self.skip // self.phase.every))
         for position, batch in enumerate(main, self.skip):
             yield batch, next(others) if position % self.phase.every == 0 else None
@@ -318,7 +318,7 @@ class Pass:
         self.progress = _progress(self)
         self.started = time.perf_counter()
         for number, tally in enumerate(self._tallies):
-            tally.ask_for_rows(*self._reading(number), self.epoch)
+            tally.ask_for_rows(*_reading(self, number), self.epoch)
         if self._saved is not None:
             _continue(self, self._tallies, *self._saved)
             self._saved = None
@@ -381,18 +381,10 @@ class Pass:
 
         They follow from seed, epoch and position. Every rank must call.
         """
-        loader, stream = self._reading(number)
+        loader, stream = _reading(self, number)
         batch = next(iter(loader.train(stream, self.epoch, position)))
         everyone = gather_objects(batch.index.tolist(), self.run.ranks)
         return [index for own in everyone for index in own]
-
-    def _reading(self, number: int) -> tuple[Loader, Stream]:
-        """What the phase (1: the one beside it) reads, and from where."""
-        phase = self._tallies[number].phase
-        stream, loader = self.run.stream(phase), self._sources.get(phase.source, self.run.loader)
-        return loader, stream._replace(
-            share=1.0, steps=self._tallies[1].steps
-        ) if number else stream
 
     def shown(self, name: str = "") -> Shown:
         """What the line of progress shows of it; `name` is that of one of several runs."""
@@ -416,6 +408,13 @@ class Pass:
             average_batch_norm(self.run, parts if idle else None)
         for number, tally in enumerate(self._tallies):
             _close(self, number, tally, compiling)
+
+
+def _reading(one: Pass, number: int) -> tuple[Loader, Stream]:
+    """What the phase (1: the one beside it) reads, and from where."""
+    phase = one._tallies[number].phase
+    stream, loader = one.run.stream(phase), one._sources.get(phase.source, one.run.loader)
+    return loader, stream._replace(share=1.0, steps=one._tallies[1].steps) if number else stream
 
 
 def _goes_back(one: Pass, course: Course, saver: Saver | None) -> bool:

@@ -68,7 +68,9 @@ class SampleRows:
         """Return the same rows, of which a batch gets these entries of the second dimension."""
         return replace(self, columns=columns)
 
-    def requests(self, loader: Loader, stream: Stream, epoch: int) -> list[list[Samples]] | None:
+    def list_requests(
+        self, loader: Loader, stream: Stream, epoch: int
+    ) -> list[list[Samples]] | None:
         """List, for each batch of an epoch, the samples of each rank's part; every rank must call.
 
         None where nothing need be asked, or the loader does not say what it will read.
@@ -78,26 +80,26 @@ class SampleRows:
         own = [part.samples for part in loader.parts(stream, epoch)]
         return [[*parts] for parts in zip(*gather_objects(own, self.ranks), strict=True)]
 
-    def attach(self, batch: Batch, wanted: Sequence[Samples] | None = None) -> Batch:
+    def attach(self, batch: Batch, requests: Sequence[Samples] | None = None) -> Batch:
         """Return the batch with the rows of its samples; every rank must call, with its own part.
 
         Args:
             batch: on the device.
-            wanted: the samples of each rank's part; None: the ranks tell each other, which waits
+            requests: the samples of each rank's part; None: the ranks tell each other, which waits
                 for the device.
         """
         if self.ranks.world == 1:
             return batch._replace(rows=self._pick(self.place[batch.index]))
-        if wanted is None:
+        if requests is None:
             own = batch.index.cpu().numpy()
-            wanted = gather_objects(own, self.ranks)
+            requests = gather_objects(own, self.ranks)
 
         def make(samples: Samples) -> Tensor:
             slots = to_device(torch.from_numpy(self.slots[samples]), self.own.device)
             return self._pick(slots)
 
-        requests = [(samples,) for samples in wanted]
-        return batch._replace(rows=answer_requests(requests, self.owners, self.ranks.rank, make))
+        columns = [(samples,) for samples in requests]
+        return batch._replace(rows=answer_requests(columns, self.owners, self.ranks.rank, make))
 
     def _pick(self, slots: Tensor) -> Tensor:
         """(b, ...) or (b, c, ...): rows of this rank."""

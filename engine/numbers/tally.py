@@ -21,7 +21,7 @@ class Tally:
     def __init__(self, phase: Phase, steps: int):
         self.phase, self.steps = phase, steps
         self.flags: Tensor | None = None  # (steps,) bool: numbers that are not finite
-        self.wanted: list[list[Samples]] | None = None  # by step and rank, of `Phase.rows`
+        self.requests: list[list[Samples]] | None = None  # by step and rank, of `Phase.rows`
 
     def start(self, run: Run) -> None:
         """Begin with zeros on the run's device."""
@@ -42,14 +42,15 @@ class Tally:
         """Exchange which samples' rows each rank will want, if the phase has some; every rank must
         call."""  # noqa: D205, D209
         if self.phase.rows is not None:
-            self.wanted = self.phase.rows.requests(loader, stream, epoch)
+            self.requests = self.phase.rows.list_requests(loader, stream, epoch)
 
     def attach_rows(self, batch: Batch) -> Batch:
         """Return the next step's batch with the phase's rows, if it has some; every rank must call,
         with an empty part, too."""  # noqa: D205, D209
         if self.phase.rows is None:
             return batch
-        return self.phase.rows.attach(batch, self.wanted and self.wanted[self.position])
+        requests = None if self.requests is None else self.requests[self.position]
+        return self.phase.rows.attach(batch, requests)
 
     def add(
         self, loss: Tensor, batch: Batch, forget: Tensor | None, bad: Tensor | None = None
