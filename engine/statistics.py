@@ -7,8 +7,7 @@ a model in evaluation mode (running batch-norm statistics, no dropout), which is
 
 A statistic is kept for the other runs of the call, under the digests of the weights and the forget
 set and the cut into batches: several runs that start from one model compute it once, to the bit as
-each would alone. Their images are decoded once, too, while they fit (`ImageMemory`). Nobody may
-change what is returned.
+each would alone; images are decoded once while they fit (`ImageMemory`). Nobody may change these.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from letheon.engine.checkpoints.sweep_state import Gradients, Rows, SplitGradien
 from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
 from letheon.engine.models.small_convolutions import library_convolutions
+from letheon.engine.numbers.split_magnitudes import split_magnitude_sum
 from letheon.engine.numbers.sweep import Part, batches, loss_name, sweep_name
 from letheon.loaders.batch import Batch
 
@@ -90,7 +90,7 @@ def squared_gradient_sum(
             and on the ranks, and is about as many times too small.
 
     Returns:
-        One float32 tensor per trainable parameter, in the order of `run.parameters`.
+        One float32 tensor per trainable parameter, as `gradient_sum`.
     """
     key = ("squared gradient sum", part, by, _key(loss), *_moving(run, by))
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
@@ -125,11 +125,12 @@ def absolute_gradient_sum(
 def _magnitude_sum(
     run: Run, part: Part, loss: Loss, by: str, magnitude: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    model, parameters = run.model, run.parameters
-    device = run.ranks.device
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    model, parameters, device = run.model, run.parameters, run.ranks.device
     name = f"{magnitude.__name__} by {by} of {loss_name(loss)}"
     with _evaluating(model):
+        if run.shards is not None:
+            return split_magnitude_sum(run, part, loss, by, magnitude, name)
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in batches(run, part, name, Sums(*sums)):
             if by == "sample":
                 for rows in torch.arange(len(batch.labels)).split(CHUNK):
@@ -376,8 +377,7 @@ def patch_moments(
         (D, D) float64, D = channels x side x side in the order of a convolution's weight, and the
         number of patches; equal on every rank.
     """
-    sums = torch.zeros(3 * side * side, 3 * side * side, dtype=torch.float64)
-    sums = sums.to(run.ranks.device)
+    sums = torch.zeros(2 * [3 * side**2], dtype=torch.float64, device=run.ranks.device)
     count = torch.zeros((), dtype=torch.float64, device=sums.device)
     for batch in batches(run, part, f"patches of {side}", Sums(sums, count), samples):
         rows = F.unfold(batch.images.double(), side).transpose(1, 2).flatten(0, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -14,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.memory.sharding import split_copy
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import versions
 from letheon.errors import InputError
@@ -117,8 +121,22 @@ class Inference:
     batch_size: int
     ranks: Ranks
 
+    @property
+    def splits(self) -> bool:
+        """Whether each network is split over the ranks, and computed by all of them together."""
+        return self.job.precision.reduction(self.ranks.world) == "shard"
+
+    def place(self, model: Classifier) -> Classifier:
+        """Copy a network to this rank's device, frozen, in evaluation mode; or, where networks are
+        split, this rank's part of it."""  # noqa: D205, D209
+        if self.splits:
+            return split_copy(model, self.ranks)
+        return copy.deepcopy(model).to(self.ranks.device).eval().requires_grad_(False)
+
     def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Divide models into those swept together; the same on every rank."""
+        if self.splits:
+            return [[entry] for entry in entries]
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         room = int(gather_rows(torch.tensor([memory // (8 * local)]), self.ranks).min())
@@ -136,8 +154,10 @@ class Inference:
             loaders[BALANCED] = loaders["train"]
             parts[BALANCED] = self.balanced_rows()
         swept = [self._swept(entry) for entry in entries]
-        for model in swept:
-            model.model.to(ranks.device)
+        if self.splits:
+            swept = [each._replace(model=self.place(each.model)) for each in swept]
+        for each in swept:
+            each.model.to(ranks.device)
         return sweep_together(swept, loaders, ranks, self._options(parts))
 
     def is_stored(self, entry: Entry, key: str) -> bool:
@@ -172,8 +192,8 @@ class Inference:
         return subjects
 
     def _critic_information(self, entry: Entry) -> dict[str, float]:
-        rows, alone = self.balanced_rows(), Ranks(device=self.ranks.device)
-        images, _ = read_images(self.loader("train", entry, alone), rows)
+        rows = self.balanced_rows()
+        images, _ = self.read("train", entry, rows)
         member = torch.from_numpy(self.comparison.forget_mask("train"))[rows]
         return critic_by_layer(entry.model, stages(entry.model), images, member, self.ranks)
 
@@ -182,6 +202,29 @@ class Inference:
         images, preset = self.comparison.sets[key], entry.model.preset
         mask = self.comparison.forget_mask(key)
         return self.job.loader_of(images, mask, preset, self.batch_size, ranks)
+
+    def read(self, key: str, entry: Entry, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read images and labels of these samples, as this model has them, to this rank's host.
+
+        Raises:
+            InputError: one cannot be read; on every rank, where networks are split.
+        """
+        alone = Ranks(device=self.ranks.device)
+        return self._read(lambda: self.loader(key, entry, alone), rows)
+
+    def _read(
+        self, open_loader: Callable[[], Loader], rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        if not self.splits:
+            return read_images(open_loader(), rows)
+        found: list[tuple[Tensor, Tensor]] = []
+        problem = None
+        try:
+            found.append(read_images(open_loader(), rows))
+        except InputError as error:
+            problem = str(error)
+        agree(self.ranks, problem)  # the others would wait in the next pass
+        return found[0]
 
     def _store(self) -> Store | None:
         if self.extent.cache is None:
@@ -208,9 +251,10 @@ class Inference:
         parts = []
         for source in find_related(self.extent.related, of, self.job.seed, _BALANCED_MOST):
             none = np.zeros(len(source.images), dtype=bool)
-            preset, size = entry.model.preset, self.batch_size
-            loader = self.job.loader_of(source.images, none, preset, size, alone)
-            images, labels = read_images(loader, source.indices)
+            open_loader = partial(
+                self.job.loader_of, source.images, none, entry.model.preset, self.batch_size, alone
+            )
+            images, labels = self._read(open_loader, source.indices)
             parts.append((images, source.numbers[labels]))
         return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
 
@@ -227,6 +271,17 @@ class Measuring:
     ranks: Ranks
     finished: FinishedRows | None = None
     """Where rows are kept until the table is whole, and found again; None keeps none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.inference.splits and self.extent.full and self.extent.critic == "layers":
+            refusal = InputError(
+                "got critic layers with reduce shard; it trains layers of the network apart, whole "
+                "on one device; use critic linear",
+                option="critic",
+            )
+            refusal.everywhere = True
+            raise refusal
 
     @property
     def inference(self) -> Inference:

@@ -284,7 +284,9 @@ def check_originals(settings: Settings, of: Comparison, measuring: Measuring) ->
             return settings.loader_of(images, forget, preset, settings.batch_size, ranks)
 
         loader, mask = open_as(entry.model.preset), torch.from_numpy(forget)
-        check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
+        splits = measuring.inference.splits
+        model = measuring.inference.place(entry.model) if splits else entry.model
+        check_original(Look(model, loader, mask, precision, ranks, open_as))
 
 
 def write(

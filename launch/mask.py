@@ -16,13 +16,13 @@ from letheon.engine.checkpoints.run_state import StateFolder
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.sharding import check_weights, shard_run
 from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file, source_facts
 from letheon.engine.runs.stop import Poll
-from letheon.errors import InputError
 from letheon.folders import state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
@@ -61,11 +61,7 @@ class Settings(Forgetting):
         plan = Plan(self, Recipe(batch_size=self.batch_size), model, data, request)
         run = plan.run(ranks)
         if run.splits:
-            raise InputError(
-                "got reduce shard for a mask file, which is made of whole tensors; leave it out, "
-                "or let salun make the mask, split over the ranks",
-                option="reduce",
-            )
+            check_weights(run.model)
         return plan, run
 
 
@@ -77,13 +73,18 @@ def main(settings: Settings, ranks: Ranks) -> None:
         return
     with claim([settings.out], ranks, settle=remove_old_state):
         plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
-        run.precision.apply(run.model, ranks.device)
+        if run.splits:
+            shard_run(run)
+        else:
+            run.precision.apply(run.model, ranks.device)
         sweeps = open_sweeps(settings, run)
-        masks = saliency_masks(run, settings.densities)
+        masks, facts = saliency_masks(run, settings.densities), mask_facts(run)
         sweeps.close()
+        if run.shards is not None:
+            masks = [run.shards.gather(group) for group in masks]
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
-            save_masks(settings.out, by_density, mask_facts(run))
+            save_masks(settings.out, by_density, facts)
             sweeps.clear()
             console().close(summarize(settings, plan))
 

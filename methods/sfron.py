@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import clip_gradients
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import squared_gradient_sum
@@ -30,7 +30,7 @@ from letheon.methods.requirements import (
 class SfronState(State):
     """Which weights the ascent may use, and how far it has come."""
 
-    masks: list[Tensor]  # bool, one per parameter
+    masks: dict[str, Tensor]  # bool, by parameter name
     length: int  # ascents of the whole run
     steps: int = 0  # taken so far
 
@@ -55,6 +55,7 @@ class Sfron(Method):
     """
 
     name: ClassVar[str] = "sfron"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="SFRon",
         reads="retain; forget beside every k-th",
@@ -103,7 +104,8 @@ class Sfron(Method):
             for part in ("forget", "retain")
         )
         ratio = self.threshold * count / (len(run.forget) - count)
-        masks = [f >= ratio * r for f, r in zip(forget, retain, strict=True)]
+        pairs = zip(run.named_parameters, forget, retain, strict=True)
+        masks = {name: f >= ratio * r for name, f, r in pairs}
         length = -(-run.loader.steps("retain") // self.every) * run.recipe.epochs
         return SfronState(masks, length)
 
@@ -130,7 +132,7 @@ class Sfron(Method):
         state.steps = max(state.steps, before)
         weight = self.alpha * (1 + math.cos(math.pi * state.steps / state.length)) / 2
         state.steps += 1
-        for parameter, mask in zip(run.parameters, state.masks, strict=True):
+        for parameter, mask in zip(run.parameters, state.masks.values(), strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask * weight)
-        torch.nn.utils.clip_grad_norm_(run.parameters, self.clip)
+        clip_gradients(run, self.clip)

@@ -50,6 +50,7 @@ class Unsir(Method):
     """
 
     name: ClassVar[str] = "unsir"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="UNSIR",
         reads="retain, a share, twice",

@@ -99,6 +99,29 @@ class StateFolder:
                 self._damaged.add(number)
         return None, damaged
 
+    def find(
+        self, accept: Callable[[Mapping[str, Any]], bool], verify: bool = False
+    ) -> Path | None:
+        """Find the tensors of the newest state whose facts are accepted; None where none is.
+
+        Args:
+            accept: as in `load`; a state at which it raises ValueError is replaced by the next.
+            verify: compare the digest of the tensors, too.
+        """
+        for number in sorted(self._numbers(), reverse=True):
+            file = self._file(number, "safetensors")
+            try:
+                facts = self._facts(number)
+                if not accept(facts):
+                    continue
+                if verify and _sha256(file) != facts["tensors"]:
+                    raise ValueError(f"{file.name} has another digest")
+            except (OSError, ValueError, KeyError):
+                self._damaged.add(number)
+                continue
+            return file
+        return None
+
     def __bool__(self) -> bool:
         """True where some state has been saved, whole or not."""
         return bool(self._numbers())
@@ -195,8 +218,9 @@ def save_on_first(folder: StateFolder, state: RunState | None, ranks: Ranks) -> 
 
 
 def wait_on_first(folder: StateFolder, ranks: Ranks) -> None:
-    """Wait until the first rank's last state is on disk; every rank must call, raises as before."""
-    problem = problem_of(folder.wait) if ranks.main else ""
+    """Wait until each rank's last state is on disk, mostly the first rank's alone; every rank must
+    call, raises as before."""  # noqa: D205, D209
+    problem = problem_of(folder.wait)
     wait_for_ranks(ranks)  # a slow disk is no timeout
     _agree(problem, ranks)
 

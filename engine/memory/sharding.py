@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from letheon.engine.distributed import Ranks
 from letheon.engine.memory.activations import find_blocks
-from letheon.engine.memory.shards import Shards
+from letheon.engine.memory.shards import Shards, copy_on_meta, fill_parts
 from letheon.engine.method import Method, Run
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import ELEMENTWISE
 from letheon.errors import InputError
 
@@ -38,9 +40,18 @@ def check_sharding(method: Method, run: Run) -> None:
             "take such ones, or reduce auto with activation_checkpoint and rank_batch",
             option="reduce",
         )
-    if odd := _odd_weight(run.model):
+    check_weights(run.model)
+
+
+def check_weights(model: Classifier) -> None:
+    """Refuse a network with a weight that torch cannot split.
+
+    Raises:
+        InputError: a weight is a single number, or shared by blocks that are gathered apart.
+    """
+    if odd := _odd_weight(model):
         raise InputError(
-            f"got {run.model.name} with reduce shard, whose {odd}; expected weights with a first "
+            f"got {model.name} with reduce shard, whose {odd}; expected weights with a first "
             "dimension, each in one block or in none; use reduce auto with activation_checkpoint "
             "and rank_batch",
             option="reduce",
@@ -80,6 +91,18 @@ def shard_run(run: Run) -> None:
     for parameter in model.parameters():  # torch splits contiguous weights alone: no channels-last
         parameter.data = parameter.data.contiguous()
     run.shards = Shards(model, find_units(model), run.ranks)
+
+
+def split_copy(model: Classifier, ranks: Ranks) -> Classifier:
+    """Copy a network, whole on every rank's host, split over the ranks: frozen, to be evaluated.
+
+    Each rank's device gets its part alone; every rank must call, there and at each pass.
+
+    Raises:
+        InputError: a weight is a single number, or shared by blocks that are gathered apart.
+    """
+    check_weights(model)
+    return fill_parts(copy_on_meta(model), model, find_units(model), ranks)
 
 
 def find_units(model: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -11,6 +11,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.sweep_state import Sums
 from letheon.engine.memory.shards import blank_pass, even_rounds
 from letheon.engine.method import Loss, Run
+from letheon.engine.models.classifier import Classifier
 from letheon.kernels.keyed import permutation
 from letheon.loaders.batch import Batch, Loader
 from letheon.loaders.order import sweep_rounds
@@ -19,7 +20,12 @@ Part = Literal["forget", "retain", "all"]
 
 
 def batches(
-    run: Run, part: Part, name: str = "", sums: Sums | None = None, samples: int | None = None
+    run: Run,
+    part: Part,
+    name: str = "",
+    sums: Sums | None = None,
+    samples: int | None = None,
+    blank: Callable[[Classifier], object] = blank_pass,
 ) -> Iterator[Batch]:
     """Yield this rank's samples of a part of the training set, on the device, test transform.
 
@@ -30,6 +36,8 @@ def batches(
         sums: what the pass adds up, so that a preparation that is stopped goes on in its middle;
             None: it reads all again.
         samples: at most so many of them, drawn by the run's seed; None: all.
+        blank: what a rank without a batch does of a network that is split over the ranks, while
+            another has one.
     """
     if part == "all":
         indices = list(range(len(run.forget)))
@@ -52,7 +60,7 @@ def batches(
         found = run.sweeps.watch(whole, sums, read, rounds)
     for batch in found:
         if batch is None:  # another rank has one more
-            blank_pass(run.model)
+            blank(run.model)
         else:
             yield batch.to(run.ranks.device)
 

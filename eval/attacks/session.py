@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, share_out
+from letheon.engine.distributed import share_out
 from letheon.errors import RunFailed
 from letheon.eval.attacks.suite import IMAGES, Attack, Targets, attack
 from letheon.eval.comparison import Entry
-from letheon.eval.evaluate import Inference, Measuring, Table, read_images
+from letheon.eval.evaluate import Inference, Measuring, Table
 from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.probes.relearn import RATES, TRIAL, feature_batches
 from letheon.eval.probes.relearn_evaluator import (
@@ -83,19 +83,23 @@ class Lessons:
                 images, labels = self._read(before, "train", needed.tolist())
                 places = [torch.searchsorted(needed, numbers) for numbers in steps]
                 self._rates[preset] = rate_of(
-                    before.model, [(images[at], labels[at]) for at in places], read.ranks.device
-                )
+                    before.model, [(images[at], labels[at]) for at in places], read.ranks.device,
+                    read.place,
+                )  # fmt: skip
         return self._rates.get(preset, RATES[0])
 
     def _read(self, entry: Entry, key: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        alone = Ranks(device=self.inference.ranks.device)
-        return read_images(self.inference.loader(key, entry, alone), rows)
+        return self.inference.read(key, entry, rows)
 
 
 def _of_rows(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict[str, T]:
-    """Compute something of every model that has a row, each on one rank; all must call."""
+    """Compute something of every model that has a row, each on one rank, or by all together where
+    networks are split; all must call."""  # noqa: D209
     entries = [e for e in of.comparison.entries if e.name not in table.left_out]
-    results = share_out(entries, compute, of.ranks)
+    if of.inference.splits:
+        results = [compute(entry) for entry in entries]
+    else:
+        results = share_out(entries, compute, of.ranks)
     return {entry.name: result for entry, result in zip(entries, results, strict=True)}
 
 
@@ -135,7 +139,7 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
         preset = entry.model.preset
         lesson = known[preset] = known.get(preset) or lessons.read_lesson(entry)
         try:
-            return curves(entry.model, lesson, of.ranks.device)
+            return curves(entry.model, lesson, of.ranks.device, of.inference.place)
         except RunFailed as error:  # one that diverges as it learns leaves the others their curves
             return str(error)
 
@@ -175,7 +179,7 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
         # One that reads images in another way cannot be asked the same.
         alike = before is not None and before.model.preset == preset
         original = before.model if before is not None and alike else None
-        return attack(entry.model, original, targets, of.ranks.device)
+        return attack(entry.model, original, targets, of.ranks.device, of.inference.place)
 
     for name, result in _of_rows(of, table, make).items():
         add_stage(next(row for row in table.rows if row.name == name), result)

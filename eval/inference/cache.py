@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from letheon import durable
 from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError, LetheonError
 from letheon.eval.inference.column_digests import check_columns, digest_columns
 from letheon.eval.inference.extract import (
@@ -60,7 +61,7 @@ class Cache:
 
     def extract(
         self,
-        model: nn.Module,
+        model: Classifier,
         loader: Loader,
         ranks: Ranks,
         options: InferenceOptions | None = None,

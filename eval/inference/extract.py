@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.memory.shards import keep_pace
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.eval.inference.taps import record_taps
@@ -49,6 +51,11 @@ class InferenceOptions:
         """The samples to read, increasing, each once; None for all."""
         return None if self.indices is None else sorted({int(i) for i in self.indices})
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of a batch."""
+        return (3 if self.shift else 1) * (2 if self.flip else 1)
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -64,7 +71,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def read_answers(
-    model: nn.Module, loader: Loader, device: torch.device, options: InferenceOptions
+    model: Classifier, loader: Loader, device: torch.device, options: InferenceOptions
 ) -> Parts:
     """Run this rank's part of a pass; results come on the host, by at most about 256 MiB.
 
@@ -75,7 +82,8 @@ def read_answers(
     waiting: list[dict[str, Tensor]] = []
     held = 0
     with evaluation_mode(model), record_taps(model, options.taps) as taps:
-        for batch in loader.sweep(options.unique_indices):
+        own = loader.sweep(options.unique_indices)
+        for batch in keep_pace([model], own, options.passes):
             waiting.append(_answer(model, taps, batch.to(device), options))
             held += sum(values.nbytes for values in waiting[-1].values())
             if held > _HELD_BYTES:
@@ -171,14 +179,15 @@ class Rows:
 
 @torch.no_grad()
 def read_together(
-    models: Sequence[nn.Module],
+    models: Sequence[Classifier],
     loader: Loader,
     ranks: Ranks,
     options: Sequence[InferenceOptions],
 ) -> list[Rows]:
     """Compute each model's answers to this rank's share of the images, which are read once.
 
-    The options of all models name the same samples. An image that cannot be read is the `problem`
+    The options of all models name the same samples and the same passes. Every rank must call where
+    a model is split over the ranks. An image that cannot be read is the `problem`
     of each.
     """
     options = [replace(each, precision=each.precision.resolve(ranks.device)) for each in options]
@@ -190,7 +199,8 @@ def read_together(
             taps.append(stack.enter_context(record_taps(model, each.taps)))
         problem = None
         try:
-            for batch in loader.sweep(options[0].unique_indices):
+            own = loader.sweep(options[0].unique_indices)
+            for batch in keep_pace(models, own, options[0].passes):
                 if not rows:
                     place = share(batch.total, ranks.rank, ranks.world)
                     rows = [Rows(place, _HELD_BYTES // len(models)) for _ in models]
@@ -229,7 +239,7 @@ def widths(part: dict[str, Tensor] | None, taps: Sequence[str], ranks: Ranks) ->
 
 
 def extract(
-    model: nn.Module,
+    model: Classifier,
     loader: Loader,
     ranks: Ranks,
     options: InferenceOptions | None = None,
@@ -238,8 +248,7 @@ def extract(
     """Run a model over a set once, under the test transform, shared out over the ranks.
 
     Args:
-        model: a Classifier on `ranks.device`; its forward gives (logits, features). Its modes are
-            restored.
+        model: on `ranks.device`, or split over the ranks; its modes are restored.
         loader: this rank's; `sweep` is read.
         ranks: the job; every rank must call.
         options: samples, precision, taps, flip.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.shards import is_split
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
@@ -56,7 +57,7 @@ class Swept(NamedTuple):
     """A model to be run over the sets."""
 
     name: str  # what tables and messages call it
-    model: Classifier  # on the ranks' device
+    model: Classifier  # on the ranks' device, or split over the ranks
     weights: str = ""  # digest of its weights, kept beside what is measured
     taps: tuple[str, ...] = ()
     """Modules whose pooled outputs on the test set are kept too, as `taps.stages` gives."""
@@ -96,7 +97,7 @@ def sweep_together(
 
     Each image is read once and shown to every model; the answers are bit for bit those of a sweep
     of each model alone. In float32 a set without taps is shown to a copy with its batch-norms
-    folded, equal to the model to rounding.
+    folded, equal to the model to rounding, unless the model is split over the ranks.
 
     Args:
         swept: models of one preset; this rank's share of the outputs of all is held in memory.
@@ -116,7 +117,7 @@ def sweep_together(
 
     def network(number: int, taps: Sequence[str]) -> Classifier:
         model = swept[number].model
-        if taps or options.precision.dtype not in ("auto", "fp32"):
+        if taps or options.precision.dtype not in ("auto", "fp32") or is_split(model):
             return model
         if number not in folded:
             folded[number] = frozen_copy(model, options.precision)
