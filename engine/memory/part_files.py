@@ -86,23 +86,23 @@ class PartFiles:
                 problem = self._missing(number)
         return next(filter(None, gather_objects(problem, self._ranks)), "")
 
-    def join(self, found: RunState, splits: bool) -> RunState:
+    def join(self, state: RunState, splits: bool) -> RunState:
         """Add to the first rank's state that was checked what this rank now needs of its parts.
 
         Args:
-            found: the state; as it is where the network was whole.
+            state: the first rank's; as it is where the network was whole.
             splits: whether the network is split now, over any number of ranks; else all is read.
 
         Raises:
             RunFailed: a part that is needed is not there.
         """
-        facts = found.facts
+        facts, own = state.facts, state.tensors
         if not facts.get("split"):
-            return found
+            return state
         part = self._load(splits)
         if splits:
-            return RunState({**found.tensors, **{f"{PART}.{k}": v for k, v in part.items()}}, facts)
-        return RunState({**found.tensors, **part}, {**facts, "split": False})
+            return RunState({**own, **{f"{PART}.{k}": v for k, v in part.items()}}, facts)
+        return RunState({**own, **part}, {**facts, "split": False})
 
     def _load(self, splits: bool) -> dict[str, Tensor]:
         facts = self._facts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +19,12 @@ from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.precision import Precision
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
-from letheon.eval.attacks.session import measure_all
+from letheon.eval.attacks.session import Lessons, attack_table, measure_all, relearn_table
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, Entry, assemble_comparison
-from letheon.eval.evaluate import Extent, Inference, Measuring
+from letheon.eval.evaluate import Extent, Inference, Measuring, Table
 from letheon.eval.examples import find_examples
+from letheon.eval.row_builder import Row
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import resolve
 from tests.pool import on_ranks
@@ -62,9 +63,39 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def table(ranks: Ranks, job: JobOptions, extent: Extent) -> dict[str, Any]:
+def table(ranks: Ranks, job: JobOptions) -> dict[str, Any]:
+    """A quick row, and the outputs that a full row is made of."""
     of = comparison()
-    return flat(measure_all(Measuring(job, of, Conditions(), extent, 7, ranks)).flat)
+    quick, full = (
+        Measuring(job, of, Conditions(), extent, 16, ranks) for extent in (Extent(flip=True), FULL)
+    )
+    outputs = {}
+    for key, own in full.inference.sweep(of.entries[:1])[0].outputs.items():
+        columns = {"features": own.features, "logits": own.logits, **own.taps}
+        outputs[key] = {name: own.gather(column).tolist() for name, column in columns.items()}
+    return flat({"rows": measure_all(quick).flat, "outputs": outputs})
+
+
+def attacks(ranks: Ranks, job: JobOptions) -> dict[str, Any]:
+    """Relearn curves and all attacks."""
+    of = Measuring(job, comparison(), Conditions(), FULL, 16, ranks)
+    found, lessons = (
+        Table([Row(entry.name) for entry in of.comparison.entries]),
+        Lessons(of.inference),
+    )
+    relearn_table(of, found, lessons)
+    attack_table(of, found, lessons)
+    return flat(found.flat)
+
+
+def compare(work: Callable[[Ranks, JobOptions], dict[str, Any]], names: Sequence[str]) -> None:
+    whole = work(Ranks(), WHOLE)
+    for found in on_ranks(2, work, SPLIT):
+        assert found.keys() == whole.keys()
+        for key, value in whole.items():
+            near = pytest.approx(value, rel=2e-5, abs=2e-5) if isinstance(value, float) else value
+            assert found[key] == near, key
+    assert not [name for name in names if not any(name in key for key in whole)]
 
 
 def held(ranks: Ranks) -> list[Any]:
@@ -95,19 +126,14 @@ def broken(indices: Any) -> Any:
     raise InputError("got image 1, which cannot be read")
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[str, Any]:
-    return table(Ranks(), WHOLE, FULL)
+def test_a_split_networks_row_is_that_of_one_rank() -> None:
+    compare(table, ["RA", "knn", "cka", "logits", "net.encoder"])
 
 
-def test_a_split_networks_table_is_that_of_one_rank(whole: dict[str, Any]) -> None:
-    for found in on_ranks(2, table, SPLIT, FULL):
-        assert found.keys() == whole.keys()
-        for key, value in whole.items():
-            near = pytest.approx(value, rel=2e-5, abs=2e-5) if isinstance(value, float) else value
-            assert found[key] == near, key
-    names = ("attack_quantized", "attack_prompt", "mode_barrier", "relearn_steps", "knn", "cka")
-    assert all(any(name in key for key in whole) for name in names)
+@pytest.mark.slow
+def test_relearning_and_attacks_of_a_split_network_are_those_of_one_rank() -> None:
+    learned = ["relearn/whole network", "relearn/head only", "attack_prompt", "attack_retain"]
+    compare(attacks, [*learned, "attack_quantized", "mode_barrier", "over_unlearning"])
 
 
 def test_each_ranks_device_has_a_part_alone() -> None:
@@ -118,10 +144,3 @@ def test_each_ranks_device_has_a_part_alone() -> None:
     for _, lines, calls in answers:
         assert "critic layers with reduce shard" in lines[0] and "cannot be read" in lines[1]
         assert calls == answers[0][2] and calls
-
-
-def test_stored_outputs_of_a_split_network(whole: dict[str, Any], tmp_path: Path) -> None:
-    extent = replace(FULL, relearn=0, attacks=0, cache=tmp_path)
-    first, again = (on_ranks(2, table, SPLIT, extent)[0] for _ in range(2))
-    assert first == again
-    assert all(first[key] == pytest.approx(whole[key], abs=2e-5) for key in first if "/RA" in key)
