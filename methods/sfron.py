@@ -30,7 +30,7 @@ from letheon.methods.requirements import (
 class SfronState(State):
     """Which weights the ascent may use, and how far it has come."""
 
-    masks: dict[str, Tensor]  # bool, by parameter name
+    masks: list[Tensor]  # bool, one per parameter
     length: int  # ascents of the whole run
     steps: int = 0  # taken so far
 
@@ -104,8 +104,7 @@ class Sfron(Method):
             for part in ("forget", "retain")
         )
         ratio = self.threshold * count / (len(run.forget) - count)
-        pairs = zip(run.named_parameters, forget, retain, strict=True)
-        masks = {name: f >= ratio * r for name, f, r in pairs}
+        masks = [f >= ratio * r for f, r in zip(forget, retain, strict=True)]
         length = -(-run.loader.steps("retain") // self.every) * run.recipe.epochs
         return SfronState(masks, length)
 
@@ -132,7 +131,7 @@ class Sfron(Method):
         state.steps = max(state.steps, before)
         weight = self.alpha * (1 + math.cos(math.pi * state.steps / state.length)) / 2
         state.steps += 1
-        for parameter, mask in zip(run.parameters, state.masks.values(), strict=True):
+        for parameter, mask in zip(run.parameters, state.masks, strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask * weight)
         clip_gradients(run, self.clip)

@@ -41,6 +41,7 @@ from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
 from letheon.methods.scrub import Scrub
 from letheon.methods.spkd import Spkd
+from letheon.methods.task_vectors import TaskVector
 from letheon.methods.train import Train
 from tests.engine.resume_tools import BreakAt, attempt, differing
 from tests.methods.cases import cases
@@ -221,11 +222,11 @@ def test_a_split_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None
     assert on_ranks(2, resumed, str(tmp_path)) == [[], []]
 
 
-# Masks, momentum, the average, sums of a pass and of its parts; snapshots; AdamW's counts.
+# Masks, momentum, the average, sums of a pass; snapshots; lists by parameter, AdamW's counts.
 ELASTIC: dict[str, Method] = {
     "masks": RESUMED,
     "snapshots": METHODS["goes back"],
-    "adamw": SalUn(RandomLabel(replace(FROZEN, optimizer="adamw", lr=1e-3))),
+    "lists, adamw": TaskVector(replace(FROZEN, epochs=4, optimizer="adamw", lr=1e-3)),
     "rolled back": Finetune(replace(GROUPS, epochs=2, on_nonfinite="rollback")),
 }
 
