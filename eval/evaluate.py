@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
-from letheon.engine.memory.sharding import split_copy
+from letheon.engine.memory.sharding import split_copy, whole_copy
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import versions
@@ -132,7 +131,7 @@ class Inference:
         split, this rank's part of it."""  # noqa: D205, D209
         if self.splits:
             return split_copy(model, self.ranks)
-        return copy.deepcopy(model).to(self.ranks.device).eval().requires_grad_(False)
+        return whole_copy(model, self.ranks.device)
 
     def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Divide models into those swept together; the same on every rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -91,6 +92,11 @@ def shard_run(run: Run) -> None:
     for parameter in model.parameters():  # torch splits contiguous weights alone: no channels-last
         parameter.data = parameter.data.contiguous()
     run.shards = Shards(model, find_units(model), run.ranks)
+
+
+def whole_copy(model: Classifier, device: torch.device) -> Classifier:
+    """Copy a network to a device: frozen, to be evaluated."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 def split_copy(model: Classifier, ranks: Ranks) -> Classifier:
