@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from letheon.engine.distributed import Ranks, gather_rows
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import versions
+from letheon.engine.runs.run_folder import source_facts, versions
 from letheon.errors import InputError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
@@ -39,7 +39,10 @@ from letheon.eval.probes.information import BALANCED
 from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.batch import Loader
+from letheon.regular import read_text
 
+INTERVAL = (600.0, 0)
+"""Seconds and batches after which a pass whose outputs are stored is saved; 0: never by these."""
 _BALANCED_MOST = 2_000  # forget images, and as many others, for IDI and for relearning
 
 
@@ -116,6 +119,7 @@ class Inference:
     extent: Extent
     batch_size: int
     ranks: Ranks
+    interval: tuple[float, int] = INTERVAL
 
     def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Divide models into those swept together; the same on every rank."""
@@ -138,7 +142,11 @@ class Inference:
         swept = [self._swept(entry) for entry in entries]
         for model in swept:
             model.model.to(ranks.device)
-        return sweep_together(swept, loaders, ranks, self._options(parts))
+        options = self._options(parts)
+        if options.store is not None:
+            origin = {"batch": self.batch_size, "loader": self.job.loader, **source_facts()}
+            options = replace(options, store=replace(options.store, origin=origin))
+        return sweep_together(swept, loaders, ranks, options)
 
     def is_stored(self, entry: Entry, key: str) -> bool:
         """Tell whether this model's outputs on a set are there; equal on every rank."""
@@ -187,11 +195,15 @@ class Inference:
         if self.extent.cache is None:
             return None
         sets = {}
-        for key, images in self.comparison.sets.items():
+        for key, one in self.comparison.sets.items():
             mask = self.comparison.forget_mask(key).tobytes()
-            digest = hashlib.sha256(images.digest.encode() + mask).hexdigest()
-            sets[key] = (digest, len(images))
-        return Store(self.extent.cache, {**sets, BALANCED: sets["train"]})
+            digest = hashlib.sha256(one.digest.encode() + mask).hexdigest()
+            sets[key] = (digest, len(one))
+        images = {key: one.digest for key, one in self.comparison.sets.items()}
+        return Store(
+            self.extent.cache, {**sets, BALANCED: sets["train"]},
+            {**images, BALANCED: images["train"]}, interval=self.interval,
+        )  # fmt: skip
 
     def balanced_rows(self) -> list[int]:
         """Sample forget images, and as many others; the same for every model."""
@@ -227,11 +239,13 @@ class Measuring:
     ranks: Ranks
     finished: FinishedRows | None = None
     """Where rows are kept until the table is whole, and found again; None keeps none."""
+    interval: tuple[float, int] = INTERVAL
 
     @property
     def inference(self) -> Inference:
         """What runs the models."""
-        return Inference(self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+        known = (self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+        return Inference(*known, self.interval)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -358,7 +372,7 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         "conditions": asdict(conditions),
         "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
         + (["shift"] if read.extent.shift else [])
-        + ([read.extent.groups.read_text("utf-8-sig")] if read.extent.groups else []),
+        + ([read_text(read.extent.groups)] if read.extent.groups else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
         "device": read.ranks.device.type, "versions": code,
     }  # fmt: skip

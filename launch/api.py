@@ -7,7 +7,6 @@ caller holds. Nothing handed in is modified: the work is done on copies.
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,9 @@ from letheon.engine.memory.sharding import check_sharding
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.agreement import plan_facts
+from letheon.engine.runs.loggers import read_lines
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
-from letheon.engine.runs.run_folder import check_free
+from letheon.engine.runs.run_folder import FINISHED, LOG, check_free
 from letheon.errors import InputError
 from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
@@ -57,6 +57,7 @@ from letheon.loaders.batch import Loader
 from letheon.loaders.canaries import draw_canaries, plant
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
+from letheon.sealed import read_json
 
 
 def forget(
@@ -315,9 +316,7 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
                 train_and_save(planned, call.method, run, call.out, call.saving, call.overwrite)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
-            lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            record = json.loads((call.out / "run.json").read_text(encoding="utf-8"))
-            own = (record, [json.loads(line) for line in lines])
+            own = (read_json(call.out / FINISHED), [*read_lines(call.out / LOG)])
         record, metrics = gather_objects(own, ranks)[0]
         trained = run.model if run.shards is None else run.shards.host_copy()
     name = record["method"] if out is None else out.name

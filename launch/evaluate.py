@@ -31,6 +31,7 @@ import tyro
 
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
+from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.runs.agreement import comparison_facts
@@ -101,6 +102,9 @@ class Settings(JobOptions):
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
     """Images of one global batch."""
+    save_every: str = "10min"
+    """With --cache, save the answers of a pass under way every so often: 10min, 30s, 2h, or
+    500steps (batches). off: only when a signal stops the command."""
     extent: Extent = field(default_factory=Extent)
     conditions: Conditions = field(default_factory=Conditions)
     report: bool = False
@@ -157,6 +161,7 @@ class Settings(JobOptions):
 
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
+        SaveOptions(self.save_every)
         if self.out is not None:
             check_free(self.out, self.overwrite)
         elif self.page or self.extent.relearn:
@@ -266,7 +271,9 @@ def _measuring(
     settings: Settings, of: Comparison, ranks: Ranks, finished: FinishedRows | None = None
 ) -> Measuring:
     conditions, extent = settings.conditions, settings.extent
-    return Measuring(settings, of, conditions, extent, settings.batch_size, ranks, finished)
+    interval = SaveOptions(settings.save_every).interval
+    size = settings.batch_size
+    return Measuring(settings, of, conditions, extent, size, ranks, finished, interval)
 
 
 def check_originals(settings: Settings, of: Comparison, measuring: Measuring) -> None:

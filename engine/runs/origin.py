@@ -22,6 +22,7 @@ from letheon.engine.runs.run_folder import (
     packages,
     working_folder,
 )
+from letheon.sealed import read_json
 
 if TYPE_CHECKING:
     from letheon.engine.runs.plan import Plan
@@ -107,7 +108,7 @@ def describe_origin(plan: Plan, method: Method, run: Run, weights: str) -> dict[
 def read_origin(folder: Path) -> dict[str, Any] | None:
     """Read what an earlier run in the folder was made of; None where nothing says."""
     try:
-        known = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        known = read_json(folder / ORIGIN)
     except (OSError, ValueError):
         return None
     return known if isinstance(known, dict) else None
