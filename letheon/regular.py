@@ -56,6 +56,11 @@ def open_regular(path: Path | str, folder: int | None = None) -> BufferedReader:
         raise
 
 
+def require_regular(path: Path | str) -> None:
+    """Check a file that another library opens by its name; raises as `open_regular`."""
+    open_regular(path).close()
+
+
 def read_text(path: Path | str) -> str:
     """Read a regular text file of at most `LARGEST` bytes as UTF-8, without a byte-order mark.
 

@@ -22,6 +22,7 @@ from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.threshold import pack, top_masks, unpack
 from letheon.methods.finetune import cross_entropy
+from letheon.regular import require_regular
 from letheon.sealed import parse_json
 from letheon.spans import span
 
@@ -103,6 +104,7 @@ def load_masks(
             were saved, or made from other weights, from other images or for another request.
     """
     try:
+        require_regular(path)
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             check_facts(path, facts)

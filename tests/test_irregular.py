@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tarfile
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 from letheon.engine.checkpoints.model_file import load_model
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.manifest import MANIFEST, SIGNATURE, _canonical, read_manifest
-from letheon.errors import InputError
+from letheon.errors import InputError, LetheonError
 from letheon.eval.comparison import Comparison
 from letheon.launch.joblist import read_jobs
 from letheon.launch.jobs.find_runs import find_runs
@@ -30,7 +31,8 @@ from letheon.loaders.forget_request import Request, resolve
 from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import order_classes
-from tests.fuzz.parsers import data
+from letheon.methods.saliency import load_masks
+from tests.fuzz.parsers import PARSERS, data, files_of
 from tests.fuzz.records import make_record
 
 
@@ -58,6 +60,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "job": lambda path: read_job(Path(path)),
     "weights": lambda path: load_model(Path(path)),
     "images": open_source,
+    "mask": lambda path: load_masks(Path(path), 0.5, {}, []),
 }
 
 
@@ -77,6 +80,31 @@ def test_deeply_nested_files(text: str, tmp_path: Path) -> None:
     for name in ("settings", "recipe", "job"):
         with pytest.raises(InputError, match="cannot be read"):
             READERS[name](str(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PARSERS if not name.endswith(" image")])
+def test_no_parser_waits_for_a_fifo(name: str, tmp_path: Path) -> None:
+    """Each of a parser's files in turn, read in a child that an alarm ends."""
+    PARSERS[name].make(tmp_path / "good")
+    for number, file in enumerate(files_of(tmp_path / "good")):
+        now = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", now)
+        place = now / file.relative_to(tmp_path / "good")
+        place.unlink()
+        os.mkfifo(place)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(30)
+                PARSERS[name].read(now)
+                code = 0
+            except LetheonError:
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0, place
 
 
 def test_tars_in_one_another(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class StateFolder:
     path: Path
     log: Path | None = None
     """A file whose lines up to now must be on disk before a state that knows its length is."""
-    kept: int | None = STATES
+    limit: int | None = STATES
     """States that stay on disk, the newest; None: all."""
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "state-writer")
@@ -172,7 +172,7 @@ class StateFolder:
             self._remove(old)
         self._damaged.clear()
         self._remove_rest()
-        for old in sorted(self._numbers())[: -self.kept] if self.kept else ():
+        for old in sorted(self._numbers())[: -self.limit] if self.limit else ():
             self._remove(old)
 
     def _remove_rest(self) -> None:

@@ -40,7 +40,7 @@ class PartSaver:
             poll: of this rank alone; says after which batch to save.
         """
         own = f"{ranks.rank}-of-{ranks.world}"
-        self._folders = [StateFolder(folder / own, kept=None) for folder in folders]
+        self._folders = [StateFolder(folder / own, limit=None) for folder in folders]
         self._origin: dict[str, Any] = json.loads(json.dumps(origin))
         self._poll, self._main = poll, ranks.main
         self._saves = True

@@ -251,7 +251,9 @@ def read_outputs(folder: Path) -> None:
 
 
 def read_request(folder: Path) -> None:
-    text = (folder / "list.txt").read_bytes().decode("utf-8", "replace")
+    text = ""
+    if (folder / "list.txt").is_file():
+        text = (folder / "list.txt").read_bytes().decode("utf-8", "replace")
     for form in (f"samples:{folder / 'list.txt'}", f"file:{folder / 'list.txt'}", text[:80]):
         try:
             resolve(form, data(), 1)

@@ -17,7 +17,6 @@ from letheon.engine.runs import manifest
 from letheon.engine.runs.reads import write_reads
 from letheon.engine.runs.run_folder import Record
 from letheon.errors import LetheonError
-from letheon.launch.console.summary import read_facts
 from letheon.launch.jobs.find_runs import find_runs
 from letheon.launch.jobs.run import read_recipe as read_job
 from letheon.launch.records.checks import check_run
@@ -25,6 +24,7 @@ from letheon.launch.records.dispose import list_holders
 from letheon.launch.records.replay import expand_config
 from letheon.launch.tuning.recipe_file import read_recipe
 from letheon.loaders.preset import Preset
+from letheon.regular import read_regular
 
 RECIPE = b"""set = "s"
 model = "m"
@@ -73,9 +73,9 @@ def read_record(folder: Path) -> None:
     _look(run)
     file = run / manifest.MANIFEST
     with suppress(ValueError, OSError, RecursionError):
-        content = json.loads(file.read_bytes())
+        before = read_regular(file, 2**20)
+        content = json.loads(before)
         if isinstance(content, dict):
-            before = file.read_bytes()
             rest = {key: value for key, value in content.items() if key != "digest"}
             file.write_text(manifest._canonical(rest))
             try:
@@ -85,7 +85,7 @@ def read_record(folder: Path) -> None:
 
 
 def _look(run: Path) -> None:
-    for read in (check_run, lambda place: list_holders(place, None), read_facts):
+    for read in (check_run, lambda place: list_holders(place, None)):
         with suppress(LetheonError):
             read(run)
     find_runs(run.parent)
