@@ -106,11 +106,11 @@ def open_together(
     Raises:
         InputError: on every rank.
     """
-    job, domains = runs[0], dict[str, ImageSet]()
-    kinds = [*dict.fromkeys(kind for kind in (one.ranking for one in runs) if kind)]
+    job, domains, kinds = runs[0], dict[str, ImageSet](), list[str]()
 
     def load() -> tuple[Classifier, Data]:
         check()
+        kinds.extend(dict.fromkeys(kind for kind in (one.ranking for one in runs) if kind))
         opened = job.open_sets()
         if "classes" in kinds:
             domains.update(next(o for o in runs if o.ranking == "classes").open_downstream())

@@ -153,6 +153,7 @@ def _write(
         wide = widths(first[0] if first else None, taps, ranks)
 
         def begin() -> None:
+            place.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(place)
             stack.enter_context(lock(partial))
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
