@@ -50,13 +50,21 @@ class JsonLines:
 
     def _read(self) -> None:
         text = _read(self.path)
-        self._size = len(text)
+        self._size, self._lines = len(text), text.count(b"\n")
         self._last = text.splitlines()[-1] if text else b""
+
+    def _count_loss(self) -> None:
+        """Count the lines of a file that has gone; where its folder has too, both may come back."""
+        if self._size and self.path.parent.is_dir() and not self.path.exists():
+            self.missing += self._lines
+            self.reason = self.reason or "the file had gone"
+            self._read()
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append; a machine that stops loses at most the line being written."""
         if self.path.exists() and self.path.stat().st_size < self._size:
             self._read()  # it was cut, for a run that goes on from an earlier state
+        self._count_loss()
         link = hashlib.sha256(self._last).hexdigest() if self._last else ""
         text = json.dumps({**line, PREVIOUS: link}, default=str).encode()
         try:
@@ -73,9 +81,11 @@ class JsonLines:
         else:
             self._last = text
             self._size += len(text) + 1
+            self._lines += 1
 
     def flush(self) -> None:
         """Push the lines to the disk, at the end of a run."""
+        self._count_loss()
         try:
             durable.flush(self.path)
         except OSError as error:

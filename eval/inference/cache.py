@@ -170,13 +170,17 @@ def _write(
 
 def _remove_leftovers(place: Path) -> None:
     """Remove what a process that died while it stored the same outputs has left."""
-    for left in place.parent.glob(f"{place.name}{_PARTIAL}*"):
-        handle = os.open(place.parent, os.O_RDONLY)
-        try:
-            if left.is_dir() and not lock_holder(left.name, handle):
-                shutil.rmtree(left, ignore_errors=True)
-        finally:
-            os.close(handle)
+    begin = f"{place.name}{_PARTIAL}"
+    locks = [path.name[1:].removesuffix(".lock") for path in place.parent.glob(f".{begin}*.lock")]
+    folders = [path.name for path in place.parent.glob(f"{begin}*")]
+    handle = os.open(place.parent, os.O_RDONLY)
+    try:
+        for name in {*locks, *folders}:
+            if not lock_holder(name, handle):
+                shutil.rmtree(place.with_name(name), ignore_errors=True)
+                place.with_name(f".{name}.lock").unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def _problem(work: Callable[[], object], mine: bool = True) -> str | None:
