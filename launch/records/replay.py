@@ -89,7 +89,7 @@ def method_words(
     method: Mapping[str, Any], path: Path, named: Collection[str] = ()
 ) -> Iterator[str]:
     """Write a method as its name and options, then the one it wraps."""
-    if "name" not in method:
+    if not isinstance(method, Mapping) or not isinstance(method.get("name"), str):
         raise InputError(
             f"got {path}, which does not name its method; expected settings of this version; name "
             "the method beside it",
