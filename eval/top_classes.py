@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.model_file import weights_digest
-from letheon.engine.checkpoints.sweep_state import Rows, Sweeps
-from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.checkpoints.sweep_state import Rows, Sums, Sweeps
+from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
 from letheon.eval.inference.extract import evaluation_mode
@@ -21,6 +21,7 @@ from letheon.loaders.order import share
 
 BATCH = 256
 """Images that the network is shown at once, whatever the number of ranks."""
+_UNIT = 2.0**40  # probabilities are added as whole numbers, so that no order of a sum matters
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Ranker:
     sweeps: Sweeps | None = None
     """Saves the passes; None does not."""
 
-    def rank_classes(self, domains: Sequence[tuple[Loader, int]]) -> list[int]:
+    def rank_classes(self, domains: Sequence[tuple[Loader, int, int]]) -> list[int]:
         """Rank upstream class ids by how near a downstream set they are, each once.
 
         For every downstream class the network's mean softmax over that class's images ranks the
@@ -42,19 +43,25 @@ class Ranker:
         this, but their recipe is not published: this is our reading.)
 
         Args:
-            domains: a loader of each downstream domain, with batches of `BATCH` on one rank, and
-                the number of its images; the domains share their classes.
+            domains: a loader of each downstream domain, with batches of `BATCH` on one rank, the
+                number of its images and that of its classes; the domains share their classes.
         """
-        shares, labels = [], []  # (n, C), (n,)
-        for number, (loader, count) in enumerate(domains):
-            logits = torch.empty(0, self.model.head.out_features)
-            columns = [logits], [torch.empty(0, dtype=torch.int64)]
-            name = f"answers to domain {number}"
-            rows = self._collect(loader, count, name, columns, lambda logits, own: (logits, own))
-            shares.append(F.softmax(rows[0].double(), dim=1))
-            labels.append(rows[1])
-        each, own = torch.cat(shares), torch.cat(labels)
-        means = torch.stack([each[own == c].mean(0) for c in own.unique()])
+        kinds = max(images for _, _, images in domains)
+        sums = torch.zeros(kinds, self.model.head.out_features, dtype=torch.int64)
+        counts = torch.zeros(kinds, dtype=torch.int64)
+
+        def add(logits: Tensor, labels: Tensor) -> None:
+            shares = (F.softmax(logits.double(), dim=1) * _UNIT).round().to(torch.int64)  # (b, C)
+            sums.index_add_(0, labels, shares)
+            counts.add_(torch.bincount(labels, minlength=kinds))
+
+        for number, (loader, count, _) in enumerate(domains):
+            self._read(loader, count, f"answers to domain {number}", Sums(sums, counts), add)
+        device = self.ranks.device
+        totals = [sums.to(device), counts.to(device)]
+        sum_over_ranks(totals, self.ranks)
+        sums, counts = (total.cpu() for total in totals)
+        means = sums[counts > 0] / _UNIT / counts[counts > 0, None]  # (downstream, C) float64
         order = means.argsort(dim=1, descending=True, stable=True)  # (downstream, C)
         ranking: dict[int, None] = {}
         for choice in range(order.shape[1]):
@@ -76,28 +83,30 @@ class Ranker:
             score: ``loss``, the cross-entropy of the label, highest first; or ``confidence``, the
                 probability of the network's own answer, lowest first.
         """
+        hardness = [torch.empty(0, dtype=torch.float64)]
 
-        def rate(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        def rate(logits: Tensor, labels: Tensor) -> None:
             if score == "loss":
-                return (F.cross_entropy(logits.double(), labels, reduction="none"),)  # (b,)
-            return (-F.softmax(logits.double(), dim=1).amax(1),)
+                hardness.append(F.cross_entropy(logits.double(), labels, reduction="none"))
+            else:
+                hardness.append(-F.softmax(logits.double(), dim=1).amax(1))
 
-        column = [torch.empty(0, dtype=torch.float64)]
-        (hardness,) = self._collect(loader, count, f"hardness by {score}", (column,), rate)
-        return hardness.argsort(descending=True, stable=True).tolist()
+        self._read(loader, count, f"hardness by {score}", Rows([hardness]), rate)
+        whole = gather_rows(torch.cat(hardness).to(self.ranks.device), self.ranks).cpu()
+        return whole.argsort(descending=True, stable=True).tolist()
 
     @torch.no_grad()
-    def _collect(
+    def _read(
         self,
         loader: Loader,
         count: int,
         name: str,
-        columns: Sequence[list[Tensor]],
-        compute: Callable[[Tensor, Tensor], Sequence[Tensor]],
-    ) -> list[Tensor]:
-        """Gather what `compute` makes of the logits and labels of each image, in their order.
+        sums: Sums,
+        add: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        """Give `add` the logits and labels of this rank's images, on the host, in their order.
 
-        `columns` begin with an empty tensor each, and hold this rank's rows, on the host.
+        `sums` are what it adds to, saved and restored by `name`.
         """
         ranks, model = self.ranks, self.model
         blocks = -(-count // BATCH)
@@ -112,16 +121,11 @@ class Ranker:
         else:
             known = (name, weights_digest(model), model.preset, count)
             whole = hashlib.sha256(repr(known).encode()).hexdigest()
-            batches = self.sweeps.watch(whole, Rows(columns), read, -(-blocks // ranks.world))
+            batches = self.sweeps.watch(whole, sums, read, -(-blocks // ranks.world))
         precision = Precision("fp32").resolve(ranks.device)
         with evaluation_mode(model):
             for batch in batches:
                 on_device = batch.to(ranks.device)
                 with precision.autocast(ranks.device):
                     logits = model(on_device.images).logits.float()
-                for column, values in zip(
-                    columns, compute(logits.cpu(), batch.labels.cpu()), strict=True
-                ):
-                    column.append(values)
-        device = ranks.device
-        return [gather_rows(torch.cat(column).to(device), ranks).cpu() for column in columns]
+                add(logits.cpu(), batch.labels.cpu())

@@ -135,7 +135,7 @@ def open_together(
     rankings = {}
     for kind in kinds:
         if kind == "classes":
-            each = [(loader_of(images), len(images)) for images in domains.values()]
+            each = [(loader_of(one), len(one), len(one.classes)) for one in domains.values()]
             rankings[kind] = ranker.rank_classes(each)
         else:
             count = len(data.train)

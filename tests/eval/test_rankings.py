@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
@@ -32,7 +33,7 @@ def rank(ranks: Ranks, kind: str, sweeps: Sweeps | None = None) -> list[int]:
     try:
         ranker = Ranker(build("small", CLASSES, seed=3), ranks, sweeps)
         if kind == "classes":
-            return ranker.rank_classes([(loader(Ranks(), n, SMALL), n) for n in (47, 30)])
+            return ranker.rank_classes([(loader(Ranks(), n, SMALL), n, CLASSES) for n in (47, 30)])
         return ranker.rank_samples(loader(Ranks(), 47, SMALL), 47, kind)
     finally:
         top_classes.BATCH = before
@@ -65,17 +66,30 @@ def rank_after_stops(ranks: Ranks, folder: Path) -> list[tuple[str, int]]:
     return odd
 
 
-def test_as_defined() -> None:
-    batches = [*loader(Ranks(), 47).sweep()]
+def shares_of(count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities and labels of so many images, by a plain forward pass."""
+    batches = [*loader(Ranks(), count).sweep()]
     model = build("small", CLASSES, seed=3).eval()
     with torch.no_grad():
         logits = torch.cat([model(batch.images).logits for batch in batches]).double().numpy()
     labels = torch.cat([batch.labels for batch in batches]).numpy()
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), labels
+
+
+def test_as_defined() -> None:
+    shares, labels = shares_of(47)
     loss = -np.log(shares[np.arange(47), labels])
     assert rank(Ranks(), "loss") == np.argsort(-loss, kind="stable").tolist()
     assert rank(Ranks(), "confidence") == np.argsort(shares.max(1), kind="stable").tolist()
-    assert sorted(rank(Ranks(), "classes")) == [*range(CLASSES)]
+    # First the best of each class by strength, then the second choices.
+    others, names = shares_of(30)
+    shares, labels = np.concatenate([shares, others]), np.concatenate([labels, names])
+    means = np.stack([shares[labels == c].mean(0) for c in range(CLASSES)])
+    order, expected = np.argsort(-means, axis=1), dict[int, None]()
+    for best in order.T:
+        for row in np.argsort(-means[np.arange(CLASSES), best], kind="stable"):
+            expected.setdefault(int(best[row]))
+    assert rank(Ranks(), "classes") == [*expected]
 
 
 def test_one_and_two_ranks_stopped_anywhere(tmp_path: Path) -> None:
