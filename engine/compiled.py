@@ -30,16 +30,24 @@ _PLAIN = (bool, int, float, str, tuple, type(None))  # settings that a graph tak
 Start = Literal["", "cold", "warm"]
 
 
-def compile_loss(loss: Loss | PartsLoss, mode: Literal["default", "max"]) -> Loss | PartsLoss:
+def compile_loss(
+    loss: Loss | PartsLoss, mode: Literal["off", "blocks", "default", "max"], model: nn.Module
+) -> Loss | PartsLoss:
     """The loss and its backward pass as one graph for each shape of batch it meets.
 
-    `max` also searches kernels and, on CUDA, replays the graph with CUDA graphs. Shapes are static:
-    an epoch has at most three sizes of batch, so nothing is compiled after the first epoch.
+    `blocks` compiles the blocks of `model` alone, and `off` nothing. `max` also searches kernels
+    and, on CUDA, replays the graph with CUDA graphs. Shapes are static: an epoch has at most three
+    sizes of batch, so nothing is compiled after the first epoch.
 
     Raises:
+        InputError: as `compile_blocks`.
         torch._dynamo.exc.Unsupported: at the first call, where the loss is not one whole graph.
     """
+    if mode == "off":
+        return loss
     keep_cache()
+    if mode == "blocks":
+        return compile_blocks(loss, model)
     torch.compiler.assume_constant_result(keyed.stream_number)
 
     def whole(net: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
@@ -61,12 +69,11 @@ def compile_blocks(loss: Loss | PartsLoss, model: nn.Module) -> Loss | PartsLoss
         InputError: as `require_blocks`.
         torch._dynamo.exc.Unsupported: at the first call, where a block is not one whole graph.
     """
-    keep_cache()
     blocks = require_blocks(model, "compile")
     graphs: dict[Hashable, Callable[..., Any]] = {}
     forwards: list[Callable[..., Any]] = []  # by block; filled once the phase has set its modes
 
-    def within(net: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+    def within(net: nn.Module, batch: Batch) -> Any:
         for block in blocks[len(forwards) :]:
             kind = _kind(block)
             if kind not in graphs:

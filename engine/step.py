@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.compiled import compile_blocks, compile_loss
+from letheon.engine.compiled import compile_loss
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
@@ -166,12 +166,8 @@ class Step:
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
         """The phase's loss; where the run asks for it, compiled once a name."""
         if phase.name not in self.losses:
-            mode, loss = self.run.precision.compile, phase.loss
-            if mode == "blocks":
-                loss = compile_blocks(loss, self.run.model)
-            elif mode != "off":
-                loss = compile_loss(loss, mode)
-            self.losses[phase.name] = loss
+            mode = self.run.precision.compile
+            self.losses[phase.name] = compile_loss(phase.loss, mode, self.run.model)
         return self.losses[phase.name]
 
     def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:

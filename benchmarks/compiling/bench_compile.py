@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,10 @@ class Options:
     """of each kind"""
     repeats: int = 7
     """of the steps"""
+    file: bool = True
+    """starts from a file of compiled code, too"""
+    beside: str = "resnet50"
+    """the network that is compiled after a smaller one in one process"""
     threads: int = 1
     """of torch; the C++ compilers of a start run beside each other"""
     work: str = ""
@@ -101,7 +106,7 @@ def start(work: dict[str, object]) -> None:
     print(json.dumps(seconds))
 
 
-def timed_start(
+def time_start(
     options: Options, networks: tuple[Network, ...], mode: Mode, cache: Path, file: Path | None
 ) -> tuple[float, float, float]:
     """Seconds by the clock and by the processor of a start, and what its step called compiling."""
@@ -127,8 +132,10 @@ def timed_start(
     return wall, processor, float(ended.stdout.splitlines()[-1])
 
 
-def starts(options: Options, networks: tuple[Network, ...], x: str, results: Results) -> None:
-    """Rows of the starts of each way, the ways taking turns."""
+def starts(
+    options: Options, networks: tuple[Network, ...], x: str, results: Results, kept: Path
+) -> None:
+    """Rows of the starts of each way, the ways taking turns; what they compiled goes to `kept`."""
     found: dict[tuple[Mode, str], list[tuple[float, float, float]]] = {}
     modes: list[Mode] = ["off", "default"]
     if all(has_blocks(network) for network in networks):
@@ -143,10 +150,12 @@ def starts(options: Options, networks: tuple[Network, ...], x: str, results: Res
                         ("cold", cache, file),
                         ("warm", cache, None),
                         ("from a file", Path(folder) / "empty", file),
-                    ]
+                    ][: 3 if options.file else 2]
                 for name, where, code in ways:
-                    spent = timed_start(options, networks, mode, where, code)
+                    spent = time_start(options, networks, mode, where, code)
                     found.setdefault((mode, name), []).append(spent)
+                if cache.exists():
+                    shutil.copytree(cache, kept, dirs_exist_ok=True)
     for (mode, name), each in found.items():
         for place, metric in enumerate(("wall", "processor", "compile")):
             if metric != "compile" or mode != "off":
@@ -161,15 +170,14 @@ def has_blocks(network: Network) -> bool:
         return bool(find_blocks(build(network.model, 10)))
 
 
-def steps(options: Options, network: Network, results: Results) -> None:
-    """Rows of the step of each way in one process."""
+def steps(options: Options, network: Network, results: Results, kept: Path) -> None:
+    """Rows of the step of each way in one process, with what the starts compiled."""
     modes: tuple[Mode, ...] = ("off", "blocks", "default")
     if not has_blocks(network):
         modes = ("off", "default")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        takes = {mode: step_of(network, mode)[0] for mode in modes}
-        times = interleave(takes, options.repeats, 2)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+    takes = {mode: step_of(network, mode)[0] for mode in modes}
+    times = interleave(takes, options.repeats, 2)
     for mode, values in times.items():
         results.add([row("step after", mode, values, mode="train", x=network.label,
                          device="cpu")])  # fmt: skip
@@ -185,11 +193,12 @@ def main(options: Options) -> None:
     for network in NETWORKS:
         if options.only and network.model not in options.only:
             continue
-        starts(options, (network,), network.label, results)
-        steps(options, network, results)
-        if network.model == "resnet50":
-            x = f"{OTHER.label}, then {network.label}"
-            starts(options, (OTHER, network), x, results)
+        with tempfile.TemporaryDirectory() as folder:
+            starts(options, (network,), network.label, results, Path(folder))
+            steps(options, network, results, Path(folder))
+            if network.model == options.beside:
+                x = f"{OTHER.label}, then {network.label}"
+                starts(options, (OTHER, network), x, results, Path(folder))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def read(options: Options, longer: int) -> list[Pixels]:
     return found
 
 
-def timed(passes: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def time_passes(passes: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
     """Seconds of the processor of each pass, the passes taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for run in passes.values():
@@ -183,7 +183,7 @@ def measure(files: Sequence[Pixels], x: str, repeats: int, results: Results) -> 
         ("decode", {name: pass_over(decode) for name, decode in whole.items()}),
         ("crop", {name: pass_of_parts(part) for name, part in parts.items()}),
     ):
-        for name, seconds in timed(passes, repeats).items():
+        for name, seconds in time_passes(passes, repeats).items():
             rates = [len(files) / s for s in seconds]
             results.add([row(metric, name, rates, metric="rate, processor", unit="images/s", x=x,
                              device="cpu")])  # fmt: skip

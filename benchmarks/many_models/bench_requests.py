@@ -40,7 +40,7 @@ class Options:
     """photographs of each class to train on"""
 
 
-def timed(*words: object) -> tuple[float, float]:
+def time_command(*words: object) -> tuple[float, float]:
     """Seconds of a command by the clock and by the processor."""
     start = time.perf_counter()
     processor = call(*words)
@@ -56,7 +56,7 @@ def add(results: Results, name: str, variant: str, x: str, seconds: tuple[float,
 
 def ensemble(options: Options, folder: Path, results: Results) -> None:
     """`letheon oracles` whole."""
-    seconds = timed(
+    seconds = time_command(
         "oracles", "--data", "digits", "--forget", "class:3,8", "--count", options.count,
         "--originals", options.count, "--out", folder / "oracles", "--epochs", options.epochs,
         "--lr", 0.1, "--schedule", "cosine",
@@ -79,14 +79,16 @@ def requests(options: Options, photos: Path, folder: Path, results: Results) -> 
                 shutil.copy(file, place)
     recipe = ("--epochs", 1, "--batch-size", 16, "--lr", 0.1)
     shared = ("--data", some, "--model", "resnet18")
-    timed("train", *shared, *recipe, "--out", folder / "original")
+    time_command("train", *shared, *recipe, "--out", folder / "original")
     base = ("forget", "--data", some, "--weights", folder / "original")
     jobs = folder / "jobs.txt"
     words = " ".join(map(str, ("retrain", *recipe)))
     jobs.write_text("".join(f"--forget class:{k} {words}\n" for k in range(options.requests)))
-    together = timed(*base, "--out", folder / "together", "--jobs", jobs)
+    together = time_command(*base, "--out", folder / "together", "--jobs", jobs)
     each = [
-        timed(*base, "--forget", f"class:{k}", "--out", folder / f"alone-{k}", "retrain", *recipe)
+        time_command(
+            *base, "--forget", f"class:{k}", "--out", folder / f"alone-{k}", "retrain", *recipe
+        )
         for k in range(options.requests)
     ]
     x = f"resnet18, 224 px, {options.requests} requests, {options.per_class} photographs a class"

@@ -137,7 +137,7 @@ def vmap_way(models: Sequence[nn.Module], data: Sequence[Batch]) -> Way:
         optimizer.step()
         optimizer.zero_grad()
 
-    return take, lambda: [one.detach() for one in weights.values()]
+    return take, lambda: [one.detach().clone() for one in weights.values()]
 
 
 def hand_way(models: Sequence[Classifier], data: Sequence[Batch], grouped: bool) -> Way:
@@ -183,7 +183,7 @@ def hand_way(models: Sequence[Classifier], data: Sequence[Batch], grouped: bool)
         optimizer.step()
         optimizer.zero_grad()
 
-    return take, lambda: [one.detach() for one in weights]
+    return take, lambda: [one.detach().clone() for one in weights]
 
 
 def ways(options: Options, count: int) -> Iterator[tuple[str, Way]]:

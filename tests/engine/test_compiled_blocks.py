@@ -24,10 +24,13 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.spkd import Spkd
+from tests.methods.cases import cases
 from tests.world import PRESET, network, run_of, weights
 
-# Batches of 7 over 41 images: full ones and two sizes of a shared rest.
 RECIPE = Recipe(epochs=2, lr=0.01, batch_size=7)
+FEW = Recipe(epochs=1, lr=0.01, batch_size=14)
+QUICK = ("munba", "boundary-shrink")  # several gradients of one pass; a gradient by the pixels
+METHODS = {name: method for name, method in cases(FEW).items() if method.recipe.epochs}
 
 
 class Block(nn.Module):
@@ -80,15 +83,29 @@ def test_equal_blocks_share_a_graph_and_the_run_ends_as_the_plain_one(
     method = Finetune(RECIPE)
     run = run_with_blocks(method, "blocks")
     seconds = run_method(method, run)
-    sizes = {next(iter(g.graph.find_nodes(op="placeholder"))).meta["example_value"] for g in graphs}
-    batches = {size.shape[0] for size in sizes if size.dim() == 4} or {0}
-    assert len(graphs) in (2 * k for k in (2, 3)), (len(graphs), batches)  # two kinds of block
+    sizes = {len(batch.labels) for epoch in (0, 1) for batch in run.loader.train("retain", epoch)}
+    assert len(graphs) == 2 * len(sizes)  # two kinds of block
     assert seconds.compile > 0
     assert all("forward" not in vars(layer) for layer in run.model.modules())
     plain = run_with_blocks(method, "off")
     run_method(method, plain)
     for key, value in weights(plain).items():
         torch.testing.assert_close(weights(run)[key], value, atol=2e-5, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
+def test_every_method_ends_as_without(name: str, graphs: list[torch.fx.GraphModule]) -> None:
+    ends = []
+    for way in ("blocks", "off"):
+        run = run_with_blocks(METHODS[name], way)
+        run_method(METHODS[name], run)
+        ends.append(weights(run))
+    assert graphs
+    for key, value in ends[1].items():
+        torch.testing.assert_close(ends[0][key], value, atol=2e-5, rtol=1e-4, msg=key)
 
 
 def test_a_teacher_and_a_forward_pass_outside_the_loss_stay_as_they_are(
