@@ -144,7 +144,7 @@ def starts(
         for mode in modes:
             with tempfile.TemporaryDirectory() as folder:
                 cache, file = Path(folder) / "cache", Path(folder) / "code"
-                ways = [("", cache, None)]
+                ways: list[tuple[str, Path, Path | None]] = [("", cache, None)]
                 if mode != "off":
                     ways = [
                         ("cold", cache, file),

@@ -65,7 +65,7 @@ def decoders() -> Iterator[tuple[str, Whole]]:
     """Our decoder with each library it knows, and each library as its own documentation uses it."""
     for codec in available():
         yield f"letheon, {codec}", lambda data, codec=codec: pixels(data, "", codec=codec)  # type: ignore[misc]
-    yield "pillow", lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    yield "pillow", lambda data: np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
     if importlib.util.find_spec("simplejpeg"):
         import simplejpeg
 
@@ -90,7 +90,7 @@ def _tensor_decoders() -> Iterator[tuple[str, Whole]]:
 
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    yield "torchvision", as_array(lambda data: decode_jpeg(data, ImageReadMode.RGB))  # type: ignore[arg-type,return-value]
+    yield "torchvision", as_array(lambda data: decode_jpeg(data, ImageReadMode.RGB))
     if importlib.util.find_spec("torchcodec"):
         from torchcodec.decoders import decode_jpeg as decode
 

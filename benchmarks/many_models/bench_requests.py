@@ -95,8 +95,8 @@ def requests(options: Options, photos: Path, folder: Path, results: Results) -> 
     apart = (sum(wall for wall, _ in each), sum(processor for _, processor in each))
     add(results, "requests", "one command", x, together)
     add(results, "requests", "a process each", x, apart)
-    for place, metric in enumerate(("ratio, wall", "ratio, processor")):
-        ratio = apart[place] / together[place]
+    for clock, metric in enumerate(("ratio, wall", "ratio, processor")):
+        ratio = apart[clock] / together[clock]
         results.add([row("requests", "one command", [ratio], metric=metric, unit="times", x=x,
                          mode="train", device="cpu")])  # fmt: skip
     for k in range(options.requests):

@@ -107,7 +107,7 @@ def plain_way(models: Sequence[nn.Module], data: Sequence[Batch]) -> Way:
     """One by one, in a few lines."""
     optimizers = []
     for model in models:
-        model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last).train()
         optimizers.append(torch.optim.SGD(model.parameters(), LR, MOMENTUM, fused=True))
 
     def take() -> None:
