@@ -69,7 +69,8 @@ def p_value(model: Row, retrained: Sequence[Row]) -> float:
     keys = compared_keys(rows)
     if not keys:
         return 1.0
-    table = np.array([[numbers(row)[key] for key in keys] for row in rows])
+    tables = [numbers(row) for row in rows]
+    table = np.array([[of[key] for key in keys] for of in tables])
     scores = [_distance(table[i], np.delete(table, i, axis=0)) for i in range(len(table))]
     return float(np.mean([score >= scores[0] - 1e-12 for score in scores]))
 
@@ -81,9 +82,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     spread, so those that tell both sides apart decide, and those that do not have no say.
     """
     keys = compared_keys([model, original, *retrained])
-    ours, before, *others = (
-        np.array([numbers(row)[key] for key in keys]) for row in (model, original, *retrained)
-    )
+    tables = [numbers(row) for row in (model, original, *retrained)]
+    ours, before, *others = (np.array([of[key] for key in keys]) for of in tables)
     spread = np.std(others, axis=0, ddof=1) if len(others) > 1 else np.ones(len(keys))
     spread = np.maximum(spread, 1e-3)
     way = (np.mean(others, axis=0) - before) / spread

@@ -95,10 +95,10 @@ class Site:
         return self._templates.get_template(template).render(site=self.base, **values)
 
     def _page(self, rest: str) -> str:
-        with self._looking:
-            for of in self.lists:
-                of.look()
         if not rest:
+            with self._looking:
+                for of in self.lists:
+                    of.look()
             return self._index()
         kind, _, place = rest.partition("/")
         number, _, path = place.partition("/")
@@ -106,7 +106,8 @@ class Site:
         if kind != "at" or number not in known:
             raise Missing("Nothing is here.")
         of, name = known[number], _decode(path)
-        entry = of.entries.get(name)
+        with self._looking:
+            entry = of.find(name)
         if entry is None:
             raise Missing("No run and no table is here.")
         title = name or of.root.name
@@ -168,7 +169,8 @@ class Site:
             if key not in self._pages:
                 if not table.rows:
                     raise InputError(table.note or "no rows")
-                prepared, more = prepare(table.rows, table.left_out), table.page
+                prepared = prepare(table.rows, table.left_out, table.reference)
+                more = table.page
                 heading = f"{title}: {more.get('heading', 'a table')}"
                 text = report.page(
                     prepared, _draw(prepared), heading, more.get("facts"), more.get("examples"),
