@@ -252,6 +252,8 @@ def hostile(tmp_path: Path) -> Path:
         "long": {"rows": [{"name": f"{k}", "role": "retrained", "FA": 0.5} for k in range(301)]},
         "wide": {"rows": [{"name": "x", **{f"m{k}": 0.5 for k in range(200)}}]},
         "many": {"rows": [[]] * 10**4},
+        "bands": {"rows": [{"name": "x", "role": "retrained"}], "reference": {"bands": [3]}},
+        "seeds": {"rows": [{"name": "x"}], "reference": {"bands": {}, "seeds": math.inf}},
     }  # fmt: skip
     for name, table in tables.items():
         (runs / f"table-{name}").mkdir()
@@ -289,7 +291,8 @@ def test_what_is_damaged_is_a_row_with_the_reason(hostile: Path) -> None:
     assert "Left out: " in Tags(at(site, "table-curve").body).words
     for name, reason in (("long", "301 rows"), ("wide", "201 columns"), ("many", "10000 rows")):
         assert f"got {reason}; expected at most" in Tags(at(site, f"table-{name}").body).words
-    assert at(site, "table-nan").status == 422 and at(site, "table-page").status == 422
+    for name in ("nan", "page", "bands", "seeds"):
+        assert at(site, f"table-{name}").status == 422
 
 
 def test_no_more_names_are_read_than_are_looked_at(

@@ -299,11 +299,17 @@ def _parse_reference(content: Mapping[str, Any] | None) -> Reference | None:
         return None
     bands = {}
     for key, of in content["bands"].items():
-        mean, std, low, high = (as_number(of[name]) for name in ("mean", "std", "low", "high"))
-        if mean is None:
-            raise TypeError(f"no mean of {as_text(key)}")
-        bands[key] = Band(mean, std, low, high, int(of["seeds"]))
-    return Reference(bands, int(content["seeds"]))
+        std, low, high = (as_number(of[name]) for name in ("std", "low", "high"))
+        bands[key] = Band(_number(of["mean"]), std, low, high, int(_number(of["seeds"])))
+    return Reference(bands, int(_number(content["seeds"])))
+
+
+def _number(value: Any) -> float:
+    """Return a finite number of a file; anything else is not as it was written."""
+    found = as_number(value)
+    if found is None:
+        raise TypeError(f"{as_text(value)} is no number")
+    return found
 
 
 def as_text(value: Any) -> str:
