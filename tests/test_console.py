@@ -101,8 +101,8 @@ def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(tmp_path: Path) ->
         last = states[-1].removeprefix("\x1b[K").splitlines()[0]
         assert mask(last) == f"{bold}, # in all"
     states = [mask(state) for state in measured.split("\r")]
-    first = "measure plain  1/1  Forget accuracy 1/"
-    [beginning] = [place for place, state in enumerate(states) if state.startswith(first)]
+    first = "measure plain  1/1  "
+    beginning = next(place for place, state in enumerate(states) if state.startswith(first))
     assert any(state.startswith("train through 1 models  ") for state in states[:beginning])
     assert all(state.endswith("\x1b[K") and "\n" not in state for state in states[beginning:-1])
     assert re.fullmatch(r"measure plain  1/1  .* (\d+)/\1  left #\x1b\[K", states[-2])

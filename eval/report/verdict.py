@@ -178,14 +178,16 @@ def _is_one(row: Row, retrained: Sequence[Row]) -> str:
 
 
 def judge(rows: Sequence[Row]) -> list[str]:
-    """Write one line a model that was to forget; it needs a retrained model or canaries.
+    """Write a line for each model that was to forget, one for all of whom the same is said.
+
+    It needs a retrained model or canaries.
 
     Args:
         rows: of a table, each with "name" and "role".
     """
     retrained = [row for row in rows if row["role"] == "retrained"]
     original = next((row for row in rows if row["role"] == "original"), None)
-    lines = []
+    lines: dict[str, list[str]] = {}
     for row in _unlearned_rows(rows):
         words = []
         if retrained and original is not None:
@@ -195,8 +197,11 @@ def judge(rows: Sequence[Row]) -> list[str]:
         if all(row.get(key) is not None for key in _RECALLED):
             words.append(_recall(row, rows))
         if words:
-            lines.append(f"{row['name']}: {'; '.join(words)}")
-    return lines
+            lines.setdefault("; ".join(words), []).append(str(row["name"]))
+    return [
+        f"{', '.join(names)}: {'each ' if len(names) > 1 else ''}{text}"
+        for text, names in lines.items()
+    ]
 
 
 def _unlearned_rows(rows: Sequence[Row]) -> list[Row]:

@@ -163,6 +163,8 @@ def test_the_verdict_is_one_line_a_model() -> None:
         "good: closer to the retrained models; whether it could be one of the retrained models is "
         "not decidable from 3: a p-value of 5% needs 19"
     ]
+    both = verdict.judge([original, *oracle_rows(3), good, {**good, "name": "twin"}])
+    assert both == [few[0].replace("good: ", "good, twin: each ")]
     assert verdict.judge([original, good]) == []
     assert "verdict: " + few[0] in as_text(prepare([original, *oracle_rows(3), good]))
 
