@@ -359,14 +359,14 @@ def replace_fields(of: Sequence[Any], settings: Mapping[str, Any]) -> list[Any]:
         InputError: a name that none of them has, or a value that is none of the field's.
     """
     found = []
-    names = {name for one in of for name in field_types(type(one))}
+    names = {name for one in of for name in field_types(one.__class__)}
     if extra := sorted(settings.keys() - names):
         known = sorted({*names, *Options.__annotations__})
         raise InputError(
             f"got option {extra[0]}; expected one of {', '.join(known)}{suggest(extra[0], known)}"
         )
     for one in of:
-        kinds = field_types(type(one))
+        kinds = field_types(one.__class__)
         own = {name: value for name, value in settings.items() if name in kinds}
         for name, value in own.items():
             if isinstance(value, str) and Path in get_args(kinds[name]):
@@ -458,7 +458,7 @@ def _replace_fields(of: Any, settings: Mapping[str, Any], names: set[str]) -> An
             changes[name] = after
     names |= own
     for name, value in changes.items():
-        check_type(value, field_types(type(of)).get(name, Any), name)
+        check_type(value, field_types(of.__class__).get(name, Any), name)
     try:
         return replace(of, **changes)
     except TypeError as error:
