@@ -55,7 +55,7 @@ class Conditions:
     """What k-NN compares: pooled, the input of the last layer; logits as the published scripts of
     Rethinking Unlearning for Transfer Learning do."""
     split: Rule = "keyed"
-    """Which images vote and which are asked: keyed by image number; legacy as those scripts draw."""
+    """Which images vote and which are asked: keyed by number; legacy as those scripts draw."""
     cka: Literal["exact", "legacy"] = "exact"
     """exact: over all images; legacy: the mean of biased values over batches of 512, of those
     scripts."""

@@ -20,6 +20,7 @@ Mode = Literal["live", "lines", "silent"]
 
 _REFRESH = 0.1  # seconds between two states of the live line
 _SILENCE = 120.0  # seconds without a line where standard error is no terminal
+_NAME = 40  # characters of an item's name on a live line, so that the piece is seen
 _SETTLED = 5.0  # seconds of some work before a line about it has a rate
 
 _mode: Mode | None = None
@@ -210,7 +211,7 @@ class Items:
         self._piece += 1
         late = now - _line_at > _SILENCE and spent > _SETTLED
         if self.mode == "live" or (self.mode == "lines" and late):
-            words = [self._label(), f"{piece} {self._piece}/{pieces}"]
+            words = [self._label(_NAME), f"{piece} {self._piece}/{pieces}"]
             words += [f"left {format_seconds(spent / share * (1 - share))}"] if share else []
             (_draw if self.mode == "live" else say)("  ".join(words))
 
@@ -222,8 +223,11 @@ class Items:
             say("  ".join([self._label(), memory, f"took {spent}"]))
         self.done += 1
 
-    def _label(self) -> str:
-        return f"{self.verb} {self._name}  {self.done + 1}/{self.total}"
+    def _label(self, most: int | None = None) -> str:
+        """What is done to which item; of a long name the end, where names differ."""
+        name = self._name
+        name = name if most is None or len(name) <= most else f"…{name[1 - most :]}"
+        return f"{self.verb} {name}  {self.done + 1}/{self.total}"
 
 
 def _memory() -> int:

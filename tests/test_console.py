@@ -215,6 +215,11 @@ def test_items_show_the_piece_in_hand_and_the_time_left_of_all(
         "attack b  2/2  prompt 1/2  left 2:00",
         "attack b  2/2  barrier 2/2  left 1:00",
     ]
+    monkeypatch.setattr(progress, "_mode", "live")
+    line = progress.Items("attack", 1)
+    line.start("x" * 200 + "end")
+    line.show("prompt", 2)
+    assert f"attack …{'x' * 36}end  1/1  prompt 1/2" in capsys.readouterr().err
     done = [mask(line) for line in shown["lines"].splitlines()]
     assert done == [
         f"attack {name}  {k}/2  memory # GiB  took #" for k, name in ((1, "a"), (2, "b"))
