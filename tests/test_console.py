@@ -219,6 +219,7 @@ def test_items_show_the_piece_in_hand_and_the_time_left_of_all(
     line = progress.Items("attack", 1)
     line.start("x" * 200 + "end")
     line.show("prompt", 2)
+    progress.clear()
     assert f"attack …{'x' * 36}end  1/1  prompt 1/2" in capsys.readouterr().err
     done = [mask(line) for line in shown["lines"].splitlines()]
     assert done == [
