@@ -5,7 +5,8 @@
 
 A page has `<!-- performance:start -->` and `<!-- performance:end -->` around its table: the README
 that of whole jobs, docs/benchmarks.md all rows. Between `<!-- opening:start -->` and
-`<!-- opening:end -->` that page has the table of `tables/opening.py`.
+`<!-- opening:end -->` that page has the table of `tables/opening.py`, and the pages of
+docs/results those of `tables/results.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import tyro
 from harness import PARTS
 from tables.opening import opening
+from tables.results import results_pages
+from tables.step_time import step_time
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -190,6 +193,7 @@ PICTURES: dict[str, tuple[str, Callable[[Sequence[Line], Any], None]]] = {
     "end_to_end_gpu": ("end_to_end_gpu.csv", end_to_end),
     "growth_time": ("growth_cpu.csv", growth("time")),
     "growth_memory": ("growth_cpu.csv", growth("memory")),
+    "step_time": ("published_steps.csv", step_time),
 }
 
 
@@ -229,6 +233,7 @@ def main(options: Options) -> int:
         (options.readme, NAME, first),
         (options.page, NAME, last),
         (options.page, "opening", opening(options.results)),
+        *results_pages(options.page.parent / "results"),
     ):
         text = page.read_text(encoding="utf-8") if page.is_file() else ""
         found = between(text, marks)

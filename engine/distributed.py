@@ -11,7 +11,6 @@ import itertools
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.rendezvous import rendezvous
 
 from letheon.engine.ranks.flight import record_collectives
+from letheon.engine.ranks.launchers import adopt_launcher, find_device
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.store import ask, hangs, holder
 from letheon.engine.ranks.watch import Watch, end_when_deaf
@@ -60,113 +60,6 @@ class Ranks:
         return self.rank == 0
 
 
-def _device(name: str, local_rank: int) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"got device {name}; expected auto, cpu or cuda", option="device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "got device cuda; no CUDA device is visible; use device cpu or auto", option="device"
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if torch.cuda.device_count() == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
-        local_rank = 0  # each task sees its own GPU alone
-    if local_rank >= torch.cuda.device_count():
-        raise InputError(
-            f"got local rank {local_rank}; this machine shows {torch.cuda.device_count()} GPUs; "
-            "start fewer processes on it"
-        )
-    return torch.device("cuda", local_rank)
-
-
-@dataclass(frozen=True)
-class Launcher:
-    """The variables in which a launcher tells a process its place."""
-
-    name: str
-    world: str
-    rank: str
-    local_rank: str
-    local_world: str
-    job: Sequence[str]
-    """What is equal on all processes of one start and differs between starts; the port's seed."""
-
-
-LAUNCHERS = (
-    Launcher(
-        "srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "",
-        ("SLURM_JOB_ID", "SLURM_STEP_ID"),
-    ),
-    Launcher(
-        "mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE", ("PMIX_NAMESPACE",),
-    ),
-    Launcher(
-        "mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ("PMI_JOBID",)
-    ),
-)  # fmt: skip
-"""Those whose processes know their rank without torchrun: SLURM, Open MPI, MPICH and Intel MPI."""
-
-
-def adopt_launcher() -> None:
-    """Say in torchrun's variables what another launcher said in its own.
-
-    torchrun's own are left alone, so that one torchrun a node may be started by any of them. Where
-    the first process's host is not known (mpirun over several nodes), MASTER_ADDR must name it.
-
-    Raises:
-        InputError: several processes were started that are not told apart, or cannot meet.
-    """
-    if "WORLD_SIZE" in os.environ:
-        return
-    for launcher in LAUNCHERS:
-        world = os.environ.get(launcher.world, "1")
-        if not world.isdecimal() or int(world) < 2:
-            continue
-        rank = os.environ.get(launcher.rank, "")
-        if not rank.isdecimal():
-            raise InputError(
-                f"got {world} processes of {launcher.name}, none of which is told its rank "
-                f"({launcher.rank}), so that each would be a whole job; expected torchrun: start "
-                f"one torchrun per node with {launcher.name}, which starts the ranks"
-            )
-        local = os.environ.get(launcher.local_rank, "")
-        address = os.environ.get("MASTER_ADDR") or _first_host(launcher, int(world))
-        seed = "-".join(os.environ.get(name, "") for name in launcher.job).strip("-")
-        port = 20000 + zlib.crc32((seed or str(os.getppid())).encode()) % 10000
-        os.environ |= {
-            "RANK": rank,
-            "WORLD_SIZE": world,
-            "LOCAL_RANK": local if local.isdecimal() else "0",
-            "MASTER_ADDR": address,
-            "MASTER_PORT": os.environ.get("MASTER_PORT") or str(port),
-        }
-        return
-
-
-def _first_host(launcher: Launcher, world: int) -> str:
-    """The host of rank 0: this one if all ranks are here, else the first of SLURM's list."""
-    here = os.environ.get(launcher.local_world, "") or os.environ.get("SLURM_NTASKS_PER_NODE", "")
-    nodes = os.environ.get("SLURM_STEP_NODELIST", "") if launcher.name == "srun" else ""
-    if here == str(world) or os.environ.get("SLURM_STEP_NUM_NODES") == "1":
-        return "127.0.0.1"
-    if nodes:
-        return first_node(nodes)
-    raise InputError(
-        f"got {world} processes of {launcher.name} on several nodes and no MASTER_ADDR; expected "
-        "the host of the first of them; set MASTER_ADDR to it"
-    )
-
-
-def first_node(nodes: str) -> str:
-    """Return the first host of a SLURM node list: n[09-12,20],m3 -> n09."""
-    head, bracket, rest = nodes.partition("[")
-    if "," in head or not bracket:
-        return head.partition(",")[0]
-    numbers, _, suffix = rest.partition("]")
-    return head + re.split("[-,]", numbers)[0] + re.split(r"[,\[]", suffix)[0]
-
-
 @contextmanager
 def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]:
     """Join the process group of the launcher (or be the only rank); leave it at the end.
@@ -183,7 +76,7 @@ def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]
     end_with_launcher()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    place = _device(device, local_rank)
+    place = find_device(device, local_rank)
     ranks = Ranks(int(os.environ.get("RANK", "0")), world, local_rank, place)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -253,8 +146,10 @@ def explain_loss(error: Exception, stack: str) -> str:
 def _existing_ranks(device: str) -> Ranks:
     """This process's place in a process group that somebody else made."""
     carried = dist.get_backend_config()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    place = _device(device, local_rank)
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    if not local_rank.isdecimal():  # started without a launcher: whoever did has set the device
+        local_rank = str(torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    place = find_device(device, int(local_rank))
     missing = [kind for kind in sorted({"cpu", place.type}) if f"{kind}:" not in carried]
     if missing:
         raise InputError(
@@ -263,7 +158,7 @@ def _existing_ranks(device: str) -> Ranks:
         )
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, place)
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(local_rank), place)
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:

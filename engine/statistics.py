@@ -132,8 +132,8 @@ def _magnitude_sum(
     with _evaluating(model):
         for batch in batches(run, part, name, Sums(*sums)):
             if by == "sample":
-                for rows in torch.arange(len(batch.labels)).split(CHUNK):
-                    _add_magnitudes(run, loss, batch, rows.to(device), sums, magnitude)
+                for rows in torch.arange(len(batch.labels), device=device).split(CHUNK):
+                    _add_magnitudes(run, loss, batch, rows, sums, magnitude)
                 continue
             with run.precision.autocast(run.ranks.device):
                 value = loss(model, batch)

@@ -38,6 +38,7 @@ from letheon.eval.probes.critic import critic_by_layer
 from letheon.eval.probes.information import BALANCED
 from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
+from letheon.loaders.backends.memory import group_rooms
 from letheon.loaders.batch import Loader
 from letheon.progress import Items, clear, note, show
 
@@ -120,7 +121,8 @@ class Inference:
 
     def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Divide models into those swept together; the same on every rank."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = min([whole, *group_rooms()])
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         room = int(gather_rows(torch.tensor([memory // (8 * local)]), self.ranks).min())
         sizes = [len(images) for images in self.comparison.sets.values()]

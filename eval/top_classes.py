@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,29 @@ from torch.nn import functional as F
 from letheon.eval.outputs import Outputs
 
 
-def rank_classes(domains: Sequence[Outputs]) -> list[int]:
+class Shares(NamedTuple):
+    """Sums of the answers to the images of each downstream class; those of several parts add up."""
+
+    sums: Tensor  # (K, C) int64: probabilities in units of 2^-40, so that no order of a sum matters
+    counts: Tensor  # (K,) int64
+
+
+_UNIT = 2.0**40
+
+
+def sum_shares(outputs: Outputs) -> Shares:
+    """Sum the original's probabilities over the images of each downstream class.
+
+    Args:
+        outputs: the original's answers to some images, labels of the downstream set.
+    """
+    shares = (F.softmax(outputs.logits.double(), dim=1) * _UNIT).round().to(torch.int64)  # (n, C)
+    counts = torch.bincount(outputs.labels)
+    sums = torch.zeros(len(counts), shares.shape[1], dtype=torch.int64)
+    return Shares(sums.index_add_(0, outputs.labels, shares), counts)
+
+
+def rank_classes(parts: Sequence[Shares]) -> list[int]:
     """Rank upstream class ids by how near a downstream set they are, each once.
 
     For every downstream class the original network's mean softmax over that class's images ranks
@@ -20,12 +43,15 @@ def rank_classes(domains: Sequence[Outputs]) -> list[int]:
     but their recipe is not published: this is our reading.)
 
     Args:
-        domains: the original network's answers to the images of each downstream domain, with the
-            downstream labels; the domains share their classes.
+        parts: `sum_shares` of all images of all domains, which share their classes.
     """
-    shares = torch.cat([F.softmax(domain.logits.double(), dim=1) for domain in domains])  # (n, C)
-    labels = torch.cat([domain.labels for domain in domains])  # (n,)
-    means = torch.stack([shares[labels == c].mean(0) for c in labels.unique()])
+    classes = max(len(part.counts) for part in parts)
+    sums = torch.zeros(classes, parts[0].sums.shape[1], dtype=torch.int64)
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for part in parts:
+        sums[: len(part.counts)] += part.sums
+        counts[: len(part.counts)] += part.counts
+    means = sums[counts > 0] / _UNIT / counts[counts > 0, None]  # (downstream, C) float64
     order = means.argsort(dim=1, descending=True, stable=True)  # (downstream, C)
     ranking: dict[int, None] = {}
     for choice in range(order.shape[1]):
@@ -36,20 +62,27 @@ def rank_classes(domains: Sequence[Outputs]) -> list[int]:
     return list(ranking)
 
 
-def rank_samples(outputs: Outputs, score: str) -> list[int]:
-    """Rank sample numbers by how hard the original finds them, the hardest first.
-
-    Ties go by number. (Worst-case forget sets by loss: Fan et al. 2024, "Challenging forgets",
-    who search for theirs; a ranking by the original is the simple form.)
+def rate_hardness(outputs: Outputs, score: str) -> Tensor:
+    """(n,) float64: how hard the original finds each sample.
 
     Args:
-        outputs: the original's answers to the training images, all on this rank.
-        score: ``loss``, the cross-entropy of the label, highest first; or ``confidence``, the
-            probability of the network's own answer, lowest first.
+        outputs: the original's answers to some training images.
+        score: ``loss``, the cross-entropy of the label; or ``confidence``, the probability of the
+            network's own answer, negated.
     """
     logits = outputs.logits.double()
     if score == "loss":
-        hardness = F.cross_entropy(logits, outputs.labels, reduction="none")  # (n,)
-    else:
-        hardness = -F.softmax(logits, dim=1).amax(1)
-    return outputs.index[hardness.argsort(descending=True, stable=True)].tolist()
+        return F.cross_entropy(logits, outputs.labels, reduction="none")
+    return -F.softmax(logits, dim=1).amax(1)
+
+
+def rank_samples(hardness: Sequence[Tensor]) -> list[int]:
+    """Rank sample numbers by how hard the original finds them, the hardest first; ties by number.
+
+    (Worst-case forget sets by loss: Fan et al. 2024, "Challenging forgets", who search for theirs;
+    a ranking by the original is the simple form.)
+
+    Args:
+        hardness: `rate_hardness` of all training images, in order.
+    """
+    return torch.cat([*hardness]).argsort(descending=True, stable=True).tolist()

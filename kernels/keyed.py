@@ -40,7 +40,9 @@ def hash_keys(seed: int, stream: str, epoch: int | Tensor, index: Tensor, draws:
     """(B, draws) int64, uniform over all 64-bit values; `stream` keeps independent uses apart."""
     key = torch.full((), seed, dtype=torch.int64, device=index.device)
     key = _mix(key * _GOLDEN + stream_number(stream))
-    key = _mix(key + torch.as_tensor(epoch, device=index.device).to(torch.int64) * _GOLDEN)
+    if not isinstance(epoch, Tensor):  # filled in on the device: a copy would wait for it
+        epoch = torch.full((), epoch, dtype=torch.int64, device=index.device)
+    key = _mix(key + epoch.to(index.device, torch.int64) * _GOLDEN)
     per_sample = _mix(key + index.to(torch.int64) * _GOLDEN)  # (B,)
     # ~(-k - 1) is k. A compiler that sees k times a constant computes it in int32 on CUDA.
     counter = ~torch.arange(-2, -2 - draws, -1, device=index.device, dtype=torch.int64) * _GOLDEN

@@ -19,7 +19,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -28,13 +29,14 @@ import tyro
 from letheon import durable
 from letheon.engine.distributed import (
     Ranks,
-    adopt_launcher,
     explain_loss,
     explain_timeout,
     is_first_to_fail,
     join_ranks,
+    share_out,
 )
 from letheon.engine.method import Method
+from letheon.engine.ranks.launchers import adopt_launcher
 from letheon.engine.ranks.store import hangs
 from letheon.engine.ranks.watch import SILENCE
 from letheon.engine.runs.agreement import Facts, agree_on_start
@@ -43,6 +45,7 @@ from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.launch.console.help import show_help
 from letheon.launch.console.options import HELP, refuse_unknown, refuse_unknown_method
 from letheon.launch.console.summary import console, open_console
+from letheon.loaders.shared_work import share_by
 from letheon.methods import catalogue, inner_fields
 from letheon.processes import end_with_reader
 from letheon.progress import clear
@@ -302,7 +305,8 @@ def together(
 ) -> T:
     """Run `check` on every rank; if any refuses its input, raise the first rank's error on all.
 
-    `facts` states what the result is; where it differs between ranks, all refuse it.
+    `facts` states what the result is; where it differs between ranks, all refuse it. What `check`
+    does with every image of a set (`share_work`) the ranks share out.
 
     Whatever can fail on bad input goes through here, so that no rank waits for one that has left.
     """
@@ -310,10 +314,25 @@ def together(
     problem: LetheonError | None = None
     stated: Facts = {}
     try:
-        result.append(check())
+        with share_by(partial(_share_on, ranks)) if ranks.world > 1 else nullcontext():
+            result.append(check())
         if ranks.world > 1:
             stated = facts(result[0])
     except LetheonError as error:
+        if error.everywhere:  # all have met already
+            raise
         problem = error
-    agree_on_start(ranks, problem, stated)
+    agree_on_start(ranks, problem, {"stage": "start", **stated})
     return result[0]
+
+
+def _share_on(
+    ranks: Ranks, name: str, items: Sequence[Any], compute: Callable[[Any], Any]
+) -> list[Any]:
+    """Deal out work on the ranks, once all of them have come to it.
+
+    A rank that has met a problem before, or whose settings ask for no such work, is elsewhere: then
+    all refuse.
+    """
+    agree_on_start(ranks, None, {"stage": f"{name} ({len(items)} parts)"})
+    return share_out(items, compute, ranks)

@@ -83,8 +83,9 @@ def main(settings: Settings, ranks: Ranks) -> None:
             own += check(settings, ranks)
         except (LetheonError, OSError) as error:
             own.append(Finding(check.__name__.strip("_"), "failure", str(error)))
-    own += _measure_all_reduce(ranks)
-    if settings.estimate:
+    alike = len(set(gather_objects(ranks.device.type, ranks))) == 1
+    own += _measure_all_reduce(ranks) if alike else []
+    if settings.estimate and alike:
         if settings.data is None:
             raise InputError("got no images to estimate a job on; name some", option="data")
         lines = estimate(settings.job, settings.data, settings.device, ranks)
@@ -143,9 +144,16 @@ def _code(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
 
 
 def _devices(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
+    kinds = set(gather_objects(ranks.device.type, ranks))
+    if len(kinds) > 1:  # what they exchange would never meet
+        yield Finding(
+            "kind of device", "failure", f"ranks compute on {' and '.join(sorted(kinds))}",
+            "mend the nodes that see no GPU, or name the device",
+        )  # fmt: skip
     if ranks.device.type == "cpu":
         built = torch.version.cuda
-        text = f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()} cores a rank"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        text = f"cpu, {torch.get_num_threads()} threads of {cores} cores a rank"
         if built and torch.cuda.is_available():
             yield Finding("device", "ok", text)
         else:
@@ -161,6 +169,8 @@ def _devices(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
         "device", "ok",
         f"{card.name}, {card.total_memory / GIB:.0f} GiB, sm_{card.major}{card.minor}, NCCL {nccl}",
     )  # fmt: skip
+    if len(kinds) > 1:
+        return
     cards = gather_objects((socket.gethostname(), str(card.uuid)), ranks)
     if len(set(cards)) < len(cards):
         yield Finding(

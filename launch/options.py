@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,11 +15,17 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
 from letheon.errors import InputError
-from letheon.eval.inference.extract import extract
-from letheon.eval.top_classes import rank_classes, rank_samples
+from letheon.eval.inference.extract import InferenceOptions, extract
+from letheon.eval.outputs import Outputs
+from letheon.eval.top_classes import rank_classes, rank_samples, rate_hardness, sum_shares
 from letheon.loaders.canaries import plant
-from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve, score_of
+from letheon.loaders.shared_work import share_work, spans
+
+T = TypeVar("T")
+BATCH = 256
+"""Images of a batch by which the original ranks classes or samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +70,37 @@ class Forgetting(JobOptions):
         takes them in.
         """
         if self.forget.startswith("top:"):
-            return self._rank_classes(model, ranks)
+            if self.downstream is None:
+                raise InputError(
+                    f"got forget {self.forget} without a downstream set; name one",
+                    option="downstream",
+                )
+            means = [
+                mean
+                for images in self.open_domains(self.downstream).values()
+                for mean in self._answer(model, images, ranks, sum_shares)
+            ]
+            return rank_classes(means)
         if (score := score_of(self.forget)) is None:
             return None
-        alone = Ranks(device=ranks.device)  # as `_rank_classes`
-        model.to(ranks.device)
-        nothing = np.zeros(len(data.train), dtype=bool)
-        loader = self.loader_of(data.train, nothing, model.preset, 256, alone)
-        ranking = rank_samples(extract(model, loader, alone), score)
+        hardness = self._answer(model, data.train, ranks, partial(rate_hardness, score=score))
+        ranking = rank_samples(hardness)
         return ranking[::-1] if self.forget.startswith("easiest:") else ranking
 
-    def _rank_classes(self, model: Classifier, ranks: Ranks) -> list[int]:
-        """Rank the classes by nearness to the downstream set, on each rank for itself.
+    def _answer(
+        self, model: Classifier, images: ImageSet, ranks: Ranks, digest: Callable[[Outputs], T]
+    ) -> list[T]:
+        """Digest the model's outputs on all images, by parts that the ranks share out.
 
-        It may find bad input, and no other rank may wait for this one.
+        Each part is of whole batches, so that the numbers are those of one rank, to the bit.
         """
-        if self.downstream is None:
-            raise InputError(
-                f"got forget {self.forget} without a downstream set; name one", option="downstream"
-            )
         alone = Ranks(device=ranks.device)
         model.to(ranks.device)
-        outputs = []
-        for images in self.open_domains(self.downstream).values():
-            nothing = np.zeros(len(images), dtype=bool)
-            loader = self.loader_of(images, nothing, model.preset, 256, alone)
-            outputs.append(extract(model, loader, alone))
-        return rank_classes(outputs)
+        nothing = np.zeros(len(images), dtype=bool)
+        loader = self.loader_of(images, nothing, model.preset, BATCH, alone)
+
+        def compute(span: range) -> T:
+            return digest(extract(model, loader, alone, InferenceOptions(tuple(span))))
+
+        parts = spans(len(images), 16 * BATCH)
+        return share_work(f"ranking by {images.name}", parts, compute)

@@ -4,7 +4,8 @@ A model's class numbering may be wider than a set's: ten ImageNet classes before
 
 Where the user wants unreadable images left out, every image is decoded once before the run, so the
 set has its final size from the start: batches are full, `Batch.total` is right, and nothing depends
-on the number of ranks, who each do the same. An image that breaks later is an error that names it.
+on the number of ranks, who share out the reading. An image that breaks later is an error that names
+it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,11 @@ from letheon.loaders.datasets.files import FileImages
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
 from letheon.loaders.datasets.layouts import NONE_HELD_OUT
 from letheon.loaders.decode.encoded_image import EncodedImage
+from letheon.loaders.shared_work import share_work, spans
 from letheon.progress import Line
 
-CHUNK = 64  # images of one task
+CHUNK = 64  # images of one task of a thread
+SPAN = 1024  # images of one task of a rank
 
 
 class RelabeledImages(ImageSet):
@@ -313,8 +317,9 @@ def _own_name(images: ImageSet, i: int) -> str:
 def drop_unreadable(images: ImageSet) -> ImageSet:
     """`images` without those that cannot be read; itself where all can.
 
-    Takes this process's share of the machine's cores. Arrays in memory are taken as they are; those
-    of a prepared set are read, as their bytes may be damaged.
+    Takes this process's share of the machine's cores; the ranks that start a job together read a
+    share of the images each. Arrays in memory are taken as they are; those of a prepared set are
+    read, as their bytes may be damaged.
 
     Raises:
         InputError: None can be read.
@@ -322,16 +327,20 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
     if type(images) is ArrayImages:
         return images
     threads = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    starts = range(0, len(images), CHUNK)
-    found: dict[int, str] = {}
+    speaks = os.environ.get("RANK", "0") == "0"
+    line = Line(f"reading {images.name} once", len(images), speaks)
     with ThreadPoolExecutor(max(1, threads), "readable") as pool:
-        chunks = pool.map(lambda start: _unreadable(images, start), starts)
-        speaks = os.environ.get("RANK", "0") == "0"
-        line = Line(f"reading {images.name} once", len(images), speaks)
-        for chunk in chunks:
-            found |= chunk
-            line.advance(min(CHUNK, line.total - line.done), CHUNK)
-        line.close()
+
+        def find(span: range) -> dict[int, str]:
+            broken: dict[int, str] = {}
+            for part in pool.map(partial(_unreadable, images), _cut(span)):
+                broken |= part
+            line.advance(len(span), len(span))
+            return broken
+
+        parts = share_work(f"reading {images.name} once", spans(len(images), SPAN), find)
+    line.close()
+    found = {number: why for part in parts for number, why in part.items()}
     if not found:
         return images
     if len(found) == len(images):
@@ -347,10 +356,14 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
     return readable
 
 
-def _unreadable(images: ImageSet, start: int) -> dict[int, str]:
-    """Those of `CHUNK` images from `start` that cannot be read, and why."""
+def _cut(span: range) -> list[range]:
+    return [span[start : start + CHUNK] for start in range(0, len(span), CHUNK)]
+
+
+def _unreadable(images: ImageSet, span: range) -> dict[int, str]:
+    """Those of the images of `span` that cannot be read, and why."""
     found = {}
-    for i in range(start, min(start + CHUNK, len(images))):
+    for i in span:
         try:
             (one,) = images.read_encoded(np.array([i]))
             if isinstance(one, UnreadableImage):

@@ -133,7 +133,7 @@ class L2ul(UntilForgotten):
         classes = torch.arange(run.model.classes, device=batch.labels.device)
         images, labels = [], []
         for number in range(self.images):
-            copy = torch.tensor(number, device=classes.device)
+            copy = torch.full((), number, device=classes.device)  # a copy of it would wait
             goal = draw_labels(batch, classes, "other", run.seed, copy)
             images.append(self._attack(run, batch, goal, number))
             labels.append(goal)

@@ -18,6 +18,7 @@ from letheon.launch.command import together
 from letheon.launch.inputs import Call
 from letheon.loaders.datasets.image_set import ArrayImages, Data
 from letheon.loaders.forget_request import resolve
+from letheon.loaders.shared_work import share_work
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from tests.launch_tools import torchrun
@@ -98,6 +99,44 @@ def test_what_differs_on_one_node_is_named_on_all() -> None:
         assert text.startswith(f"got {fault}" if fault != "on " else "on "), text
         assert f"{host} (rank 2)" in text and "\n" not in text
         assert fault == "on " or f"{host} (rank 0)" in text
+
+
+def work(ranks: Ranks, fault: str) -> tuple[str, list[int], int]:
+    """Before a start: the squares of ten numbers; the last rank is elsewhere or fails."""
+    own: list[int] = []
+
+    def compute(number: int) -> int:
+        own.append(number)
+        if fault == "item" and number == 8:
+            raise InputError("got eight")
+        return number * number
+
+    def plan() -> list[int]:
+        if fault and ranks.rank == ranks.world - 1:
+            if fault == "before":
+                raise InputError("got no image")
+            if fault == "none":
+                return []
+        return share_work("squares", range(10), compute)
+
+    try:
+        return "", together(ranks, plan), len(own)
+    except InputError as error:
+        return str(error), [], len(own)
+
+
+def work_each(ranks: Ranks, faults: list[str]) -> list[tuple[str, list[int], int]]:
+    return [work(ranks, fault) for fault in faults]
+
+
+def test_work_before_a_start_is_shared_out_and_no_rank_waits_for_one_that_is_elsewhere() -> None:
+    results = on_ranks(3, work_each, ["", "before", "none", "item", ""])
+    host = socket.gethostname()
+    for rank, (shared, before, none, item, again) in enumerate(results):
+        assert shared == again == ("", [n * n for n in range(10)], 4 if rank == 0 else 3)
+        assert before[0] == f"on {host} (rank 2): got no image"
+        assert none[0].startswith(f"got stage start on {host} (rank 2) and squares (10 parts) on ")
+        assert item[0] == "got eight"
 
 
 def test_the_digest_of_the_code_is_over_every_source_file(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 from PIL import Image
 
 from letheon.engine.distributed import Ranks
 from letheon.errors import RunFailed
 from letheon.launch import doctor
-from letheon.launch.doctor import Finding
+from letheon.launch.doctor import GIB, Finding
 from tests.launch_tools import Scripts
 from tests.pool import on_ranks
 
@@ -64,8 +68,34 @@ def other_data(ranks: Ranks) -> str:
     return "passed"
 
 
+def other_device(ranks: Ranks) -> str:
+    """Rank 1 sees a GPU."""
+    card = SimpleNamespace(name="a GPU", total_memory=GIB, major=9, minor=0, uuid="x")
+    with (
+        mock.patch("torch.cuda.get_device_properties", return_value=card),
+        mock.patch("torch.cuda.nccl.version", return_value=(2, 30)),
+        mock.patch.object(doctor, "_print") as show,
+    ):
+        gpu = torch.device("cuda", 0)
+        try:
+            doctor.main(doctor.Settings(), replace(ranks, device=gpu) if ranks.rank else ranks)
+        except RunFailed:
+            if not ranks.main:
+                return "failed"
+            (merged, _), _ = show.call_args
+            text = [f.text for _, f in merged if f.check == "kind of device"]
+            return f"failed: {text} {'all-reduce' in [f.check for _, f in merged]}"
+    return "passed"
+
+
+def both(ranks: Ranks) -> list[str]:
+    return [other_data(ranks), other_device(ranks)]
+
+
 def test_every_rank_ends_with_the_failure_of_one() -> None:
-    assert on_ranks(2, other_data) == ["failed", "failed"]
+    first, second = on_ranks(2, both)
+    assert first == ["failed", "failed: ['ranks compute on cpu and cuda'] False"]
+    assert second == ["failed", "failed"]
 
 
 @pytest.mark.parametrize(

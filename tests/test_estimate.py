@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
 from letheon.errors import InputError
 from letheon.launch.planning.estimate import StepTime, reduce_seconds
-from tests.launch_tools import Scripts
+from tests.launch_tools import ROOT, Scripts
 
-# ResNet-50 at 224 pixels: (GPUs, images of a GPU, images/s of all), from the public logs of MLPerf
-# Training, mlcommons/training_results: H100 v4.0 (NVIDIA eos_ngc24.04; 16 GPUs: Dell XE9680), A100
-# v2.0 (NVIDIA DGX A100) and v3.0 (Dell XE9680). The batch at 16 GPUs is half of that at 8.
-H100 = {8: (400, 57_295), 16: (200, 100_780), 64: (50, 314_092), 512: (40, 2_256_000)}
-A100 = {8: (408, 27_185), 16: (204, 53_750), 64: (50, 167_596)}
+# ResNet-50, 224 pixels: GPUs -> (images of a GPU, images/s of all), from the public logs of MLPerf
+# Training, mlcommons/training_results. The batch at 16 GPUs is half of that at 8.
+with (ROOT / "benchmarks" / "results" / "published_steps.csv").open(newline="") as _file:
+    _LINES = list(csv.DictReader(_file))
+H100, A100 = (
+    {
+        int(line["x"].partition("x")[0]): (int(line["x"].partition("x")[2]), int(line["median"]))
+        for line in _LINES
+        if line["variant"] == machine
+    }
+    for machine in ("H100", "A100")
+)
 WEIGHTS = 25_557_032
 
 

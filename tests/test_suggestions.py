@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from letheon.launch import evaluate, forget, train
 from letheon.launch.command import parse
 from letheon.launch.console.options import refuse_unknown
 from letheon.launch.jobs.run import read_recipe as read_job
+from letheon.launch.tuning import tune
 from letheon.launch.tuning.ranges import choose_ranges
 from letheon.launch.tuning.recipe_file import read_recipe
 from letheon.loaders.datasets.digits import upstream
@@ -29,7 +31,7 @@ from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import resolve
 from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.views import align_labels
-from letheon.methods import METHODS
+from letheon.methods import METHODS, inner_fields
 from letheon.methods.finetune import Finetune
 from tests.launch_tools import Scripts
 
@@ -183,3 +185,19 @@ def test_every_word_that_is_right_passes() -> None:
     assert settings.method.name == "salun" and settings.out == Path("kd")
     for name in ("dual-optim", "weight-distance"):
         refuse_unknown(forget.Settings, [*RUN, name, *["random-label"] * (name == "dual-optim")])
+
+
+def test_no_setting_of_a_method_has_the_name_of_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tune` could not search `esc` and `spotter`, whose `share` was an option of its own."""
+    for name, method in METHODS.items():
+        for settings in (forget.Settings, tune.Settings):
+            words = [*RUN, name, *["random-label"] * bool(inner_fields(method))]
+            refuse_unknown(settings, words)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Clash(Finetune):
+        device: int = 1
+
+    monkeypatch.setitem(METHODS, "clash", Clash)
+    with pytest.raises(InputError, match="'device' is an option of the command too"):
+        forget.read([*RUN, "clash"])

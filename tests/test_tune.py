@@ -12,6 +12,7 @@ import pytest
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method
+from letheon.engine.runs import stop
 from letheon.errors import InputError
 from letheon.launch import forget
 from letheon.launch.tuning.objective import Target, divide, target_without
@@ -101,7 +102,7 @@ def search(scripts: Scripts, original: Path, out: Path, *words: object) -> dict[
 
 
 def test_a_search_finds_what_forgets_and_goes_on(
-    scripts: Scripts, original: Path, tmp_path: Path
+    scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna", reason="the extra `tune` is not installed")
     out = tmp_path / "out"
@@ -110,6 +111,11 @@ def test_a_search_finds_what_forgets_and_goes_on(
     first = search(scripts, original, out, *words, "--trials", 1, *method)
     assert len(first["trials"]) == 1 and first["trials"][0]["values"]["lr"] == 0.03
     assert first["target"]["forget"] == 0 and "no retrained model" in first["knowledge"]
+    with monkeypatch.context() as signal:
+        signal.setattr(stop.Poll, "after_step", lambda poll: stop.STOP)
+        again = ("tune", "--weights", original, "--out", out, *words, "--trials", 3, *method)
+        ended = scripts(*again)
+    assert ended.code == stop.STOPPED and "stopped: within trials, which are made" in ended.err
     report = search(scripts, original, out, *words, "--trials", 3, "--at-once", 2, *method)
     assert report["trials"][:1] == first["trials"] and len(report["trials"]) == 3
     assert all(set(row["runs"]) == {"1", "2"} for row in report["trials"] if row["gap"] is not None)

@@ -8,9 +8,12 @@ error. `Ledger` counts what the device would have to do.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Self, cast
 from unittest import mock
 
@@ -47,7 +50,7 @@ def fake_cuda() -> Iterator[Ledger]:
     """
     ledger = Ledger()
     with ExitStack() as stack:
-        for name, value in _ANSWERS.items():
+        for name, value in ANSWERS.items():
             stack.enter_context(mock.patch(name, lambda *_, value=value, **__: value))
         stack.enter_context(mock.patch.object(torch.Tensor, "_make_subclass", _make_on_meta))
         naming = mock.patch.object(FakeTensor, "_normalize_fake_device", staticmethod(_name_device))
@@ -58,7 +61,7 @@ def fake_cuda() -> Iterator[Ledger]:
         yield ledger
 
 
-_ANSWERS: dict[str, object] = {
+ANSWERS: dict[str, object] = {
     "torch.cuda.is_available": True,
     "torch.cuda.is_bf16_supported": True,
     "torch.cuda.current_device": 0,
@@ -76,12 +79,46 @@ VIEWS = {
 }  # fmt: skip
 """Operations without a kernel that have no alias in their schema, or write nothing."""
 
+INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+"""What takes index tensors of the host, and waits for the places of a mask."""
+READS = {
+    "aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero",
+    "aten::masked_select", "aten::bincount", "aten::repeat_interleave", "aten::_unique",
+    "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::_linalg_check_errors",
+}  # fmt: skip
+"""Operations that end when the device has answered: a value, or a shape that depends on values."""
+
+_FLOORS = ("engine", "eval", "kernels", "launch", "letheon", "loaders", "methods")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def find_place() -> str:
+    """Name the innermost function of ours that is running, as file:function; "" for none."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        folders = _folders(frame.f_code.co_filename)
+        if folders:
+            return f"{folders}:{frame.f_code.co_qualname.split('.<locals>')[0]}"
+        frame = frame.f_back
+    return ""
+
+
+@functools.cache
+def _folders(file: str) -> str:
+    place = Path(file)
+    if not place.is_relative_to(_ROOT):
+        return ""
+    inner = place.relative_to(_ROOT)
+    return str(inner) if inner.parts[0] in _FLOORS else ""
+
 
 class Ledger(TorchDispatchMode):
     """Counts kernels, bytes and waits of the host; `kernels` and `waits` are by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_pinned: Callable[[Tensor], bool] = lambda tensor: True) -> None:
+        """Take the rule by which memory of the host is pinned; from other memory a copy waits."""
         super().__init__()
+        self.is_pinned = is_pinned
         self.clear()
 
     def clear(self) -> None:
@@ -106,7 +143,8 @@ class Ledger(TorchDispatchMode):
         """Run one operation and count it."""
         kwargs = kwargs or {}
         fused = func._schema.name.startswith("aten::_fused_")  # in place, with no form on meta
-        out = None if fused else func(*args, **kwargs)
+        skipped = fused and isinstance(tree_leaves(args)[0], FakeTensor)
+        out = None if skipped else func(*args, **kwargs)
         self._count(func, args, kwargs, out)
         return out
 
@@ -117,14 +155,17 @@ class Ledger(TorchDispatchMode):
         devices = {t.device.type for t in (*read, *made)}
         if "cuda" not in devices or name in VIEWS:
             return
-        if name.startswith(("aten::index", "aten::_fused_")) and any(
-            t.device.type == "cpu" and t.dim() for t in read
-        ):
-            self.waits[f"{name} with a tensor of the host"] += 1
+        indexing = name.startswith(("aten::index", "aten::_index_put", "aten::_fused_"))
+        if indexing and any(t.device.type == "cpu" and t.dim() for t in read):
+            self._wait(f"{name} with a tensor of the host")
+        by_mask = name in INDEXING and any(t is not None and t.dtype == torch.bool for t in args[1])
+        if name in READS or by_mask:
+            self._wait(name)
         if name in ("aten::_to_copy", "aten::copy_", "aten::lift"):
             blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-            if "cpu" in devices and blocking:
-                self.waits[f"{name} between host and device"] += 1
+            loose = read[-1].device.type == "cpu" and not self.is_pinned(read[-1])
+            if "cpu" in devices and (blocking or loose):
+                self._wait(f"{name} between host and device")
             if name == "aten::_to_copy" and _is_same(read[0], made[0]):
                 return
         returns = func._schema.returns
@@ -133,6 +174,9 @@ class Ledger(TorchDispatchMode):
         self.kernels[name] += 1
         tensors = {id(t): t for t in (*read, *made)}.values()
         self.bytes += sum(t.numel() * t.element_size() for t in tensors if t.device.type == "cuda")
+
+    def _wait(self, why: str) -> None:
+        self.waits[f"{find_place()} {why}".strip()] += 1
 
 
 def _is_same(before: Tensor, after: Tensor) -> bool:

@@ -88,6 +88,12 @@ def build_stand(
         device: where the run lies.
         precision: how it computes.
     """
+    run = build_run(method, model, device, precision)
+    return Stand(method, run, method.prepare(run) or State(), size)
+
+
+def build_run(method: Method, model: Classifier, device: torch.device, precision: Precision) -> Run:
+    """Build a run on `EACH` images of noise a class, before anything is prepared."""
     count = CLASSES * EACH
     labels = np.arange(count, dtype=np.int64) % CLASSES
     side = model.preset.size
@@ -102,7 +108,7 @@ def build_stand(
     )  # fmt: skip
     run.epoch = run.epoch.to(device)
     precision.apply(run.model, device)
-    return Stand(method, run, method.prepare(run) or State(), size)
+    return run
 
 
 @contextmanager

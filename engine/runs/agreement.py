@@ -117,12 +117,14 @@ def plan_facts(plan: Plan, run: Run) -> Facts:
     facts["weights"] = weights_digest(run.model)[:16]
     facts["number format"] = run.precision.dtype
     facts["loader"] = type(run.loader).__name__
+    facts["kind of device"] = run.ranks.device.type
     return facts
 
 
 def comparison_facts(job: Any, request: Request, data: Data, ranks: Ranks) -> Facts:
     """State what an evaluation is, for `agree_on_start`."""
-    return {**_setting_facts(job), **_request_fact(request), **_data_facts(data, ranks)}
+    device = {"kind of device": ranks.device.type}
+    return {**_setting_facts(job), **_request_fact(request), **_data_facts(data, ranks), **device}
 
 
 def _request_fact(request: Request | None) -> Facts:

@@ -109,7 +109,8 @@ def _save(jobs: Sequence[_Job], poll: Poll) -> None:
         for saver in savers:
             saver.wait()
         more = f"; and {len(savers) - FEW} more beside them" if len(savers) > FEW else ""
-        stop("; ".join(saver.place for saver in savers[:FEW]) + more)
+        places = "; ".join(saver.place for saver in savers[:FEW]) + more
+        stop(places or "within trials, which are made again; those that have ended are kept")
 
 
 class _Job:

@@ -145,15 +145,17 @@ class Rows:
 
     def flush(self) -> None:
         """Move what waits on the device into the buffers."""
-        for answer in self._waiting:
-            stop = self._filled + len(answer["index"])
-            assert stop <= self.size, "a sweep gave a rank more than its share"
-            for name, values in answer.items():
-                if name not in self._buffers:
-                    shape = (self.size, *values.shape[1:])
-                    self._buffers[name] = torch.empty(shape, dtype=values.dtype)
-                self._buffers[name][self._filled : stop].copy_(values)
-            self._filled = stop
+        if not self._waiting:
+            return
+        stop = self._filled + sum(len(answer["index"]) for answer in self._waiting)
+        assert stop <= self.size, "a sweep gave a rank more than its share"
+        for name in [*self._waiting[0]]:
+            parts = [answer.pop(name) for answer in self._waiting]  # let go column by column
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if name not in self._buffers:
+                self._buffers[name] = torch.empty((self.size, *whole.shape[1:]), dtype=whole.dtype)
+            self._buffers[name][self._filled : stop].copy_(whole)
+        self._filled = stop
         self._waiting, self._held = [], 0
 
     @property

@@ -69,7 +69,7 @@ OWN = "Further options"
 UNITS: Mapping[str, str] = {
     **dict.fromkeys(("seed", "holdout_seed", "canaries_seed"), "SEED"),
     **dict.fromkeys(("holdout", "share", "raw", "ema", "density", "densities"), "SHARE"),
-    **dict.fromkeys(("forget_target", "label_smoothing"), "SHARE"),
+    **dict.fromkeys(("forget_target", "label_smoothing", "validation_share"), "SHARE"),
     **dict.fromkeys(("size", "sizes", "resize_to", "max_side", "max_pixels"), "PIXELS"),
     **dict.fromkeys(("batch_size", "rank_batch", "block", "whitening_images"), "IMAGES"),
     **dict.fromkeys(("forget_batch_size", "batch_norm_group", "canaries"), "IMAGES"),

@@ -120,6 +120,19 @@ def find_methods(settings: type, words: Sequence[str]) -> list[type[Method]]:
     return found
 
 
+def _refuse_twins(settings: type, methods: Sequence[type[Method]]) -> None:
+    """Refuse a method with a setting named as one of the command or of the method round it."""
+    owners = {option.flag: "the command" for option in list_options(settings)}
+    for method in methods:
+        for option in list_options(method):
+            if option.flag in owners:
+                raise InputError(
+                    f"got method {method.name!r}, whose setting {option.name!r} is an option of "
+                    f"{owners[option.flag]} too; expected another name, in the method's class"
+                )
+            owners[option.flag] = f"the method {method.name!r}"
+
+
 def _switches(options: Sequence[Option]) -> set[str]:
     """The spellings of the options that take no value."""
     return {form for option in options if option.kind is bool for form in _forms(option)}
@@ -136,6 +149,7 @@ def refuse_unknown(settings: type, words: Sequence[str]) -> None:
     if any(word.startswith("--tyro-") for word in words):
         return  # the parser's own, which print what a shell completes
     methods = find_methods(settings, words)
+    _refuse_twins(settings, methods)
     by_flag = _index(settings, methods)
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")

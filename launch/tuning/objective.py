@@ -68,7 +68,9 @@ def divide(
         InputError: a share outside 0..1, or too few images to divide.
     """
     if not 0 < share < 1:
-        raise InputError(f"got the share {share}; expected one between 0 and 1", option="share")
+        raise InputError(
+            f"got the share {share}; expected one between 0 and 1", option="validation_share"
+        )
     labels = data.train.labels
     measured = np.zeros(len(labels), np.bool_)
     order = keyed.permutation(seed, STREAM, 0, len(labels)).numpy()
@@ -82,7 +84,7 @@ def divide(
         raise InputError(
             f"got {len(labels)} training images, too few to measure a share of {share}; expected "
             "two or more of a class; use more images",
-            option="share",
+            option="validation_share",
         )
     kept = np.flatnonzero(~measured)
     if request.samples is not None:

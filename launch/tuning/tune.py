@@ -90,7 +90,7 @@ class Settings(Forgetting):
     without one the search uses nothing but the original."""
     forget_target: float | None = None
     """Forget accuracy to aim at without a retrained model, from 0 to 1."""
-    share: float = 0.2
+    validation_share: float = 0.2
     """Share of the training images that are measured, and not read by the trials."""
     prune: bool = True
     """Stop a trial whose gap after an epoch is above the median of the earlier ones'."""
@@ -210,7 +210,8 @@ class Case:
             "request": self.request.digest,
             "method": json.loads(json.dumps(describe(settings.method), default=str)),
             "ranges": json.loads(json.dumps([dataclasses.asdict(one) for one in self.ranges])),
-            "seeds": list(settings.seed_numbers), "share": settings.share, "seed": settings.seed,
+            "seeds": list(settings.seed_numbers), "share": settings.validation_share,
+            "seed": settings.seed,
             "forget_target": settings.forget_target, "prune": settings.prune,
             "retrained": "" if retrained is None else weights_digest(retrained),
         }  # fmt: skip
@@ -226,7 +227,7 @@ def open_case(settings: Settings, ranks: Ranks) -> tuple[Case, Plan, Run]:
     model, data, request = settings.open(ranks)
     data, forget = leave_out_earlier(data, request, model.requests)
     model.requests = ()  # they are out; the trials' images have numbers of their own
-    division = divide(data, forget, request, settings.share, settings.seed)
+    division = divide(data, forget, request, settings.validation_share, settings.seed)
     case = Case(settings, ranks, model, data, request, division, ranges)
     plan, run = case.plan(settings.method, settings.seed_numbers[0], None)
     return case, plan, run

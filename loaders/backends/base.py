@@ -16,6 +16,7 @@ from torch import Tensor
 
 from letheon.errors import InputError
 from letheon.loaders import order
+from letheon.loaders.backends.memory import to_device
 from letheon.loaders.batch import Batch, Reader, Reads, Stream
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.preset import Preset
@@ -139,17 +140,12 @@ class Backend(ABC):
 
     def _finish(self, images: Tensor, part: order.Part) -> Batch:
         """`images` with what is known about them, on the device."""
-        batch = Batch(
-            images,
-            torch.from_numpy(self.images.labels[part.samples]),
-            torch.from_numpy(self.forget[part.samples]),
-            torch.from_numpy(part.samples),
-            part.total,
+        samples = part.samples
+        labels, forget, index = (
+            to_device(torch.from_numpy(values), self.device)
+            for values in (self.images.labels[samples], self.forget[samples], samples)
         )
-        if self.device.type == "cpu":
-            return batch
-        labels, forget, index = (tensor.pin_memory() for tensor in batch[1:4])
-        return Batch(images, labels, forget, index, part.total).to(self.device)
+        return Batch(images, labels, forget, index, part.total)
 
 
 def check_batch(batch_size: int, world: int) -> None:

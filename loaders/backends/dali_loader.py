@@ -24,7 +24,7 @@ from torch import Tensor
 
 from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.backends.base import prefetch
-from letheon.loaders.backends.memory import free_bytes
+from letheon.loaders.backends.memory import free_bytes, to_device
 from letheon.loaders.backends.resident_loader import SHARE
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
@@ -123,7 +123,7 @@ class DaliLoader(BetonLoader):
                 )
                 for source, rows in ways:
                     if len(rows):
-                        images[torch.from_numpy(rows).to(self.device)] = self._run(
+                        images[to_device(torch.from_numpy(rows), self.device)] = self._run(
                             source, part.samples[rows], [encoded[k] for k in rows.tolist()],
                             None if u is None else u[rows], preset,
                         )  # fmt: skip
@@ -136,7 +136,7 @@ class DaliLoader(BetonLoader):
             left = [encoded[k] for k in rows.tolist()]
             fill(rest, left, None if u is None else u[rows], preset)
             made = normalize_on(rest, preset, self.device).permute(0, 2, 3, 1)
-            images[torch.from_numpy(rows).to(self.device)] = made
+            images[to_device(torch.from_numpy(rows), self.device)] = made
         return self._finish(images.permute(0, 3, 1, 2), part)
 
     def _keep(

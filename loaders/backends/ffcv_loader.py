@@ -92,8 +92,7 @@ class FfcvLoader(BetonLoader):
         images = self._pixels(part, epoch, preset)
         if self.device.type == "cpu":
             return self._finish(normalize(images, preset), part)
-        pinned = torch.from_numpy(images).pin_memory()
-        return self._finish(normalize_on(pinned, preset, self.device), part)
+        return self._finish(normalize_on(torch.from_numpy(images), preset, self.device), part)
 
     def _pixels(self, part: Part, epoch: int, preset: Preset) -> NDArray[np.uint8]:
         """(B, S, S, 3); runs in the one thread that calls numba's."""

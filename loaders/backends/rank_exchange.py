@@ -11,6 +11,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from letheon.loaders.backends.memory import to_device
+
 
 def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
     """(n, ...) for this rank, from the rows that every rank made; every rank must call.
@@ -36,5 +38,5 @@ def restore_order(rows: Tensor, owners: NDArray[np.int64]) -> Tensor:
     """`rows` sorted by owner, as `exchange_rows` gives them, in the order of `owners` (n,)."""
     out = torch.empty_like(rows)
     places = torch.from_numpy(np.argsort(owners, kind="stable"))
-    out[places.to(rows.device)] = rows
+    out[to_device(places, rows.device)] = rows
     return out

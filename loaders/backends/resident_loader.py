@@ -19,7 +19,7 @@ from torch import Tensor
 
 from letheon.errors import InputError, UnreadableImage
 from letheon.kernels.augment import Filter, crop_resize_normalize
-from letheon.loaders.backends.memory import free_bytes
+from letheon.loaders.backends.memory import free_bytes, to_device
 from letheon.loaders.backends.rank_exchange import exchange_rows, gather_objects, restore_order
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
@@ -182,10 +182,7 @@ class ResidentLoader(BetonLoader):
         return normalize_on(pixels, preset, self.device)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return to_device(torch.from_numpy(array), self.device)
 
 
 def _load_pixels(

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from letheon.loaders.backends.base import Backend
-from letheon.loaders.backends.memory import free_bytes
+from letheon.loaders.backends.memory import free_bytes, to_device
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Loader, Reads, Stream
 from letheon.loaders.order import Part
@@ -214,15 +213,9 @@ def _assemble(
         pin = like.device.type == "cpu" and like.is_pinned()
         out.append(torch.empty(shape, dtype=like.dtype, device=like.device, pin_memory=pin))
     for chunk, of, to in pieces:
-        rows, places = (_to_device(numbers, chunk.labels.device) for numbers in (of, to))
+        device = chunk.labels.device
+        rows, places = (to_device(torch.from_numpy(numbers), device) for numbers in (of, to))
         pixels = chunk.images.permute(0, 2, 3, 1)
         for target, tensor in zip(out, (pixels, *chunk[1:4]), strict=True):
             target[places] = tensor[rows.to(tensor.device)]
     return Batch(out[0].permute(0, 3, 1, 2), out[1], out[2], out[3], part.total)
-
-
-def _to_device(rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(rows)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from letheon.loaders.backends.memory import to_device
 from letheon.loaders.preset import Preset
 
 
@@ -47,6 +48,6 @@ def normalize_into(out: Tensor, pixels: Tensor, preset: Preset) -> None:
 
 def normalize_on(pixels: Tensor, preset: Preset, device: torch.device) -> Tensor:
     """(B, 3, S, S) float32 channels-last on `device`, from (B, S, S, 3) uint8; no wait."""
-    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    x = to_device(pixels, device).permute(0, 3, 1, 2)
     mean, std = (m[:, None, None] for m in moments(preset, 1, device))
     return x.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)

@@ -34,14 +34,32 @@ def end_to_end(path: Path, ours: float) -> Path:
 def test_the_readme_shows_the_committed_results() -> None:
     from plot import RESULTS, WRITE, between, summary, tables
     from tables.opening import opening
+    from tables.results import results_pages
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert between(text) == summary(RESULTS), f"run {WRITE}"
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert between(page) == tables(RESULTS), f"run {WRITE}"
     assert between(page, "opening") == opening(RESULTS), f"run {WRITE}"
+    for path, marker, table in results_pages(ROOT / "docs" / "results"):
+        assert between(path.read_text(encoding="utf-8"), marker) == table, f"run {WRITE}"
     shown = re.findall(r"\(docs/pictures/([^)]+)\)", text)
     assert shown and all((ROOT / "docs" / "pictures" / name).is_file() for name in shown)
+
+
+def test_runs_of_one_method_are_a_row(tmp_path: Path) -> None:
+    from tables.results import as_markdown, percent, read_rows
+
+    path = tmp_path / "page.csv"
+    lines = ["name,role,FA", "salun-seed1,unlearned,0.1", "salun-seed2,unlearned,0.3"]
+    lines += ["a-seed3,retrained,0", "b,retrained,0", "original,original,1", "no-op,control,"]
+    path.write_text("\n".join(lines) + "\n")
+    assert as_markdown(read_rows(path), [percent("FA", "FA")]).splitlines()[2:] == [
+        "| original | 100.0 |",
+        "| retrained, 2 | 0.0 ± 0.0 |",
+        "| no-op (control) | - |",
+        "| salun | 20.0 ± 14.1 |",
+    ]
 
 
 def test_a_cell_that_nobody_measured_says_so(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from letheon.launch import forget
+from tests.cluster.manifest_schemas import schema_of
 from tests.launch_tools import ROOT
 
+jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 FOLDER = ROOT / "launch" / "containers"
 
@@ -55,6 +58,89 @@ def test_a_manifest_starts_a_command_that_parses(file: Path) -> None:
         plain = [word.replace(name, value) for word in plain]
     args = get_args_parser().parse_args([*plain, "script"])
     assert args.max_restarts == 3 and "SIGUSR1" in args.signals_to_handle
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.name)
+def test_a_manifest_has_the_keys_of_its_kind_alone(file: Path) -> None:
+    documents = [*yaml.safe_load_all(file.read_text())]
+    for document in documents:
+        schema = schema_of(document)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(document, schema)
+        # A key that nobody knows, at any depth, is refused: such a misspelling would be ignored.
+        for place in objects(document):
+            place["numNode"] = 2
+            if has_keys_of_the_user(place):
+                del place["numNode"]
+                continue
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(document, schema)
+            del place["numNode"]
+    mounted = {mount for one in documents for mount in names(one, "volumeMounts")}
+    assert mounted == {volume for one in documents for volume in names(one, "volumes")}
+
+
+def objects(part: Any) -> list[dict[str, Any]]:
+    """Every object within, itself first."""
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    own = [part] if isinstance(part, dict) else []
+    return own + [one for each in [*inner] for one in objects(each)]
+
+
+def has_keys_of_the_user(place: dict[str, Any]) -> bool:
+    """Labels, quantities and mounts have keys of the user's own."""
+    keys = [key for key in place if key != "numNode"]
+    free = {"job-name", "nvidia.com/gpu", "cpu", "memory"}
+    return all(key in free or key.startswith("/") for key in keys)
+
+
+def names(document: Any, key: str) -> set[str]:
+    """The names in all lists under `key`."""
+    return {item["name"] for one in objects(document) for item in one.get(key, ())}
+
+
+KNOWN = {
+    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL",
+    "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+}  # fmt: skip
+
+
+def lint(text: str) -> list[str]:
+    """What hadolint would complain about, as far as our file could have it."""
+    found = []
+    lines = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^\s*#.*\n", "", text)).split("\n")
+    steps = [line.partition(" ")[::2] for line in lines if line.strip()]
+    defaults = dict(rest.partition("=")[::2] for word, rest in steps if word == "ARG")
+    first = next((word for word, _ in steps if word != "ARG"), "")
+    if first != "FROM":
+        found.append("the first instruction but ARG is FROM")
+    for word, rest in steps:
+        if word not in KNOWN:
+            found.append(f"{word} is no instruction")
+        image = re.sub(r"\$\{(\w+)\}", lambda name: defaults.get(name[1], ""), rest)
+        if word == "FROM" and (":" not in image or image.endswith(":latest")):
+            found.append("FROM pins no tag")
+        if word == "WORKDIR" and not rest.startswith("/"):
+            found.append("WORKDIR is not absolute")
+        if word in ("CMD", "ENTRYPOINT") and not rest.startswith("["):
+            found.append(f"{word} starts a shell, which keeps the signals")
+        if word == "ADD":
+            found.append("COPY copies, ADD does more")
+        if word == "RUN" and "apt-get install" in rest:
+            for needed in ("apt-get update", "-y", "--no-install-recommends",
+                           "rm -rf /var/lib/apt/lists"):  # fmt: skip
+                found += [f"apt-get without {needed}"] * (needed not in rest)
+        if word == "RUN" and "pip install" in rest and "--no-cache-dir" not in rest:
+            found.append("pip keeps its cache")
+        if word == "RUN" and ("sudo" in rest.split() or rest.startswith("cd ")):
+            found.append("sudo, or cd in place of WORKDIR")
+    return found
+
+
+def test_the_dockerfile_is_clean_and_the_lint_finds_faults() -> None:
+    assert lint((ROOT / "Dockerfile").read_text()) == []
+    bad = "RUN apt-get install g++\nFROM python\nWORKDIR x\nRUN pip install a\nCMD run\nADD a b\nGO"
+    assert len(lint(bad)) == 11
 
 
 def test_the_dockerfile_names_commands_of_ours() -> None:

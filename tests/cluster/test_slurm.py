@@ -51,11 +51,13 @@ def log_of(bed: Bed) -> str:
 
 
 def check_alive(bed: Bed, job: str, *bad: str) -> None:
-    """Fail where a job is over for good; for a moment a job that is queued again looks so."""
-    if bed.field(job, "JobState") in bad:
-        time.sleep(3)
+    """Fail where a job is over for good; one that is queued again looks so, for a time."""
+    for _ in range(30):
         state = bed.field(job, "JobState")
-        assert state not in bad, (state, log_of(bed))
+        if state not in bad:
+            return
+        time.sleep(2)
+    pytest.fail(f"job {job} is {state}; the end of its log:\n{log_of(bed)[-2000:]}")
 
 
 def wait_for_save(bed: Bed, job: str, out: Path, after: int) -> None:

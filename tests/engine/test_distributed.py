@@ -11,15 +11,14 @@ from torch import Tensor
 
 from letheon.engine.distributed import (
     Ranks,
-    adopt_launcher,
     agree,
-    first_node,
     gather_rows,
     join_ranks,
     require_equal,
     share_out,
     sum_over_ranks,
 )
+from letheon.engine.ranks.launchers import adopt_launcher, find_device, first_node
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError, RunFailed
@@ -140,6 +139,54 @@ def test_the_variables_of_other_launchers_are_understood(
     monkeypatch.setattr(os, "environ", {**variables, "WORLD_SIZE": "8", "RANK": "5"})
     adopt_launcher()  # torchrun's own, started by srun or mpirun
     assert os.environ["RANK"] == "5" and "MASTER_ADDR" not in os.environ
+
+
+ORTED = {**SRUN, "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2"}
+"""What srun says to the daemon by which an MPI starts its ranks on another node."""
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({**ORTED, **MPIRUN}, ("1", "2", "1", "2")),
+        # Hydra under SLURM: its own numbers. srun with MPICH's plugin: srun's, whose local rank is
+        # known.
+        ({**ORTED, "PMI_SIZE": "8", "PMI_RANK": "5", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2",
+          "MASTER_ADDR": "gpu07"}, ("5", "8", "1", "2")),
+        ({**SRUN, "PMI_SIZE": "4", "PMI_RANK": "3", "SLURM_STEP_TASKS_PER_NODE": "1,3",
+          "SLURM_NODEID": "1"}, ("3", "4", "1", "3")),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "1"}, ("3", "4", "1", "2")),
+    ],
+)  # fmt: skip
+def test_the_innermost_launcher_is_heard(
+    variables: dict[str, str], expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(variables))
+    adopt_launcher()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    assert tuple(os.environ[name] for name in names) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "device"),
+    [
+        ({"SLURM_GPUS_PER_TASK": "1"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 0),  # --gpu-bind, or a script that mpirun starts
+        ({"CUDA_VISIBLE_DEVICES": "0", "TORCHELASTIC_RUN_ID": "x"}, None),
+        ({}, None),
+    ],
+)
+def test_one_visible_gpu_is_a_tasks_own_but_not_under_torchrun(
+    variables: dict[str, str], device: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(variables))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    if device is None:
+        with pytest.raises(InputError, match="local rank 3; this machine shows 1 GPUs"):
+            find_device("auto", 3)
+    else:
+        assert find_device("auto", 3) == torch.device("cuda", device)
 
 
 def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyPatch) -> None:

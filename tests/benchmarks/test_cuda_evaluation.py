@@ -1,0 +1,84 @@
+"""Every pass of an evaluation, computed on the host as on a GPU: the CPU's numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from step_budget.cuda_on_host import cuda_on_host
+from step_budget.fake_cuda import CUDA
+from step_budget.host_reads import find_undeclared
+from step_budget.passes import CPU, PASSES, Scene, infer
+
+from letheon.eval.probes.relearn import find_rate
+
+
+def near(got: Any, wanted: Any) -> None:
+    """Compare numbers to rounding, all else exactly."""
+    if isinstance(wanted, torch.Tensor):
+        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-4, atol=1e-5)
+    elif isinstance(wanted, dict):
+        assert got.keys() == wanted.keys()
+        for key in wanted:
+            near(got[key], wanted[key])
+    elif isinstance(wanted, (list, tuple)):
+        assert len(got) == len(wanted)
+        for one, other in zip(got, wanted, strict=True):
+            near(one, other)
+    elif isinstance(wanted, float):
+        assert got == pytest.approx(wanted, rel=1e-4, abs=1e-5, nan_ok=True)
+    else:
+        assert got == wanted or str(got) == str(wanted)
+
+
+SLOW = {"rows"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PASSES]
+)
+def test_numbers_are_those_of_the_cpu_and_every_look_of_the_host_is_declared(name: str) -> None:
+    wanted = PASSES[name](Scene(CPU))
+    with cuda_on_host() as ledger:
+        got = PASSES[name](Scene(CUDA))
+        near(got, wanted)
+        undeclared = find_undeclared(ledger.waits)
+    assert not undeclared
+
+
+def test_inference_waits_as_often_for_many_batches_as_for_few() -> None:
+    counts = []
+    for batch in (5, 20):
+        with cuda_on_host() as ledger:
+            infer(Scene(CUDA, batch=batch))
+            counts.append(dict(ledger.waits))
+    assert counts[0] == counts[1]
+
+
+def test_what_a_gpu_refuses_is_refused_and_what_waits_is_counted_by_who_asked() -> None:
+    with cuda_on_host() as ledger:
+        rows, row = torch.ones(3, 4, device=CUDA), torch.ones(4)
+        with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            rows + row
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            rows.numpy()
+        assert rows.device == CUDA and rows.sum().cpu() == 12
+        mask = torch.tensor([True, False, True], device=CUDA)
+        ledger.clear()
+        assert len(rows[mask]) == 2
+        rows.mul_(torch.tensor(2.0)).add_(1)  # a number of the host is an argument of the kernel
+        row.pin_memory().to(CUDA, non_blocking=True)
+        assert dict(ledger.waits) == {"aten::index": 1}
+        row.to(CUDA, non_blocking=True)  # not pinned
+        assert rows.tolist() == [[3.0] * 4] * 3
+        assert ledger.waits["aten::_to_copy between host and device"] == 2
+        layer = torch.nn.Linear(4, 2).to(CUDA)
+        layer(rows).sum().backward()
+        assert layer.weight.grad is not None and layer.weight.grad.device == CUDA
+        find_rate(layer, lambda step: (rows, torch.zeros(3, dtype=torch.int64, device=CUDA)))
+        place = "eval/probes/relearn.py:find_rate aten::_local_scalar_dense"
+        assert ledger.waits[place] > 0 and find_undeclared(
+            {place: 1, "eval/x.py:f aten::a": 1}
+        ) == ["eval/x.py:f aten::a"]
+    assert not torch.cuda.is_initialized()
