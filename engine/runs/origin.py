@@ -101,6 +101,7 @@ def describe_origin(plan: Plan, method: Method, run: Run, weights: str) -> dict[
         "code": code_digest()[:16],  # a commit may change documents alone, an edit anything
     }
     plain: dict[str, Any] = json.loads(json.dumps(dict(_flatten(known, "")), default=str))
+    plain.pop("settings.precision.compile_file", None)  # where code lies changes no result either
     return plain
 
 
