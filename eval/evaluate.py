@@ -40,6 +40,7 @@ from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.backends.memory import group_rooms
 from letheon.loaders.batch import Loader
+from letheon.progress import Items, clear, note, show
 from letheon.regular import read_text
 
 INTERVAL = (600.0, 0)
@@ -266,13 +267,14 @@ class Measuring:
         table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
         waiting, known = list(entries), {}
-        facts: dict[str, dict[str, Any]] = {}
-        if self.finished and self.ranks.main:  # asks for the size of every file
-            facts = {e.name: _facts(self.inference, self.conditions, e) for e in entries}
+        facts = self.row_facts() if self.finished and self.ranks.main else {}
         finished = self.finished.load(facts) if self.finished else {}
         skipped = finished.keys() - {entry.name for entry in references}
         rest = [entry for entry in entries if entry.name not in skipped]
         peers: Peers | None = None
+        line = Items("measure", len(entries) - len(finished), self.ranks.main)
+        if finished and self.ranks.main:
+            note(f"rows of an earlier start: {', '.join(finished)}")
         for group in self.inference.groups(rest) or [[]]:
             for name, subject in self.inference.subjects(group).items() if group else ():
                 if isinstance(subject, Subject):
@@ -289,7 +291,7 @@ class Measuring:
                     continue
                 done = finished.get(entry.name)
                 if done is None:
-                    done = self._finish(entry, subjects[entry.name], peers)
+                    done = self._finish(entry, subjects[entry.name], peers, line)
                     if self.finished:
                         self.finished.save(facts.get(entry.name, {}), done.row, done.margins)
                 table.rows.append(done.row)
@@ -302,7 +304,13 @@ class Measuring:
         self._add_runs(table.rows, known)
         retrained = [subject.passes for subject in peers.retrained] if peers else []
         table.band = cka_band(retrained, self.ranks)
+        clear()
         return table
+
+    def row_facts(self) -> dict[str, dict[str, Any]]:
+        """Name -> what the row of a model depends on; asks the size of every file of the images."""
+        read, entries = self.inference, self.comparison.entries
+        return {entry.name: _facts(read, self.conditions, entry) for entry in entries}
 
     def _peers(self, subjects: dict[str, Subject]) -> Peers:
         of = self.comparison
@@ -319,9 +327,9 @@ class Measuring:
             self.groups, of.request.text,
         )  # fmt: skip
 
-    def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:
+    def _finish(self, entry: Entry, subject: Subject, peers: Peers, line: Items) -> FinishedRow:
         case = Case(subject, peers, self.conditions, self.ranks)
-        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed))
+        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed), line)
         if not self.extent.full:
             return FinishedRow(row)
         row.limits["critic"] = self.extent.critic
@@ -350,6 +358,8 @@ class Measuring:
             if entry.role == "retrained":  # audited as if it were unlearned
                 alike = [entry]
             retrained = [other for other in of.of_role("retrained") if other is not entry]
+            if self.ranks.main:
+                show(f"compare the runs of all seeds: {entry.name}")
             inputs = SeveralRuns(runs(alike), runs(retrained), known[entry.name], before)
             add_stage(by_name[entry.name], inputs)
 

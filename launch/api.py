@@ -49,6 +49,7 @@ from letheon.launch.inputs import (
     name_of,
     open_images,
     open_model,
+    replace_fields,
     resolve_request,
     split_settings,
 )
@@ -91,7 +92,7 @@ def forget(
     """
     preset = options.pop("preset", None)
     chosen = build_method(method, **split_settings(options))
-    with _folder(out) as folder:
+    with _folder(out, chosen) as folder:
         call = build_call(train, options, weights=name_of(model), method=chosen, out=folder)
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
@@ -144,7 +145,7 @@ def train(
     """
     preset = options.pop("preset", None)
     chosen = build_method(method or "train", **split_settings(options))
-    with _folder(out) as folder:
+    with _folder(out, chosen) as folder:
         call = build_call(train, options, weights=name_of(model), method=chosen, out=folder)
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
@@ -193,7 +194,8 @@ def evaluate(
         forget: what was forgotten, as `forget` takes it.
         test: held-out images; a path of `train` brings its own.
         downstream: a set for k-NN, as --downstream takes it.
-        **options: see `Options`.
+        **options: see `Options`; the fields of `Extent` and `Conditions` too, such as
+            `depth="full", relearn=100, ks=(1, 5)`.
 
     Returns:
         The rows, equal on every rank: a list of dicts that prints itself as a table, and has
@@ -207,6 +209,7 @@ def evaluate(
     check_type(batch_size, int, "batch_size")
     check_type(extent, Extent, "extent")
     check_type(downstream, str | None, "downstream")
+    extent, conditions = replace_fields([extent, Conditions()], split_settings(options))
     call = build_call(train, options)
     models = [
         *(("original", model) for model in _as_list(original)),
@@ -236,7 +239,7 @@ def evaluate(
             return assemble_comparison(entries, data, domains, request)
 
         comparison = together(ranks, plan)
-        table = measure_all(Measuring(call, comparison, Conditions(), extent, batch_size, ranks))
+        table = measure_all(Measuring(call, comparison, conditions, extent, batch_size, ranks))
         return Rows(table.flat, table.left_out)
 
 
@@ -250,7 +253,8 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
     """Name a model of a comparison after its method, folder or class, with a number if need be."""
     seconds, seed = None, None
     if isinstance(model, Result):
-        name, seed, spent = model.name, model.seed, model.record["seconds"]
+        seed, spent = model.seed, model.record["seconds"]
+        name = role if role == "original" and model.out is None else model.name
         seconds = spent["prepare"] + spent["train"]
     elif isinstance(model, str | Path):
         name = Path(model).name
@@ -345,10 +349,10 @@ def _restore(model: Model, trained: Classifier) -> nn.Module:
 
 
 @contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    """Yield the run folder, a temporary one where none is to be kept."""
+def _folder(out: str | Path | None, method: Method) -> Iterator[Path]:
+    """Yield the run folder, a temporary one of the method's name where none is to be kept."""
     if out is not None:
         yield Path(out)
         return
     with tempfile.TemporaryDirectory(prefix="letheon-") as folder:
-        yield Path(folder)
+        yield Path(folder) / method.name.replace("/", "-")

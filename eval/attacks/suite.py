@@ -15,6 +15,7 @@ from letheon.eval.attacks.inputs import divergence, prompt, push
 from letheon.eval.attacks.weights import answer, barrier, quantize
 from letheon.eval.metrics.registry import metric
 from letheon.eval.probes.relearn import feature_batches, relearn
+from letheon.progress import Items
 
 IMAGES = 256
 """Forget images, and as many retain images, that are attacked, at most."""
@@ -52,7 +53,11 @@ class Attack:
 
 
 def attack(
-    model: Classifier, original: Classifier | None, targets: Targets, device: torch.device
+    model: Classifier,
+    original: Classifier | None,
+    targets: Targets,
+    device: torch.device,
+    line: Items | None = None,
 ) -> Attack:
     """Make every attack on a copy of `model`.
 
@@ -61,6 +66,7 @@ def attack(
         original: the model before forgetting; None leaves out what compares with it.
         targets: the images.
         device: where to run.
+        line: shows the attack that is made.
     """
     victim = copy.deepcopy(model).to(device).eval().requires_grad_(False)
     before = None if original is None else copy.deepcopy(original).to(device).eval()
@@ -103,6 +109,8 @@ def attack(
     }
     results: dict[str, float | NotMeasurable] = {}
     for name, run in attacks.items():
+        if line is not None:
+            line.show(name, len(attacks))
         try:
             results[name] = run()
         except (NotMeasurable, RunFailed) as error:  # such as a model that diverges as it learns

@@ -23,7 +23,8 @@ The file is TOML; its names are those of the scripts' options, with _ for -:
     report = true
 
 All is done in one process (or one a rank), the methods in one pass over the data. The same command
-goes on with a job that was stopped: what is finished is left out.
+goes on with a job that was stopped: what is finished is left out, the table too unless something
+that it was made of has changed.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         forget.main(runs[0], ranks) if len(runs) == 1 else forget.main_of_several(requested, ranks)
     console().part = False
     check(ranks)
-    evaluate.main(evaluation, ranks)
+    evaluate.main(evaluation, ranks, keep=True)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
