@@ -30,7 +30,7 @@ from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
 from letheon.engine.models.small_convolutions import library_convolutions
 from letheon.engine.numbers.split_magnitudes import split_magnitude_sum
-from letheon.engine.numbers.sweep import Part, batches, loss_name, sweep_name
+from letheon.engine.numbers.sweep import Part, batches, loss_name, repeat
 from letheon.loaders.batch import Batch
 
 T = TypeVar("T")
@@ -101,11 +101,8 @@ def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> lis
 
     def compute() -> list[Tensor]:
         totals = [torch.zeros_like(parameter) for parameter in run.parameters]
-        rest: Iterator[Loss] = iter(losses)
-        if run.sweeps is not None:
-            name = sweep_name(run, f"squares of {[*map(loss_name, losses)]}", part)
-            sums = Sums(*totals)
-            rest = run.sweeps.watch(name, sums, lambda skip: iter(losses[skip:]), len(losses))
+        name, sums = f"squares of {[*map(loss_name, losses)]}", Sums(*totals)
+        rest = repeat(run, part, name, sums, lambda skip: iter(losses[skip:]), len(losses))
         for loss in rest:
             torch._foreach_add_(totals, _magnitude_sum(run, part, loss, "sample", torch.square))
         return totals

@@ -166,9 +166,7 @@ class Step:
         """The phase's loss; where the run asks for it, compiled once a name."""
         if phase.name not in self.losses:
             mode = self.run.precision.compile
-            self.losses[phase.name] = (
-                phase.loss if mode == "off" else compile_loss(phase.loss, mode)
-            )
+            self.losses[phase.name] = compile_loss(phase.loss, mode, self.run.model)
         return self.losses[phase.name]
 
     def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:

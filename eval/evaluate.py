@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.engine.memory.sharding import split_copy, whole_copy
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import versions
+from letheon.engine.runs.run_folder import source_facts, versions
 from letheon.errors import InputError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
@@ -43,7 +43,11 @@ from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.backends.memory import group_rooms
 from letheon.loaders.batch import Loader
+from letheon.progress import Items, clear, note, show
+from letheon.regular import read_text
 
+INTERVAL = (600.0, 0)
+"""Seconds and batches after which a pass whose outputs are stored is saved; 0: never by these."""
 _BALANCED_MOST = 2_000  # forget images, and as many others, for IDI and for relearning
 
 
@@ -120,6 +124,7 @@ class Inference:
     extent: Extent
     batch_size: int
     ranks: Ranks
+    interval: tuple[float, int] = INTERVAL
 
     @property
     def splits(self) -> bool:
@@ -159,7 +164,11 @@ class Inference:
             swept = [each._replace(model=self.place(each.model)) for each in swept]
         for each in swept:
             each.model.to(ranks.device)
-        return sweep_together(swept, loaders, ranks, self._options(parts))
+        options = self._options(parts)
+        if options.store is not None:
+            origin = {"batch": self.batch_size, "loader": self.job.loader, **source_facts()}
+            options = replace(options, store=replace(options.store, origin=origin))
+        return sweep_together(swept, loaders, ranks, options)
 
     def is_stored(self, entry: Entry, key: str) -> bool:
         """Tell whether this model's outputs on a set are there; equal on every rank."""
@@ -231,11 +240,15 @@ class Inference:
         if self.extent.cache is None:
             return None
         sets = {}
-        for key, images in self.comparison.sets.items():
+        for key, one in self.comparison.sets.items():
             mask = self.comparison.forget_mask(key).tobytes()
-            digest = hashlib.sha256(images.digest.encode() + mask).hexdigest()
-            sets[key] = (digest, len(images))
-        return Store(self.extent.cache, {**sets, BALANCED: sets["train"]})
+            digest = hashlib.sha256(one.digest.encode() + mask).hexdigest()
+            sets[key] = (digest, len(one))
+        images = {key: one.digest for key, one in self.comparison.sets.items()}
+        return Store(
+            self.extent.cache, {**sets, BALANCED: sets["train"]},
+            {**images, BALANCED: images["train"]}, interval=self.interval,
+        )  # fmt: skip
 
     def balanced_rows(self) -> list[int]:
         """Sample forget images, and as many others; the same for every model."""
@@ -272,6 +285,7 @@ class Measuring:
     ranks: Ranks
     finished: FinishedRows | None = None
     """Where rows are kept until the table is whole, and found again; None keeps none."""
+    interval: tuple[float, int] = INTERVAL
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -287,7 +301,8 @@ class Measuring:
     @property
     def inference(self) -> Inference:
         """What runs the models."""
-        return Inference(self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+        known = (self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+        return Inference(*known, self.interval)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -306,13 +321,14 @@ class Measuring:
         table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
         waiting, known = list(entries), {}
-        facts: dict[str, dict[str, Any]] = {}
-        if self.finished and self.ranks.main:  # asks for the size of every file
-            facts = {e.name: _facts(self.inference, self.conditions, e) for e in entries}
+        facts = self.row_facts() if self.finished and self.ranks.main else {}
         finished = self.finished.load(facts) if self.finished else {}
         skipped = finished.keys() - {entry.name for entry in references}
         rest = [entry for entry in entries if entry.name not in skipped]
         peers: Peers | None = None
+        line = Items("measure", len(entries) - len(finished), self.ranks.main)
+        if finished and self.ranks.main:
+            note(f"rows of an earlier start: {', '.join(finished)}")
         for group in self.inference.groups(rest) or [[]]:
             for name, subject in self.inference.subjects(group).items() if group else ():
                 if isinstance(subject, Subject):
@@ -329,7 +345,7 @@ class Measuring:
                     continue
                 done = finished.get(entry.name)
                 if done is None:
-                    done = self._finish(entry, subjects[entry.name], peers)
+                    done = self._finish(entry, subjects[entry.name], peers, line)
                     if self.finished:
                         self.finished.save(facts.get(entry.name, {}), done.row, done.margins)
                 table.rows.append(done.row)
@@ -342,7 +358,13 @@ class Measuring:
         self._add_runs(table.rows, known)
         retrained = [subject.passes for subject in peers.retrained] if peers else []
         table.band = cka_band(retrained, self.ranks)
+        clear()
         return table
+
+    def row_facts(self) -> dict[str, dict[str, Any]]:
+        """Name -> what the row of a model depends on; asks the size of every file of the images."""
+        read, entries = self.inference, self.comparison.entries
+        return {entry.name: _facts(read, self.conditions, entry) for entry in entries}
 
     def _peers(self, subjects: dict[str, Subject]) -> Peers:
         of = self.comparison
@@ -359,9 +381,9 @@ class Measuring:
             self.groups, of.request.text,
         )  # fmt: skip
 
-    def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:
+    def _finish(self, entry: Entry, subject: Subject, peers: Peers, line: Items) -> FinishedRow:
         case = Case(subject, peers, self.conditions, self.ranks)
-        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed))
+        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed), line)
         if not self.extent.full:
             return FinishedRow(row)
         row.limits["critic"] = self.extent.critic
@@ -390,6 +412,8 @@ class Measuring:
             if entry.role == "retrained":  # audited as if it were unlearned
                 alike = [entry]
             retrained = [other for other in of.of_role("retrained") if other is not entry]
+            if self.ranks.main:
+                show(f"compare the runs of all seeds: {entry.name}")
             inputs = SeveralRuns(runs(alike), runs(retrained), known[entry.name], before)
             add_stage(by_name[entry.name], inputs)
 
@@ -414,7 +438,7 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         "conditions": asdict(conditions),
         "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
         + (["shift"] if read.extent.shift else [])
-        + ([read.extent.groups.read_text("utf-8-sig")] if read.extent.groups else []),
+        + ([read_text(read.extent.groups)] if read.extent.groups else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
         "device": read.ranks.device.type, "versions": code,
     }  # fmt: skip

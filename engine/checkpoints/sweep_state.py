@@ -117,13 +117,14 @@ class Sweeps:
     """The passes of one preparation, one after another or one within another; on every rank.
 
     Attributes:
+        out: what is prepared, as it is named to people.
         seconds: that were spent on what this process has not done again.
         history: for the record, as `Saver.history`; saved along.
     """
 
     def __init__(self, folder: Path, poll: Poll, out: Path) -> None:
         """Save in `folder` when `poll` says so; `out` is named to people."""
-        self._folder, self._out = StateFolder(folder), out
+        self._folder, self.out = StateFolder(folder), out
         self._poll, self._ranks = poll, poll.ranks
         self._records: dict[str, tuple[int, list[Tensor]]] = {}  # key -> position, on the host
         self._open: list[_Sweep] = []
@@ -253,6 +254,6 @@ class Sweeps:
             wait_on_first(self._folder, self._ranks)
             one = self._open[-1]
             stop(
-                f"{self._out}: saved in its preparation, after {one.position} of {one.rounds} "
+                f"{self.out}: saved in its preparation, after {one.position} of {one.rounds} "
                 "batches of a pass"
             )

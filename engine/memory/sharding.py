@@ -113,10 +113,7 @@ def split_copy(model: Classifier, ranks: Ranks) -> Classifier:
 
 def find_units(model: nn.Module) -> list[str]:
     """Paths of the blocks that are gathered one at a time; none where there are no blocks."""
-    try:
-        blocks = {id(block) for block in find_blocks(model)}
-    except InputError:
-        return []
+    blocks = {id(block) for block in find_blocks(model)}
     return [path for path, module in model.named_modules() if id(module) in blocks]
 
 

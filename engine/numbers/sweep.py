@@ -1,11 +1,11 @@
-"""Passes over a part of the training set that add something up, by a name to be resumed by."""
+"""Passes over a part of the training set, and other rounds, by a name to be resumed by."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.sweep_state import Sums
@@ -17,6 +17,7 @@ from letheon.loaders.batch import Batch, Loader
 from letheon.loaders.order import sweep_rounds
 
 Part = Literal["forget", "retain", "all"]
+T = TypeVar("T")
 
 
 def batches(
@@ -53,16 +54,30 @@ def batches(
         own = sweep(run, run.loader, indices, skip)
         return own if run.shards is None else even_rounds(own, rounds - skip)
 
-    if run.sweeps is None or sums is None:
-        found = read(0)
-    else:
-        whole = sweep_name(run, f"{name}, {samples} samples", part)
-        found = run.sweeps.watch(whole, sums, read, rounds)
-    for batch in found:
+    whole = f"{name}, {samples} samples"
+    for batch in read(0) if sums is None else repeat(run, part, whole, sums, read, rounds):
         if batch is None:  # another rank has one more
             blank(run.model)
         else:
             yield batch.to(run.ranks.device)
+
+
+def repeat(
+    run: Run, part: Part, name: str, sums: Sums, items: Callable[[int], Iterator[T]], rounds: int
+) -> Iterator[T]:
+    """Yield the items of rounds that add something up, so that a stopped preparation resumes them.
+
+    Args:
+        run: the run; where nothing saves its preparation, all items come.
+        part: which training samples the sums depend on.
+        name: what is added up, with all that it depends on besides weights and samples.
+        sums: what the rounds have come to, this rank's.
+        items: items(skip), this rank's without the first ones; within each may lie other rounds.
+        rounds: items of the rank that has the most of them, equal on every rank.
+    """
+    if run.sweeps is None:
+        return items(0)
+    return run.sweeps.watch(sweep_name(run, name, part), sums, items, rounds)
 
 
 def sweep(

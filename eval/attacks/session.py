@@ -26,6 +26,7 @@ from letheon.eval.probes.relearn_evaluator import (
 )
 from letheon.eval.row_builder import add_stage
 from letheon.loaders.preset import Preset
+from letheon.progress import Items, clear
 
 T = TypeVar("T")
 _HELD_MOST = 1_000  # held-out images that the relearn curve is measured on
@@ -92,14 +93,26 @@ class Lessons:
         return self.inference.read(key, entry, rows)
 
 
-def _of_rows(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict[str, T]:
+def _of_rows(
+    of: Measuring, table: Table, verb: str, compute: Callable[[Entry, Items], T]
+) -> dict[str, T]:
     """Compute something of every model that has a row, each on one rank, or by all together where
     networks are split; all must call."""  # noqa: D209
     entries = [e for e in of.comparison.entries if e.name not in table.left_out]
+    own = entries if of.inference.splits else entries[of.ranks.rank :: of.ranks.world]
+    line = Items(verb, len(own), of.ranks.main)
+
+    def show_and_compute(entry: Entry) -> T:
+        line.start(entry.name)
+        result = compute(entry, line)
+        line.finish()
+        return result
+
     if of.inference.splits:
-        results = [compute(entry) for entry in entries]
+        results = [show_and_compute(entry) for entry in entries]
     else:
-        results = share_out(entries, compute, of.ranks)
+        results = share_out(entries, show_and_compute, of.ranks)
+    clear()
     return {entry.name: result for entry, result in zip(entries, results, strict=True)}
 
 
@@ -135,7 +148,8 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
 
     known: dict[Preset, Lesson] = {}
 
-    def learn(entry: Entry) -> Curves | str:
+    def learn(entry: Entry, line: Items) -> Curves | str:
+        line.show("relearning curves", 1)
         preset = entry.model.preset
         lesson = known[preset] = known.get(preset) or lessons.read_lesson(entry)
         try:
@@ -143,7 +157,7 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
         except RunFailed as error:  # one that diverges as it learns leaves the others their curves
             return str(error)
 
-    results = _of_rows(of, table, learn)
+    results = _of_rows(of, table, "relearn", learn)
     by_name = {name: result for name, result in results.items() if not isinstance(result, str)}
     original, first = (
         next((by_name[e.name] for e in of.comparison.of_role(role) if e.name in by_name), None)
@@ -173,13 +187,13 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
 
     known: dict[Preset, Targets] = {}
 
-    def make(entry: Entry) -> Attack:
+    def make(entry: Entry, line: Items) -> Attack:
         preset = entry.model.preset
         targets = known[preset] = known.get(preset) or lessons.read_targets(entry)
         # One that reads images in another way cannot be asked the same.
         alike = before is not None and before.model.preset == preset
         original = before.model if before is not None and alike else None
-        return attack(entry.model, original, targets, of.ranks.device, of.inference.place)
+        return attack(entry.model, original, targets, of.ranks.device, of.inference.place, line)
 
-    for name, result in _of_rows(of, table, make).items():
+    for name, result in _of_rows(of, table, "attack", make).items():
         add_stage(next(row for row in table.rows if row.name == name), result)

@@ -14,6 +14,7 @@ from letheon.eval.attacks.inputs import divergence, prompt, push
 from letheon.eval.attacks.weights import answer, barrier, quantize
 from letheon.eval.metrics.registry import metric
 from letheon.eval.probes.relearn import feature_batches, relearn
+from letheon.progress import Items
 
 IMAGES = 256
 """Forget images, and as many retain images, that are attacked, at most."""
@@ -56,6 +57,7 @@ def attack(
     targets: Targets,
     device: torch.device,
     place: Callable[[Classifier], Classifier],
+    line: Items | None = None,
 ) -> Attack:
     """Make every attack on a copy of `model`.
 
@@ -67,6 +69,7 @@ def attack(
         targets: the images.
         device: where to run.
         place: copies a network to where it runs, frozen, in evaluation mode.
+        line: shows the attack that is made.
     """
     victim = place(model)
     before = None if original is None else place(original)
@@ -109,6 +112,8 @@ def attack(
     }
     results: dict[str, float | NotMeasurable] = {}
     for name, run in attacks.items():
+        if line is not None:
+            line.show(name, len(attacks))
         try:
             results[name] = run()
         except (NotMeasurable, RunFailed) as error:  # such as a model that diverges as it learns

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.memory.shards import is_split
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
+from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError
 from letheon.eval.inference.cache import Cache
-from letheon.eval.inference.extract import InferenceOptions, Rows, extract, read_together
+from letheon.eval.inference.extract import (
+    InferenceOptions,
+    Rows,
+    extract,
+    read_answers,
+    read_together,
+)
+from letheon.eval.inference.part_saver import PartSaver
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Batch, Loader
 from letheon.progress import Line
@@ -51,6 +59,12 @@ class Store:
     folder: Path  # on a file system that all ranks share
     sets: Mapping[str, tuple[str, int]]
     """Set -> digest of its images and of which of them are to be forgotten, and their number."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Set -> digest of its images alone, kept beside its outputs."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the rounding of outputs depends on, such as the batch size; for passes to go on."""
+    interval: tuple[float, int] = (0.0, 0)
+    """Seconds and batches after which a pass is saved; 0: never but when a signal comes."""
 
 
 class Swept(NamedTuple):
@@ -124,6 +138,8 @@ def sweep_together(
         return folded[number]
 
     outputs: list[dict[str, Outputs]] = [{} for _ in swept]
+    seconds, steps = (0.0, 0) if options.store is None else options.store.interval
+    poll = Poll(Ranks(device=ranks.device), seconds, steps)  # the ranks read without each other
     for key, source in loaders.items():
         each = [options.of_set(key, model.taps) for model in swept]
         caches = [cache_of(model, options.store, key) for model in swept]
@@ -131,18 +147,27 @@ def sweep_together(
             i for i, cache in enumerate(caches) if not (cache and cache.is_stored(ranks, each[i]))
         ]
         networks = {i: network(i, each[i].taps) for i in new}
+        saver = None
+        # A rank stops where it is; of a network that is split the others would wait for it.
+        if options.store is not None and new and not any(is_split(one.model) for one in swept):
+            folders = [cast(Cache, caches[i]).parts_folder(ranks, each[i]) for i in new]
+            known = {**options.store.origin, "images": options.store.images.get(key, "")}
+            saver = PartSaver(folders, known, ranks, poll)
         loader = _ShownLoader(source, f"{key} through {len(new)} models", ranks)
         rows: dict[int, Rows] = {}
         if len(new) > 1:
-            several = read_together(list(networks.values()), loader, ranks, [each[i] for i in new])
+            wanted = [each[i] for i in new]
+            several = read_together([*networks.values()], loader, ranks, wanted, saver)
             rows = dict(zip(new, several, strict=True))
         for i, cache in enumerate(caches):
-            net, known = networks.get(i, swept[i].model), rows.pop(i, None)
+            net, own = networks.get(i, swept[i].model), rows.pop(i, None)
             if cache:
-                parts = known.replay() if known else None
+                parts = own.replay() if own else None
+                if own is None and i in networks:
+                    parts = read_answers(net, loader, ranks.device, each[i], saver)
                 outputs[i][key] = cache.extract(net, loader, ranks, options=each[i], parts=parts)
             else:
-                outputs[i][key] = extract(net, loader, ranks, each[i], known)
+                outputs[i][key] = extract(net, loader, ranks, each[i], own)
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
 
 
@@ -171,4 +196,4 @@ def cache_of(swept: Swept, store: Store | None, key: str) -> Cache | None:
     preset = repr(sorted(asdict(swept.model.preset).items()))
     data, samples = store.sets[key]
     facts = {"weights": swept.weights, "model": swept.model.name, "data": data, "preset": preset}
-    return Cache(store.folder, facts, samples)
+    return Cache(store.folder, facts, samples, store.images.get(key, ""))
