@@ -220,21 +220,7 @@ class Inference:
             InputError: one cannot be read; on every rank, where networks are split.
         """
         alone = Ranks(device=self.ranks.device)
-        return self._read(lambda: self.loader(key, entry, alone), rows)
-
-    def _read(
-        self, open_loader: Callable[[], Loader], rows: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        if not self.splits:
-            return read_images(open_loader(), rows)
-        found: list[tuple[Tensor, Tensor]] = []
-        problem = None
-        try:
-            found.append(read_images(open_loader(), rows))
-        except InputError as error:
-            problem = str(error)
-        agree(self.ranks, problem)  # the others would wait in the next pass
-        return found[0]
+        return _read(lambda: self.loader(key, entry, alone), rows, self)
 
     def _store(self) -> Store | None:
         if self.extent.cache is None:
@@ -268,7 +254,7 @@ class Inference:
             open_loader = partial(
                 self.job.loader_of, source.images, none, entry.model.preset, self.batch_size, alone
             )
-            images, labels = self._read(open_loader, source.indices)
+            images, labels = _read(open_loader, source.indices, self)
             parts.append((images, source.numbers[labels]))
         return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
 
@@ -447,6 +433,22 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
 def _references(of: Comparison) -> list[Entry]:
     """Select the models that the others are compared with; they come first."""
     return [e for e in of.entries if e.role in ("original", "retrained") or e.name == RANDOM]
+
+
+def _read(
+    open_loader: Callable[[], Loader], rows: Sequence[int], of: Inference
+) -> tuple[Tensor, Tensor]:
+    """Read samples; where networks are split an error of one rank is one of all."""
+    if not of.splits:
+        return read_images(open_loader(), rows)
+    found: list[tuple[Tensor, Tensor]] = []
+    problem = None
+    try:
+        found.append(read_images(open_loader(), rows))
+    except InputError as error:
+        problem = str(error)
+    agree(of.ranks, problem)  # the others would wait in the next pass
+    return found[0]
 
 
 def read_images(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
