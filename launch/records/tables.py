@@ -14,8 +14,8 @@ from letheon.errors import InputError
 from letheon.eval.evaluate import Measuring
 from letheon.eval.metrics.registry import metrics
 from letheon.eval.report.write import MARK
-from letheon.regular import read_regular
-from letheon.sealed import LARGEST, expect_shape, read_sealed
+from letheon.regular import LARGEST, read_regular
+from letheon.sealed import expect_shape, read_sealed
 
 ORIGIN, FILES = "origin", "files"
 """Entries of `MARK`: the digest of all that the table depends on; file -> its SHA-256."""
