@@ -142,6 +142,7 @@ def passes(
     for note in run.notes[known:]:
         log("note", text=note)
     code, cache = CodeFile(run.precision.compile_file, run.ranks.main), cache_watch()
+    run.sweeps = None
     saved = saver.start(course) if saver is not None else None
     for epoch in range(course.epoch, run.recipe.epochs):
         run.epoch.fill_(epoch)

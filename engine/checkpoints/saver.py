@@ -123,7 +123,6 @@ class Saver:
     def start(self, course: Course) -> RunState | None:
         """Before the first step: the course becomes that of the state that was found, if any."""
         self._course = course
-        course.run.sweeps = None
         self._sweeps.close()
         defer(True)
         found, self.previous = self.previous, None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, Decision, Method, Run
@@ -275,6 +276,7 @@ class Search:
                     plan, run = self.plan(method, seed, like)
                     run.shared, run.held_out = shared, lambda run=run: self.open_measured(run)
                     name = f"trial {trial.number} seed {seed}"
+                    run.sweeps = Sweeps(None, self.poll, Path(name))  # a signal is heard
                     jobs.append((trial, seed, NamedPlan(name, method, plan, run, Path())))
             groups, _ = group_by_memory([job for _, _, job in jobs], ranks)
             by_name = {job.name: (trial, seed) for trial, seed, job in jobs}
