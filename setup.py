@@ -63,6 +63,7 @@ setup(
         "mlflow": ["mlflow-skinny>=2.20"],
         "trackio": ["trackio>=0.2"],
         "report": ["matplotlib>=3.10"],
+        "pandas": ["pandas>=2.2"],
         # Material is maintained until May 2027; its successor, Zensical, reads the same mkdocs.yml.
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [

@@ -123,9 +123,13 @@ def ladder(device: str, repeats: int) -> list[Row]:
     steps["our step, bf16"], _ = our_step(model, batch, "plain", masks, precision)
     compiling: dict[str, Callable[[], float]] = {}
     if device != "cpu":
-        compiled = replace(precision, compile="default")
-        name = "our step, bf16, compiled"
-        steps[name], compiling[name] = our_step(model, batch, "plain", masks, compiled)
+        modes: dict[str, Literal["blocks", "default"]] = {
+            "our step, bf16, blocks compiled": "blocks",
+            "our step, bf16, compiled": "default",
+        }
+        for name, mode in modes.items():
+            compiled = replace(precision, compile=mode)
+            steps[name], compiling[name] = our_step(model, batch, "plain", masks, compiled)
     operations = step_operations(steps["our step, bf16"])
     rows = _rows("step plain", options, steps, repeats, operations)
     entry = _entry("step plain", options)

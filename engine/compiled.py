@@ -1,10 +1,13 @@
-"""Compile a phase's loss as one graph, with a cache on disk that makes the next run start warm."""
+"""Compile a phase's loss, whole or block by block, with a cache on disk for the next run."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
@@ -12,42 +15,120 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from letheon import durable
+from letheon.engine.memory.activations import require_blocks
 from letheon.engine.method import Loss, PartsLoss
+from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.batch import Batch
 
 BACKEND = "inductor"
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
+_PLAIN = (bool, int, float, str, tuple, type(None))  # settings that a graph takes as constants
+
 Start = Literal["", "cold", "warm"]
 
 
-def compile_loss(loss: Loss | PartsLoss, mode: Literal["default", "max"]) -> Loss | PartsLoss:
+def compile_loss(
+    loss: Loss | PartsLoss, mode: Literal["off", "blocks", "default", "max"], model: nn.Module
+) -> Loss | PartsLoss:
     """The loss and its backward pass as one graph for each shape of batch it meets.
 
-    `max` also searches kernels and, on CUDA, replays the graph with CUDA graphs. Shapes are static:
-    an epoch has at most three sizes of batch, so nothing is compiled after the first epoch.
+    `blocks` compiles the blocks of `model` alone, and `off` nothing. `max` also searches kernels
+    and, on CUDA, replays the graph with CUDA graphs. Shapes are static: an epoch has at most three
+    sizes of batch, so nothing is compiled after the first epoch.
 
     Raises:
+        InputError: as `compile_blocks`.
         torch._dynamo.exc.Unsupported: at the first call, where the loss is not one whole graph.
     """
+    if mode == "off":
+        return loss
     keep_cache()
+    if mode == "blocks":
+        return compile_blocks(loss, model)
     torch.compiler.assume_constant_result(keyed.stream_number)
 
     def whole(net: nn.Module, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         return loss(net, batch)
 
-    # torch counts recompilations by code object; a copy keeps other phases and runs out of it.
+    if mode == "max" and BACKEND == "inductor":
+        return _mark_steps(_compile(whole, "max-autotune"))
+    return _compile(whole)
+
+
+def compile_blocks(loss: Loss | PartsLoss, model: nn.Module) -> Loss | PartsLoss:
+    """The loss with the network's repeated blocks compiled, each kind of block as one graph.
+
+    The rest, and all that is not called within this loss, stays as it is. Blocks whose layers,
+    settings and weights are alike in all but their values share a graph, so that a deep network
+    costs no more compiling than a shallow one.
+
+    Raises:
+        InputError: as `require_blocks`.
+        torch._dynamo.exc.Unsupported: at the first call, where a block is not one whole graph.
+    """
+    blocks = require_blocks(model, "compile")
+    graphs: dict[Hashable, Callable[..., Any]] = {}
+    forwards: list[Callable[..., Any]] = []  # by block; filled once the phase has set its modes
+
+    def within(net: nn.Module, batch: Batch) -> Any:
+        for block in blocks[len(forwards) :]:
+            kind = _kind(block)
+            if kind not in graphs:
+                graphs[kind] = _compile(_forward)
+            forwards.append(partial(graphs[kind], block))
+        for block, forward in zip(blocks, forwards, strict=True):
+            vars(block)["forward"] = forward
+        try:
+            return loss(net, batch)
+        finally:
+            for block in blocks:
+                del vars(block)["forward"]
+
+    return within
+
+
+def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(block).forward(block, *args, **kwargs)
+
+
+def _kind(block: nn.Module) -> Hashable:
+    """What tells one graph's blocks from another's: layers, plain settings, layouts of weights."""
+    return tuple(
+        (
+            name,
+            type(layer),
+            id(vars(layer).get("forward")),  # a layer with a pass of its own has its own graph
+            repr([(key, value) for key, value in vars(layer).items() if isinstance(value, _PLAIN)]),
+            *(
+                (key, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
+                for tensors in (layer._parameters, layer._buffers)
+                for key, tensor in tensors.items()
+                if tensor is not None
+            ),
+        )
+        for name, layer in block.named_modules()
+    )
+
+
+def _compile(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+    """Compile a function as one graph for each shape it meets.
+
+    torch counts recompilations by code object; a copy keeps other phases and runs out of it.
+    """
     own = FunctionType(
-        whole.__code__.replace(), whole.__globals__, "whole", None, whole.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        None,
+        function.__closure__,
     )
-    kind = "max-autotune" if mode == "max" and BACKEND == "inductor" else None
-    graph: Loss | PartsLoss = torch.compile(
-        own, fullgraph=True, dynamic=False, mode=kind, backend=BACKEND
+    graph: Callable[..., Any] = torch.compile(
+        own, fullgraph=True, dynamic=False, mode=mode, backend=BACKEND
     )
-    if kind is None:
-        return graph
-    return _mark_steps(graph)
+    return graph
 
 
 def _mark_steps(graph: Loss | PartsLoss) -> Loss | PartsLoss:
@@ -72,6 +153,67 @@ def keep_cache() -> Path:
     return Path(os.environ[_VARIABLE])
 
 
+class CodeFile:
+    """Compiled code in one file, for a warm start where the cache on disk is not.
+
+    torch makes and reads it; it holds pickles and machine code that are run as they are, so that
+    it is read by name alone and only where no other user can have written it. Code of another
+    version of torch, and a file that was damaged, is left alone, and written anew.
+    """
+
+    def __init__(self, path: Path | None, main: bool) -> None:
+        """Read the file, where there is one; the first rank (`main`) is to write it.
+
+        Raises:
+            InputError: as `read_code`.
+        """
+        self._path, self._misses = path if main else None, _lookups()[1]
+        code = read_code(path) if path is not None else None
+        if code is not None:
+            keep_cache()
+            torch.compiler.load_cache_artifacts(code)
+
+    def save(self) -> None:
+        """Write all that this process has compiled or read, where any of it is new."""
+        misses = _lookups()[1]
+        if self._path is None or (misses == self._misses and self._path.exists()):
+            return
+        self._misses = misses
+        found = torch.compiler.save_cache_artifacts()
+        if found is None:  # nothing was compiled
+            return
+        with durable.replacing(self._path, len(found[0])) as temporary:
+            temporary.touch(0o600)
+            temporary.write_bytes(_head(found[0]) + found[0])
+
+
+def read_code(path: Path) -> bytes | None:
+    """Read what `CodeFile.save` wrote; None where there is nothing to use.
+
+    Raises:
+        InputError: a file that another user could have written, whose code would be run.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        facts = os.fstat(file.fileno())
+        if facts.st_uid not in (0, os.getuid()) or facts.st_mode & 0o022:
+            raise InputError(
+                f"got {path}, which another user can have written, and whose code would be run; "
+                "expected a file of yours that nobody else may write to; remove it, or see who "
+                "wrote it and take the others' right to write away",
+                option="compile_file",
+            )
+        content = file.read()
+    code = content[content.find(b"\n") + 1 :]
+    return code if content == _head(code) + code else None
+
+
+def _head(code: bytes) -> bytes:
+    """One line: which torch can read the code, and its digest, which finds damage."""
+    return f"torch {torch.__version__} sha256 {hashlib.sha256(code).hexdigest()}\n".encode()
+
+
 def cache_watch() -> Callable[[], Start]:
     """Start watching torch's cache of graphs; call it before the first graph.
 
@@ -92,6 +234,8 @@ def cache_watch() -> Callable[[], Start]:
 
 def _lookups() -> tuple[int, int]:
     """Hits and misses of torch's caches of whole graphs so far in this process."""
+    if "torch._dynamo.utils" not in sys.modules:  # a second to import; nothing was compiled
+        return 0, 0
     from torch._dynamo.utils import counters
 
     joint, single = counters["aot_autograd"], counters["inductor"]

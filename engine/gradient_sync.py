@@ -42,6 +42,14 @@ class Alone:
     def average(self) -> None:
         """After the last backward pass: the gradients become the mean over the ranks."""
 
+    def part_gradients(self, value: Tensor, keep: bool) -> Sequence[Tensor | None]:
+        """Compute the gradient of a scalar, apart from `.grad`: one tensor per parameter, or None.
+
+        Not averaged over the ranks, unless the backward pass does that by itself. `keep` leaves the
+        graph for another scalar.
+        """
+        return torch.autograd.grad(value, self._parameters, retain_graph=keep, allow_unused=True)
+
     def clear(self) -> None:
         """After the step. Without a gradient the next backward pass writes instead of adding."""
         for parameter in self._parameters:

@@ -17,7 +17,6 @@ from letheon.engine.method import Accuracies, Phase, Run
 from letheon.engine.numbers.sweep import sweep
 from letheon.errors import LetheonError, RunFailed
 from letheon.loaders.batch import Batch, Loader
-from letheon.loaders.order import sweep_rounds
 
 SAMPLES = 1_000
 """Retain images that the look for a collapse reads, at most."""
@@ -127,14 +126,9 @@ def _answers(run: Run, loader: Loader, indices: list[int] | None) -> Answers:
     was_training = run.model.training
     run.model.eval()
 
-    def rounds() -> int:
-        images = getattr(loader, "images", run.forget)
-        count = len(images) if indices is None else len(indices)
-        return sweep_rounds(count, run.recipe.batch_size, run.ranks.world)
-
     found = []
     with torch.no_grad():
-        for host in keep_pace(run.model, sweep(run, loader, indices), rounds):
+        for host in keep_pace([run.model], sweep(run, loader, indices)):
             batch = host.to(run.ranks.device)
             with run.precision.autocast(run.ranks.device):
                 answer = run.model(batch.images).logits.argmax(dim=1)

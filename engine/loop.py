@@ -41,7 +41,7 @@ from letheon.engine.checkpoints.loop_state import (
 )
 from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import tensors_digest, weights_digest
-from letheon.engine.compiled import Start, cache_watch
+from letheon.engine.compiled import CodeFile, Start, cache_watch
 from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
 from letheon.engine.health import check_finite, explain_step, measure_accuracies
 from letheon.engine.memory.sharding import check_sharding, shard_run
@@ -141,7 +141,8 @@ def passes(
     course = Course(run, step, state, seconds, sources)
     for note in run.notes[known:]:
         log("note", text=note)
-    cache = cache_watch()
+    code, cache = CodeFile(run.precision.compile_file, run.ranks.main), cache_watch()
+    run.sweeps = None
     saved = saver.start(course) if saver is not None else None
     for epoch in range(course.epoch, run.recipe.epochs):
         run.epoch.fill_(epoch)
@@ -171,6 +172,7 @@ def passes(
             course.steps += one.steps
             seconds.train += time.perf_counter() - one.started
             seconds.together = max(seconds.together, one.together)
+        code.save()
         check_finite(run, f"after step {course.steps}, the end of epoch {epoch}")
         if saver is not None and epoch + 1 < run.recipe.epochs and _shapes(run) == shapes:
             saver.note_finite(epoch)

@@ -220,6 +220,10 @@ class Run:
         part where the network is split over the ranks."""  # noqa: D205, D209
         return whole if self.shards is None else cut(whole, self.ranks)
 
+    def whole_shape(self, parameter: Tensor) -> torch.Size:
+        """Shape of the weight of which one of `parameters` is all, or this rank's part."""
+        return parameter.shape if self.shards is None else self.shards.whole_shape(parameter)
+
     def own_parameter(self, weight: Tensor) -> Tensor:
         """Return what is trained of a weight of the model: itself, or this rank's part of it."""
         return weight if self.shards is None else self.shards.own(weight)

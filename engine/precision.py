@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,8 +33,13 @@ class Precision:
     """auto: bf16 on a CUDA device that has it, else fp32."""
     channels_last: bool = True
     """Store activations and weights channels-last (NHWC)."""
-    compile: Literal["off", "default", "max"] = "off"
-    """Compile each phase's loss as one graph; max also searches kernels and uses CUDA graphs."""
+    compile: Literal["off", "blocks", "default", "max"] = "off"
+    """Compile each phase's loss as one graph; blocks: the network's repeated blocks alone, each
+    kind once, which takes less time before the first step; max: search kernels too, and use CUDA
+    graphs."""
+    compile_file: Path | None = None
+    """File of compiled code, for a warm start on another machine: read where it is there, written
+    where anything new was compiled. What it holds is run: name none but your own."""
     reduce: Literal["auto", "ddp", "flat", "shard"] = "auto"
     """How gradients are averaged over ranks. ddp: in buckets during the backward pass; flat: one
     all-reduce of one buffer after it, which also makes SalUn's step one pass over flat buffers;

@@ -7,8 +7,7 @@ a model in evaluation mode (running batch-norm statistics, no dropout), which is
 
 A statistic is kept for the other runs of the call, under the digests of the weights and the forget
 set and the cut into batches: several runs that start from one model compute it once, to the bit as
-each would alone. Their images are decoded once, too, while they fit (`ImageMemory`). Nobody may
-change what is returned.
+each would alone; images are decoded once while they fit (`ImageMemory`). Nobody may change these.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from letheon.engine.checkpoints.sweep_state import Gradients, Rows, SplitGradien
 from letheon.engine.distributed import gather_rows, sum_over_ranks
 from letheon.engine.method import Loss, Run
 from letheon.engine.models.small_convolutions import library_convolutions
-from letheon.engine.numbers.sweep import Part, batches, loss_name, sweep_name
+from letheon.engine.numbers.split_magnitudes import split_magnitude_sum
+from letheon.engine.numbers.sweep import Part, batches, loss_name, repeat
 from letheon.loaders.batch import Batch
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def squared_gradient_sum(
             and on the ranks, and is about as many times too small.
 
     Returns:
-        One float32 tensor per trainable parameter, in the order of `run.parameters`.
+        One float32 tensor per trainable parameter, as `gradient_sum`.
     """
     key = ("squared gradient sum", part, by, _key(loss), *_moving(run, by))
     return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
@@ -101,11 +101,8 @@ def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> lis
 
     def compute() -> list[Tensor]:
         totals = [torch.zeros_like(parameter) for parameter in run.parameters]
-        rest: Iterator[Loss] = iter(losses)
-        if run.sweeps is not None:
-            name = sweep_name(run, f"squares of {[*map(loss_name, losses)]}", part)
-            sums = Sums(*totals)
-            rest = run.sweeps.watch(name, sums, lambda skip: iter(losses[skip:]), len(losses))
+        name, sums = f"squares of {[*map(loss_name, losses)]}", Sums(*totals)
+        rest = repeat(run, part, name, sums, lambda skip: iter(losses[skip:]), len(losses))
         for loss in rest:
             torch._foreach_add_(totals, _magnitude_sum(run, part, loss, "sample", torch.square))
         return totals
@@ -125,11 +122,12 @@ def absolute_gradient_sum(
 def _magnitude_sum(
     run: Run, part: Part, loss: Loss, by: str, magnitude: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    model, parameters = run.model, run.parameters
-    device = run.ranks.device
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    model, parameters, device = run.model, run.parameters, run.ranks.device
     name = f"{magnitude.__name__} by {by} of {loss_name(loss)}"
     with _evaluating(model):
+        if run.shards is not None:
+            return split_magnitude_sum(run, part, loss, by, magnitude, name)
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in batches(run, part, name, Sums(*sums)):
             if by == "sample":
                 for rows in torch.arange(len(batch.labels), device=device).split(CHUNK):
@@ -376,8 +374,7 @@ def patch_moments(
         (D, D) float64, D = channels x side x side in the order of a convolution's weight, and the
         number of patches; equal on every rank.
     """
-    sums = torch.zeros(3 * side * side, 3 * side * side, dtype=torch.float64)
-    sums = sums.to(run.ranks.device)
+    sums = torch.zeros(2 * [3 * side**2], dtype=torch.float64, device=run.ranks.device)
     count = torch.zeros((), dtype=torch.float64, device=sums.device)
     for batch in batches(run, part, f"patches of {side}", Sums(sums, count), samples):
         rows = F.unfold(batch.images.double(), side).transpose(1, 2).flatten(0, 1)

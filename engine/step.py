@@ -22,7 +22,7 @@ from letheon.engine.memory.activations import checkpoint_blocks, restore_blocks
 from letheon.engine.method import Loss, Method, PartsLoss, Phase, Run
 from letheon.engine.models.batch_norm import Groups, freezes_batch_norm, set_mode
 from letheon.engine.numbers.nonfinite import copy_for_undo, find_bad
-from letheon.errors import InputError, RunFailed
+from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 from letheon.loaders.micro_batches import group_pieces, group_sizes, pieces
 
@@ -124,9 +124,7 @@ class Step:
             for name, value in values.items():
                 left -= 1
                 scaled = self.scaler.scale(value * weight)
-                grads = torch.autograd.grad(
-                    scaled, parameters, retain_graph=left > 0, allow_unused=True
-                )
+                grads = self.reducer.part_gradients(scaled, keep=left > 0)
                 for total, one in zip(parts[name], grads, strict=True):
                     if one is not None:
                         total += one
@@ -135,10 +133,11 @@ class Step:
             losses.append(torch.stack([value.detach() for value in values.values()]).sum() * share)
         if not len(batch.labels):
             losses.append(_zero_loss(self))
-        flat = [one for grads in parts.values() for one in grads]
-        sum_over_ranks(flat, run.ranks)
-        if run.ranks.world > 1:
-            torch._foreach_div_(flat, run.ranks.world)
+        if run.shards is None:
+            flat = [one for grads in parts.values() for one in grads]
+            sum_over_ranks(flat, run.ranks)
+            if run.ranks.world > 1:
+                torch._foreach_div_(flat, run.ranks.world)
         for parameter, *each in zip(parameters, *parts.values(), strict=True):
             total = each[0].clone() if len(each) == 1 else each[0] + each[1]
             for one in each[2:]:
@@ -167,9 +166,7 @@ class Step:
         """The phase's loss; where the run asks for it, compiled once a name."""
         if phase.name not in self.losses:
             mode = self.run.precision.compile
-            self.losses[phase.name] = (
-                phase.loss if mode == "off" else compile_loss(phase.loss, mode)
-            )
+            self.losses[phase.name] = compile_loss(phase.loss, mode, self.run.model)
         return self.losses[phase.name]
 
     def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:
@@ -251,11 +248,8 @@ def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
     """Return `idle_phases`; refuses what every rank takes part in where there are some.
 
     Raises:
-        InputError: on every rank: a network split over the ranks, and a loss in parts.
         RunFailed: a batch of fewer samples than ranks, in which every rank takes part.
     """
-    if run.splits:
-        _check_parts(method, run, state)
     idle = idle_phases(method, run, state)
     if idle and run.splits:
         raise RunFailed(
@@ -270,20 +264,6 @@ def check_sync(method: Method, run: Run, state: State) -> frozenset[str]:
             "start fewer ranks"
         )
     return idle
-
-
-def _check_parts(method: Method, run: Run, state: State) -> None:
-    for epoch in range(run.recipe.epochs):
-        for phase in _all(method, run, state, epoch):
-            if phase.parts:
-                refusal = InputError(
-                    f"got reduce shard with a loss in parts ({', '.join(phase.parts)}) in phase "
-                    f"{phase.name} of {method.name}; expected one scalar, whose gradient is split "
-                    "as the network is; use reduce auto",
-                    option="reduce",
-                )
-                refusal.everywhere = True
-                raise refusal
 
 
 def idle_phases(method: Method, run: Run, state: State) -> frozenset[str]:

@@ -52,11 +52,13 @@ class Conditions:
     temperature: float = 0.07
     """Temperature of these votes."""
     space: Space = "pooled"
-    """logits is the seed's value."""
+    """What k-NN compares: pooled, the input of the last layer; logits as the published scripts of
+    Rethinking Unlearning for Transfer Learning do."""
     split: Rule = "keyed"
-    """legacy is the seed's split."""
+    """Which images vote and which are asked: keyed by number; legacy as those scripts draw."""
     cka: Literal["exact", "legacy"] = "exact"
-    """legacy is the seed's mean of biased values over batches of 512."""
+    """exact: over all images; legacy: the mean of biased values over batches of 512, of those
+    scripts."""
     backend: Proposer = "auto"
     """What proposes the neighbors; faiss-ivf and faiss-cagra may miss some."""
 

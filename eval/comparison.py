@@ -27,6 +27,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, leave_out_earlier, resolve
 from letheon.loaders.forget_request import forget_mask as mask_of
 from letheon.loaders.views import SubsetImages, unwrap
+from letheon.regular import read_text
 from letheon.sealed import expect_shape, read_sealed
 
 RANDOM = "random"
@@ -97,7 +98,7 @@ class Comparison:
             InputError: the file cannot be read, or has another number of lines.
         """
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"got the groups {file}, which cannot be read ({error}); expected a text file",

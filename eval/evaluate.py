@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, gather_rows
+from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.memory.sharding import split_copy, whole_copy
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import versions
+from letheon.engine.runs.run_folder import source_facts, versions
 from letheon.errors import InputError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
@@ -40,7 +43,11 @@ from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.backends.memory import group_rooms
 from letheon.loaders.batch import Loader
+from letheon.progress import Items, clear, note, show
+from letheon.regular import read_text
 
+INTERVAL = (600.0, 0)
+"""Seconds and batches after which a pass whose outputs are stored is saved; 0: never by these."""
 _BALANCED_MOST = 2_000  # forget images, and as many others, for IDI and for relearning
 
 
@@ -117,9 +124,24 @@ class Inference:
     extent: Extent
     batch_size: int
     ranks: Ranks
+    interval: tuple[float, int] = INTERVAL
+
+    @property
+    def splits(self) -> bool:
+        """Whether each network is split over the ranks, and computed by all of them together."""
+        return self.job.precision.reduction(self.ranks.world) == "shard"
+
+    def place(self, model: Classifier) -> Classifier:
+        """Copy a network to this rank's device, frozen, in evaluation mode; or, where networks are
+        split, this rank's part of it."""  # noqa: D205, D209
+        if self.splits:
+            return split_copy(model, self.ranks)
+        return whole_copy(model, self.ranks.device)
 
     def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Divide models into those swept together; the same on every rank."""
+        if self.splits:
+            return [[entry] for entry in entries]
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         memory = min([whole, *group_rooms()])
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -138,9 +160,15 @@ class Inference:
             loaders[BALANCED] = loaders["train"]
             parts[BALANCED] = self.balanced_rows()
         swept = [self._swept(entry) for entry in entries]
-        for model in swept:
-            model.model.to(ranks.device)
-        return sweep_together(swept, loaders, ranks, self._options(parts))
+        if self.splits:
+            swept = [each._replace(model=self.place(each.model)) for each in swept]
+        for each in swept:
+            each.model.to(ranks.device)
+        options = self._options(parts)
+        if options.store is not None:
+            origin = {"batch": self.batch_size, "loader": self.job.loader, **source_facts()}
+            options = replace(options, store=replace(options.store, origin=origin))
+        return sweep_together(swept, loaders, ranks, options)
 
     def is_stored(self, entry: Entry, key: str) -> bool:
         """Tell whether this model's outputs on a set are there; equal on every rank."""
@@ -174,8 +202,8 @@ class Inference:
         return subjects
 
     def _critic_information(self, entry: Entry) -> dict[str, float]:
-        rows, alone = self.balanced_rows(), Ranks(device=self.ranks.device)
-        images, _ = read_images(self.loader("train", entry, alone), rows)
+        rows = self.balanced_rows()
+        images, _ = self.read("train", entry, rows)
         member = torch.from_numpy(self.comparison.forget_mask("train"))[rows]
         return critic_by_layer(entry.model, stages(entry.model), images, member, self.ranks)
 
@@ -185,15 +213,28 @@ class Inference:
         mask = self.comparison.forget_mask(key)
         return self.job.loader_of(images, mask, preset, self.batch_size, ranks)
 
+    def read(self, key: str, entry: Entry, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read images and labels of these samples, as this model has them, to this rank's host.
+
+        Raises:
+            InputError: one cannot be read; on every rank, where networks are split.
+        """
+        alone = Ranks(device=self.ranks.device)
+        return _read(lambda: self.loader(key, entry, alone), rows, self)
+
     def _store(self) -> Store | None:
         if self.extent.cache is None:
             return None
         sets = {}
-        for key, images in self.comparison.sets.items():
+        for key, one in self.comparison.sets.items():
             mask = self.comparison.forget_mask(key).tobytes()
-            digest = hashlib.sha256(images.digest.encode() + mask).hexdigest()
-            sets[key] = (digest, len(images))
-        return Store(self.extent.cache, {**sets, BALANCED: sets["train"]})
+            digest = hashlib.sha256(one.digest.encode() + mask).hexdigest()
+            sets[key] = (digest, len(one))
+        images = {key: one.digest for key, one in self.comparison.sets.items()}
+        return Store(
+            self.extent.cache, {**sets, BALANCED: sets["train"]},
+            {**images, BALANCED: images["train"]}, interval=self.interval,
+        )  # fmt: skip
 
     def balanced_rows(self) -> list[int]:
         """Sample forget images, and as many others; the same for every model."""
@@ -210,9 +251,10 @@ class Inference:
         parts = []
         for source in find_related(self.extent.related, of, self.job.seed, _BALANCED_MOST):
             none = np.zeros(len(source.images), dtype=bool)
-            preset, size = entry.model.preset, self.batch_size
-            loader = self.job.loader_of(source.images, none, preset, size, alone)
-            images, labels = read_images(loader, source.indices)
+            open_loader = partial(
+                self.job.loader_of, source.images, none, entry.model.preset, self.batch_size, alone
+            )
+            images, labels = _read(open_loader, source.indices, self)
             parts.append((images, source.numbers[labels]))
         return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
 
@@ -229,11 +271,24 @@ class Measuring:
     ranks: Ranks
     finished: FinishedRows | None = None
     """Where rows are kept until the table is whole, and found again; None keeps none."""
+    interval: tuple[float, int] = INTERVAL
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.inference.splits and self.extent.full and self.extent.critic == "layers":
+            refusal = InputError(
+                "got critic layers with reduce shard; it trains layers of the network apart, whole "
+                "on one device; use critic linear",
+                option="critic",
+            )
+            refusal.everywhere = True
+            raise refusal
 
     @property
     def inference(self) -> Inference:
         """What runs the models."""
-        return Inference(self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+        known = (self.job, self.comparison, self.extent, self.batch_size, self.ranks)
+        return Inference(*known, self.interval)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -252,13 +307,14 @@ class Measuring:
         table = Table(left_out=dict(self.comparison.left_out))
         subjects: dict[str, Subject] = {}
         waiting, known = list(entries), {}
-        facts: dict[str, dict[str, Any]] = {}
-        if self.finished and self.ranks.main:  # asks for the size of every file
-            facts = {e.name: _facts(self.inference, self.conditions, e) for e in entries}
+        facts = self.row_facts() if self.finished and self.ranks.main else {}
         finished = self.finished.load(facts) if self.finished else {}
         skipped = finished.keys() - {entry.name for entry in references}
         rest = [entry for entry in entries if entry.name not in skipped]
         peers: Peers | None = None
+        line = Items("measure", len(entries) - len(finished), self.ranks.main)
+        if finished and self.ranks.main:
+            note(f"rows of an earlier start: {', '.join(finished)}")
         for group in self.inference.groups(rest) or [[]]:
             for name, subject in self.inference.subjects(group).items() if group else ():
                 if isinstance(subject, Subject):
@@ -275,7 +331,7 @@ class Measuring:
                     continue
                 done = finished.get(entry.name)
                 if done is None:
-                    done = self._finish(entry, subjects[entry.name], peers)
+                    done = self._finish(entry, subjects[entry.name], peers, line)
                     if self.finished:
                         self.finished.save(facts.get(entry.name, {}), done.row, done.margins)
                 table.rows.append(done.row)
@@ -288,7 +344,13 @@ class Measuring:
         self._add_runs(table.rows, known)
         retrained = [subject.passes for subject in peers.retrained] if peers else []
         table.band = cka_band(retrained, self.ranks)
+        clear()
         return table
+
+    def row_facts(self) -> dict[str, dict[str, Any]]:
+        """Name -> what the row of a model depends on; asks the size of every file of the images."""
+        read, entries = self.inference, self.comparison.entries
+        return {entry.name: _facts(read, self.conditions, entry) for entry in entries}
 
     def _peers(self, subjects: dict[str, Subject]) -> Peers:
         of = self.comparison
@@ -305,9 +367,9 @@ class Measuring:
             self.groups, of.request.text,
         )  # fmt: skip
 
-    def _finish(self, entry: Entry, subject: Subject, peers: Peers) -> FinishedRow:
+    def _finish(self, entry: Entry, subject: Subject, peers: Peers, line: Items) -> FinishedRow:
         case = Case(subject, peers, self.conditions, self.ranks)
-        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed))
+        row = build_row(case, self.extent.depth, Row(entry.name, entry.role, entry.seed), line)
         if not self.extent.full:
             return FinishedRow(row)
         row.limits["critic"] = self.extent.critic
@@ -336,6 +398,8 @@ class Measuring:
             if entry.role == "retrained":  # audited as if it were unlearned
                 alike = [entry]
             retrained = [other for other in of.of_role("retrained") if other is not entry]
+            if self.ranks.main:
+                show(f"compare the runs of all seeds: {entry.name}")
             inputs = SeveralRuns(runs(alike), runs(retrained), known[entry.name], before)
             add_stage(by_name[entry.name], inputs)
 
@@ -360,7 +424,7 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         "conditions": asdict(conditions),
         "extent": [read.extent.depth, read.extent.critic, read.extent.flip]
         + (["shift"] if read.extent.shift else [])
-        + ([read.extent.groups.read_text("utf-8-sig")] if read.extent.groups else []),
+        + ([read_text(read.extent.groups)] if read.extent.groups else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
         "device": read.ranks.device.type, "versions": code,
     }  # fmt: skip
@@ -369,6 +433,22 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
 def _references(of: Comparison) -> list[Entry]:
     """Select the models that the others are compared with; they come first."""
     return [e for e in of.entries if e.role in ("original", "retrained") or e.name == RANDOM]
+
+
+def _read(
+    open_loader: Callable[[], Loader], rows: Sequence[int], of: Inference
+) -> tuple[Tensor, Tensor]:
+    """Read samples; where networks are split an error of one rank is one of all."""
+    if not of.splits:
+        return read_images(open_loader(), rows)
+    found: list[tuple[Tensor, Tensor]] = []
+    problem = None
+    try:
+        found.append(read_images(open_loader(), rows))
+    except InputError as error:
+        problem = str(error)
+    agree(of.ranks, problem)  # the others would wait in the next pass
+    return found[0]
 
 
 def read_images(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,8 @@ def _outputs(
     read: Inference, key: str, rows: Sequence[int], entries: Sequence[Entry]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield each model's name, and its logits and features of the samples at increasing `rows`."""
-    alone = Ranks(device=read.ranks.device)
+    # A network that is split does not fit on one device: the few images are shown on the host.
+    alone = Ranks(device=torch.device("cpu") if read.splits else read.ranks.device)
     for entry in entries:
         loader = read.loader(key, entry, alone)
         model = entry.model.to(alone.device).eval()

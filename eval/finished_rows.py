@@ -17,6 +17,7 @@ from letheon import durable
 from letheon.engine.distributed import Ranks, agree, gather_objects
 from letheon.errors import RunFailed
 from letheon.eval.row_builder import Row
+from letheon.sealed import read_json
 
 ROWS = ".rows"
 """What the folder's name has more than that of the table."""
@@ -58,7 +59,7 @@ class FinishedRows:
 
     def _read(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
-            content = json.loads(self._place(facts).read_text(encoding="utf-8"))
+            content = read_json(self._place(facts))
             digest = content.pop("digest")
         except (OSError, ValueError, KeyError, AttributeError):
             return None

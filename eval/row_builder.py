@@ -18,6 +18,7 @@ from letheon.eval.metrics.registry import Metric, metrics
 from letheon.eval.probes.information import BALANCED
 from letheon.eval.probes.linear import SHOTS
 from letheon.eval.probes.relearn_evaluator import Relearning
+from letheon.progress import Items
 from letheon.spans import span
 
 Depth = Literal["quick", "full"]
@@ -94,7 +95,9 @@ def _check_finite(value: Any, where: str) -> None:
 
 
 @span("statistics")
-def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row:
+def build_row(
+    case: Case, depth: Depth = "quick", row: Row | None = None, line: Items | None = None
+) -> Row:
     """Compute the metrics of one model.
 
     Args:
@@ -103,6 +106,7 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
             shared out.
         depth: quick leaves out the metrics that need "depth full".
         row: with name, role and seed; is completed.
+        line: shows the metric in hand, of those that this rank computes.
 
     Returns:
         The row, the same on every rank.
@@ -121,6 +125,16 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
         if "canaries" not in metric.needs or case.peers.canaries  # asked only where they are
     ]
 
+    groups: dict[Any, list[Metric]] = {}  # what shares a computation is computed on one rank
+    for metric in wanted:
+        if not (metric.plugin or metric.everywhere):
+            groups.setdefault(metric.reads or metric.key, []).append(metric)
+    shared = {metric.key for group in groups.values() for metric in group}
+    line = line or Items("", 1, speaks=False)
+    line.start(row.name)
+    own_groups = range(case.ranks.rank, len(groups), case.ranks.world)
+    pieces = len(wanted) - len(shared) + len(own_groups)
+
     def add(metric: Metric, to: Row) -> None:
         def compute() -> Any:
             case.require(metric.needs)
@@ -128,26 +142,22 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
 
         to.add(metric, compute)
 
-    shared = []
     for metric in wanted:
-        if metric.plugin:
-            add(metric, row)
-            _require_equal(metric, row, case.ranks)
-        elif metric.everywhere:
-            add(metric, row)
-        else:
+        if metric.key in shared:
             _gather(metric, case)
-            shared.append(metric)
+            continue
+        line.show(metric.title, pieces)
+        add(metric, row)
+        if metric.plugin:
+            _require_equal(metric, row, case.ranks)
 
     def compute(group: list[Metric]) -> tuple[dict[str, Any], dict[str, str]]:
+        line.show(group[0].title, pieces)
         own = Row(row.name)
         for metric in group:
             add(metric, own)
         return own.values, own.why
 
-    groups: dict[Any, list[Metric]] = {}  # what shares a computation is computed on one rank
-    for metric in shared:
-        groups.setdefault(metric.reads or metric.key, []).append(metric)
     for values, why in share_out(list(groups.values()), compute, case.ranks):
         row.values |= values
         row.why |= why
@@ -157,6 +167,7 @@ def build_row(case: Case, depth: Depth = "quick", row: Row | None = None) -> Row
         row.limits = {"membership_rows": MOST, "few_shot": SHOTS}
         if BALANCED in case.passes.outputs:
             row.limits["information_rows"] = case.passes.outputs[BALANCED].span()[1]
+    line.finish()
     return row
 
 

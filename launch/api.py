@@ -7,7 +7,6 @@ caller holds. Nothing handed in is modified: the work is done on copies.
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,9 @@ from letheon.engine.memory.sharding import check_sharding
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.agreement import plan_facts
+from letheon.engine.runs.loggers import read_lines
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
-from letheon.engine.runs.run_folder import check_free
+from letheon.engine.runs.run_folder import FINISHED, LOG, check_free
 from letheon.errors import InputError
 from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
@@ -49,6 +49,7 @@ from letheon.launch.inputs import (
     name_of,
     open_images,
     open_model,
+    replace_fields,
     resolve_request,
     split_settings,
 )
@@ -57,6 +58,7 @@ from letheon.loaders.batch import Loader
 from letheon.loaders.canaries import draw_canaries, plant
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
+from letheon.sealed import read_json
 
 
 def forget(
@@ -90,7 +92,7 @@ def forget(
     """
     preset = options.pop("preset", None)
     chosen = build_method(method, **split_settings(options))
-    with _folder(out) as folder:
+    with _folder(out, chosen) as folder:
         call = build_call(train, options, weights=name_of(model), method=chosen, out=folder)
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
@@ -143,7 +145,7 @@ def train(
     """
     preset = options.pop("preset", None)
     chosen = build_method(method or "train", **split_settings(options))
-    with _folder(out) as folder:
+    with _folder(out, chosen) as folder:
         call = build_call(train, options, weights=name_of(model), method=chosen, out=folder)
 
         def plan(ranks: Ranks) -> tuple[Plan, Run]:
@@ -192,7 +194,8 @@ def evaluate(
         forget: what was forgotten, as `forget` takes it.
         test: held-out images; a path of `train` brings its own.
         downstream: a set for k-NN, as --downstream takes it.
-        **options: see `Options`.
+        **options: see `Options`; the fields of `Extent` and `Conditions` too, such as
+            `depth="full", relearn=100, ks=(1, 5)`.
 
     Returns:
         The rows, equal on every rank: a list of dicts that prints itself as a table, and has
@@ -206,6 +209,7 @@ def evaluate(
     check_type(batch_size, int, "batch_size")
     check_type(extent, Extent, "extent")
     check_type(downstream, str | None, "downstream")
+    extent, conditions = replace_fields([extent, Conditions()], split_settings(options))
     call = build_call(train, options)
     models = [
         *(("original", model) for model in _as_list(original)),
@@ -235,7 +239,7 @@ def evaluate(
             return assemble_comparison(entries, data, domains, request)
 
         comparison = together(ranks, plan)
-        table = measure_all(Measuring(call, comparison, Conditions(), extent, batch_size, ranks))
+        table = measure_all(Measuring(call, comparison, conditions, extent, batch_size, ranks))
         return Rows(table.flat, table.left_out)
 
 
@@ -249,7 +253,8 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
     """Name a model of a comparison after its method, folder or class, with a number if need be."""
     seconds, seed = None, None
     if isinstance(model, Result):
-        name, seed, spent = model.name, model.seed, model.record["seconds"]
+        seed, spent = model.seed, model.record["seconds"]
+        name = role if role == "original" and model.out is None else model.name
         seconds = spent["prepare"] + spent["train"]
     elif isinstance(model, str | Path):
         name = Path(model).name
@@ -315,9 +320,7 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
                 train_and_save(planned, call.method, run, call.out, call.saving, call.overwrite)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
-            lines = (call.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            record = json.loads((call.out / "run.json").read_text(encoding="utf-8"))
-            own = (record, [json.loads(line) for line in lines])
+            own = (read_json(call.out / FINISHED), [*read_lines(call.out / LOG)])
         record, metrics = gather_objects(own, ranks)[0]
         trained = run.model if run.shards is None else run.shards.host_copy()
     name = record["method"] if out is None else out.name
@@ -346,10 +349,10 @@ def _restore(model: Model, trained: Classifier) -> nn.Module:
 
 
 @contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    """Yield the run folder, a temporary one where none is to be kept."""
+def _folder(out: str | Path | None, method: Method) -> Iterator[Path]:
+    """Yield the run folder, a temporary one of the method's name where none is to be kept."""
     if out is not None:
         yield Path(out)
         return
     with tempfile.TemporaryDirectory(prefix="letheon-") as folder:
-        yield Path(folder)
+        yield Path(folder) / method.name.replace("/", "-")

@@ -31,7 +31,8 @@ import tyro
 
 from letheon import durable
 from letheon.engine.checkpoints.options import CheckpointOptions
-from letheon.engine.distributed import Ranks
+from letheon.engine.checkpoints.saver import SaveOptions
+from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.models.original_check import Look, check_original
 from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
@@ -62,10 +63,18 @@ from letheon.launch.ensembles.oracles import find_oracles
 from letheon.launch.jobs.find_runs import find_runs
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
+from letheon.launch.records.tables import (
+    FILES,
+    ORIGIN,
+    FinishedTable,
+    file_digests,
+    read_same_table,
+    table_digest,
+)
 from letheon.loaders.batch import Loader
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import list_notes
-from letheon.progress import clear, say
+from letheon.progress import clear, note, say, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +110,9 @@ class Settings(JobOptions):
     """Add a row for an untrained network of the same architecture; ZRF needs it."""
     batch_size: int = 256
     """Images of one global batch."""
+    save_every: str = "10min"
+    """With --cache, save the answers of a pass under way every so often: 10min, 30s, 2h, or
+    500steps (batches). off: only when a signal stops the command."""
     extent: Extent = field(default_factory=Extent)
     conditions: Conditions = field(default_factory=Conditions)
     report: bool = False
@@ -140,6 +152,11 @@ class Settings(JobOptions):
         place = self.out.resolve()
         return place.with_name(f"{place.name}{ROWS}")
 
+    @property
+    def has_table(self) -> bool:
+        """Whether the folder holds a table, which the same command does not measure again."""
+        return self.out is not None and (self.out / MARK).is_file()
+
     def with_oracles(self) -> Settings:
         """Return these settings with the models and outputs of an ensemble named one by one."""
         if self.oracles is None:
@@ -157,8 +174,10 @@ class Settings(JobOptions):
 
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
+        SaveOptions(self.save_every)
         if self.out is not None:
-            check_free(self.out, self.overwrite)
+            if self.overwrite or not self.has_table:  # one that is there is compared later
+                check_free(self.out, self.overwrite)
         elif self.page or self.extent.relearn:
             raise InputError(
                 "got no folder for --report, --depth full or --relearn; name one", option="out"
@@ -184,8 +203,14 @@ class Settings(JobOptions):
         return found
 
 
-def main(settings: Settings, ranks: Ranks) -> None:
-    """Plan together, measure, print and write."""
+def main(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
+    """Plan together, measure, print and write.
+
+    Args:
+        settings: what to measure.
+        ranks: the job.
+        keep: give back a table made of the same, though what is there may be overwritten.
+    """
     if settings.define:
         print("\n".join(define_all()))
         return
@@ -203,11 +228,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
         return
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):
-        measure(settings, ranks)
+        measure(settings, ranks, keep)
 
 
-def measure(settings: Settings, ranks: Ranks) -> None:
-    """Measure, print and write, under the lock of the output folder."""
+def measure(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
+    """Measure, print and write, under the lock of the output folder; see `main`."""
     comparison = together(
         ranks,
         lambda: settings.comparison(ranks),
@@ -218,20 +243,25 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
     measuring = _measuring(settings, comparison, ranks, finished)
+    before = together(ranks, lambda: find_same_table(settings, measuring, keep))
+    if gather_objects(before is not None, ranks)[0]:
+        if before is not None:
+            print_table(before.rows, before.left_out)
+            note(f"{settings.out}: already done by the same command")
+            console().close(summarize(settings, comparison, *before))
+        return
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
     table = measure_all(measuring)
     if not ranks.main:
         return
+    print_table(table.flat, table.left_out)
     band = table.band
-    if console().prints:
-        clear()
-        print(as_text(prepare(table.flat, table.left_out)))
-        if band["pairs"]:
-            print(
-                f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
-                f"({band['pairs']} pairs)"
-            )
+    if console().prints and band["pairs"]:
+        print(
+            f"CKA between retrained models: {band['low']:.3f} to {band['high']:.3f} "
+            f"({band['pairs']} pairs)"
+        )
     written: list[Path] = []
     if settings.out is not None:
         facts: dict[str, Any] = {
@@ -242,15 +272,43 @@ def measure(settings: Settings, ranks: Ranks) -> None:
         facts["left_out"] = {key: images.left_out for key, images in comparison.sets.items()}
         facts["versions"] = versions(ranks)
         written = write(settings, measuring, table, facts)
-    console().close(summarize(settings, comparison, table, written))
+    console().close(summarize(settings, comparison, table.flat, table.left_out, written))
     if finished is not None:
         finished.remove()
 
 
-def summarize(settings: Settings, of: Comparison, table: Table, files: Sequence[Path]) -> Summary:
+def find_same_table(settings: Settings, measuring: Measuring, keep: bool) -> FinishedTable | None:
+    """Find the table that this command has written before, on the first rank.
+
+    Raises:
+        InputError: the folder holds another one, which may not be overwritten.
+    """
+    out, main = settings.out, measuring.ranks.main
+    if out is None or not main or not settings.has_table or (settings.overwrite and not keep):
+        return None
+    found = read_same_table(out, table_digest(measuring, settings.page))
+    if found is None:
+        check_free(out, settings.overwrite)
+    return found
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Print the table for people."""
+    if console().prints:
+        clear()
+        print(as_text(prepare(rows, left_out)))
+
+
+def summarize(
+    settings: Settings,
+    of: Comparison,
+    rows: Sequence[Mapping[str, Any]],
+    left_out: Mapping[str, str],
+    files: Sequence[Path],
+) -> Summary:
     """Say what was measured, and where the page or the tables lie."""
-    done = f"measured {len(table.rows)} models that were to forget {of.request.text}"
-    facts = {"rows": table.flat, "left_out": table.left_out, "files": [*map(str, files)]}
+    done = f"measured {len(rows)} models that were to forget {of.request.text}"
+    facts = {"rows": rows, "left_out": left_out, "files": [*map(str, files)]}
     page = next((path for path in files if path.suffix == ".html"), None)
     if page is not None:
         return Summary("evaluate", done, facts, page.absolute().as_uri())
@@ -266,7 +324,9 @@ def _measuring(
     settings: Settings, of: Comparison, ranks: Ranks, finished: FinishedRows | None = None
 ) -> Measuring:
     conditions, extent = settings.conditions, settings.extent
-    return Measuring(settings, of, conditions, extent, settings.batch_size, ranks, finished)
+    interval = SaveOptions(settings.save_every).interval
+    size = settings.batch_size
+    return Measuring(settings, of, conditions, extent, size, ranks, finished, interval)
 
 
 def check_originals(settings: Settings, of: Comparison, measuring: Measuring) -> None:
@@ -284,7 +344,9 @@ def check_originals(settings: Settings, of: Comparison, measuring: Measuring) ->
             return settings.loader_of(images, forget, preset, settings.batch_size, ranks)
 
         loader, mask = open_as(entry.model.preset), torch.from_numpy(forget)
-        check_original(Look(entry.model, loader, mask, precision, ranks, open_as))
+        splits = measuring.inference.splits
+        model = measuring.inference.place(entry.model) if splits else entry.model
+        check_original(Look(model, loader, mask, precision, ranks, open_as))
 
 
 def write(
@@ -300,7 +362,8 @@ def write(
                 files = _write_page(settings, measuring, table, facts, folder)
             except Exception as error:  # whatever it is, the numbers are kept
                 fault = error
-        durable.write(folder / MARK, json.dumps(facts, indent=2, default=str) + "\n")
+        own = {ORIGIN: table_digest(measuring, settings.page), FILES: file_digests(files)}
+        durable.write(folder / MARK, json.dumps({**facts, **own}, indent=2, default=str) + "\n")
     if fault is not None:
         raise fault
     return [settings.out / path.name for path in files]
@@ -317,7 +380,9 @@ def _write_page(
     of, now = measuring.comparison, datetime.now().astimezone()
     head = describe_comparison(of, settings.data, settings.downstream, facts["versions"], now)
     order = [row["name"] for row in select_rows(prepare(table.flat), "name")]
+    show("the page: example images")
     examples = find_examples(measuring.inference, order)
+    show("the page: pictures")
     return write_report(table.flat, folder, table.left_out, facts=head, examples=examples)
 
 

@@ -41,12 +41,11 @@ from letheon.launch.command import (
 )
 from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
 from letheon.launch.joblist import flags_of, job_names, read_jobs, split
-from letheon.launch.options import Forgetting
+from letheon.launch.options import Forgetting, Opened, open_ranking, open_together
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.launch.tuning.recipe_file import expand_recipes
-from letheon.loaders.forget_request import resolve, score_of
 from letheon.methods import catalogue
 
 FEW = 10  # classes of a request that the last line names
@@ -87,22 +86,30 @@ class Settings(Forgetting):
     saving: SaveOptions = field(default_factory=SaveOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
-    def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
-        """Find everything that can be wrong with the input, before anything is written."""
+    def check(self) -> None:
+        """Refuse an output folder, a key or a tracker that cannot be used."""
         check_free(self.out, self.overwrite, resume=True, repeat=True)
         check_key(self.sign)
         self.tracking.check()
-        model, data, request = self.open(ranks)
-        return plan_forgetting(self, self.method, model, data, request, ranks)
+
+    def plan(self, ranks: Ranks, opened: Opened) -> tuple[Plan, Run]:
+        """Find everything else that can be wrong, before anything is written."""
+        request = opened.resolve(self)
+        return plan_forgetting(self, self.method, opened.model, opened.data, request, ranks)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then forget and save."""
     with claim([settings.out], ranks):
-        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
+        ranking = open_ranking(settings.out, ranks, settings.saving)
+        opened = open_together([settings], ranks, settings.check, ranking)
+        plan, run = together(
+            ranks, lambda: settings.plan(ranks, opened), lambda one: plan_facts(*one)
+        )
         train_and_save(
             plan, settings.method, run, settings.out, settings.saving, settings.overwrite
         )
+        ranking.clear()
     if ranks.main:
         console().close(summarize(settings, [settings], plan))
 
@@ -162,22 +169,21 @@ def assign_folders(runs: Sequence[Settings]) -> list[Settings]:
     return [replace(s, out=first.out / name) for s, name in zip(runs, names, strict=True)]
 
 
-def plan_all(runs: Sequence[Settings], ranks: Ranks) -> list[NamedPlan]:
-    """Plan every run of several before anything is written; model and data are opened once."""
+def check_all(runs: Sequence[Settings]) -> None:
+    """Refuse an output folder, a key or a tracker of several runs that cannot be used."""
     for settings in runs:
         if not (settings.out / FINISHED).is_file():
             check_free(settings.out, settings.overwrite, resume=True)
         check_key(settings.sign)
         settings.tracking.check()
-    model, data = runs[0].open_sets()
-    rankings: dict[tuple[str, str | None], list[int] | None] = {}
+
+
+def plan_all(runs: Sequence[Settings], ranks: Ranks, opened: Opened) -> list[NamedPlan]:
+    """Plan every run of several before anything is written."""
     jobs: list[NamedPlan] = []
     for settings in runs:
         like = jobs[0].run.loader if jobs else None
-        kind = (settings.forget.partition(":")[0], score_of(settings.forget))
-        if kind not in rankings:
-            rankings[kind] = settings.rank(model, data, ranks)
-        request = resolve(settings.forget, data, settings.seed, rankings[kind])
+        model, data, request = opened.model, opened.data, opened.resolve(settings)
         plan, run = plan_forgetting(settings, settings.method, model, data, request, ranks, like)
         jobs.append(NamedPlan(settings.out.name, settings.method, plan, run, settings.out))
     return jobs
@@ -192,8 +198,11 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
     else:
         each = together(ranks, lambda: assign_folders(runs))
         with claim([one.out for one in each], ranks):
-            jobs = together(ranks, lambda: plan_all(each, ranks), _facts_of_all)
+            ranking = open_ranking(each[0].out, ranks, each[0].saving)
+            opened = open_together(each, ranks, lambda: check_all(each), ranking)
+            jobs = together(ranks, lambda: plan_all(each, ranks, opened), _facts_of_all)
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
+            ranking.clear()
         if ranks.main:
             console().close(summarize(runs[0], each, jobs[0].plan))
 
@@ -201,10 +210,14 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
 def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:
     """Print what each run would do on so many ranks."""
     world, wide = runs[0].dry_run, check_world(runs[0].dry_run, ranks)
+    alone = Ranks(device=ranks.device)
     if len(runs) == 1:
-        plans = [(runs[0].method, runs[0].plan(wide)[0])]
+        opened = open_together(runs, alone, runs[0].check)
+        plans = [(runs[0].method, runs[0].plan(wide, opened)[0])]
     else:
-        plans = [(job.method, job.plan) for job in plan_all(assign_folders(runs), wide)]
+        each = assign_folders(runs)
+        opened = open_together(each, alone, lambda: check_all(each))
+        plans = [(job.method, job.plan) for job in plan_all(each, wide, opened)]
     for method, plan in plans:
         print(as_text(plan_run(plan, method, ranks.device, world)))
 

@@ -6,13 +6,22 @@ import copy
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, get_args
 
 import torch
 from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 
-from letheon.choices import check_choices
+from letheon.choices import check_choices, check_type, field_types
 from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
@@ -37,7 +46,8 @@ if TYPE_CHECKING:
 Model: TypeAlias = "str | Path | nn.Module | Result"
 """A run folder or checkpoint, a network (a Classifier or any nn.Module), or an earlier result."""
 Images: TypeAlias = Any
-"""A path as --data takes, an ImageSet, or a map-style dataset of (image, label) pairs."""
+"""A path as --data takes, an ImageSet, a map-style dataset of (image, label) pairs or of mappings
+with image and label, or a DataLoader of one, whose order and batches are left aside."""
 Forget: TypeAlias = str | int | Sequence[str | int] | Mapping[str, Sequence[str | int]]
 """A request as --forget takes ("class:3,8"); class numbers and names; or {"samples": numbers}."""
 
@@ -79,7 +89,7 @@ class Result:
     model: nn.Module = field(repr=False)
     """A copy of the network handed in, of its own class, with the new weights; a Classifier where a
     path, a name or a Classifier was handed in."""
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     """What the run's run.json says: digest of the weights, seconds, sets."""
     metrics: list[dict[str, Any]] = field(repr=False)
     """The lines of the run's metrics.jsonl."""
@@ -92,7 +102,7 @@ class Result:
     seed: int
     preset: Preset
     """How the network wants its images."""
-    requests: tuple[Request, ...] = ()
+    requests: tuple[Request, ...] = field(default=(), repr=False)
     """All that the network was made to forget, the oldest first."""
     canaries: Canaries | None = None
     """What was planted in the training images of the original."""
@@ -139,22 +149,62 @@ def _image_set(
         return replace(job, data=str(source)).open_data().test
     if isinstance(source, ImageSet):
         images = source
+    elif isinstance(source, DataLoader):
+        return _image_set(job, _dataset_of(source, name), name, classes)
+    elif isinstance(source, Mapping):
+        raise InputError(
+            f"got a {type(source).__name__} of {', '.join(map(str, list(source)[:5]))} for {name} "
+            "images; expected one dataset; give one of them",
+            option=name,
+        )
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         images = MapStyleImages(source, name)
         _widen_classes(images, classes or ())
     else:
         raise InputError(
             f"got a {type(source).__name__} for {name} images; expected a path, an ImageSet or a "
-            "dataset with len and [i]",
+            "dataset with len and [i]; of one that can only be iterated give list(dataset)",
             option=name,
         )
     if classes is not None and images.classes != classes:
         raise InputError(
-            f"got {name} images of classes {', '.join(images.classes[:3])}...; expected those of "
-            f"the training images, {', '.join(classes[:3])}...; give both the same classes",
+            f"got {name} images of {_list_classes(images.classes)}; expected those of the training "
+            f"images, {_list_classes(classes)}; give both the same classes",
             option=name,
         )
     return images
+
+
+def _list_classes(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _dataset_of(loader: DataLoader[Any], name: str) -> Any:
+    """Return the dataset of a loader that gives each of its items once, as it is.
+
+    Order, batch size and workers are the method's and the call's own.
+
+    Raises:
+        InputError: a sampler that leaves out, repeats or weights items, or a collate function,
+            which may change them.
+    """
+    odd: list[str] = []
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler) or (
+        isinstance(loader.sampler, RandomSampler)
+        and (loader.sampler.replacement or len(loader.sampler) != len(loader.sampler.data_source))
+    ):
+        odd.append(f"a {type(loader.sampler).__name__} of its own choice")
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        odd.append(f"a {type(loader.batch_sampler).__name__}")
+    if loader.collate_fn not in (default_collate, default_convert):
+        odd.append("a collate function")
+    if odd:
+        raise InputError(
+            f"got a DataLoader with {' and '.join(odd)} for {name} images; expected one that gives "
+            "each image of its dataset once and unchanged; give the dataset, or a Subset of it",
+            option=name,
+        )
+    return loader.dataset
 
 
 def _widen_classes(images: ImageSet, classes: tuple[str, ...]) -> None:
@@ -258,8 +308,8 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
     """Resolve what is to be forgotten, in whichever form, on the training images."""
     if isinstance(forget, str):
         return resolve(forget, data, seed)
-    if isinstance(forget, int):
-        forget = [forget]
+    if isinstance(forget, Integral) and not isinstance(forget, bool):
+        forget = [int(forget)]
     kind = "classes"
     if isinstance(forget, Mapping):
         if set(forget) not in ({"classes"}, {"samples"}):
@@ -274,6 +324,10 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
             f"got a {type(forget).__name__} to forget; expected a list of classes, or "
             '{"classes": ...} or {"samples": ...}, which say what the numbers mean',
             option="forget",
+        )
+    if not isinstance(forget, Integral | str) and not len(forget):
+        raise InputError(
+            f"got no {kind} to forget; expected at least one; name some", option="forget"
         )
     if kind == "samples":
         numbers = _whole_numbers(forget)
@@ -298,6 +352,34 @@ def split_settings(options: Options) -> dict[str, Any]:
     return {name: values[name] for name in values if name in extra}
 
 
+def replace_fields(of: Sequence[Any], settings: Mapping[str, Any]) -> list[Any]:
+    """Return these dataclasses with the fields that `settings` names.
+
+    Raises:
+        InputError: a name that none of them has, or a value that is none of the field's.
+    """
+    found = []
+    names = {name for one in of for name in field_types(one.__class__)}
+    if extra := sorted(settings.keys() - names):
+        known = sorted({*names, *Options.__annotations__})
+        raise InputError(
+            f"got option {extra[0]}; expected one of {', '.join(known)}{suggest(extra[0], known)}"
+        )
+    for one in of:
+        kinds = field_types(one.__class__)
+        own = {name: value for name, value in settings.items() if name in kinds}
+        for name, value in own.items():
+            if isinstance(value, str) and Path in get_args(kinds[name]):
+                own[name] = Path(value)
+            check_type(own[name], kinds[name], name)
+        try:
+            found.append(replace(one, **own))
+        except TypeError as error:
+            raise InputError(f"got {own} ({error}); expected the fields' types") from error
+        check_choices(found[-1])
+    return found
+
+
 def _whole_numbers(values: Iterable[Any]) -> list[int]:
     """The numbers of classes or samples; a fraction is none."""
     try:
@@ -309,13 +391,7 @@ def _whole_numbers(values: Iterable[Any]) -> list[int]:
 
 
 def build_call(train: Images, options: Options, **settings: Any) -> Call:
-    """Make the settings of a call; refuses an option that there is none of."""
-    known = set(Options.__annotations__) - {"batch_size", "extent"}
-    if extra := set(options) - known:
-        raise InputError(
-            f"got option {sorted(extra)[0]}; expected one of {', '.join(sorted(known))}"
-            f"{suggest(sorted(extra)[0], known)}"
-        )
+    """Make the settings of a call."""
     if not isinstance(train, str | Path):
         settings.setdefault("workers", 0)
     data = str(train) if isinstance(train, str | Path) else name_of(train)
@@ -343,6 +419,12 @@ def build_method(method: str | Method, **settings: Any) -> Method:
             )
         return method
     known: dict[str, type[Method]] = {"train": Train, **catalogue()}
+    if isinstance(method, type) and issubclass(method, Method):
+        raise InputError(
+            f"got the class {method.__name__}; expected an instance, such as {method.__name__}(), "
+            "or a name",
+            option="method",
+        )
     if not isinstance(method, str) or method not in known:
         hint = suggest(str(method), known)
         raise InputError(
@@ -375,6 +457,8 @@ def _replace_fields(of: Any, settings: Mapping[str, Any], names: set[str]) -> An
         if after is not before:
             changes[name] = after
     names |= own
+    for name, value in changes.items():
+        check_type(value, field_types(of.__class__).get(name, Any), name)
     try:
         return replace(of, **changes)
     except TypeError as error:

@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from letheon.engine.method import Method
 from letheon.errors import InputError, suggest
+from letheon.regular import read_text
 
 
 def split(args: Sequence[str], methods: Collection[str], flags: Collection[str]) -> list[list[str]]:
@@ -80,7 +81,7 @@ def read_jobs(args: Sequence[str]) -> list[list[str]]:
     if "+" in common:
         raise InputError("got + beside a file of runs; write it as lines of the file", "jobs")
     try:
-        text = Path(value).read_text(encoding="utf-8-sig")
+        text = read_text(value)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"got {value}, which cannot be read ({error}); expected a text file with the options "

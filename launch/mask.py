@@ -16,17 +16,17 @@ from letheon.engine.checkpoints.run_state import StateFolder
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.sharding import check_weights, shard_run
 from letheon.engine.method import Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import check_free_file, source_facts
 from letheon.engine.runs.stop import Poll
-from letheon.errors import InputError
-from letheon.folders import state_folder
+from letheon.folders import ranking_folder, state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import Summary, command_line, console, data_words
-from letheon.launch.options import Forgetting
+from letheon.launch.options import Forgetting, Opened, open_ranking, open_together
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.factory import kind_of
@@ -53,38 +53,48 @@ class Settings(Forgetting):
     """Save what has been added up every so often: 10min, 30s, 2h, or 500steps (batches). off: only
     when a signal stops the command."""
 
-    def plan(self, ranks: Ranks) -> tuple[Plan, Run]:
-        """Find everything that can be wrong with the input, before anything is written."""
+    def check(self) -> None:
+        """Refuse a file that cannot be written."""
         check_free_file(self.out, self.overwrite)
-        SaveOptions(self.save_every)
-        model, data, request = self.open(ranks)
-        plan = Plan(self, Recipe(batch_size=self.batch_size), model, data, request)
+
+    def plan(self, ranks: Ranks, opened: Opened) -> tuple[Plan, Run]:
+        """Find everything else that can be wrong, before anything is written."""
+        request, recipe = opened.resolve(self), Recipe(batch_size=self.batch_size)
+        plan = Plan(self, recipe, opened.model, opened.data, request)
         run = plan.run(ranks)
         if run.splits:
-            raise InputError(
-                "got reduce shard for a mask file, which is made of whole tensors; leave it out, "
-                "or let salun make the mask, split over the ranks",
-                option="reduce",
-            )
+            check_weights(run.model)
         return plan, run
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then sum the gradients, rank the weights and save."""
     if settings.dry_run:
-        _, run = settings.plan(check_world(settings.dry_run, ranks))
+        opened = open_together([settings], Ranks(device=ranks.device), settings.check)
+        _, run = settings.plan(check_world(settings.dry_run, ranks), opened)
         print(describe_sweeps("mask", {"forget": int(run.forget.sum())}, settings.dry_run))
         return
     with claim([settings.out], ranks, settle=remove_old_state):
-        plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))
-        run.precision.apply(run.model, ranks.device)
+        saving = together(ranks, lambda: SaveOptions(settings.save_every))
+        ranking = open_ranking(settings.out, ranks, saving)
+        opened = open_together([settings], ranks, settings.check, ranking)
+        plan, run = together(
+            ranks, lambda: settings.plan(ranks, opened), lambda one: plan_facts(*one)
+        )
+        if run.splits:
+            shard_run(run)
+        else:
+            run.precision.apply(run.model, ranks.device)
         sweeps = open_sweeps(settings, run)
-        masks = saliency_masks(run, settings.densities)
+        masks, facts = saliency_masks(run, settings.densities), mask_facts(run)
         sweeps.close()
+        if run.shards is not None:
+            masks = [run.shards.gather(group) for group in masks]
         if ranks.main:
             by_density = dict(zip(settings.densities, masks, strict=True))
-            save_masks(settings.out, by_density, mask_facts(run))
+            save_masks(settings.out, by_density, facts)
             sweeps.clear()
+            ranking.clear()
             console().close(summarize(settings, plan))
 
 
@@ -101,12 +111,12 @@ def open_sweeps(settings: Settings, run: Run) -> Sweeps:
 
 def remove_old_state(out: Path) -> None:
     """Remove what was saved of a mask that was written all the same before its process died."""
-    state = state_folder(out)
-    if not (out.is_file() and state.is_dir()):
-        return
-    files = [*state.iterdir()]
-    if all(file.stat().st_mtime_ns <= out.stat().st_mtime_ns for file in files):
-        StateFolder(state).clear()
+    for state in (state_folder(out), ranking_folder(out)):
+        if not (out.is_file() and state.is_dir()):
+            continue
+        files = [*state.iterdir()]
+        if all(file.stat().st_mtime_ns <= out.stat().st_mtime_ns for file in files):
+            StateFolder(state).clear()
 
 
 def summarize(settings: Settings, plan: Plan) -> Summary:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from letheon.engine.checkpoints.options import CheckpointOptions
+from letheon.engine.checkpoints.saver import SaveOptions
+from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.runs.agreement import ranking_facts
 from letheon.engine.runs.plan import JobOptions
+from letheon.engine.runs.run_folder import source_facts
+from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError
-from letheon.eval.inference.extract import InferenceOptions, extract
-from letheon.eval.outputs import Outputs
-from letheon.eval.top_classes import rank_classes, rank_samples, rate_hardness, sum_shares
+from letheon.eval.top_classes import BATCH, Ranker
+from letheon.folders import ranking_folder
+from letheon.launch.command import together
+from letheon.loaders.batch import Loader
 from letheon.loaders.canaries import plant
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve, score_of
-from letheon.loaders.shared_work import share_work, spans
-
-T = TypeVar("T")
-BATCH = 256
-"""Images of a batch by which the original ranks classes or samples."""
+from letheon.progress import note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,6 @@ class Forgetting(JobOptions):
     """Go on though the original is sure of its answers and right by chance alone, which mostly
     means another order of the classes or another preset."""
 
-    def open(self, ranks: Ranks) -> tuple[Classifier, Data, Request]:
-        """Load the model, the data in its class numbers and the request; equal on every rank."""
-        model, data = self.open_sets()
-        return model, data, resolve(self.forget, data, self.seed, self.rank(model, data, ranks))
-
     def open_sets(self) -> tuple[Classifier, Data]:
         """Load what does not depend on the request and the seed: the model and the data."""
         model = self.checkpoint.load(self.weights)
@@ -63,44 +58,93 @@ class Forgetting(JobOptions):
             model.requests = ()
         return model, plant(self.upstream(model), model.canaries)
 
-    def rank(self, model: Classifier, data: Data, ranks: Ranks) -> list[int] | None:
-        """Rank what the request takes the first of, by the original; None where it is not asked.
+    @property
+    def ranking(self) -> str:
+        """What ranks what the request takes the first of: classes, or a score; empty: nothing."""
+        return "classes" if self.forget.startswith("top:") else score_of(self.forget) or ""
 
-        Class ids for top:K; sample numbers for hardest:N and easiest:N, in the order the request
-        takes them in.
-        """
-        if self.forget.startswith("top:"):
-            if self.downstream is None:
-                raise InputError(
-                    f"got forget {self.forget} without a downstream set; name one",
-                    option="downstream",
-                )
-            means = [
-                mean
-                for images in self.open_domains(self.downstream).values()
-                for mean in self._answer(model, images, ranks, sum_shares)
-            ]
-            return rank_classes(means)
-        if (score := score_of(self.forget)) is None:
-            return None
-        hardness = self._answer(model, data.train, ranks, partial(rate_hardness, score=score))
-        ranking = rank_samples(hardness)
-        return ranking[::-1] if self.forget.startswith("easiest:") else ranking
+    def open_downstream(self) -> dict[str, ImageSet]:
+        """Open the domains of the downstream set that `top:K` is near to."""
+        if self.downstream is None:
+            raise InputError(
+                f"got forget {self.forget} without a downstream set; name one", option="downstream"
+            )
+        return self.open_domains(self.downstream)
 
-    def _answer(
-        self, model: Classifier, images: ImageSet, ranks: Ranks, digest: Callable[[Outputs], T]
-    ) -> list[T]:
-        """Digest the model's outputs on all images, by parts that the ranks share out.
 
-        Each part is of whole batches, so that the numbers are those of one rank, to the bit.
-        """
-        alone = Ranks(device=ranks.device)
-        model.to(ranks.device)
-        nothing = np.zeros(len(images), dtype=bool)
-        loader = self.loader_of(images, nothing, model.preset, BATCH, alone)
+@dataclass(frozen=True)
+class Opened:
+    """What the requests of several runs are resolved from; equal on every rank."""
 
-        def compute(span: range) -> T:
-            return digest(extract(model, loader, alone, InferenceOptions(tuple(span))))
+    model: Classifier
+    data: Data
+    rankings: Mapping[str, list[int]]
+    """Class ids or sample numbers by `Forgetting.ranking`."""
 
-        parts = spans(len(images), 16 * BATCH)
-        return share_work(f"ranking by {images.name}", parts, compute)
+    def resolve(self, settings: Forgetting) -> Request:
+        """Resolve the request of one of the runs."""
+        ranking = self.rankings.get(settings.ranking)
+        if ranking is not None and settings.forget.startswith("easiest:"):
+            ranking = ranking[::-1]
+        return resolve(settings.forget, self.data, settings.seed, ranking)
+
+
+def open_together(
+    runs: Sequence[Forgetting],
+    ranks: Ranks,
+    check: Callable[[], object],
+    sweeps: Sweeps | None = None,
+) -> Opened:
+    """Load the model and the data, and rank what the requests ask for; every rank must call.
+
+    Args:
+        runs: which may differ in request, seed and method.
+        ranks: the job; each ranks its share of the images.
+        check: what else can be wrong with the input; comes first.
+        sweeps: saves the ranking, and finds what was saved; None does not.
+
+    Raises:
+        InputError: on every rank.
+    """
+    job, domains, kinds = runs[0], dict[str, ImageSet](), list[str]()
+
+    def load() -> tuple[Classifier, Data]:
+        check()
+        kinds.extend(dict.fromkeys(kind for kind in (one.ranking for one in runs) if kind))
+        opened = job.open_sets()
+        if "classes" in kinds:
+            domains.update(next(o for o in runs if o.ranking == "classes").open_downstream())
+        return opened
+
+    model, data = together(
+        ranks, load, lambda opened: ranking_facts(kinds, *opened, domains, ranks)
+    )
+    if not kinds:
+        return Opened(model, data, {})
+
+    def loader_of(images: ImageSet) -> Loader:
+        nothing, alone = np.zeros(len(images), dtype=bool), Ranks(device=ranks.device)
+        return job.loader_of(images, nothing, model.preset, BATCH, alone)
+
+    if sweeps is not None:
+        images = [one.digest for one in (data.train, *domains.values())] if ranks.main else []
+        known = {"images": images, "loader": job.loader, **source_facts()}
+        if sweeps.load(known) and ranks.main:
+            note(f"{sweeps.out}: goes on with the ranking of its request")
+    ranker = Ranker(model.to(ranks.device), ranks, sweeps)
+    rankings = {}
+    for kind in kinds:
+        if kind == "classes":
+            each = [(loader_of(one), len(one), len(one.classes)) for one in domains.values()]
+            rankings[kind] = ranker.rank_classes(each)
+        else:
+            count = len(data.train)
+            rankings[kind] = ranker.rank_samples(loader_of(data.train), count, kind)
+    if sweeps is not None:
+        sweeps.close()
+    return Opened(model, data, rankings)
+
+
+def open_ranking(out: Path, ranks: Ranks, saving: SaveOptions) -> Sweeps:
+    """Open the folder in which the ranking of a request is saved, beside the output."""
+    return Sweeps(ranking_folder(out), Poll(ranks, *saving.interval), out)

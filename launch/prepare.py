@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.runs.stop import SIGNALS, STOPPED
 from letheon.errors import InputError
 from letheon.launch.command import run_command
 from letheon.launch.console.summary import Summary, command_line, console
@@ -30,8 +31,6 @@ from letheon.loaders.formats.beton_set import write_betons
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.views import list_notes
-
-STOPPED = 75  # EX_TEMPFAIL: the same command goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
 @contextmanager
 def _stoppable(out: Path) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into one line and exit code 75; the second ends at once."""
+    """Turn the first of `SIGNALS` into one line and exit code 75; the second ends at once."""
 
     def stop(number: int, frame: object) -> NoReturn:
         for one in before:
@@ -78,7 +77,7 @@ def _stoppable(out: Path) -> Iterator[None]:
 
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        before = {one: signal.signal(one, stop) for one in SIGNALS}
     try:
         yield
     except KeyboardInterrupt as error:

@@ -20,7 +20,7 @@ def check_choices(settings: Any) -> None:
     Raises:
         InputError: a value that is none of the field's; `option` is the field.
     """
-    known, kinds = _choices(settings.__class__), _hints(settings.__class__)
+    known, kinds = _choices(settings.__class__), field_types(settings.__class__)
     for field in fields(settings):
         value = getattr(settings, field.name)
         check_type(value, kinds.get(field.name, Any), field.name)
@@ -69,12 +69,12 @@ def refuse_choice(value: Any, known: Iterable[Any], option: str = "") -> InputEr
 @cache
 def _choices(settings: Any) -> dict[str, tuple[Any, ...]]:
     """Each field's closed set; None is of it where the field may be None."""
-    return {name: tuple(_values(kind)) for name, kind in _hints(settings).items()}
+    return {name: tuple(_values(kind)) for name, kind in field_types(settings).items()}
 
 
 @cache
-def _hints(settings: Any) -> dict[str, Any]:
-    """Each field's type; nothing of a class made in a function, whose names no one else knows."""
+def field_types(settings: Any) -> dict[str, Any]:
+    """Each field's type; none of a class made in a function, whose names no one else knows."""
     try:
         hints = get_type_hints(settings)
     except NameError:

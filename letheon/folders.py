@@ -6,9 +6,9 @@
         publish(out, own)
 
 Beside an output NAME lie, while they are needed, `.NAME.lock`, `.NAME.new` (the folder on its
-way), `.NAME.old` (the one it replaces) and `.NAME.state` (what is saved of a file on its way). A
-process that dies at any instant leaves NAME whole, or a state that the next `settle` completes or
-undoes.
+way), `.NAME.old` (the one it replaces), `.NAME.state` (what is saved of a file on its way) and
+`.NAME.ranking` (what is saved of the ranking that its request needs). A process that dies at any
+instant leaves NAME whole, or a state that the next `settle` completes or undoes.
 """
 
 from __future__ import annotations
@@ -155,6 +155,11 @@ def new_folder(out: Path) -> Path:
 def state_folder(out: Path) -> Path:
     """Return the folder of what is saved of an output file on its way, `.NAME.state` beside it."""
     return _beside(out, "state")
+
+
+def ranking_folder(out: Path) -> Path:
+    """Return the folder of what is saved of a request's ranking, `.NAME.ranking` beside `out`."""
+    return _beside(out, "ranking")
 
 
 def clear_new_folder(out: Path) -> None:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 _SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+PARENT = "LETHEON_PARENT"
+"""Variable with the number of the process that a command is to end with."""
 _LINGER = 20  # seconds that a helper outlives a scheduler's SIGTERM
 _LOOK = 1.0  # seconds between two looks for the parent, where no signal tells of its death
 
@@ -55,8 +57,18 @@ def _outlive_warnings() -> None:
 
 
 def end_with_launcher() -> None:
-    """Let this rank have a SIGTERM when torchrun dies, which the run saves itself on; on Linux."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    """Let this process end when the one that started it dies; on Linux.
+
+    A rank has a SIGTERM when torchrun dies, which the run saves itself on; a run that another
+    command started for its own sake (`PARENT`) is killed.
+    """
+    if sys.platform != "linux":
+        return
+    if PARENT in os.environ:
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.environ.pop(PARENT) != str(os.getppid()):
+            os._exit(1)  # it died before it could be followed
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 

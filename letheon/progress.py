@@ -20,6 +20,7 @@ Mode = Literal["live", "lines", "silent"]
 
 _REFRESH = 0.1  # seconds between two states of the live line
 _SILENCE = 120.0  # seconds without a line where standard error is no terminal
+_NAME = 40  # characters of an item's name on a live line, so that the piece is seen
 _SETTLED = 5.0  # seconds of some work before a line about it has a rate
 
 _mode: Mode | None = None
@@ -73,6 +74,12 @@ def _draw(text: str) -> None:
     sys.stderr.write(f"\r{text[: max(columns - 1, 10)]}\x1b[K")
     sys.stderr.flush()
     _shown_at, _visible = time.perf_counter(), True
+
+
+def show(text: str) -> None:
+    """Show what is being done on the live line of a terminal; elsewhere nothing."""
+    if mode() == "live":
+        _draw(text)
 
 
 class Line:
@@ -165,6 +172,62 @@ class Line:
             spent = format_seconds(time.perf_counter() - self.started)
             say("  ".join([self.label, *self.speed(), f"took {spent}"]))
         clear()
+
+
+class Items:
+    """Work on one item after another, each in named pieces: the metrics of a model, then the next.
+
+    A terminal has one live line, with the piece in hand and the time left of all items; elsewhere
+    each item leaves one line once it is done.
+
+    Attributes:
+        done: items so far.
+    """
+
+    def __init__(self, verb: str, total: int, speaks: bool = True) -> None:
+        """Begin the clock.
+
+        Args:
+            verb: what is done to an item, such as "measure".
+            total: how many items there are.
+            speaks: False on all ranks but the first.
+        """
+        self.verb, self.total = verb, total
+        self.mode: Mode = mode() if speaks else "silent"
+        self.done = 0
+        self._name, self._piece = "", 0
+        self._started = self._item_started = time.perf_counter()
+
+    def start(self, name: str) -> None:
+        """Begin an item."""
+        self._name, self._piece = name, 0
+        self._item_started = time.perf_counter()
+
+    def show(self, piece: str, pieces: int) -> None:
+        """Show the piece, one of `pieces`, that is now begun; elsewhere after a long silence."""
+        now = time.perf_counter()
+        spent = now - self._started
+        share = (self.done + self._piece / pieces) / max(self.total, 1)
+        self._piece += 1
+        late = now - _line_at > _SILENCE and spent > _SETTLED
+        if self.mode == "live" or (self.mode == "lines" and late):
+            words = [self._label(_NAME), f"{piece} {self._piece}/{pieces}"]
+            words += [f"left {format_seconds(spent / share * (1 - share))}"] if share else []
+            (_draw if self.mode == "live" else say)("  ".join(words))
+
+    def finish(self) -> None:
+        """End the item; where the output is piped, leave a line about it."""
+        if self.mode == "lines":
+            spent = format_seconds(time.perf_counter() - self._item_started)
+            memory = f"memory {_memory() / 2**30:.1f} GiB"
+            say("  ".join([self._label(), memory, f"took {spent}"]))
+        self.done += 1
+
+    def _label(self, most: int | None = None) -> str:
+        """What is done to which item; of a long name the end, where names differ."""
+        name = self._name
+        name = name if most is None or len(name) <= most else f"…{name[1 - most :]}"
+        return f"{self.verb} {name}  {self.done + 1}/{self.total}"
 
 
 def _memory() -> int:

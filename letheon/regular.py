@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
+LARGEST = 2**28
+"""Bytes of a file of text that is read; those that people write are far below."""
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -27,7 +29,7 @@ def open_folder(name: Path | str, above: int | None = None) -> int:
     return os.open(name, flags | (0 if above is None else os.O_NOFOLLOW), dir_fd=above)
 
 
-def open_regular(path: Path | str, folder: int | None = None) -> BinaryIO:
+def open_regular(path: Path | str, folder: int | None = None) -> BufferedReader:
     """Open a regular file to read its bytes, or what a link to one leads to; never waits.
 
     Args:
@@ -52,6 +54,21 @@ def open_regular(path: Path | str, folder: int | None = None) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def require_regular(path: Path | str) -> None:
+    """Check a file that another library opens by its name; raises as `open_regular`."""
+    open_regular(path).close()
+
+
+def read_text(path: Path | str) -> str:
+    """Read a regular text file of at most `LARGEST` bytes as UTF-8, without a byte-order mark.
+
+    Raises:
+        OSError: as `read_regular`.
+        UnicodeDecodeError: it is no text.
+    """
+    return read_regular(path, LARGEST).decode("utf-8-sig")
 
 
 def read_regular(path: Path | str, largest: int, folder: int | None = None) -> bytes:

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import InputError
-from letheon.regular import read_regular
+from letheon.regular import LARGEST, read_regular, read_text
 
 SEAL = "sha256"
 """The entry that holds the digest of all others."""
-LARGEST = 2**28
-"""Bytes of a file that is read; ours are far below."""
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -24,6 +22,24 @@ def seal(content: Mapping[str, Any]) -> bytes:
     plain.pop(SEAL, None)
     text = json.dumps({**plain, SEAL: _digest(plain)}, indent=1, ensure_ascii=False)
     return f"{text}\n".encode("utf-8", "surrogateescape")  # file names may be any bytes
+
+
+def read_json(path: Path) -> Any:
+    """Read a regular file of JSON of at most `LARGEST` bytes.
+
+    Raises:
+        OSError: as `read_regular`.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may be somebody else's; raises ValueError, also where it is too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_sealed(path: Path, largest: int = LARGEST, folder: int | None = None) -> dict[str, Any]:
@@ -56,7 +72,7 @@ def expect_shape(path: Path) -> Iterator[None]:
     """Look into the content of a JSON file: what is not as it was written raises `InputError`."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise _broken(path, f"{type(error).__name__}: {error}") from None
 
 

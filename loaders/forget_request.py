@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from letheon.errors import InputError, suggest
 from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.views import SubsetImages
+from letheon.regular import read_text
 
 FORMS = (
     "class:3,8 class:truck file:LIST random:100 top:100 samples:LIST random-samples:10% "
@@ -394,7 +394,7 @@ def _plain(name: str) -> str:
 def _lines(path: str) -> list[str]:
     """The entries of a list file: one a line; comments, empty lines, CRLF and a BOM left out."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise InputError(

@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from letheon.loaders.datasets.layouts import NONE_HELD_OUT
 from letheon.loaders.decode.encoded_image import EncodedImage
 from letheon.loaders.shared_work import share_work, spans
 from letheon.progress import Line
+from letheon.regular import read_text
 
 CHUNK = 64  # images of one task of a thread
 SPAN = 1024  # images of one task of a rank
@@ -177,7 +177,7 @@ def order_classes(data: Data, file: str) -> Data:
         InputError: The file cannot be read, names a class twice, or lacks one of the data's.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"got the classes {file}, which cannot be read ({error}), expected a text file with "

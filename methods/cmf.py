@@ -55,6 +55,7 @@ class Cmf(Method):
     """
 
     name: ClassVar[str] = "cmf"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="CMF",
         reads="retain",
@@ -109,7 +110,8 @@ class Cmf(Method):
         directions, length = mean_directions(run)
         head = run.model.head
         with torch.no_grad():
-            head.weight.copy_(directions * (self.scale / length.clamp(min=1e-12)))
+            rows = directions * (self.scale / length.clamp(min=1e-12))
+            run.own_parameter(head.weight).copy_(run.own_part(rows))
             if head.bias is not None:
-                head.bias.zero_()
+                run.own_parameter(head.bias).zero_()
         head.requires_grad_(True)

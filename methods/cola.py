@@ -51,6 +51,7 @@ class Cola(Method):
     """
 
     name: ClassVar[str] = "cola"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="COLA",
         reads="retain",
@@ -98,6 +99,6 @@ class Cola(Method):
 
     def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
         """While features collapse the head rests: its momentum and decay, too."""
-        head = {id(parameter) for parameter in run.model.head.parameters()}
+        head = {id(run.own_parameter(weight)) for weight in run.model.head.parameters()}
         rest = [p for p in run.parameters if slot != "collapse" or id(p) not in head]
         return run.recipe.build_optimizer(rest)

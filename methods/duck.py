@@ -90,6 +90,7 @@ class Duck(UntilForgotten):
     """
 
     name: ClassVar[str] = "duck"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="DUCK",
         reads="paired",

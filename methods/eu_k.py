@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Definition, Run
 from letheon.engine.models.initial import fresh_seed, initial_copy
 from letheon.methods.cf_k import CfK
@@ -24,6 +25,7 @@ class EuK(CfK):
     """
 
     name: ClassVar[str] = "eu-k"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="EU-k",
         reads="retain",
@@ -34,8 +36,9 @@ class EuK(CfK):
 
     def prepare(self, run: Run) -> State:
         """Draw the layers anew and freeze the others."""
-        fresh = initial_copy(run.model, fresh_seed(run.seed)).net.state_dict()
-        own = run.model.net.state_dict()
+        whole = run.model if run.shards is None else run.shards.host_copy()
+        fresh = initial_copy(whole, fresh_seed(run.seed)).net.state_dict()
+        own = own_parts(run.model.net.state_dict())
         names = choose_layers(run, self.layers, self.k)
         homes = {name.rpartition(".")[0] for name in names}
         buffers = [
@@ -44,6 +47,8 @@ class EuK(CfK):
             if key not in run.named_parameters and key.rpartition(".")[0] in homes
         ]
         with torch.no_grad():
-            for key in [*names, *buffers]:
+            for key in names:
+                own[key].copy_(run.own_part(fresh[key]))
+            for key in buffers:
                 own[key].copy_(fresh[key])
         return super().prepare(run)

@@ -25,8 +25,10 @@ def add_noise(run: Run, deviations: list[Tensor]) -> None:
     """Add N(0, deviation^2) to each trainable weight, drawn by the run's seed, equal on ranks."""
     with torch.no_grad():
         for place, (weight, size) in enumerate(zip(run.parameters, deviations, strict=True)):
-            index = torch.arange(weight.numel(), device=weight.device)
-            noise = normal(run.seed, "fisher-noise", place, index, 1)[:, 0].view(weight.shape)
+            whole = run.whole_shape(weight)
+            index = torch.arange(whole.numel(), device=weight.device)
+            noise = normal(run.seed, "fisher-noise", place, index, 1)[:, 0].view(whole)
+            noise = run.own_part(noise)
             weight.add_((size * noise).to(weight.dtype))
 
 
@@ -44,6 +46,7 @@ class Fisher(Method):
     """
 
     name: ClassVar[str] = "fisher"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="FF",
         reads="retain, once",
@@ -83,8 +86,9 @@ class Fisher(Method):
         sizes = [(self.alpha / (total / count)).sqrt().clamp(max=self.limit) for total in sums]
         head = run.model.head
         raised = [head.bias] if self.amplify == "bias" else [head.weight, head.bias]
+        mine = [run.own_parameter(one) for one in raised if one is not None]
         for parameter, size in zip(run.parameters, sizes, strict=True):
-            if any(parameter is one for one in raised):
+            if any(parameter is one for one in mine):
                 size *= 10
         add_noise(run, sizes)
         return State()
@@ -123,6 +127,7 @@ class GolatkarFisher(Method):
     """
 
     name: ClassVar[str] = "fisher-golatkar"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="FF, Golatkar's form",
         reads="retain, once a class",
@@ -146,19 +151,19 @@ class GolatkarFisher(Method):
 
     def prepare(self, run: Run) -> State:
         """Add the noise."""
-        head = run.model.head
-        sizes = []
+        head, sizes = run.model.head, []
+        own = [run.own_parameter(one) for one in (head.weight, head.bias) if one is not None]
         for weight, fisher in zip(run.parameters, true_fisher(run), strict=True):
-            last = weight is head.weight or weight is head.bias
+            last = any(weight is one for one in own)
             variance = (1 / (fisher + 1e-8)).clamp(max=1e2 if last else 1e3)
             if weight.dim() > 1:
                 variance = variance.mean(dim=1, keepdim=True).expand_as(weight)
             raised = last or weight.dim() == 1
             sizes.append((self.alpha * variance * (10 if raised else 1)).sqrt())
+        gone = torch.zeros(run.model.classes, dtype=torch.bool, device=run.ranks.device)
+        gone[[*run.forget_classes]] = True
         with torch.no_grad():
-            for label in run.forget_classes:
-                head.weight[label] = 0
-                if head.bias is not None:
-                    head.bias[label] = 0
+            for one in own:
+                one[run.own_part(gone)] = 0
         add_noise(run, sizes)
         return State()

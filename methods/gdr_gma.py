@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import sum_parts
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -22,10 +23,9 @@ from letheon.methods.requirements import (
 )
 
 
-def without(x: Tensor, y: Tensor) -> Tensor:
-    """X without its part along y; x itself where y is zero."""
-    size = (y * y).sum()
-    return x - torch.where(size > 0, (x * y).sum() / size, 0.0) * y
+def without(x: Tensor, y: Tensor, inner: Tensor, size: Tensor) -> Tensor:
+    """X without its part along y, by x . y and y . y; x itself where y is zero."""
+    return x - torch.where(size > 0, inner / size, 0.0) * y
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class GdrGma(Method):
     """
 
     name: ClassVar[str] = "gdr-gma"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="GDR-GMA",
         reads="paired",
@@ -82,8 +83,11 @@ class GdrGma(Method):
 
     def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Rectify the two gradients; their weights, which change no direction, are in the loss."""
+        pairs = [*zip(run.grad_parts["retain"], run.grad_parts["forget"], strict=True)]
+        own = [torch.stack([(r * f).sum(), (r * r).sum(), (f * f).sum()]) for r, f in pairs]
         joined = []
-        for r, f in zip(run.grad_parts["retain"], run.grad_parts["forget"], strict=True):
-            conflict = (r * f).sum() < 0
-            joined.append(torch.where(conflict, without(r, f) + without(f, r), r + f))
+        for (r, f), products in zip(pairs, sum_parts(run, torch.stack(own)), strict=True):
+            inner, rr, ff = products.unbind()
+            freed = without(r, f, inner, ff) + without(f, r, inner, rr)
+            joined.append(torch.where(inner < 0, freed, r + f))
         write_gradient(run, joined)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.checkpoints.sweep_state import Sums
 from letheon.engine.distributed import Ranks, copy_from_first
 from letheon.engine.method import Definition, Method, Run
+from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import SampleGradients, gradient_sum
 from letheon.loaders.batch import Batch
@@ -31,31 +34,45 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor], ranks: Ranks) -> Tensor:
     return copy_from_first(torch.stack(products).sum(), ranks)
 
 
+def go_through(sums: Sums, items: Callable[[int], Iterator[int]], rounds: int) -> Iterator[int]:
+    """Yield the rounds of a solver that nothing saves."""
+    return items(0)
+
+
 def conjugate_gradients(
     apply: Callable[[list[Tensor]], list[Tensor]],
     goal: list[Tensor],
     steps: int,
     tolerance: float,
     ranks: Ranks,
+    watch: Callable[[Sums, Callable[[int], Iterator[int]], int], Iterator[int]] = go_through,
 ) -> list[Tensor]:
     """Solve A x = goal for a symmetric positive A, known by its product with a vector.
 
     Ends after `steps`, or when the residual is `tolerance` of the goal (Hestenes and Stiefel 1952).
-    `apply` may sum over the ranks: all take as many steps as rank 0.
+    `apply` may sum over the ranks: all take as many steps as rank 0. `watch` yields the rounds, and
+    may save and restore between them what they have come to.
     """
     x = [torch.zeros_like(one) for one in goal]
     residual = [one.clone() for one in goal]
     direction = [one.clone() for one in goal]
     size = dot(residual, residual, ranks)
     end = size * tolerance**2
-    for _ in range(steps):
-        if size <= end:
-            break
+    sums = Sums(*x, *residual, *direction, size)
+
+    def rounds(skip: int) -> Iterator[int]:
+        for number in range(skip, steps):
+            if size <= end:
+                return
+            yield number
+
+    for _ in watch(sums, rounds, steps):
         image = apply(direction)
         step = float(size / dot(direction, image, ranks))
         torch._foreach_add_(x, direction, alpha=step)
         torch._foreach_sub_(residual, image, alpha=step)
-        size, before = dot(residual, residual, ranks), size
+        before = size.clone()
+        size.copy_(dot(residual, residual, ranks))
         torch._foreach_mul_(direction, float(size / before))
         torch._foreach_add_(direction, residual)
     return x
@@ -135,7 +152,9 @@ class Influence(Method):
             torch._foreach_add_(image, vector, alpha=self.damping)
             return image
 
-        return conjugate_gradients(apply, goal, self.steps, self.tolerance, gradients.run.ranks)
+        run = gradients.run
+        watch = partial(repeat, run, "retain", f"conjugate gradients of {self!r}")
+        return conjugate_gradients(apply, goal, self.steps, self.tolerance, run.ranks, watch)
 
 
 def _recurse(gradients: SampleGradients, goal: list[Tensor]) -> list[Tensor]:

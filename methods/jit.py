@@ -33,6 +33,7 @@ class Jit(Method):
     """
 
     name: ClassVar[str] = "jit"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="JiT",
         reads="forget",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import joint_norm
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -42,6 +44,7 @@ class Munba(Method):
     """
 
     name: ClassVar[str] = "munba"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="MUNBa",
         reads="paired",
@@ -81,14 +84,23 @@ class Munba(Method):
     def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Join the two gradients."""
         length = min(self.clip or math.inf, math.sqrt(2))
-        write_gradient(run, bargain(run.grad_parts["retain"], run.grad_parts["forget"], length))
+        parts = run.grad_parts["retain"], run.grad_parts["forget"]
+        write_gradient(run, bargain(*parts, length, partial(joint_norm, run)))
 
 
-def bargain(retain: Sequence[Tensor], forget: Sequence[Tensor], length: float) -> list[Tensor]:
-    """Sum of the two unit gradients, brought to `length`; zeros where they are opposite."""
-    sizes = [torch.stack(torch._foreach_norm(list(grads))).norm() for grads in (retain, forget)]
+def bargain(
+    retain: Sequence[Tensor],
+    forget: Sequence[Tensor],
+    length: float,
+    norm: Callable[[Sequence[Tensor]], Tensor],
+) -> list[Tensor]:
+    """Sum of the two unit gradients, brought to `length`; zeros where they are opposite.
+
+    `norm` is that of one tensor per parameter as one vector.
+    """
+    sizes = [norm(grads) for grads in (retain, forget)]
     r, f = (torch.where(size > 0, 1 / size, 0.0) for size in sizes)
     joined = [one * r + other * f for one, other in zip(retain, forget, strict=True)]
-    size = torch.stack(torch._foreach_norm(joined)).norm()
+    size = norm(joined)
     scale = torch.where(size > OPPOSED, length / size, 0.0)
     return [one * scale for one in joined]

@@ -14,6 +14,7 @@ class NoOp(Method):
     """Do nothing: the original under the name of a method, for a row that every test must catch."""
 
     name: ClassVar[str] = "no-op"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="the original, a control",
         reads="none",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import sum_parts
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -37,6 +38,7 @@ class PcGrad(Method):
     """
 
     name: ClassVar[str] = "pcgrad"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="PCGrad",
         reads="paired",
@@ -68,9 +70,12 @@ class PcGrad(Method):
     def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Free each gradient of the other where they conflict, and add them."""
         retain, forget = run.grad_parts["retain"], run.grad_parts["forget"]
-        conflict = product(retain, forget).clamp(max=0)  # 0-dim; 0 where there is none
-        sizes = [product(grads, grads).clamp(min=1e-300) for grads in (retain, forget)]
-        r, f = (1 - conflict / size for size in sizes)  # what g_r and g_f are multiplied by in all
+        pairs = [(retain, forget), (retain, retain), (forget, forget)]
+        inner, *sizes = sum_parts(run, torch.stack([product(*pair) for pair in pairs])).unbind()
+        conflict = inner.clamp(max=0)  # 0-dim; 0 where there is none
+        r, f = (
+            1 - conflict / size.clamp(min=1e-300) for size in sizes
+        )  # what g_r and g_f are multiplied by in all
         joined = [
             self.weight * (r.to(a.dtype) * a + f.to(a.dtype) * b)
             for a, b in zip(retain, forget, strict=True)

@@ -15,6 +15,7 @@ class RandomNetwork(NoOp):
     """An untrained network of the same architecture: what `retrain` with this seed starts from."""
 
     name: ClassVar[str] = "random-network"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="random network, a control",
         reads="none",

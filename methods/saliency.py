@@ -22,6 +22,8 @@ from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.threshold import pack, top_masks, unpack
 from letheon.methods.finetune import cross_entropy
+from letheon.regular import require_regular
+from letheon.sealed import parse_json
 from letheon.spans import span
 
 
@@ -102,6 +104,7 @@ def load_masks(
             were saved, or made from other weights, from other images or for another request.
     """
     try:
+        require_regular(path)
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             check_facts(path, facts)
@@ -109,7 +112,7 @@ def load_masks(
                 raise InputError(
                     f"got {path}; it is no mask file; make one with launch/mask.py", option="mask"
                 )
-            densities = json.loads(facts["densities"])
+            densities = parse_json(facts["densities"])
             if density not in densities:
                 raise InputError(
                     f"got density {density}; {path} holds {densities}; choose of these",
@@ -123,9 +126,9 @@ def load_masks(
                         f"{other[:12]}; here {digest[:12]}); make a mask with launch/mask.py",
                         option="mask",
                     )
-            shapes = json.loads(facts["shapes"])
+            shapes = parse_json(facts["shapes"])
             bits = {name: file.get_tensor(f"{density:g}/{name}") for name in shapes}
-            digest = json.loads(facts.get("digests", "{}")).get(f"{density:g}")
+            digest = parse_json(facts.get("digests", "{}")).get(f"{density:g}")
             if digest not in (None, _digest(bits)):
                 raise ValueError("its bits are not those that were saved")
             return {name: unpack(bits[name], torch.Size(shapes[name])) for name in names}

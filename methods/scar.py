@@ -84,6 +84,7 @@ class Scar(UntilForgotten):
     """
 
     name: ClassVar[str] = "scar"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="SCAR",
         reads="paired",

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import clip_gradients
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import squared_gradient_sum
@@ -55,6 +55,7 @@ class Sfron(Method):
     """
 
     name: ClassVar[str] = "sfron"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="SFRon",
         reads="retain; forget beside every k-th",
@@ -133,4 +134,4 @@ class Sfron(Method):
         for parameter, mask in zip(run.parameters, state.masks, strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask * weight)
-        torch.nn.utils.clip_grad_norm_(run.parameters, self.clip)
+        clip_gradients(run, self.clip)

@@ -35,6 +35,7 @@ class Ssd(Method):
     """
 
     name: ClassVar[str] = "ssd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="SSD",
         reads="all, once",
@@ -103,6 +104,7 @@ class Lfssd(Ssd):
     """
 
     name: ClassVar[str] = "lfssd"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="LFSSD",
         reads="all, once",

@@ -37,6 +37,7 @@ class TaskVector(Method):
     """
 
     name: ClassVar[str] = "task-vector"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="task vectors",
         reads="forget",
@@ -130,6 +131,7 @@ class NegMerge(TaskVector):
     """
 
     name: ClassVar[str] = "negmerge"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="NegMerge",
         reads="forget",

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.checkpoints.sweep_state import Rows, Sums
 from letheon.engine.distributed import copy_from_first
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
@@ -50,6 +52,7 @@ class Unsir(Method):
     """
 
     name: ClassVar[str] = "unsir"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="UNSIR",
         reads="retain, a share, twice",
@@ -98,17 +101,24 @@ class Unsir(Method):
         classes = torch.tensor(run.forget_classes, device=first.device)
         labels = classes.repeat_interleave(self.noise_images)
         draws = normal(run.seed, "unsir", n * 3 * size * size, first.device)
-        learned, teacher = draws.view(n, 3, size, size).to(first.dtype), run.teacher()
+        draws, teacher = draws.view(n, 3, size, size).to(first.dtype), run.teacher()
         chunk = run.recipe.batch_size  # images in memory at once; each is learned for itself
-        parts = zip(learned.split(chunk), labels.split(chunk), strict=True)
-        learned = torch.cat([self._learn(run, teacher, *part) for part in parts])
-        return UnsirState(copy_from_first(learned, run.ranks), labels)
+        parts = [*zip(draws.split(chunk), labels.split(chunk), strict=True)]
+        learned = [draws[:0]]
+        name, rows = f"noise images of {self!r}", Rows([learned])
+        for part in repeat(run, "all", name, rows, lambda skip: iter(parts[skip:]), len(parts)):
+            learned.append(self._learn(run, teacher, *part))
+        return UnsirState(copy_from_first(torch.cat(learned), run.ranks), labels)
 
     def _learn(self, run: Run, teacher: Classifier, draws: Tensor, labels: Tensor) -> Tensor:
         """Noise images of these labels, from normal numbers."""
         noise = draws.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([noise], self.noise_lr)
-        for _ in range(self.noise_steps):
+        moments = {name: torch.zeros_like(draws) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[noise] = {"step": torch.zeros(()), **moments}  # as it would begin
+        sums = Sums(noise.detach(), *optimizer.state[noise].values())
+        steps = self.noise_steps
+        for _ in repeat(run, "all", "steps", sums, lambda skip: iter(range(skip, steps)), steps):
             optimizer.zero_grad()
             with run.precision.autocast(run.ranks.device):
                 ce = F.cross_entropy(teacher(noise).logits, labels, reduction="sum")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.memory.products import sum_parts
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.distillation import require_range
@@ -36,6 +37,7 @@ class WeightDistance(Method):
     """
 
     name: ClassVar[str] = "weight-distance"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="weight_dist_reg",
         reads="retain",
@@ -63,8 +65,9 @@ class WeightDistance(Method):
         """Subtract the gradient of the distance; the same on every rank."""
         assert isinstance(state, WeightDistanceState)
         away = torch._foreach_sub([p.detach() for p in run.parameters], state.start)
-        count = sum(p.numel() for p in run.parameters)
+        count = sum(p.numel() for p in run.model.parameters() if p.requires_grad)  # of the whole
         squares = torch.stack([norm.square() for norm in torch._foreach_norm(away)]).sum()
+        squares = sum_parts(run, squares)
         root = (squares / count + 1e-8).sqrt()
         torch._foreach_mul_(away, self.alpha / (count * root))
         for parameter, pull in zip(run.parameters, away, strict=True):

@@ -41,6 +41,7 @@ class WeightDistortion(Method):
     """
 
     name: ClassVar[str] = "weight-distortion"
+    elementwise: ClassVar[bool] = True
     definition: ClassVar[Definition] = Definition(
         alias="weight distortion, attenuation, dropout",
         reads="retain",
@@ -65,15 +66,16 @@ class WeightDistortion(Method):
         published = {"noise": 0.02, "attenuate": 0.5, "drop": 0.2}
         amount = published[self.disturb] if self.amount is None else self.amount
         for name, parameter in run.named_parameters.items():
-            stream, n, device = f"disturb {name}", parameter.numel(), parameter.device
+            whole, device = run.whole_shape(parameter), parameter.device
+            stream, n = f"disturb {name}", whole.numel()
             if self.disturb == "noise":
-                draws = normal(run.seed, stream, n, device).view(parameter.shape)
+                draws = run.own_part(normal(run.seed, stream, n, device).view(whole))
                 parameter.add_((amount * draws).to(parameter.dtype))
             elif self.disturb == "attenuate":
                 parameter.mul_(amount)
             else:
                 draws = uniform(run.seed, stream, 0, torch.arange(n, device=device), 1)
-                parameter.mul_(draws.view(parameter.shape) >= amount)
+                parameter.mul_(run.own_part(draws.view(whole)) >= amount)
         return State()
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:

@@ -31,21 +31,27 @@ def mask(text: str) -> str:
     return re.sub(r"(left|took|,) (\d+\.\d s|[\d:]+:\d\d)", r"\1 #", text)
 
 
-PLAIN_AND_COLORED = """
+ON_TERMINAL = """
 import os, sys
-from letheon.launch import train
+from letheon.launch import evaluate, train
 words = sys.argv[1:]
 for folder, no_color in (("plain", "1"), ("colored", "")):
     os.environ["NO_COLOR"] = no_color
     sys.argv = [*words, "--out", folder]
     train.start()
     print("=" * 8)
+sys.argv = [words[0], "--original", "plain", "--forget", "class:3"]
+evaluate.start()
 """
 
 
 def run_on_terminal(*args: object, folder: Path) -> str:
-    """Run train.py twice on a terminal of 120 columns, without colors first; all it wrote there."""
-    command = [sys.executable, "-c", PLAIN_AND_COLORED]
+    """Run train.py twice on a terminal of 120 columns, without colors first, then evaluate.py.
+
+    Returns:
+        All that they wrote there.
+    """
+    command = [sys.executable, "-c", ON_TERMINAL]
     command += [str(ROOT / "launch" / "train.py"), *map(str, args)]
     pid, terminal = pty.fork()
     if pid == 0:
@@ -84,8 +90,7 @@ def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(
 def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(tmp_path: Path) -> None:
     text = run_on_terminal(*TRAIN, folder=tmp_path).replace("\r\n", "\n")
     summary = "trained small for 2 epochs on 1,438 images of digits"
-    plain, colored, rest = text.split("========\n")
-    assert rest == ""
+    plain, colored, measured = text.split("========\n")
     for written, bold in ((plain, summary), (colored, f"\x1b[1m{summary}\x1b[0m")):
         head, *states = written.split("\r")
         assert head == "loader auto takes torch: decoded images in memory\n"
@@ -95,6 +100,13 @@ def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(tmp_path: Path) ->
         assert "\n" not in "".join(states[:-1])
         last = states[-1].removeprefix("\x1b[K").splitlines()[0]
         assert mask(last) == f"{bold}, # in all"
+    states = [mask(state) for state in measured.split("\r")]
+    first = "measure plain  1/1  "
+    beginning = next(place for place, state in enumerate(states) if state.startswith(first))
+    assert any(state.startswith("train through 1 models  ") for state in states[:beginning])
+    assert all(state.endswith("\x1b[K") and "\n" not in state for state in states[beginning:-1])
+    assert re.fullmatch(r"measure plain  1/1  .* (\d+)/\1  left #\x1b\[K", states[-2])
+    assert states[-1].startswith("\x1b[Kmodel ") and "TRA %" in states[-1]
 
 
 def test_json_is_all_that_standard_output_holds(scripts: Scripts, original: Path) -> None:
@@ -120,7 +132,12 @@ def test_quiet_prints_the_result_alone(scripts: Scripts, original: Path) -> None
     assert ended.err == ""
     assert "TRA %" in ended.out and "in all" not in ended.out
     ended = scripts("evaluate", *args)
-    assert "train through 1 models" in ended.err and "in all" in ended.out
+    assert "in all" in ended.out
+    assert mask(ended.err).splitlines()[-3:] == [
+        "train through 1 models  # images/s  data #%  memory # GiB  took #",
+        "test through 1 models  # images/s  data #%  memory # GiB  took #",
+        "measure original  1/1  memory # GiB  took #",
+    ]
 
 
 def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
@@ -172,6 +189,43 @@ def test_the_time_left_counts_the_runs_that_wait(
     line.close()
     ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
     assert ends == ["50.0 s", "0.0 s"]
+
+
+def test_items_show_the_piece_in_hand_and_the_time_left_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two items of two pieces of 60 s each: after one piece 180 s are left."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    shown = {}
+    for mode in ("live", "lines", "silent"):
+        monkeypatch.setattr(progress, "_mode", mode)
+        line = progress.Items("attack", 2)
+        for name in "ab":
+            line.start(name)
+            for piece in ("prompt", "barrier"):
+                line.show(piece, 2)
+                now[0] += 60
+            line.finish()
+        progress.clear()
+        shown[mode] = capsys.readouterr().err
+    assert shown["live"].replace("\x1b[K", "").split("\r")[1:5] == [
+        "attack a  1/2  prompt 1/2",
+        "attack a  1/2  barrier 2/2  left 3:00",
+        "attack b  2/2  prompt 1/2  left 2:00",
+        "attack b  2/2  barrier 2/2  left 1:00",
+    ]
+    monkeypatch.setattr(progress, "_mode", "live")
+    line = progress.Items("attack", 1)
+    line.start("x" * 200 + "end")
+    line.show("prompt", 2)
+    progress.clear()
+    assert f"attack …{'x' * 36}end  1/1  prompt 1/2" in capsys.readouterr().err
+    done = [mask(line) for line in shown["lines"].splitlines()]
+    assert done == [
+        f"attack {name}  {k}/2  memory # GiB  took #" for k, name in ((1, "a"), (2, "b"))
+    ]
+    assert shown["silent"] == ""
 
 
 def test_durations_read_as_people_write_them() -> None:

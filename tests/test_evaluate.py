@@ -23,6 +23,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
 from letheon.errors import RunFailed
 from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.inference.cache import stored_outputs
 from letheon.launch import evaluate, forget
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
@@ -176,6 +177,14 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
     first, again = rows_of(written)["head"], rows_of(tmp_path / "again")["head"]
     for key in ("FA", "knn", "idi", "js", "cka_by_layer", "svc_efficacy_entropy"):
         assert first[key] == again[key]
+
+
+def test_what_is_stored_is_found_by_its_images(written: Path, runs: dict[str, Path]) -> None:
+    """For `dispose`: of five models the training images, and the balanced part of them."""
+    cache = written.parent / "cache"
+    data = json.loads((runs["head"] / "run.json").read_text())["data"]
+    assert len(stored_outputs(cache, data["train"])) == 10
+    assert stored_outputs(cache, "") == []
 
 
 def test_a_page_that_fails_leaves_the_tables(

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import letheon
@@ -288,6 +290,57 @@ def test_a_dataset_without_images_of_every_class(original: Path) -> None:
     assert result.request is not None and result.request.classes == (3,)
 
 
+class Items:
+    """As a Hugging Face dataset: items are dicts, a column is asked for by its name."""
+
+    features: ClassVar = {"image": None, "label": SimpleNamespace(names=["cat", "dog", "emu"])}
+
+    def __len__(self) -> int:
+        return len(tensors())
+
+    def __getitem__(self, at: int | str) -> object:
+        images, labels = tensors().tensors
+        return labels.tolist() if at == "label" else {"image": images[at], "label": labels[at]}
+
+
+def test_what_holds_the_same_images_gives_the_same_run() -> None:
+    images, labels = tensors().tensors
+    pairs = [*zip(images, labels.tolist(), strict=True)]
+    sources = [tensors(), TensorDataset(images, labels.double()), pairs, Items()]
+    sources += [DataLoader(tensors(), batch_size=7, shuffle=True, num_workers=2)]
+    runs = [
+        letheon.forget(residual(), train=train, forget=[1], device="cpu", method=Finetune(SHORT))
+        for train in sources
+    ]
+    assert len({run.record["weights"] for run in runs}) == 1
+    named = letheon.forget(
+        residual(), train=Items(), forget=["dog"], device="cpu", method=Finetune(SHORT)
+    )
+    assert named.record["weights"] == runs[0].record["weights"]
+    half = letheon.forget(
+        residual().half(), train=Items(), forget=["dog"], device="cpu", method=Finetune(SHORT)
+    )
+    assert next(half.model.parameters()).dtype == torch.float16
+
+
+def test_evaluation_takes_its_settings_by_name() -> None:
+    def rows(**settings: object) -> letheon.Rows:
+        return letheon.evaluate(
+            original=residual(), train=tensors(), forget=[1], device="cpu", **settings
+        )  # type: ignore[arg-type]
+
+    assert rows(ks=[1, 3])[0]["conditions"]["ks"] == [1, 3]
+    assert "audit" in rows(depth="full", attacks=0)[0] and "audit" not in rows()[0]
+    for settings, expected in (
+        ({"depth": "fulll"}, "did you mean full"),
+        ({"dept": "full"}, "did you mean depth"),
+        ({"ks": 5}, "expected the fields' types"),
+        ({"temperature": "1"}, "got temperature '1'; expected float"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            rows(**settings)
+
+
 class NoHead(nn.Module):
     """A network that ends in more than its linear layer."""
 
@@ -337,6 +390,20 @@ def test_a_method_by_name_takes_its_settings_by_name() -> None:
         ({"forget": {"samples": [1.5]}}, "expected names, or whole numbers", "forget"),
         ({"forget": {"samples": 5}}, "to forget", "forget"),
         ({"forget": [None]}, "to forget", "forget"),
+        ({"forget": []}, "got no classes to forget", "forget"),
+        ({"forget": True}, "got a bool to forget", "forget"),
+        ({"method": SalUn}, "expected an instance, such as SalUn()", "method"),
+        ({"lr": "0.1"}, "got lr '0.1'; expected float", "lr"),
+        ({"train": [(torch.zeros(3, 8, 8), "cat")]}, "got the label 'cat'", ""),
+        ({"train": [(torch.zeros(3, 8, 8), 1.5)]}, "got the label 1.5", ""),
+        ({"train": [(torch.zeros(3, 8, 8), torch.eye(3)[0])]}, "label.argmax()", ""),
+        ({"train": tensors().tensors}, "TensorDataset(images, labels)", ""),
+        ({"train": [{"pixels": 1, "label": 2}]}, "got a dict of pixels, label", ""),
+        ({"train": {"train": tensors()}}, "expected one dataset", "train"),
+        ({"train": iter(tensors())}, "list(dataset)", "train"),
+        ({"train": DataLoader(tensors(), sampler=range(8))}, "DataLoader with a range", "train"),
+        ({"train": DataLoader(tensors(), collate_fn=list)}, "a collate function", "train"),
+        ({"test": TensorDataset(torch.zeros(9, 3, 16, 16), torch.arange(9))}, "9 classes", "test"),
         ({"method": SalUn(RandomLabel()), "density": 0.3}, "beside an instance of salun", ""),
         ({"train": digits()[0], "forget": [3]}, "without a preset", "preset"),
         ({"preset": {"pixels": 3}}, "got preset", "preset"),

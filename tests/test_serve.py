@@ -107,6 +107,39 @@ def test_a_table_is_drawn_again_when_it_changes(tmp_path: Path) -> None:
     assert "model-c" in Tags(at(site, "table", 1).body).words
 
 
+def test_a_file_is_read_once_and_a_page_reads_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 300 runs and a table of them: counted are the files that are opened."""
+    for k in range(300):
+        (tmp_path / f"run-{k}").mkdir()
+        (tmp_path / f"run-{k}" / "run.json").write_text("{}")
+    of = [{"name": f"run-{k}", "role": "retrained", "FA": k / 300} for k in range(300)]
+    write_report(of, tmp_path / "table", page=False)
+    names: list[str] = []
+    real = os.open
+
+    def count(path: str, flags: int, *more: int, **options: int) -> int:
+        if not flags & os.O_DIRECTORY and "dir_fd" in options:
+            names.append(str(path))
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", count)
+
+    def files_of(path: str | None) -> list[str]:
+        names.clear()
+        assert (site.answer(site.base) if path is None else at(site, path)).status == 200
+        return [*names]
+
+    site = Site([tmp_path])
+    assert files_of("table") == ["metrics.json"] and files_of("table") == []
+    run = ["run.json", "metrics.jsonl"]  # there is no log: it is asked for
+    assert files_of("run-7") == run
+    assert files_of(None) == run * 299 and files_of(None) == []
+    (tmp_path / "run-9" / "run.json").write_text('{"seed": 1}')
+    assert files_of("run-8") == [] and files_of(None) == run
+
+
 def test_points_that_tell_lie_on_their_markers(folder: Path) -> None:
     """Against the places of the markers in the SVG that matplotlib wrote."""
     text = (folder / "table" / "report.html").read_text()
@@ -219,6 +252,8 @@ def hostile(tmp_path: Path) -> Path:
         "long": {"rows": [{"name": f"{k}", "role": "retrained", "FA": 0.5} for k in range(301)]},
         "wide": {"rows": [{"name": "x", **{f"m{k}": 0.5 for k in range(200)}}]},
         "many": {"rows": [[]] * 10**4},
+        "bands": {"rows": [{"name": "x", "role": "retrained"}], "reference": {"bands": [3]}},
+        "seeds": {"rows": [{"name": "x"}], "reference": {"bands": {}, "seeds": math.inf}},
     }  # fmt: skip
     for name, table in tables.items():
         (runs / f"table-{name}").mkdir()
@@ -256,7 +291,8 @@ def test_what_is_damaged_is_a_row_with_the_reason(hostile: Path) -> None:
     assert "Left out: " in Tags(at(site, "table-curve").body).words
     for name, reason in (("long", "301 rows"), ("wide", "201 columns"), ("many", "10000 rows")):
         assert f"got {reason}; expected at most" in Tags(at(site, f"table-{name}").body).words
-    assert at(site, "table-nan").status == 422 and at(site, "table-page").status == 422
+    for name in ("nan", "page", "bands", "seeds"):
+        assert at(site, f"table-{name}").status == 422
 
 
 def test_no_more_names_are_read_than_are_looked_at(

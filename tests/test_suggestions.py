@@ -28,7 +28,7 @@ from letheon.launch.tuning.ranges import choose_ranges
 from letheon.launch.tuning.recipe_file import read_recipe
 from letheon.loaders.datasets.digits import upstream
 from letheon.loaders.datasets.image_set import Data
-from letheon.loaders.forget_request import resolve
+from letheon.loaders.forget_request import resolve, score_of
 from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.views import align_labels
 from letheon.methods import METHODS, inner_fields
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "class": (lambda _: resolve("class:tow", two()), "two"),
     "class of the model": (lambda _: align_labels(two(), ("one", "twoo")), "twoo"),
     "kind of a request": (lambda _: resolve("clas:3", digits()), "class"),
-    "ranking": (lambda _: forget.score_of("hardest:3,confidance"), "confidence"),
+    "ranking": (lambda _: score_of("hardest:3,confidance"), "confidence"),
     "recipe": (lambda _: read_recipe("cifar10-resnet18/salum"), "cifar10-resnet18/salun"),
     "key of a recipe": (lambda folder: recipe(folder, "reslt=1"), "result"),
     "status of a recipe": (lambda folder: recipe(folder, "status=publishd"), "published"),

@@ -115,7 +115,9 @@ def test_a_search_finds_what_forgets_and_goes_on(
         signal.setattr(stop.Poll, "after_step", lambda poll: stop.STOP)
         again = ("tune", "--weights", original, "--out", out, *words, "--trials", 3, *method)
         ended = scripts(*again)
+        ssd = scripts("tune", "--weights", original, "--out", tmp_path / "ssd", *words[:2], "ssd")
     assert ended.code == stop.STOPPED and "stopped: within trials, which are made" in ended.err
+    assert ssd.code == stop.STOPPED and "trial 0 seed 1: in its preparation, which" in ssd.err
     report = search(scripts, original, out, *words, "--trials", 3, "--at-once", 2, *method)
     assert report["trials"][:1] == first["trials"] and len(report["trials"]) == 3
     assert all(set(row["runs"]) == {"1", "2"} for row in report["trials"] if row["gap"] is not None)

@@ -59,11 +59,22 @@ def test_a_job_trains_forgets_and_evaluates_and_goes_on(
     assert found.original == out / "original" and found.retrained == (out / "retrain",)
     assert found.runs == (out / "random-network", out / "salun")
 
+    table = out / "table" / "evaluation.json"
+    before = table.stat().st_mtime_ns
+    ended = scripts("run", recipe, "--out", out, "--json")
+    assert ended.code == 0 and f"{out}/table: already done by the same command" in ended.err
+    assert table.stat().st_mtime_ns == before and "measure" not in ended.err
+    again = {row["name"]: row for row in json.loads(ended.out)["facts"]["rows"]}
+    assert {name: row["FA"] for name, row in again.items()} == {
+        name: row["FA"] for name, row in rows.items()
+    }
+
     weights = {p: p.stat().st_mtime_ns for p in out.glob("*/weights.safetensors")}
     (out / "salun" / "run.json").unlink()
     ended = scripts("run", recipe, "--out", out)
     assert ended.code == 0, ended.err
     assert "finished before, and left out: retrain, random-network" in ended.err
+    assert "table: already done" not in ended.err and table.stat().st_mtime_ns > before
     again = {p: p.stat().st_mtime_ns for p in out.glob("*/weights.safetensors")}
     assert {p.parent.name for p in again if again[p] != weights[p]} == {"salun"}
 

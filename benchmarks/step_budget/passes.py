@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.sharding import whole_copy
 from letheon.engine.models.classifier import Classifier, build
 from letheon.eval.attacks.suite import Targets, attack
 from letheon.eval.case import Case, Conditions, Peers, Subject
@@ -49,6 +50,10 @@ class Scene:
     def ranks(self) -> Ranks:
         """One rank on the device."""
         return Ranks(device=self.device)
+
+    def place(self, model: Classifier) -> Classifier:
+        """Copy a network to the scene's device."""
+        return whole_copy(model, self.device)
 
     def network(self, seed: int, device: torch.device | None = None) -> Classifier:
         """Build a network in evaluation mode, on the device unless told otherwise."""
@@ -128,7 +133,9 @@ def rows(scene: Scene) -> Any:
 def attacks(scene: Scene) -> Any:
     """Every attack of the suite, in one call."""
     of = Targets(*scene.lesson(), (GONE,), 4, 0.01)
-    return attack(scene.network(4, CPU), scene.network(0, CPU), of, scene.device).results
+    return attack(
+        scene.network(4, CPU), scene.network(0, CPU), of, scene.device, scene.place
+    ).results
 
 
 def relearn(scene: Scene) -> Any:
@@ -136,8 +143,9 @@ def relearn(scene: Scene) -> Any:
     images, labels, member = scene.lesson()
     held = (images[member], labels[member])
     lesson = Lesson(images, labels, *held, 4, 0.01, (images[:20], labels[:20]))
-    found = curves(scene.network(4, CPU), lesson, scene.device)
-    rate = rate_of(scene.network(0, CPU), [(images[:8], labels[:8])] * 20, scene.device)
+    found = curves(scene.network(4, CPU), lesson, scene.device, scene.place)
+    steps = [(images[:8], labels[:8])] * 20
+    rate = rate_of(scene.network(0, CPU), steps, scene.device, scene.place)
     return [rate, *([curve.steps, curve.accuracy] for curve in found.values())]
 
 

@@ -140,7 +140,7 @@ def count_graphs(stand: Stand, phase: Phase, rows: int = 8) -> tuple[int, str]:
     with mock.patch.object(compiled, "BACKEND", "eager"):
         try:
             for one in own:
-                graph = compiled.compile_loss(one.loss, "default")
+                graph = compiled.compile_loss(one.loss, "default", stand.run.model)
                 for epoch in range(2):
                     stand.run.epoch.fill_(epoch)
                     graph(stand.run.model, stand.batch(rows, one))

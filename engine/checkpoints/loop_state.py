@@ -3,12 +3,11 @@
 What is equal on every rank (weights, optimizers, the method's state) is saved once. What is each
 rank's own in the middle of a pass (torch's random state, running statistics of batch-norm, the sums
 of the pass) is gathered on the first rank, so that one file holds a whole job. Where the network is
-split over the ranks, each one's part of the weights and of what is made of them is its own, too.
+split over the ranks, each one's part of the weights and of what is made of them stays with it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,10 +20,11 @@ from letheon.engine.checkpoints.method_state import State, load_state_dict, stat
 from letheon.engine.checkpoints.run_state import RunState, copy_from_host, copy_to_host
 from letheon.engine.distributed import Ranks, gather_tensors
 from letheon.engine.gradient_sync import Buckets, Flat
+from letheon.engine.memory.part_files import PART, cut_whole, whole_rows
 from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Phase, Run
 from letheon.engine.step import Step, rehearse
-from letheon.errors import InputError, RunFailed
+from letheon.errors import RunFailed
 from letheon.loaders.batch import Loader
 from letheon.loaders.factory import kind_of
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from letheon.engine.loop import Seconds
 
 Tensors = dict[str, Tensor]
-PART = "part"
-"""Below a rank's own tensors: its part of a network that is split over the ranks."""
 
 
 class Part(Protocol):
@@ -84,6 +82,8 @@ class Course:
 def collect(course: Course) -> RunState | None:
     """Copy the whole state to the host; None on all ranks but the first. Every rank must call.
 
+    Of a network that is split over the ranks each has its own part, below `PART`.
+
     Raises:
         RunFailed: the ranks' weights are not bitwise equal.
     """
@@ -91,14 +91,16 @@ def collect(course: Course) -> RunState | None:
     own, facts = _own(course)
     shared, more = _step_state(course)
     facts |= more
+    part: Tensors = {}
     if run.shards is not None:
-        own |= {f"{PART}.{k}": v for k, v in shared.items()}
+        facts["rows"] = whole_rows(run, course.step, shared)
+        part = {f"{PART}.{k}": copy_to_host(v)[0] for k, v in shared.items()}
         shared = {}
     else:
         _check_equal(run)
     everyone = gather_tensors(own, ranks)
     if not ranks.main:
-        return None
+        return RunState(part, {}) if part else None
     shared |= {f"reads.{k}": v for k, v in run.reads.items()}
     copies = {f"rank.{r}.{k}": v for r, mine in enumerate(everyone) for k, v in mine.items()}
     strides: dict[str, list[int]] = {}
@@ -119,7 +121,7 @@ def collect(course: Course) -> RunState | None:
         "notes": {"warnings": run.warnings},
         "strides": strides,
     }
-    return RunState(copies, facts)
+    return RunState(copies | part, facts)
 
 
 def _step_state(course: Course) -> tuple[Tensors, dict[str, Any]]:
@@ -141,15 +143,14 @@ def restore(course: Course, saved: RunState) -> None:
     The pass under way is left to the caller: `pass_state`.
 
     Raises:
-        InputError: on every rank: one network was split over the ranks, the other is whole.
         RunFailed: the state is of another method or network.
     """
     run, step, facts = course.run, course.step, saved.facts
-    _check_split(run, facts)
     _regroup_buckets(course, saved)
-    if run.shards is not None:
-        part = saved.below(f"rank.{run.ranks.rank}.{PART}")
+    if part := saved.below(PART):
         saved = RunState({**saved.tensors, **part}, facts)
+    elif run.shards is not None:  # saved of the whole network, whose strides are no part's
+        saved = RunState(cut_whole(run, step, saved.tensors), {**facts, "strides": {}})
     tensors = saved.tensors
     own = own_parts(run.model.state_dict())
     before = {k.removeprefix("model.") for k in tensors if k.startswith("model.")}
@@ -176,21 +177,6 @@ def restore(course: Course, saved: RunState) -> None:
     _restore_own(run, saved.below(f"rank.{run.ranks.rank}"))
 
 
-def _check_split(run: Run, facts: Mapping[str, Any]) -> None:
-    before, now = bool(facts.get("split")), run.shards is not None
-    if before == now:
-        return
-    words = {True: "split over", False: "whole on"}
-    refusal = InputError(
-        f"got a saved state of a network that was {words[before]} {facts['world']} ranks, and one "
-        f"that is {words[now]} {run.ranks.world}; expected both alike; start as many ranks as "
-        "saved it, with the same reduce, or begin anew in another folder",
-        option="reduce",
-    )
-    refusal.everywhere = True
-    raise refusal
-
-
 def pass_state(saved: RunState, ranks: Ranks) -> tuple[Tensors, dict[str, Any]] | None:
     """Return what `Part.state_dict` gave on this rank; None where the state lies between passes."""
     if saved.facts["between"]:
@@ -215,31 +201,23 @@ def repeat_choices(run: Run, facts: Mapping[str, Any]) -> None:
 def share_state(saved: RunState | None, ranks: Ranks) -> RunState | None:
     """Hand the first rank's state to every rank; None where it has none.
 
-    Of a network that is split over the ranks each gets its own part alone.
+    Of a network that is split over the ranks each keeps its own part.
     """
     if ranks.world == 1:
         return saved
-    heads = None
-    if saved is not None:
-        heads = {k: (tuple(v.shape), v.dtype) for k, v in saved.tensors.items()}
-    head: list[Any] = [(saved.facts, heads) if saved is not None else None]
+    tensors = {} if saved is None else saved.tensors
+    head: list[Any] = [None]
+    if ranks.main and saved is not None:
+        shared = {k: v for k, v in tensors.items() if not k.startswith(f"{PART}.")}
+        head = [(saved.facts, {k: (tuple(v.shape), v.dtype) for k, v in shared.items()})]
     dist.broadcast_object_list(head, 0, device=torch.device("cpu"))
     if head[0] is None:
         return None
     facts, shapes = head[0]
-    tensors = saved.tensors if saved is not None else {}
     for name, (shape, dtype) in shapes.items():
-        owner = int(name.split(".")[1]) if name.startswith("rank.") and facts.get("split") else None
-        if owner is not None and (owner == 0 or owner >= ranks.world):
-            continue
-        if not ranks.main and owner in (None, ranks.rank):
+        if not ranks.main:
             tensors[name] = torch.empty(shape, dtype=dtype)
-        if owner is None:
-            dist.broadcast(_bytes(tensors[name]), 0)
-        elif ranks.main and math.prod(shape):
-            dist.send(_bytes(tensors[name]), owner)
-        elif owner == ranks.rank and math.prod(shape):
-            dist.recv(_bytes(tensors[name]), 0)
+        dist.broadcast(_bytes(tensors[name]), 0)
     return RunState(tensors, facts)
 
 
@@ -257,7 +235,7 @@ def _own(course: Course) -> tuple[Tensors, dict[str, Any]]:
         return own, {"world": run.ranks.world}
     tensors, values = course.now.state_dict()
     own |= {f"pass.{name}": tensor for name, tensor in tensors.items()}
-    if run.ranks.world > 1 and run.shards is None:  # local until the end of the pass
+    if run.ranks.world > 1:  # local until the end of the pass
         own |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
     return own, {"world": run.ranks.world, "pass": values}
 
@@ -342,7 +320,10 @@ def _restore_optimizers(step: Step, saved: RunState) -> None:
                 kept.copy_(host)
                 continue
             device = "cpu" if key in facts["host"] else parameter.device
-            optimizer.state[parameter][entry] = copy_from_host(host, strides.get(key), device)
+            order = strides.get(key)
+            if saved.facts.get("rows") and host.shape == parameter.shape:  # laid out as its part
+                order = list(parameter.stride())
+            optimizer.state[parameter][entry] = copy_from_host(host, order, device)
         for name, value in facts["values"].items():
             number, _, entry = name.partition(".")
             optimizer.state[parameters[int(number)]][entry] = value

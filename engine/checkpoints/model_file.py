@@ -40,6 +40,7 @@ from letheon.errors import InputError
 from letheon.loaders.canaries import Canaries
 from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset, check_fields
+from letheon.sealed import parse_json
 from letheon.spans import span
 
 _FORMAT = "1"
@@ -307,7 +308,7 @@ def _stored_preset(path: Path, facts: dict[str, str]) -> Preset | None:
     if "preset" not in facts:
         return None
     try:
-        stored = json.loads(facts["preset"]).items()
+        stored = parse_json(facts["preset"]).items()
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
         return Preset(**fields)
     except (ValueError, TypeError, AttributeError) as error:
@@ -320,16 +321,18 @@ def _stored_preset(path: Path, facts: dict[str, str]) -> Preset | None:
 def _stored_requests(path: Path, facts: dict[str, str]) -> tuple[Request, ...]:
     """Read what the model of a file was made to forget."""
     try:
-        stored = json.loads(facts.get("requests", "[]"))
+        stored = parse_json(facts.get("requests", "[]"))
     except ValueError:
-        stored = [{}]
-    return tuple(Request.from_facts(one, path) for one in stored)
+        stored = None
+    return tuple(
+        Request.from_facts(one, path) for one in (stored if isinstance(stored, list) else [{}])
+    )
 
 
 def _stored_canaries(path: Path, facts: dict[str, str]) -> Canaries | None:
     """Read what was planted in the training images of a file's model, or of its original."""
     try:
-        stored = json.loads(facts.get("canaries", "null"))
+        stored = parse_json(facts.get("canaries", "null"))
     except ValueError:
         stored = {}
     return None if stored is None else Canaries.from_facts(stored, path)
@@ -337,8 +340,12 @@ def _stored_canaries(path: Path, facts: dict[str, str]) -> Canaries | None:
 
 def _stored_names(path: Path, facts: dict[str, str], classes: int) -> tuple[str, ...] | None:
     try:
-        stored = json.loads(facts.get("classes", "null"))
+        stored = parse_json(facts.get("classes", "null"))
     except ValueError:
+        stored = ()
+    if not (
+        stored is None or (isinstance(stored, list) and all(isinstance(n, str) for n in stored))
+    ):
         stored = ()
     if stored is not None and len(stored) != classes:
         raise InputError(

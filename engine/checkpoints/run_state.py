@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from torch import Tensor
 from letheon import durable
 from letheon.engine.distributed import Ranks, gather_objects, wait_for_ranks
 from letheon.errors import RunFailed
+from letheon.regular import open_regular
+from letheon.sealed import read_json
 from letheon.spans import span
 
 STATES = 2
@@ -58,6 +60,8 @@ class StateFolder:
     path: Path
     log: Path | None = None
     """A file whose lines up to now must be on disk before a state that knows its length is."""
+    limit: int | None = STATES
+    """States that stay on disk, the newest; None: all."""
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "state-writer")
     )
@@ -88,16 +92,59 @@ class StateFolder:
             The state, None where there is none; and a line about each that is damaged.
         """
         damaged: list[str] = []
-        for number in sorted(self._numbers(), reverse=True):
+        return next(
+            self._read(sorted(self._numbers(), reverse=True), accept, damaged), None
+        ), damaged
+
+    def load_all(
+        self, accept: Callable[[Mapping[str, Any]], bool], damaged: list[str]
+    ) -> Iterator[RunState]:
+        """Yield the states that are whole and accepted, from the oldest; name damaged ones.
+
+        `accept` is asked about one once those before it have been yielded.
+        """
+        yield from self._read(sorted(self._numbers()), accept, damaged)
+
+    def _read(
+        self,
+        numbers: Sequence[int],
+        accept: Callable[[Mapping[str, Any]], bool],
+        damaged: list[str],
+    ) -> Iterator[RunState]:
+        for number in numbers:
             try:
                 facts = self._facts(number)
-                if accept(facts):
-                    return RunState(self._tensors(number, facts), facts), damaged
+                state = RunState(self._tensors(number, facts), facts) if accept(facts) else None
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reason = str(error).partition("\n")[0]
                 damaged.append(f"{self._file(number, 'json')} is damaged ({reason}); left out")
                 self._damaged.add(number)
-        return None, damaged
+            else:
+                if state is not None:
+                    yield state
+
+    def find(
+        self, accept: Callable[[Mapping[str, Any]], bool], verify: bool = False
+    ) -> Path | None:
+        """Find the tensors of the newest state whose facts are accepted; None where none is.
+
+        Args:
+            accept: as in `load`; a state at which it raises ValueError is replaced by the next.
+            verify: compare the digest of the tensors, too.
+        """
+        for number in sorted(self._numbers(), reverse=True):
+            file = self._file(number, "safetensors")
+            try:
+                facts = self._facts(number)
+                if not accept(facts):
+                    continue
+                if verify and _sha256(file) != facts["tensors"]:
+                    raise ValueError(f"{file.name} has another digest")
+            except (OSError, ValueError, KeyError):
+                self._damaged.add(number)
+                continue
+            return file
+        return None
 
     def __bool__(self) -> bool:
         """True where some state has been saved, whole or not."""
@@ -148,7 +195,7 @@ class StateFolder:
             self._remove(old)
         self._damaged.clear()
         self._remove_rest()
-        for old in sorted(self._numbers())[:-STATES]:
+        for old in sorted(self._numbers())[: -self.limit] if self.limit else ():
             self._remove(old)
 
     def _remove_rest(self) -> None:
@@ -163,7 +210,7 @@ class StateFolder:
             self._file(number, kind).unlink(missing_ok=True)
 
     def _facts(self, number: int) -> dict[str, Any]:
-        facts = json.loads(self._file(number, "json").read_text(encoding="utf-8"))
+        facts = read_json(self._file(number, "json"))
         if not isinstance(facts, dict) or facts.pop("digest", None) != _seal(facts):
             raise ValueError("its digest is another")
         return facts
@@ -195,8 +242,9 @@ def save_on_first(folder: StateFolder, state: RunState | None, ranks: Ranks) -> 
 
 
 def wait_on_first(folder: StateFolder, ranks: Ranks) -> None:
-    """Wait until the first rank's last state is on disk; every rank must call, raises as before."""
-    problem = problem_of(folder.wait) if ranks.main else ""
+    """Wait until each rank's last state is on disk, mostly the first rank's alone; every rank must
+    call, raises as before."""  # noqa: D205, D209
+    problem = problem_of(folder.wait)
     wait_for_ranks(ranks)  # a slow disk is no timeout
     _agree(problem, ranks)
 
@@ -235,7 +283,7 @@ def set_random(states: Sequence[Tensor], ranks: Ranks) -> None:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
+    with open_regular(file) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 

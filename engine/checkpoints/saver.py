@@ -28,6 +28,7 @@ from letheon.engine.checkpoints.run_state import (
 )
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.part_files import PART, TOKEN, PartFiles
 from letheon.engine.memory.shards import host_state
 from letheon.engine.method import Run
 from letheon.engine.ranks.other_ranks import share_out_state
@@ -96,6 +97,7 @@ class Saver:
         """Find the folders of the states."""
         folder = self.record.folder
         self.states = StateFolder(folder / STATE, folder / LOG)
+        self.parts = PartFiles(folder / STATE, self.ranks)
         self._sweeps = Sweeps(folder / STATE / PREPARE, self.poll, folder)
         self._course: Course | None = None
         self._finite: tuple[int, dict[str, Tensor]] | None = None
@@ -121,11 +123,11 @@ class Saver:
     def start(self, course: Course) -> RunState | None:
         """Before the first step: the course becomes that of the state that was found, if any."""
         self._course = course
-        course.run.sweeps = None
         self._sweeps.close()
         defer(True)
         found, self.previous = self.previous, None
         if found is not None:
+            found = self.parts.join(found, course.run.shards is not None)
             restore(course, found)
             found.facts["world"] = self.ranks.world  # if its pass is repeated, it is saved again
             self.cut_log(found)
@@ -200,22 +202,27 @@ class Saver:
         course = self._course
         assert course is not None
         if course.now is not None and course.now.doomed:
-            state = course.anchor if self.ranks.main else None
+            state = course.anchor
         else:
             state = collect(course)
-            if state is not None:
+            if self.ranks.main and state is not None:
                 self.note_log(state)
-        if state is not None:
-            state.facts["history"] = self.history
-        save_on_first(self.states, state, self.ranks)
+        facts: dict[str, Any] = {} if state is None else {**state.facts, "history": self.history}
+        if state is not None and state.below(PART):
+            self.wait()  # on all ranks, so that one state is whole at any time
+            state = self.parts.save(RunState(state.tensors, facts))
+        elif state is not None:
+            state = RunState(state.tensors, facts)
+        save_on_first(self.states, state if self.ranks.main else None, self.ranks)
 
     def wait(self) -> None:
         """Wait until all is on disk."""
+        self.parts.wait()
         wait_on_first(self.states, self.ranks)
 
     def finish(self) -> None:
         """The weights are safe: let the last write end; its failure is no longer one of the run."""
-        if problem := problem_of(self.states.wait):
+        for problem in filter(None, [problem_of(self.states.wait), problem_of(self.parts.wait)]):
             print(f"warning: {self.record.folder}: {problem}", file=sys.stderr)
 
 
@@ -233,12 +240,23 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
     folder = saver.states
     found: RunState | None = None
     if ranks.main and not resume:
+        saver.parts.clear()
         folder.clear()
-    elif ranks.main:
-        found, damaged = folder.load(lambda facts: _has_lines(facts, record))
-        for line in damaged:
-            print(line, file=sys.stderr)
-    found = share_state(found, ranks)
+    damaged: list[str] = []
+    refused: dict[Any, str] = {}  # token of a state without all its parts -> what is amiss
+    while resume:
+        if ranks.main:
+            found, damaged = folder.load(lambda facts: _is_whole(facts, record, refused))
+        found = share_state(found, ranks)
+        if found is None or not found.facts.get("split"):
+            break
+        problem = saver.parts.check(found.facts)
+        if not problem:
+            break
+        refused[found.facts.get(TOKEN)] = problem
+        found = None
+    for line in damaged:
+        print(line, file=sys.stderr)
     if found is not None:
         saver.previous = share_out_state(found, ranks.world)
         saver.history = [*found.facts["history"], saver.event(found.facts)]
@@ -247,8 +265,11 @@ def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str
     return saver
 
 
-def _has_lines(facts: Mapping[str, Any], record: Record) -> bool:
-    """True; raises ValueError where lines of the log that were before the state are missing."""
+def _is_whole(facts: Mapping[str, Any], record: Record, refused: Mapping[Any, str]) -> bool:
+    """True; raises ValueError where lines of the log that were before the state are missing, or
+    parts of a network that was split."""  # noqa: D205, D209
+    if facts.get("split") and facts.get(TOKEN) in refused:
+        raise ValueError(refused[facts.get(TOKEN)])
     if facts["metrics"] > record.length:
         raise ValueError(f"{LOG} has {record.length} bytes of {facts['metrics']}")
     return True

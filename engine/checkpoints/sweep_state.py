@@ -117,13 +117,14 @@ class Sweeps:
     """The passes of one preparation, one after another or one within another; on every rank.
 
     Attributes:
+        out: what is prepared, as it is named to people.
         seconds: that were spent on what this process has not done again.
         history: for the record, as `Saver.history`; saved along.
     """
 
-    def __init__(self, folder: Path, poll: Poll, out: Path) -> None:
-        """Save in `folder` when `poll` says so; `out` is named to people."""
-        self._folder, self._out = StateFolder(folder), out
+    def __init__(self, folder: Path | None, poll: Poll, out: Path) -> None:
+        """Save in `folder` when `poll` says so; None only stops. `out` is named to people."""
+        self._folder, self.out = None if folder is None else StateFolder(folder), out
         self._poll, self._ranks = poll, poll.ranks
         self._records: dict[str, tuple[int, list[Tensor]]] = {}  # key -> position, on the host
         self._open: list[_Sweep] = []
@@ -143,7 +144,7 @@ class Sweeps:
         """
         self._origin, ranks = origin, self._ranks
         parts: list[tuple[dict[str, Any], dict[str, Tensor]]] = [({}, {})] * ranks.world
-        if ranks.main:
+        if ranks.main and self._folder is not None:
             known = {"world": ranks.world, "origin": origin}
             found, damaged = self._folder.load(
                 lambda facts: all(facts.get(name) == value for name, value in known.items())
@@ -195,11 +196,12 @@ class Sweeps:
     def close(self) -> None:
         """Wait until all is on disk, and let the sums go. Every rank must call."""
         self._records.clear()
-        wait_on_first(self._folder, self._ranks)
+        if self._folder is not None:
+            wait_on_first(self._folder, self._ranks)
 
     def clear(self) -> None:
         """Remove what was saved, on the first rank."""
-        if self._ranks.main:
+        if self._ranks.main and self._folder is not None:
             self._folder.clear()
 
     def _start(self, name: str, sums: Sums, rounds: int) -> _Sweep:
@@ -229,7 +231,9 @@ class Sweeps:
 
     def _save(self, word: int) -> None:
         """Save all passes under way and before, where `word` says so; stop where it says that."""
-        if word == GO_ON:
+        if self._folder is None and word == STOP:
+            stop(f"{self.out}: in its preparation, which is made again")
+        if self._folder is None or word == GO_ON:
             return
         for one in self._open:
             self._keep(one)
@@ -253,6 +257,6 @@ class Sweeps:
             wait_on_first(self._folder, self._ranks)
             one = self._open[-1]
             stop(
-                f"{self._out}: saved in its preparation, after {one.position} of {one.rounds} "
+                f"{self.out}: saved in its preparation, after {one.position} of {one.rounds} "
                 "batches of a pass"
             )

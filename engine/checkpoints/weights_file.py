@@ -19,6 +19,7 @@ from torch import Tensor
 from letheon import durable
 from letheon.engine.checkpoints.torch_file import Placeholder, StoredTensor, read_torch_file
 from letheon.errors import InputError
+from letheon.sealed import read_json
 
 FILE = "weights.safetensors"
 """Name of the weights in a run folder."""
@@ -155,8 +156,8 @@ def _open_folder(path: Path) -> tuple[Path, dict[str, Any]]:
     for name in ("config.json", "preprocessor_config.json"):
         if (path / name).is_file():
             try:
-                config |= dict(json.loads((path / name).read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
+                config |= dict(read_json(path / name))
+            except (OSError, ValueError, TypeError) as error:
                 raise InputError(
                     f"got {path / name}, which cannot be read ({error}); expected JSON; "
                     "download the folder again"

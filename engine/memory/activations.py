@@ -12,31 +12,41 @@ from torch.utils.checkpoint import checkpoint
 from letheon.engine.models.batch_norm import batch_norms
 from letheon.errors import InputError
 
+_USES = {
+    "activation_checkpoint": "whose activations could be computed again; take more micro-batches",
+    "compile": "each kind of which could be compiled once; use compile default",
+}
+"""What blocks are for, by the option that asks for them, and what to do without."""
+
+
+def require_blocks(model: nn.Module, option: str) -> list[nn.Module]:
+    """Find the repeated blocks for an option that needs some.
+
+    Raises:
+        InputError: there is none, such as in a plain sequence of convolutions.
+    """
+    blocks = find_blocks(model)
+    if not blocks:
+        raise InputError(f"got a network without blocks of layers, {_USES[option]}", option=option)
+    return blocks
+
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """Find the repeated blocks of a network: the smallest elements of its sequences that hold more
     than one layer with weights (residual blocks, transformer blocks).
-
-    Raises:
-        InputError: there is none, such as in a plain sequence of convolutions.
     """  # noqa: D205
     elements = {
-        element
+        element: None
         for module in model.modules()
         if isinstance(module, nn.Sequential | nn.ModuleList)
         for element in module
         if sum(bool(layer._parameters) for layer in element.modules()) > 1
     }
-    blocks = [
-        element for element in elements if not elements & (set(element.modules()) - {element})
+    return [
+        element
+        for element in elements
+        if not elements.keys() & (set(element.modules()) - {element})
     ]
-    if not blocks:
-        raise InputError(
-            "got a network without blocks of layers, whose activations could be computed again; "
-            "take more micro-batches",
-            option="activation_checkpoint",
-        )
-    return blocks
 
 
 def checkpoint_blocks(model: nn.Module) -> list[nn.Module]:
@@ -49,9 +59,9 @@ def checkpoint_blocks(model: nn.Module) -> list[nn.Module]:
         The blocks, for `restore_blocks`.
 
     Raises:
-        InputError: as `find_blocks`.
+        InputError: as `require_blocks`.
     """
-    blocks = find_blocks(model)
+    blocks = require_blocks(model, "activation_checkpoint")
     for block in blocks:
         contexts = partial(_contexts, block)
         again = partial(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from letheon.engine.distributed import Ranks
 from letheon.engine.memory.activations import find_blocks
-from letheon.engine.memory.shards import Shards
+from letheon.engine.memory.shards import Shards, copy_on_meta, fill_parts
 from letheon.engine.method import Method, Run
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import ELEMENTWISE
 from letheon.errors import InputError
 
@@ -38,9 +41,18 @@ def check_sharding(method: Method, run: Run) -> None:
             "take such ones, or reduce auto with activation_checkpoint and rank_batch",
             option="reduce",
         )
-    if odd := _odd_weight(run.model):
+    check_weights(run.model)
+
+
+def check_weights(model: Classifier) -> None:
+    """Refuse a network with a weight that torch cannot split.
+
+    Raises:
+        InputError: a weight is a single number, or shared by blocks that are gathered apart.
+    """
+    if odd := _odd_weight(model):
         raise InputError(
-            f"got {run.model.name} with reduce shard, whose {odd}; expected weights with a first "
+            f"got {model.name} with reduce shard, whose {odd}; expected weights with a first "
             "dimension, each in one block or in none; use reduce auto with activation_checkpoint "
             "and rank_batch",
             option="reduce",
@@ -82,12 +94,26 @@ def shard_run(run: Run) -> None:
     run.shards = Shards(model, find_units(model), run.ranks)
 
 
+def whole_copy(model: Classifier, device: torch.device) -> Classifier:
+    """Copy a network to a device: frozen, to be evaluated."""
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+
+
+def split_copy(model: Classifier, ranks: Ranks) -> Classifier:
+    """Copy a network, whole on every rank's host, split over the ranks: frozen, to be evaluated.
+
+    Each rank's device gets its part alone; every rank must call, there and at each pass.
+
+    Raises:
+        InputError: a weight is a single number, or shared by blocks that are gathered apart.
+    """
+    check_weights(model)
+    return fill_parts(copy_on_meta(model), model, find_units(model), ranks)
+
+
 def find_units(model: nn.Module) -> list[str]:
     """Paths of the blocks that are gathered one at a time; none where there are no blocks."""
-    try:
-        blocks = {id(block) for block in find_blocks(model)}
-    except InputError:
-        return []
+    blocks = {id(block) for block in find_blocks(model)}
     return [path for path, module in model.named_modules() if id(module) in blocks]
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def cut(whole: Tensor, ranks: Ranks) -> Tensor:
     """Cut this rank's part out of what fits a whole weight, such as a mask."""
-    rows = _rows(len(whole), ranks.world)
+    rows = part_rows(len(whole), ranks.world)
     start = sum(rows[: ranks.rank])
     return whole[start : start + rows[ranks.rank]]
 
@@ -99,7 +100,7 @@ class Shards(Alone):
         self.net: Classifier = model
         self.ranks = ranks
         self._units = units
-        self._empty = _copy_on_meta(model)
+        self._empty = copy_on_meta(model)
         split(model, units, ranks)
         self._pairs = {
             name: (weight, nn.Parameter(own_part(weight)))
@@ -115,10 +116,22 @@ class Shards(Alone):
         """This rank's part of a weight of the network, whatever its names are."""
         return next(own for one, own in self._pairs.values() if one is weight)
 
+    def whole_shape(self, own: Tensor) -> torch.Size:
+        """Shape of the weight of which `own`, one of `weights`, is this rank's part."""
+        return next(weight.shape for weight, part in self._pairs.values() if part is own)
+
     def average(self) -> None:
         """Hand the gradients, which the backward pass has averaged and split, to the parts."""
         for weight, own in self._pairs.values():
             own.grad = None if weight.grad is None else own_part(weight.grad)
+
+    def part_gradients(self, value: Tensor, keep: bool) -> list[Tensor | None]:
+        """As `Alone`; the backward pass has averaged and split them."""
+        value.backward(retain_graph=keep)
+        weights = [weight for weight, _ in self._pairs.values() if weight.requires_grad]
+        found = [None if weight.grad is None else own_part(weight.grad) for weight in weights]
+        self.clear()
+        return found
 
     def clear(self) -> None:
         """After the step."""
@@ -132,23 +145,37 @@ class Shards(Alone):
             weight.grad = torch.zeros_like(weight)
             own_part(weight.grad).copy_(part)
 
-    @torch.no_grad()
+    @contextmanager
+    def change_gradients(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within, each whole gradient of a weight is changed on its rank, before it is averaged
+        over the ranks and split. Every rank must call."""  # noqa: D205, D209
+        from torch.distributed.fsdp import FSDPModule
+
+        with torch.no_grad():
+            blank_pass(self.net)  # the first pass is where torch sets the blocks up
+        handles = []
+        for unit in self.net.modules():
+            if not isinstance(unit, FSDPModule):
+                continue
+            unit.unshard()  # a gathered weight is the same tensor each time it is gathered
+            handles += [
+                weight.register_hook(change)
+                for weight in cast(nn.Module, unit).parameters()
+                if weight.requires_grad and not hasattr(weight, "device_mesh")
+            ]
+            unit.reshard()
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def copy(self, of: Classifier | None = None) -> Classifier:
         """Make a frozen copy of the network as it is now, in evaluation mode, split alike.
 
         Or of another of the same architecture, `of`, which every rank has whole.
         """
-        twin = copy.deepcopy(self._empty).eval().requires_grad_(False)
-        split(twin, self._units, self.ranks)
-        twin.to_empty(device=self.ranks.device)
-        weights = dict((of or self.net).named_parameters())
-        for name, tensor in twin.named_parameters():
-            part = own_part(weights[name]) if of is None else cut(weights[name], self.ranks)
-            own_part(tensor).copy_(part)
-        buffers = dict((of or self.net).named_buffers())
-        for name, buffer in twin.named_buffers():
-            buffer.copy_(buffers[name])
-        return twin
+        return fill_parts(copy.deepcopy(self._empty), of or self.net, self._units, self.ranks)
 
     @torch.no_grad()
     def host_copy(self) -> Classifier:
@@ -165,6 +192,12 @@ class Shards(Alone):
         for name, buffer in twin.named_buffers():
             buffer.copy_(buffers[name])
         return twin.train(net.training)
+
+    def gather(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Join what is split as the weights of these names are: whole on the first rank's host,
+        empty elsewhere."""  # noqa: D205, D209
+        rows = {key.removeprefix("net."): len(weight) for key, (weight, _) in self._pairs.items()}
+        return {name: _gather(part.cpu(), rows[name], self.ranks) for name, part in parts.items()}
 
     def choose(
         self, scores: Sequence[Tensor], choice: Callable[[list[Tensor]], list[list[Tensor]]]
@@ -219,6 +252,30 @@ def split(model: nn.Module, units: Sequence[str], ranks: Ranks) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
+@torch.no_grad()
+def fill_parts(twin: Classifier, of: Classifier, units: Sequence[str], ranks: Ranks) -> Classifier:
+    """Split a network without numbers over the ranks and fill it: frozen, in evaluation mode.
+
+    Args:
+        twin: from `copy_on_meta`; it is what is returned.
+        of: has the numbers; whole on every rank, or split alike.
+        units: paths of the blocks that are gathered one at a time.
+        ranks: the job.
+    """
+    twin.eval().requires_grad_(False)
+    split(twin, units, ranks)
+    twin.to_empty(device=ranks.device)
+    weights = dict(of.named_parameters())
+    for name, tensor in twin.named_parameters():
+        weight = weights[name]
+        whole = not hasattr(weight, "device_mesh")
+        own_part(tensor).copy_(cut(weight, ranks) if whole else own_part(weight))
+    buffers = dict(of.named_buffers())
+    for name, buffer in twin.named_buffers():
+        buffer.copy_(buffers[name])
+    return twin
+
+
 def even_rounds(own: Iterator[Batch], rounds: int) -> Iterator[Batch | None]:
     """Yield a rank's batches, then None until there were as many rounds as on any rank.
 
@@ -237,20 +294,40 @@ def even_rounds(own: Iterator[Batch], rounds: int) -> Iterator[Batch | None]:
 
 
 def keep_pace(
-    model: Classifier, own: Iterator[Batch], rounds: Callable[[], int]
+    models: Sequence[Classifier], own: Iterator[Batch], passes: int = 1
 ) -> Iterator[Batch]:
     """Yield a rank's batches of a sweep; where weights are split, all ranks pass as often.
 
-    `rounds` are the batches of the rank that has the most of them.
+    Before each batch the ranks ask each other whether one has another; a rank that has none, or
+    could not read one, shows a blank image until none has. Its error comes after that.
+
+    Args:
+        models: what each batch is shown to, in this order.
+        own: this rank's batches.
+        passes: how often each model is shown a batch.
     """
-    if not is_split(model):
+    if not any(map(is_split, models)):
         yield from own
         return
-    for batch in even_rounds(own, rounds()):
-        if batch is None:
-            blank_pass(model)
-        else:
+    failure: Exception | None = None
+    while True:
+        batch = None
+        try:
+            batch = next(own, None) if failure is None else None
+        except Exception as error:  # whatever reading raises
+            failure = error
+        left = torch.tensor(int(batch is not None))
+        dist.all_reduce(left)
+        if not left:
+            break
+        if batch is not None:
             yield batch
+            continue
+        for model in models:
+            for _ in range(passes):
+                blank_pass(model)
+    if failure is not None:
+        raise failure
 
 
 def blank_pass(model: Classifier) -> None:
@@ -262,7 +339,7 @@ def blank_pass(model: Classifier) -> None:
         (logits.sum() * 0).backward()
 
 
-def _rows(total: int, world: int) -> list[int]:
+def part_rows(total: int, world: int) -> list[int]:
     """First dimensions of the ranks' parts of a tensor of `total` rows."""
     step = -(-total // world)
     return [max(0, min(step, total - rank * step)) for rank in range(world)]
@@ -270,7 +347,7 @@ def _rows(total: int, world: int) -> list[int]:
 
 def _gather(own: Tensor, total: int, ranks: Ranks) -> Tensor:
     """Join the ranks' parts, on the host, on the first rank; empty elsewhere."""
-    rows = _rows(total, ranks.world)
+    rows = part_rows(total, ranks.world)
     own = own.contiguous()
     if not ranks.main:
         if rows[ranks.rank]:
@@ -289,7 +366,7 @@ def _scatter(
     whole: Tensor | None, shape: Sequence[int], dtype: torch.dtype, ranks: Ranks
 ) -> Tensor:
     """Give each rank its part of the first rank's host tensor, on its device."""
-    rows = _rows(shape[0], ranks.world)
+    rows = part_rows(shape[0], ranks.world)
     if whole is None:
         own = torch.empty(rows[ranks.rank], *shape[1:], dtype=dtype)
         if rows[ranks.rank]:
@@ -303,11 +380,11 @@ def _scatter(
     return whole[: rows[0]].clone().to(ranks.device)
 
 
-def _copy_on_meta(model: Classifier) -> Classifier:
-    """Copy a network without its numbers."""
+def copy_on_meta(model: Classifier) -> Classifier:
+    """Copy a network without its numbers; weights lie in torch's own order."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
+        empty = torch.empty_like(parameter, device="meta", memory_format=torch.contiguous_format)
         memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")

@@ -23,7 +23,6 @@ from letheon.engine.precision import Precision
 from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.loaders.batch import Loader
-from letheon.loaders.order import sweep_rounds
 from letheon.loaders.preset import Preset
 
 SAMPLES = 128
@@ -148,14 +147,10 @@ def _columns(look: Look, loader: Loader, rows: list[int]) -> list[Tensor]:
     none = torch.zeros(0, dtype=torch.int64, device=device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = [(none, none, none.double())]
 
-    def rounds() -> int:
-        size = int(getattr(loader, "batch_size", SAMPLES))
-        return sweep_rounds(len(rows), size, look.ranks.world)
-
     try:
         model.to(device).eval()
         with torch.no_grad():
-            for host in keep_pace(model, loader.sweep(rows), rounds):
+            for host in keep_pace([model], loader.sweep(rows)):
                 batch = host.to(device)
                 with look.precision.autocast(device):
                     logits = model(batch.images).logits

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from letheon.engine.checkpoints.run_state import RunState
 from letheon.engine.numbers.tally import redistribute
-from letheon.errors import InputError
 
 
 def share_out_state(saved: RunState, world: int) -> RunState:
@@ -25,17 +24,11 @@ def share_out_state(saved: RunState, world: int) -> RunState:
     the end of a pass; others keep their bits. torch's random states are left out: each rank draws
     from its own seed.
 
-    Raises:
-        InputError: the state is of a network that was split over the ranks.
+    A network that is split over the ranks is cut anew where its parts are read.
     """
     before = saved.facts["world"]
     if before == world:
         return saved
-    if saved.facts.get("split"):
-        raise InputError(
-            f"got a saved state of a network split over {before} ranks, and {world} ranks; "
-            f"expected as many as saved it; start {before} ranks, or begin anew in another folder"
-        )
     own = [RunState(saved.below(f"rank.{rank}"), {}) for rank in range(before)]
     tensors = {name: one for name, one in saved.tensors.items() if not name.startswith("rank.")}
     if saved.facts["between"]:

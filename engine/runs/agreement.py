@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from letheon import __version__
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.method import Run
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import code_digest
 from letheon.errors import InputError, LetheonError
-from letheon.loaders.datasets.image_set import Data
+from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request
 
 Facts = Mapping[str, str]
@@ -118,6 +119,30 @@ def plan_facts(plan: Plan, run: Run) -> Facts:
     facts["number format"] = run.precision.dtype
     facts["loader"] = type(run.loader).__name__
     facts["kind of device"] = run.ranks.device.type
+    return facts
+
+
+def ranking_facts(
+    kinds: Sequence[str],
+    model: Classifier,
+    data: Data,
+    domains: Mapping[str, ImageSet],
+    ranks: Ranks,
+) -> Facts:
+    """State what ranks the requests, for `agree_on_start`: the ranks read it together.
+
+    Args:
+        kinds: of the rankings, in their order; where there are none, nothing else is stated.
+        model: that ranks.
+        data: whose training images are ranked, or classes.
+        domains: of the downstream set that ranks classes.
+        ranks: the job.
+    """
+    facts = {"rankings of requests": " ".join(kinds) or "none"}
+    if kinds:
+        facts |= {"weights": weights_digest(model)[:16], **_data_facts(data, ranks)}
+        sets = [f"{name}, {len(one)}, {one.digest[:16]}" for name, one in domains.items()]
+        facts["downstream images"] = "; ".join(sets)
     return facts
 
 

@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol
 
 from letheon import durable
 from letheon.errors import InputError
+from letheon.regular import open_regular
+from letheon.sealed import parse_json
 
 PREVIOUS = "previous"
 """Key of a line's link to the line before: its SHA-256 in hex, empty in the first line."""
@@ -47,14 +49,22 @@ class JsonLines:
         self._read()
 
     def _read(self) -> None:
-        text = self.path.read_bytes() if self.path.exists() else b""
-        self._size = len(text)
+        text = _read(self.path)
+        self._size, self._lines = len(text), text.count(b"\n")
         self._last = text.splitlines()[-1] if text else b""
+
+    def _count_loss(self) -> None:
+        """Count the lines of a file that has gone; where its folder has too, both may come back."""
+        if self._size and self.path.parent.is_dir() and not self.path.exists():
+            self.missing += self._lines
+            self.reason = self.reason or "the file had gone"
+            self._read()
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append; a machine that stops loses at most the line being written."""
         if self.path.exists() and self.path.stat().st_size < self._size:
             self._read()  # it was cut, for a run that goes on from an earlier state
+        self._count_loss()
         link = hashlib.sha256(self._last).hexdigest() if self._last else ""
         text = json.dumps({**line, PREVIOUS: link}, default=str).encode()
         try:
@@ -71,9 +81,11 @@ class JsonLines:
         else:
             self._last = text
             self._size += len(text) + 1
+            self._lines += 1
 
     def flush(self) -> None:
         """Push the lines to the disk, at the end of a run."""
+        self._count_loss()
         try:
             durable.flush(self.path)
         except OSError as error:
@@ -86,11 +98,9 @@ def broken_link(path: Path) -> int | None:
     None where the chain is whole; lines of old logs, which have no link, are not checked.
     """
     link = ""
-    if not path.exists():
-        return None
-    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+    for number, text in enumerate(_read(path).splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             return number
         if not isinstance(line, dict) or line.get(PREVIOUS, link) != link:
@@ -101,15 +111,28 @@ def broken_link(path: Path) -> int | None:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the reports of a log, those that are damaged or have no kind left out."""
-    yield from parse_lines(path.read_bytes() if path.exists() else b"")
+    yield from parse_lines(_read(path))
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a log; none where there is no such file.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def parse_lines(log: bytes) -> Iterator[dict[str, Any]]:
     """Yield the reports of a log, or of its end, as `read_lines`."""
     for text in log.splitlines():
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = parse_json(text)
+        except ValueError:
             continue
         if isinstance(line, dict) and "kind" in line:
             yield line
@@ -283,5 +306,5 @@ def open_trackers(folder: Path, settings: Mapping[str, Any]) -> list[Guard]:
     if name == "none":
         return []
     log = folder / "metrics.jsonl"
-    lines = log.read_bytes().count(b"\n") if log.exists() else 0
+    lines = _read(log).count(b"\n")
     return [Guard(name, lambda: _TRACKERS[name](folder, settings), lines)]

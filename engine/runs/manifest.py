@@ -18,6 +18,8 @@ from typing import Any
 
 from letheon.errors import InputError
 from letheon.folders import LOCK
+from letheon.regular import LARGEST, read_regular
+from letheon.sealed import read_sealed
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -60,7 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         InputError: there is none, or it was changed.
     """
     try:
-        text = (folder / MANIFEST).read_bytes().decode()
+        text = read_regular(folder / MANIFEST, LARGEST).decode()
         content = json.loads(text)
         whole = isinstance(content, dict) and _canonical(content) == text
     except FileNotFoundError:
@@ -100,7 +102,7 @@ def trace_ancestry(weights: str) -> dict[str, str]:
     if file.is_file():
         known["file"] = file_digest(file)
     if run.is_file():
-        known["weights"] = str(json.loads(run.read_text(encoding="utf-8"))["weights"])
+        known["weights"] = str(read_sealed(run).get("weights"))
     if (path / MANIFEST).is_file():
         known["manifest"] = file_digest(path / MANIFEST)
     return known

@@ -22,6 +22,7 @@ from letheon.engine.runs.run_folder import (
     packages,
     working_folder,
 )
+from letheon.sealed import read_json
 
 if TYPE_CHECKING:
     from letheon.engine.runs.plan import Plan
@@ -101,13 +102,14 @@ def describe_origin(plan: Plan, method: Method, run: Run, weights: str) -> dict[
         "code": code_digest()[:16],  # a commit may change documents alone, an edit anything
     }
     plain: dict[str, Any] = json.loads(json.dumps(dict(_flatten(known, "")), default=str))
+    plain.pop("settings.precision.compile_file", None)  # where code lies changes no result either
     return plain
 
 
 def read_origin(folder: Path) -> dict[str, Any] | None:
     """Read what an earlier run in the folder was made of; None where nothing says."""
     try:
-        known = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        known = read_json(folder / ORIGIN)
     except (OSError, ValueError):
         return None
     return known if isinstance(known, dict) else None

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
+from letheon.engine.compiled import read_code
 from letheon.engine.distributed import Ranks, agree, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
-from letheon.engine.memory.activations import find_blocks
+from letheon.engine.memory.activations import require_blocks
 from letheon.engine.memory.sharding import shard_run
 from letheon.engine.memory.shards import host_state
 from letheon.engine.method import Method, Run
@@ -111,7 +112,11 @@ class Plan:
         if recipe.batch_norm_group:
             check_kinds(self.model)
         if recipe.activation_checkpoint:
-            find_blocks(self.model)
+            require_blocks(self.model, "activation_checkpoint")
+        if self.job.precision.compile == "blocks":
+            require_blocks(self.model, "compile")
+        if self.job.precision.compile_file is not None:
+            read_code(self.job.precision.compile_file)
         # Asks for the size of every file: one that is gone is found before training.
         digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from letheon.engine.checkpoints.weights_file import write_weights
+from letheon.regular import require_regular
 
 FILE = "reads.safetensors"
 FORGET = "forget"
@@ -52,6 +53,7 @@ def write_reads(
 
 def read_reads(folder: Path) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Read the counts by phase, the mask of the forget set, and that of `EARLIER`, if any."""
+    require_regular(folder / FILE)
     tensors = load_file(folder / FILE)
     earlier = tensors.pop(EARLIER, None)
     return tensors, tensors.pop(FORGET).bool(), None if earlier is None else earlier.bool()

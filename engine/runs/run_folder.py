@@ -225,6 +225,7 @@ class Record:
         stays = (LOG, STATE, ORIGIN, STACKS, TENSORBOARD) if resume else ()
         remove_own(self.folder, [name for name in OWN if name not in stays])
         self._settings = settings
+        self._texts: dict[str, str] = {}
         self._logger = JsonLines(self.folder / LOG)
         self._trackers = open_trackers(self.folder, settings)
         self.write("settings.json", settings)
@@ -233,7 +234,8 @@ class Record:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """One JSON file of the folder, atomically."""
         if self.main:
-            durable.write(self.folder / name, _text(content))
+            self._texts[name] = _text(content)
+            durable.write(self.folder / name, self._texts[name])
 
     def log(self, kind: str, **numbers: Any) -> None:
         """Append one line to metrics.jsonl, at once on disk, to be watched."""
@@ -286,6 +288,18 @@ class Record:
         for tracker in self._trackers if self.main else ():
             tracker.close()
 
+    def _restore(self) -> None:
+        """Write again what was removed from the folder while the run ran."""
+        gone = [name for name in self._texts if not (self.folder / name).is_file()]
+        for name in gone:
+            durable.write(self.folder / name, self._texts[name])
+        if gone:
+            print(
+                f"warning: {self.out}: {', '.join(gone)} had gone from the folder, and were "
+                "written again",
+                file=sys.stderr,
+            )
+
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what it ended as; it now replaces an earlier one.
 
@@ -294,6 +308,7 @@ class Record:
         """
         self._close_trackers()
         if self.main:
+            self._restore()
             self._logger.flush()
             if self._logger.missing:
                 facts["log_lines_missing"] = self._logger.missing

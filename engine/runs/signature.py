@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import InputError
+from letheon.regular import LARGEST, read_regular
 
 
 def sign(key: Path, content: bytes) -> str:
@@ -20,7 +21,7 @@ def sign(key: Path, content: bytes) -> str:
     """
     serialization, ed25519 = _library()
     try:
-        private = serialization.load_pem_private_key(key.read_bytes(), None)
+        private = serialization.load_pem_private_key(read_regular(key, LARGEST), None)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"got {key}, which cannot be read as a key ({error}); expected an ed25519 private key "

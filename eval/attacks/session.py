@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, share_out
+from letheon.engine.distributed import share_out
 from letheon.errors import RunFailed
 from letheon.eval.attacks.suite import IMAGES, Attack, Targets, attack
 from letheon.eval.comparison import Entry
-from letheon.eval.evaluate import Inference, Measuring, Table, read_images
+from letheon.eval.evaluate import Inference, Measuring, Table
 from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.probes.relearn import RATES, TRIAL, feature_batches
 from letheon.eval.probes.relearn_evaluator import (
@@ -26,6 +26,7 @@ from letheon.eval.probes.relearn_evaluator import (
 )
 from letheon.eval.row_builder import add_stage
 from letheon.loaders.preset import Preset
+from letheon.progress import Items, clear
 
 T = TypeVar("T")
 _HELD_MOST = 1_000  # held-out images that the relearn curve is measured on
@@ -83,19 +84,35 @@ class Lessons:
                 images, labels = self._read(before, "train", needed.tolist())
                 places = [torch.searchsorted(needed, numbers) for numbers in steps]
                 self._rates[preset] = rate_of(
-                    before.model, [(images[at], labels[at]) for at in places], read.ranks.device
-                )
+                    before.model, [(images[at], labels[at]) for at in places], read.ranks.device,
+                    read.place,
+                )  # fmt: skip
         return self._rates.get(preset, RATES[0])
 
     def _read(self, entry: Entry, key: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        alone = Ranks(device=self.inference.ranks.device)
-        return read_images(self.inference.loader(key, entry, alone), rows)
+        return self.inference.read(key, entry, rows)
 
 
-def _of_rows(of: Measuring, table: Table, compute: Callable[[Entry], T]) -> dict[str, T]:
-    """Compute something of every model that has a row, each on one rank; all must call."""
+def _of_rows(
+    of: Measuring, table: Table, verb: str, compute: Callable[[Entry, Items], T]
+) -> dict[str, T]:
+    """Compute something of every model that has a row, each on one rank, or by all together where
+    networks are split; all must call."""  # noqa: D209
     entries = [e for e in of.comparison.entries if e.name not in table.left_out]
-    results = share_out(entries, compute, of.ranks)
+    own = entries if of.inference.splits else entries[of.ranks.rank :: of.ranks.world]
+    line = Items(verb, len(own), of.ranks.main)
+
+    def show_and_compute(entry: Entry) -> T:
+        line.start(entry.name)
+        result = compute(entry, line)
+        line.finish()
+        return result
+
+    if of.inference.splits:
+        results = [show_and_compute(entry) for entry in entries]
+    else:
+        results = share_out(entries, show_and_compute, of.ranks)
+    clear()
     return {entry.name: result for entry, result in zip(entries, results, strict=True)}
 
 
@@ -131,15 +148,16 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
 
     known: dict[Preset, Lesson] = {}
 
-    def learn(entry: Entry) -> Curves | str:
+    def learn(entry: Entry, line: Items) -> Curves | str:
+        line.show("relearning curves", 1)
         preset = entry.model.preset
         lesson = known[preset] = known.get(preset) or lessons.read_lesson(entry)
         try:
-            return curves(entry.model, lesson, of.ranks.device)
+            return curves(entry.model, lesson, of.ranks.device, of.inference.place)
         except RunFailed as error:  # one that diverges as it learns leaves the others their curves
             return str(error)
 
-    results = _of_rows(of, table, learn)
+    results = _of_rows(of, table, "relearn", learn)
     by_name = {name: result for name, result in results.items() if not isinstance(result, str)}
     original, first = (
         next((by_name[e.name] for e in of.comparison.of_role(role) if e.name in by_name), None)
@@ -169,13 +187,13 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
 
     known: dict[Preset, Targets] = {}
 
-    def make(entry: Entry) -> Attack:
+    def make(entry: Entry, line: Items) -> Attack:
         preset = entry.model.preset
         targets = known[preset] = known.get(preset) or lessons.read_targets(entry)
         # One that reads images in another way cannot be asked the same.
         alike = before is not None and before.model.preset == preset
         original = before.model if before is not None and alike else None
-        return attack(entry.model, original, targets, of.ranks.device)
+        return attack(entry.model, original, targets, of.ranks.device, of.inference.place, line)
 
-    for name, result in _of_rows(of, table, make).items():
+    for name, result in _of_rows(of, table, "attack", make).items():
         add_stage(next(row for row in table.rows if row.name == name), result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from letheon.eval.attacks.inputs import divergence, prompt, push
 from letheon.eval.attacks.weights import answer, barrier, quantize
 from letheon.eval.metrics.registry import metric
 from letheon.eval.probes.relearn import feature_batches, relearn
+from letheon.progress import Items
 
 IMAGES = 256
 """Forget images, and as many retain images, that are attacked, at most."""
@@ -52,18 +52,27 @@ class Attack:
 
 
 def attack(
-    model: Classifier, original: Classifier | None, targets: Targets, device: torch.device
+    model: Classifier,
+    original: Classifier | None,
+    targets: Targets,
+    device: torch.device,
+    place: Callable[[Classifier], Classifier],
+    line: Items | None = None,
 ) -> Attack:
     """Make every attack on a copy of `model`.
+
+    Where networks are split over the ranks, all of them attack with the same images.
 
     Args:
         model: of any device and mode; it stays as it is.
         original: the model before forgetting; None leaves out what compares with it.
         targets: the images.
         device: where to run.
+        place: copies a network to where it runs, frozen, in evaluation mode.
+        line: shows the attack that is made.
     """
-    victim = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-    before = None if original is None else copy.deepcopy(original).to(device).eval()
+    victim = place(model)
+    before = None if original is None else place(original)
     inside = (targets.images[targets.member], targets.labels[targets.member])
     outside = (targets.images[~targets.member], targets.labels[~targets.member])
 
@@ -79,30 +88,32 @@ def attack(
             return rows.to(device), names.to(device)
 
         curve = relearn(
-            victim, batches, recall, steps=targets.steps, every=max(1, targets.steps // 4),
-            lr=targets.rate,
+            model, batches, recall, steps=targets.steps, every=max(1, targets.steps // 4),
+            lr=targets.rate, place=place,
         )  # fmt: skip
         return max(curve.accuracy)
 
-    def known() -> Classifier:
-        if before is None:
+    def known(net: Classifier | None) -> Classifier:
+        if net is None:
             raise NotMeasurable("got no original model; expected one to compare with")
-        return before
+        return net
 
     def overreach() -> float:
-        near = push(known(), *inside, device)
-        first, second = (answer(net, near, device) for net in (known(), victim))
+        near = push(known(before), *inside, device)
+        first, second = (answer(net, near, device) for net in (known(before), victim))
         return divergence(first, second, targets.gone)
 
     attacks: dict[str, Callable[[], float]] = {
-        "quantized": lambda: recall(quantize(victim)),
+        "quantized": lambda: recall(place(quantize(model))),
         "retain only": learn_again,
         "prompt": lambda: prompt(victim, *inside, targets.steps, device),
-        "barrier": lambda: barrier(victim, known(), *outside, device),
+        "barrier": lambda: barrier(model, known(original), *outside, device, place),
         "overreach": overreach,
     }
     results: dict[str, float | NotMeasurable] = {}
     for name, run in attacks.items():
+        if line is not None:
+            line.show(name, len(attacks))
         try:
             results[name] = run()
         except (NotMeasurable, RunFailed) as error:  # such as a model that diverges as it learns

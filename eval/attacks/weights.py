@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,12 @@ def interpolate(first: Classifier, second: Classifier, place: float) -> Classifi
 
 
 def barrier(
-    model: Classifier, original: Classifier, images: Tensor, labels: Tensor, device: torch.device
+    model: Classifier,
+    original: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    place: Callable[[Classifier], Classifier],
 ) -> float:
     """Compute the loss barrier of linear mode connectivity (Frankle et al. 2020), in nats.
 
@@ -75,18 +81,18 @@ def barrier(
     between the two ends' values; below 0 where the path lies under that line.
 
     Args:
-        model: in evaluation mode, on the device, as is `original`.
+        model: of any device and mode, as is `original`; it stays as it is.
         original: the other end.
         images: (n, 3, H, W) float32 retain images.
         labels: (n,) int64.
         device: where to run.
+        place: copies a network to where it runs.
     """
 
     def loss(net: Classifier) -> float:
-        return float(F.cross_entropy(answer(net, images, device), labels))
+        return float(F.cross_entropy(answer(place(net), images, device), labels))
 
     start, end = loss(model), loss(original)
     return max(
-        loss(interpolate(model, original, place)) - ((1 - place) * start + place * end)
-        for place in PLACES
+        loss(interpolate(model, original, at)) - ((1 - at) * start + at * end) for at in PLACES
     )

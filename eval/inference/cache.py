@@ -15,16 +15,18 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from letheon import durable
 from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError, LetheonError
 from letheon.eval.inference.column_digests import check_columns, digest_columns
 from letheon.eval.inference.extract import (
@@ -37,13 +39,19 @@ from letheon.eval.inference.extract import (
     widths,
 )
 from letheon.eval.outputs import Outputs
+from letheon.folders import lock, lock_holder
 from letheon.loaders.batch import Loader
 from letheon.loaders.order import share
-from letheon.sealed import SEAL, expect_shape, read_sealed, seal
+from letheon.regular import read_text
+from letheon.sealed import SEAL, expect_shape, read_json, read_sealed, seal
 
 _FORMAT = 1
 _FACTS = "facts.json"
 _DIGESTS = "digests"
+_IMAGES = "images"  # digest of the images, beside the facts that name the folder
+PARTS = ".parts"
+"""Ending of the folder of what is saved of outputs on their way."""
+_PARTIAL = ".partial-"
 _NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.bool: np.bool_}
 
 Facts = Mapping[str, Any]
@@ -57,10 +65,12 @@ class Cache:
     folder: Path  # of all stored outputs, on a file system that all ranks share
     facts: Facts  # digests of the weights, the images with their forget flags, and the preset
     samples: int  # of the whole set
+    images: str = ""
+    """Digest of the images alone, kept beside the outputs for who looks for them."""
 
     def extract(
         self,
-        model: nn.Module,
+        model: Classifier,
         loader: Loader,
         ranks: Ranks,
         options: InferenceOptions | None = None,
@@ -87,7 +97,7 @@ class Cache:
         if parts is not None or not _is_whole(place, ranks):
             parts = parts or read_answers(model, loader, ranks.device, options)
             try:
-                _write(place, full, parts, options, ranks)
+                _write(place, full, self.images, parts, options, ranks)
             finally:
                 parts.close()
         agree(ranks, _problem(lambda: _verify(place, full, ranks)))
@@ -96,6 +106,11 @@ class Cache:
     def is_stored(self, ranks: Ranks, options: InferenceOptions) -> bool:
         """Tell whether `extract` would run no network; every rank must call, and gets the same."""
         return _is_whole(self._place(ranks, options)[0], ranks)
+
+    def parts_folder(self, ranks: Ranks, options: InferenceOptions) -> Path:
+        """Return where the ranks keep parts of the outputs while they are made."""
+        place = self._place(ranks, options)[0]
+        return place.with_name(place.name + PARTS)
 
     def _place(self, ranks: Ranks, options: InferenceOptions) -> tuple[Path, dict[str, Any]]:
         """Find where the outputs are kept, and all the facts that name the place."""
@@ -123,6 +138,7 @@ def _file(column: str) -> str:
 def _write(
     place: Path,
     facts: Facts,
+    images: str,
     parts: Parts,
     options: InferenceOptions,
     ranks: Ranks,
@@ -130,18 +146,42 @@ def _write(
     """Each rank writes its rows in place; rank 0 makes the files and gives them their name."""
     indices, taps = options.unique_indices, options.taps
     token = gather_rows(torch.tensor([secrets.randbits(62)]), ranks)[0]  # rank 0's
-    partial = place.with_name(f"{place.name}.partial-{int(token):x}")
+    partial = place.with_name(f"{place.name}{_PARTIAL}{int(token):x}")
     rows = facts["samples"] if indices is None else len(indices)
     first: list[dict[str, Tensor]] = []
-    try:
+    with ExitStack() as stack:
         agree(ranks, _problem(lambda: first.extend(itertools.islice(parts, 1))))
         wide = widths(first[0] if first else None, taps, ranks)
-        agree(ranks, _problem(lambda: _create(partial, rows, wide, taps), ranks.main))
+
+        def begin() -> None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(place)
+            stack.enter_context(lock(partial))
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            _create(partial, rows, wide, taps)
+            durable.write(partial / _IMAGES, images)
+
+        agree(ranks, _problem(begin, ranks.main))
         agree(ranks, _problem(lambda: _fill(partial, itertools.chain(first, parts), indices)))
-        agree(ranks, _problem(lambda: _publish(partial, place, facts, indices), ranks.main))
+        known = {**facts, _IMAGES: images} if images else facts
+        agree(ranks, _problem(lambda: _publish(partial, place, known, indices), ranks.main))
+    if ranks.main:
+        shutil.rmtree(place.with_name(place.name + PARTS), ignore_errors=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove what a process that died while it stored the same outputs has left."""
+    begin = f"{place.name}{_PARTIAL}"
+    locks = [path.name[1:].removesuffix(".lock") for path in place.parent.glob(f".{begin}*.lock")]
+    folders = [path.name for path in place.parent.glob(f"{begin}*")]
+    handle = os.open(place.parent, os.O_RDONLY)
+    try:
+        for name in {*locks, *folders}:
+            if not lock_holder(name, handle):
+                shutil.rmtree(place.with_name(name), ignore_errors=True)
+                place.with_name(f".{name}.lock").unlink(missing_ok=True)
     finally:
-        if ranks.main:
-            shutil.rmtree(partial, ignore_errors=True)
+        os.close(handle)
 
 
 def _problem(work: Callable[[], object], mine: bool = True) -> str | None:
@@ -188,6 +228,7 @@ def _publish(partial: Path, place: Path, facts: Facts, indices: Sequence[int] | 
     expected = np.arange(len(index)) if indices is None else np.asarray(indices)
     assert np.array_equal(index, expected), "a sweep left samples out, or gave some twice"
     digests = digest_columns(partial, sorted(path.name for path in partial.glob("*.npy")))
+    (partial / _IMAGES).unlink()
     durable.write(partial / _FACTS, seal({**facts, _DIGESTS: digests}))
     try:
         partial.rename(place)
@@ -201,6 +242,7 @@ def _verify(place: Path, facts: Facts, ranks: Ranks) -> None:
     """Compare what is stored with `facts` and with its digests; older outputs have none."""
     stored = read_sealed(place / _FACTS)
     digests = stored.pop(_DIGESTS, None)
+    stored.pop(_IMAGES, None)
     sealed = stored.pop(SEAL, None) is not None
     if stored != json.loads(json.dumps(facts)) or sealed != (digests is not None):
         raise InputError(
@@ -225,10 +267,17 @@ def _read(place: Path, options: InferenceOptions, ranks: Ranks) -> Outputs:
 
 
 def stored_outputs(folder: Path, images: str) -> list[Path]:
-    """List the stored outputs in `folder` that were made on the images of this digest."""
-    found = []
-    for file in sorted(folder.glob(f"{'[0-9a-f]' * 32}/{_FACTS}")):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if images in text and '"samples"' in text:
-            found.append(file.parent)
-    return found
+    """List the outputs in `folder` that were made on the images of this digest, whole or not."""
+    places = sorted(folder.glob(f"{'[0-9a-f]' * 32}*"))
+    return [place for place in places if images and _images_of(place) == images]
+
+
+def _images_of(place: Path) -> str:
+    """The digest of the images that some outputs were made on; empty where it is not said."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        if place.name.endswith(PARTS):
+            return str(read_json(next(place.glob("*/*.json"), place))["origin"][_IMAGES])
+        if _PARTIAL in place.name:
+            return read_text(place / _IMAGES)
+        return str(read_json(place / _FACTS)[_IMAGES])
+    return ""

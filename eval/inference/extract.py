@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.memory.shards import keep_pace
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.precision import Precision
+from letheon.engine.runs.stop import GO_ON
 from letheon.errors import InputError
+from letheon.eval.inference.part_saver import PartSaver
 from letheon.eval.inference.taps import record_taps
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Batch, Loader
@@ -49,6 +54,11 @@ class InferenceOptions:
         """The samples to read, increasing, each once; None for all."""
         return None if self.indices is None else sorted({int(i) for i in self.indices})
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of a batch."""
+        return (3 if self.shift else 1) * (2 if self.flip else 1)
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -62,27 +72,77 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+class Part(NamedTuple):
+    """What some batches of a pass have given, on the host."""
+
+    total: int  # samples of the whole pass, over all ranks
+    columns: dict[int, dict[str, Tensor]]  # number of the model -> columns, by the names of these
+
+
 @torch.no_grad()
+def _read_parts(
+    models: Sequence[Classifier],
+    loader: Loader,
+    device: torch.device,
+    options: Sequence[InferenceOptions],
+    saver: PartSaver | None,
+) -> Iterator[Part]:
+    """Run this rank's part of a pass of several models, by about 256 MiB of answers or less.
+
+    With a saver what it has is yielded first, and these batches are not read.
+    """
+    options = [replace(each, precision=each.precision.resolve(device)) for each in options]
+    positions = [0] * len(models)  # first batch that a model answers
+    with ExitStack() as stack:
+        if saver is not None:
+            stack.enter_context(saver.hold_signals())
+            for number in range(len(models)):
+                for count, columns in saver.load(number):
+                    yield Part(count, {number: columns})
+            positions = [*saver.positions]
+        taps = []
+        for model, each in zip(models, options, strict=True):
+            stack.enter_context(evaluation_mode(model))
+            taps.append(stack.enter_context(record_taps(model, each.taps)))
+        waiting: dict[int, list[dict[str, Tensor]]] = {}
+        held, total, batch_number = 0, 0, min(positions)
+        own = loader.sweep(options[0].unique_indices, batch_number)
+        for batch in keep_pace(models, own, options[0].passes):
+            batch_number += 1
+            on_device, total = batch.to(device), batch.total
+            for number, model in enumerate(models):
+                if batch_number > positions[number]:
+                    answer = _answer(model, taps[number], on_device, options[number])
+                    waiting.setdefault(number, []).append(answer)
+                    held += sum(values.nbytes for values in answer.values())
+            word = GO_ON if saver is None else saver.count_batch()
+            if held > _HELD_BYTES or word != GO_ON:
+                part = Part(total, {n: _on_host(rows) for n, rows in waiting.items()})
+                waiting, held = {}, 0
+                if saver is not None:
+                    saver.save(part.columns, batch_number, total, word)
+                yield part
+        part = Part(total, {n: _on_host(rows) for n, rows in waiting.items()})
+        if saver is not None:
+            saver.close(part.columns, batch_number, total)
+        if part.columns:
+            yield part
+
+
 def read_answers(
-    model: nn.Module, loader: Loader, device: torch.device, options: InferenceOptions
+    model: Classifier,
+    loader: Loader,
+    device: torch.device,
+    options: InferenceOptions,
+    saver: PartSaver | None = None,
 ) -> Parts:
     """Run this rank's part of a pass; results come on the host, by at most about 256 MiB.
 
     Yields:
         Columns by the names of `columns`, all with the same rows.
     """
-    options = replace(options, precision=options.precision.resolve(device))
-    waiting: list[dict[str, Tensor]] = []
-    held = 0
-    with evaluation_mode(model), record_taps(model, options.taps) as taps:
-        for batch in loader.sweep(options.unique_indices):
-            waiting.append(_answer(model, taps, batch.to(device), options))
-            held += sum(values.nbytes for values in waiting[-1].values())
-            if held > _HELD_BYTES:
-                yield _on_host(waiting)
-                waiting, held = [], 0
-    if waiting:
-        yield _on_host(waiting)
+    for part in _read_parts([model], loader, device, [options], saver):
+        yield part.columns[0]
 
 
 def _answer(
@@ -117,46 +177,23 @@ def _move(images: Tensor) -> list[Tensor]:
 
 
 class Rows:
-    """This rank's rows of a pass: one buffer a column, of its final size, which answers fill.
+    """This rank's rows of a pass: one buffer a column, of its final size, which parts fill."""
 
-    Answers of a GPU wait there until there are `room` bytes of them, so that a batch does not wait
-    for the host.
-    """
-
-    def __init__(self, place: slice, room: int = _HELD_BYTES) -> None:
-        """Make no buffer yet: the first answer tells the widths.
-
-        Args:
-            place: this rank's share of all rows.
-            room: bytes that may wait on a device.
-        """
-        self.size, self.room = place.stop - place.start, room
+    def __init__(self) -> None:
+        """Make no buffer yet: the first part tells the widths."""
         self.problem: InputError | None = None
         self._buffers: dict[str, Tensor] = {}
-        self._waiting: list[dict[str, Tensor]] = []
-        self._filled = self._held = 0
+        self._filled = 0
 
-    def add(self, answer: dict[str, Tensor]) -> None:
-        """Write the rows of a batch behind the others."""
-        self._waiting.append(answer)
-        self._held += sum(values.nbytes for values in answer.values())
-        if answer["features"].device.type == "cpu" or self._held > self.room:
-            self.flush()
-
-    def flush(self) -> None:
-        """Move what waits on the device into the buffers."""
-        if not self._waiting:
-            return
-        stop = self._filled + sum(len(answer["index"]) for answer in self._waiting)
-        assert stop <= self.size, "a sweep gave a rank more than its share"
-        for name in [*self._waiting[0]]:
-            parts = [answer.pop(name) for answer in self._waiting]  # let go column by column
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    def add(self, part: dict[str, Tensor], size: int) -> None:
+        """Write the rows of a part behind the others; `size` is how many all parts have."""
+        stop = self._filled + len(part["index"])
+        assert stop <= size, "a sweep gave a rank more than its share"
+        for name, values in part.items():
             if name not in self._buffers:
-                self._buffers[name] = torch.empty((self.size, *whole.shape[1:]), dtype=whole.dtype)
-            self._buffers[name][self._filled : stop].copy_(whole)
+                self._buffers[name] = torch.empty((size, *values.shape[1:]), dtype=values.dtype)
+            self._buffers[name][self._filled : stop].copy_(values)
         self._filled = stop
-        self._waiting, self._held = [], 0
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -171,40 +208,28 @@ class Rows:
             raise self.problem
 
 
-@torch.no_grad()
 def read_together(
-    models: Sequence[nn.Module],
+    models: Sequence[Classifier],
     loader: Loader,
     ranks: Ranks,
     options: Sequence[InferenceOptions],
+    saver: PartSaver | None = None,
 ) -> list[Rows]:
     """Compute each model's answers to this rank's share of the images, which are read once.
 
-    The options of all models name the same samples. An image that cannot be read is the `problem`
+    The options of all models name the same samples and the same passes. Every rank must call where
+    a model is split over the ranks. An image that cannot be read is the `problem`
     of each.
     """
-    options = [replace(each, precision=each.precision.resolve(ranks.device)) for each in options]
-    rows: list[Rows] = []
-    with ExitStack() as stack:
-        taps = []
-        for model, each in zip(models, options, strict=True):
-            stack.enter_context(evaluation_mode(model))
-            taps.append(stack.enter_context(record_taps(model, each.taps)))
-        problem = None
-        try:
-            for batch in loader.sweep(options[0].unique_indices):
-                if not rows:
-                    place = share(batch.total, ranks.rank, ranks.world)
-                    rows = [Rows(place, _HELD_BYTES // len(models)) for _ in models]
-                on_device = batch.to(ranks.device)
-                for number, model in enumerate(models):
-                    rows[number].add(_answer(model, taps[number], on_device, options[number]))
-        except InputError as error:
-            problem = error
-    rows = rows or [Rows(slice(0, 0)) for _ in models]
-    for each_rows in rows:
-        each_rows.flush()
-        each_rows.problem = problem
+    rows = [Rows() for _ in models]
+    try:
+        for total, columns in _read_parts(models, loader, ranks.device, options, saver):
+            place = share(total, ranks.rank, ranks.world)
+            for number, part in columns.items():
+                rows[number].add(part, place.stop - place.start)
+    except InputError as error:
+        for each in rows:
+            each.problem = error
     return rows
 
 
@@ -231,7 +256,7 @@ def widths(part: dict[str, Tensor] | None, taps: Sequence[str], ranks: Ranks) ->
 
 
 def extract(
-    model: nn.Module,
+    model: Classifier,
     loader: Loader,
     ranks: Ranks,
     options: InferenceOptions | None = None,
@@ -240,8 +265,7 @@ def extract(
     """Run a model over a set once, under the test transform, shared out over the ranks.
 
     Args:
-        model: a Classifier on `ranks.device`; its forward gives (logits, features). Its modes are
-            restored.
+        model: on `ranks.device`, or split over the ranks; its modes are restored.
         loader: this rank's; `sweep` is read.
         ranks: the job; every rank must call.
         options: samples, precision, taps, flip.

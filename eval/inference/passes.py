@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.memory.shards import is_split
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import frozen_copy
 from letheon.engine.precision import Precision
+from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError
 from letheon.eval.inference.cache import Cache
-from letheon.eval.inference.extract import InferenceOptions, Rows, extract, read_together
+from letheon.eval.inference.extract import (
+    InferenceOptions,
+    Rows,
+    extract,
+    read_answers,
+    read_together,
+)
+from letheon.eval.inference.part_saver import PartSaver
 from letheon.eval.outputs import Outputs
 from letheon.loaders.batch import Batch, Loader
 from letheon.progress import Line
@@ -50,13 +59,19 @@ class Store:
     folder: Path  # on a file system that all ranks share
     sets: Mapping[str, tuple[str, int]]
     """Set -> digest of its images and of which of them are to be forgotten, and their number."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Set -> digest of its images alone, kept beside its outputs."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the rounding of outputs depends on, such as the batch size; for passes to go on."""
+    interval: tuple[float, int] = (0.0, 0)
+    """Seconds and batches after which a pass is saved; 0: never but when a signal comes."""
 
 
 class Swept(NamedTuple):
     """A model to be run over the sets."""
 
     name: str  # what tables and messages call it
-    model: Classifier  # on the ranks' device
+    model: Classifier  # on the ranks' device, or split over the ranks
     weights: str = ""  # digest of its weights, kept beside what is measured
     taps: tuple[str, ...] = ()
     """Modules whose pooled outputs on the test set are kept too, as `taps.stages` gives."""
@@ -96,7 +111,7 @@ def sweep_together(
 
     Each image is read once and shown to every model; the answers are bit for bit those of a sweep
     of each model alone. In float32 a set without taps is shown to a copy with its batch-norms
-    folded, equal to the model to rounding.
+    folded, equal to the model to rounding, unless the model is split over the ranks.
 
     Args:
         swept: models of one preset; this rank's share of the outputs of all is held in memory.
@@ -116,13 +131,15 @@ def sweep_together(
 
     def network(number: int, taps: Sequence[str]) -> Classifier:
         model = swept[number].model
-        if taps or options.precision.dtype not in ("auto", "fp32"):
+        if taps or options.precision.dtype not in ("auto", "fp32") or is_split(model):
             return model
         if number not in folded:
             folded[number] = frozen_copy(model, options.precision)
         return folded[number]
 
     outputs: list[dict[str, Outputs]] = [{} for _ in swept]
+    seconds, steps = (0.0, 0) if options.store is None else options.store.interval
+    poll = Poll(Ranks(device=ranks.device), seconds, steps)  # the ranks read without each other
     for key, source in loaders.items():
         each = [options.of_set(key, model.taps) for model in swept]
         caches = [cache_of(model, options.store, key) for model in swept]
@@ -130,18 +147,27 @@ def sweep_together(
             i for i, cache in enumerate(caches) if not (cache and cache.is_stored(ranks, each[i]))
         ]
         networks = {i: network(i, each[i].taps) for i in new}
+        saver = None
+        # A rank stops where it is; of a network that is split the others would wait for it.
+        if options.store is not None and new and not any(is_split(one.model) for one in swept):
+            folders = [cast(Cache, caches[i]).parts_folder(ranks, each[i]) for i in new]
+            known = {**options.store.origin, "images": options.store.images.get(key, "")}
+            saver = PartSaver(folders, known, ranks, poll)
         loader = _ShownLoader(source, f"{key} through {len(new)} models", ranks)
         rows: dict[int, Rows] = {}
         if len(new) > 1:
-            several = read_together(list(networks.values()), loader, ranks, [each[i] for i in new])
+            wanted = [each[i] for i in new]
+            several = read_together([*networks.values()], loader, ranks, wanted, saver)
             rows = dict(zip(new, several, strict=True))
         for i, cache in enumerate(caches):
-            net, known = networks.get(i, swept[i].model), rows.pop(i, None)
+            net, own = networks.get(i, swept[i].model), rows.pop(i, None)
             if cache:
-                parts = known.replay() if known else None
+                parts = own.replay() if own else None
+                if own is None and i in networks:
+                    parts = read_answers(net, loader, ranks.device, each[i], saver)
                 outputs[i][key] = cache.extract(net, loader, ranks, options=each[i], parts=parts)
             else:
-                outputs[i][key] = extract(net, loader, ranks, each[i], known)
+                outputs[i][key] = extract(net, loader, ranks, each[i], own)
     return [Passes(each.name, outputs[i], each.weights) for i, each in enumerate(swept)]
 
 
@@ -170,4 +196,4 @@ def cache_of(swept: Swept, store: Store | None, key: str) -> Cache | None:
     preset = repr(sorted(asdict(swept.model.preset).items()))
     data, samples = store.sets[key]
     facts = {"weights": swept.weights, "model": swept.model.name, "data": data, "preset": preset}
-    return Cache(store.folder, facts, samples)
+    return Cache(store.folder, facts, samples, store.images.get(key, ""))

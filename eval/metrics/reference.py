@@ -107,6 +107,23 @@ def mean_row(rows: Sequence[Row]) -> dict[str, float]:
     return {name: float(vector(of, name).mean()) for name, of in _by_name(rows).items()}
 
 
+def means_without_each(rows: Sequence[Row]) -> list[dict[str, float]]:
+    """Compute `mean_row` of all rows but one, for each in turn."""
+    tables = [numbers(row) for row in rows]
+    means: list[dict[str, float]] = [{} for _ in rows]
+    for name, of in _by_name(rows).items():
+        values, place = vector(of, name), 0
+        whole = float(values.mean())
+        for mean, table in zip(means, tables, strict=True):
+            if name not in table:
+                mean[name] = whole
+                continue
+            if len(values) > 1:
+                mean[name] = float(np.delete(values, place).mean())
+            place += 1
+    return means
+
+
 def _by_name(rows: Sequence[Row]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for row in rows:

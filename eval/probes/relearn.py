@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from letheon.engine.memory.shards import from_first, is_split
 from letheon.errors import InputError, RunFailed
 from letheon.kernels.keyed import permutation
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 """Step number from 0 -> (inputs, labels (B,)) on the model's device."""
+
+Place = Callable[[Any], nn.Module]
+"""Network -> a copy of it where it is to learn."""
 
 
 class RelearnCurve(NamedTuple):
@@ -73,9 +77,9 @@ def relearn(
     every: int = 5,
     target: float | None = None,
     lr: float = 0.01,
-    momentum: float = 0.9,
+    place: Place = copy.deepcopy,
 ) -> RelearnCurve:
-    """Fine-tune a copy of `net` by SGD on cross-entropy and measure it on the way.
+    """Fine-tune a copy of `net` by SGD on cross-entropy and measure it on the way; momentum is 0.9.
 
     The model stays in evaluation mode, so batch-norm statistics and dropout play no part and every
     model is given the same recipe; `net` itself is untouched. Measured before the first step,
@@ -89,7 +93,7 @@ def relearn(
         every: steps between measurements.
         target: accuracy that counts as relearned, say the original model's less 0.05.
         lr: constant learning rate.
-        momentum: of SGD; no weight decay.
+        place: copies `net` to where it learns; without batch-norm's or dropout's training mode.
 
     Raises:
         InputError: a recipe out of range.
@@ -99,8 +103,8 @@ def relearn(
         raise InputError(
             f"got {steps} steps, a measurement every {every} and lr {lr}; expected all above 0"
         )
-    learner = copy.deepcopy(net).eval().requires_grad_(True)
-    optimizer = torch.optim.SGD(learner.parameters(), lr=lr, momentum=momentum)
+    learner = place(net).eval().requires_grad_(True)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=lr, momentum=0.9)
     seen, accuracy = [0], [_accuracy(measure, learner)]
     reached = 0 if target is not None and accuracy[0] >= target else None
     for step in range(1, steps + 1):
@@ -129,7 +133,7 @@ TRIAL = 20
 """Steps after which a rate is held to be safe."""
 
 
-def find_rate(net: nn.Module, batches: Batches) -> float:
+def find_rate(net: nn.Module, batches: Batches, place: Place = copy.deepcopy) -> float:
     """Return the largest of `RATES` at which `net` can relearn without falling apart.
 
     Of 20 steps none may have a loss above twice the first one's plus one half. Ask it of the
@@ -139,16 +143,17 @@ def find_rate(net: nn.Module, batches: Batches) -> float:
     Args:
         net: as in `relearn`; it stays as it is.
         batches: of images that it knows.
+        place: as in `relearn`.
     """
     for rate in RATES:
-        learner = copy.deepcopy(net).eval().requires_grad_(True)
+        learner = place(net).eval().requires_grad_(True)
         optimizer = torch.optim.SGD(learner.parameters(), lr=rate, momentum=0.9)
         losses: list[float] = []
         for step in range(TRIAL):
             inputs, labels = batches(step)
             answer = learner(inputs)
             loss = nn.functional.cross_entropy(getattr(answer, "logits", answer), labels)
-            losses.append(float(loss.detach()))
+            losses.append(_of_all(learner, float(loss.detach())))
             if not losses[-1] <= 2 * losses[0] + 0.5:  # also where it is no number
                 break
             optimizer.zero_grad(set_to_none=True)
@@ -161,4 +166,9 @@ def find_rate(net: nn.Module, batches: Batches) -> float:
 
 def _accuracy(measure: Callable[[nn.Module], float], net: nn.Module) -> float:
     with torch.no_grad():
-        return float(measure(net))
+        return _of_all(net, float(measure(net)))
+
+
+def _of_all(net: nn.Module, number: float) -> float:
+    """The first rank's number where the network is split: all ranks must decide alike."""
+    return from_first(number) if is_split(net) else number

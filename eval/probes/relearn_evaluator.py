@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +41,12 @@ class Lesson:
     related: tuple[Tensor, Tensor] | None = None  # images and labels as above, of other images
 
 
-def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str, RelearnCurve]:
+def curves(
+    model: Classifier,
+    lesson: Lesson,
+    device: torch.device,
+    place: Callable[[Classifier], Classifier],
+) -> dict[str, RelearnCurve]:
     """Measure held-out accuracy on the forgotten classes over the steps, for a copy of `model`.
 
     Retain images are learned beside the forgotten ones, since on forget images alone a model wins
@@ -52,19 +56,18 @@ def curves(model: Classifier, lesson: Lesson, device: torch.device) -> dict[str,
         model: of any device and mode; it stays as it is.
         lesson: the images.
         device: where to learn.
+        place: copies a network to there.
     """
-    learner = copy.deepcopy(model).to(device).eval()
-    inputs, held = (
-        _features(learner, side, device) for side in (lesson.images, lesson.held_images)
-    )
-    head = head_on_features(learner.head.weight, learner.head.bias)
+    frozen = place(model)
+    inputs, held = (_features(frozen, side, device) for side in (lesson.images, lesson.held_images))
+    head = head_on_features(model.head.weight, model.head.bias).to(device)
     sides: dict[str, tuple[nn.Module, Tensor, Tensor, Tensor]] = {
         HEAD: (head, inputs, lesson.labels, held),
-        WHOLE: (learner, lesson.images, lesson.labels, lesson.held_images),
+        WHOLE: (model, lesson.images, lesson.labels, lesson.held_images),
     }
     if lesson.related is not None:
-        sides[RELATED] = (learner, *lesson.related, lesson.held_images)
-    return {name: _curve(*side, lesson, device) for name, side in sides.items()}
+        sides[RELATED] = (model, *lesson.related, lesson.held_images)
+    return {name: _curve(*side, lesson, device, place) for name, side in sides.items()}
 
 
 @torch.no_grad()
@@ -80,6 +83,7 @@ def _curve(
     test: Tensor,
     lesson: Lesson,
     device: torch.device,
+    place: Callable[[Classifier], Classifier],
 ) -> RelearnCurve:
     sample = feature_batches(inputs, labels.to(inputs.device), BATCH, seed=0)
     truth = lesson.held_labels.to(device)
@@ -96,12 +100,18 @@ def _curve(
         return float((predictions == truth).double().mean())
 
     every = max(1, lesson.steps // 20)
-    rate = 0.01 if isinstance(net, nn.Linear) else lesson.rate
-    return relearn(net, batches, accuracy, steps=lesson.steps, every=every, lr=rate)
+    if isinstance(net, nn.Linear):  # of features
+        return relearn(net, batches, accuracy, steps=lesson.steps, every=every)
+    return relearn(
+        net, batches, accuracy, steps=lesson.steps, every=every, lr=lesson.rate, place=place
+    )
 
 
 def rate_of(
-    model: Classifier, steps: Sequence[tuple[Tensor, Tensor]], device: torch.device
+    model: Classifier,
+    steps: Sequence[tuple[Tensor, Tensor]],
+    device: torch.device,
+    place: Callable[[Classifier], Classifier],
 ) -> float:
     """Return the learning rate at which `model`, the original, can go on learning a lesson.
 
@@ -109,13 +119,14 @@ def rate_of(
         model: of any device and mode; it stays as it is.
         steps: images and labels of its first steps.
         device: where to learn.
+        place: copies a network to there.
     """
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         images, labels = steps[step]
         return images.to(device), labels.to(device)
 
-    return find_rate(copy.deepcopy(model).to(device).eval(), batches)
+    return find_rate(model, batches, place)
 
 
 Curves = dict[str, RelearnCurve]

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from letheon.eval.metrics.registry import IDEALS, OTHER, Definition, Metric, Summary, metrics
 
 _UNKNOWN = "No definition is on file for this number."
 
 
-def _owners() -> dict[str, Metric]:
+class _Definitions(NamedTuple):
+    """The keys of all metrics, each looked up once: a page asks thousands of times."""
+
+    catalog: dict[str, Metric]  # of which this is
+    owners: dict[str, Metric]
     """Key -> metric, for parts such as cka_original_forget too, in the reports' order."""
-    return {key: metric for metric in metrics().values() for key in metric.keys}
+    known: dict[str, Definition]
+
+
+_definitions = _Definitions({}, {}, {})
+
+
+def _find_definitions() -> _Definitions:
+    global _definitions
+    catalog = metrics()
+    if _definitions.catalog is not catalog:
+        owners = {key: metric for metric in catalog.values() for key in metric.keys}
+        _definitions = _Definitions(catalog, owners, {})
+    return _definitions
 
 
 def define(key: str) -> Definition:
@@ -19,8 +36,12 @@ def define(key: str) -> Definition:
 
     A number that nobody defined has its key as title and says so.
     """
-    metric = _owners().get(key)
-    return metric.definition(key) if metric else Definition(key, OTHER, "score", "", _UNKNOWN)
+    of = _find_definitions()
+    if key not in of.owners:
+        return Definition(key, OTHER, "score", "", _UNKNOWN)
+    if key not in of.known:
+        of.known[key] = of.owners[key].definition(key)
+    return of.known[key]
 
 
 def define_all() -> Iterator[str]:
@@ -32,7 +53,7 @@ def define_all() -> Iterator[str]:
 
 def order(keys: Iterable[str]) -> list[str]:
     """Sort the keys, each once, into the reports' order; unknown ones last."""
-    places = {key: place for place, key in enumerate(_owners())}
+    places = {key: place for place, key in enumerate(_find_definitions().owners)}
     return sorted(set(keys), key=lambda key: (places.get(key, len(places)), key))
 
 

@@ -40,7 +40,7 @@ def describe_comparison(
         "Date": date.strftime("%d %B %Y, %H:%M %Z").strip(),
         "Software": ", ".join([*shown, f"Python {versions.get('python', '')}"]),
         "Hardware": f"{versions.get('device', '')}, {versions.get('cores', '')} cores, "
-        f"{versions.get('world', 1)} processes",
+        f"{(world := versions.get('world', 1))} process{'' if world == 1 else 'es'}",
         "Revision": revision + changed if revision else "",
         "Command": _command(versions.get("command", ())),
     }

@@ -167,6 +167,9 @@ def time_gap(prepared: Prepared) -> Picture:
         why = 'Left out: no model has both "seconds" and a gap to a retrained model.'
         return Picture(title, why)
     shown = [row for row in timed if row.get(gap) is not None]
+    if not any(row["role"] == "unlearned" for row in shown):
+        why = "Left out: no unlearned model has a run time of its own; runs of one pass share it."
+        return Picture(title, why)
     of = assign_looks(prepared)
     series = [
         Series(legend_name(prepared, r), [r["seconds"]], [100 * r[gap]], of[r["name"]])

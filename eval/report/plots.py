@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,8 +128,10 @@ def _points(plot: Any, series: Sequence[Series], band: tuple[Ends, Ends] | None)
         if right > left or high > low:  # not so with one retrained model
             plot.axvspan(left, right, color=BLUE, alpha=0.15, lw=0.8)
             plot.axhspan(low, high, color=BLUE, alpha=0.15, lw=0.8, label="retrained, mean ± std")
-    for name, x, y, look in series:
+    for (name, look), alike in groupby(series, key=lambda one: (one.name, one.look)):
         size = 10 if look.marker == "*" else 8
+        points = [*alike]  # such as the retrained models, which are drawn at once
+        x, y = ([v for one in points for v in one[axis]] for axis in (1, 2))
         plot.plot(x, y, look.marker, color=look.color, ms=size, mec="white", mew=0.6, label=name)
 
 

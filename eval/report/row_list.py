@@ -38,7 +38,9 @@ class Rows(list[dict[str, Any]]):
         try:
             import pandas
         except ImportError:
-            raise InputError("got no pandas, which makes the frame; pip install pandas") from None
+            raise InputError(
+                "got no pandas, which makes the frame; pip install '.[pandas]' in the checkout"
+            ) from None
         text = io.StringIO(as_csv(prepare(self, self.left_out)))
         texts = dict.fromkeys(("name", "role", "weights"), str)  # a run may be called 001 or NA
         return pandas.read_csv(text, dtype=texts, keep_default_na=False, na_values=[""])

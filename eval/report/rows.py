@@ -12,7 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from letheon.errors import InputError, suggest
-from letheon.eval.metrics.reference import Reference, mean_row, numbers, reference
+from letheon.eval.metrics.reference import (
+    Reference,
+    mean_row,
+    means_without_each,
+    numbers,
+    reference,
+)
 from letheon.eval.metrics.registry import Summary, groups
 from letheon.eval.metrics.scores import scores
 from letheon.eval.report.definitions import define, order, summary_columns
@@ -100,11 +106,18 @@ def _check(row: Mapping[str, Any], place: int) -> dict[str, Any]:
 
 
 def prepare(
-    rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str] | None = None
+    rows: Sequence[Mapping[str, Any]],
+    left_out: Mapping[str, str] | None = None,
+    known: Reference | None = None,
 ) -> Prepared:
     """Check the rows, order them by role and add the scores that can be had.
 
     A retrained model is scored against the mean of the others: the spread that no method can beat.
+
+    Args:
+        rows: one a model.
+        left_out: models without a row, and why.
+        known: the retrained models' bands, where they were computed before.
 
     Raises:
         InputError: no row, a row without a name, a name twice, an unknown role, a value that is
@@ -121,15 +134,16 @@ def prepare(
     retrained = [row for row in checked if row["role"] == "retrained"]
     original = originals[0] if len(originals) == 1 else None
     of_all = mean_row(retrained)
-    scored = {}
-    for row in checked:
-        others = [other for other in retrained if other is not row]
-        mean = of_all if len(others) == len(retrained) else mean_row(others)
-        scored[row["name"]] = scores(row, original, mean or None)
+    of_others = zip((row["name"] for row in retrained), means_without_each(retrained), strict=True)
+    means = dict(of_others)
+    scored = {
+        row["name"]: scores(row, original, means.get(row["name"], of_all) or None)
+        for row in checked
+    }
     for row in checked:
         new = scored[row["name"]].items()
         row |= {key: value for key, value in new if row.get(key) is None}
-    of = reference(retrained) if retrained else None
+    of = (known or reference(retrained)) if retrained else None
     present = order({key for row in checked for key in numbers(row)})
     columns = {group: [key for key in present if define(key).group == group] for group in groups()}
     columns = {group: keys for group, keys in columns.items() if keys}

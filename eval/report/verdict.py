@@ -69,7 +69,8 @@ def p_value(model: Row, retrained: Sequence[Row]) -> float:
     keys = compared_keys(rows)
     if not keys:
         return 1.0
-    table = np.array([[numbers(row)[key] for key in keys] for row in rows])
+    tables = [numbers(row) for row in rows]
+    table = np.array([[of[key] for key in keys] for of in tables])
     scores = [_distance(table[i], np.delete(table, i, axis=0)) for i in range(len(table))]
     return float(np.mean([score >= scores[0] - 1e-12 for score in scores]))
 
@@ -81,9 +82,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     spread, so those that tell both sides apart decide, and those that do not have no say.
     """
     keys = compared_keys([model, original, *retrained])
-    ours, before, *others = (
-        np.array([numbers(row)[key] for key in keys]) for row in (model, original, *retrained)
-    )
+    tables = [numbers(row) for row in (model, original, *retrained)]
+    ours, before, *others = (np.array([of[key] for key in keys]) for of in tables)
     spread = np.std(others, axis=0, ddof=1) if len(others) > 1 else np.ones(len(keys))
     spread = np.maximum(spread, 1e-3)
     way = (np.mean(others, axis=0) - before) / spread
@@ -178,14 +178,16 @@ def _is_one(row: Row, retrained: Sequence[Row]) -> str:
 
 
 def judge(rows: Sequence[Row]) -> list[str]:
-    """Write one line a model that was to forget; it needs a retrained model or canaries.
+    """Write a line for each model that was to forget, one for all of whom the same is said.
+
+    It needs a retrained model or canaries.
 
     Args:
         rows: of a table, each with "name" and "role".
     """
     retrained = [row for row in rows if row["role"] == "retrained"]
     original = next((row for row in rows if row["role"] == "original"), None)
-    lines = []
+    lines: dict[str, list[str]] = {}
     for row in _unlearned_rows(rows):
         words = []
         if retrained and original is not None:
@@ -195,8 +197,11 @@ def judge(rows: Sequence[Row]) -> list[str]:
         if all(row.get(key) is not None for key in _RECALLED):
             words.append(_recall(row, rows))
         if words:
-            lines.append(f"{row['name']}: {'; '.join(words)}")
-    return lines
+            lines.setdefault("; ".join(words), []).append(str(row["name"]))
+    return [
+        f"{', '.join(names)}: {'each ' if len(names) > 1 else ''}{text}"
+        for text, names in lines.items()
+    ]
 
 
 def _unlearned_rows(rows: Sequence[Row]) -> list[Row]:

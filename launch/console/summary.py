@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from letheon.engine.runs.run_folder import FINISHED
+from letheon.engine.runs.loggers import read_lines
+from letheon.engine.runs.run_folder import FINISHED, LOG
 from letheon.progress import choose_mode, clear, format_seconds, note
+from letheon.sealed import read_json
 
 OPTIONS = ("--quiet", "--json")
 
@@ -127,13 +129,8 @@ def data_words(data: str) -> list[str]:
 
 def read_facts(out: Path) -> dict[str, Any]:
     """Read what a finished run's record says of its weights, seconds and last losses."""
-    facts = json.loads((out / FINISHED).read_text(encoding="utf-8"))
-    losses = {}
-    for text in (out / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # a damaged line: the run has said so
-        if line.get("kind") == "phase":
-            losses[line["phase"]] = line["loss"]
+    facts = read_json(out / FINISHED)
+    phases = [line for line in read_lines(out / LOG) if line["kind"] == "phase"]
+    # A damaged line is left out: the run has said so.
+    losses = {line["phase"]: line["loss"] for line in phases if {"phase", "loss"} <= line.keys()}
     return {"weights": facts["weights"], "spent": facts["seconds"], "losses": losses}

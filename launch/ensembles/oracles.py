@@ -82,34 +82,38 @@ class Settings(JobOptions):
             **{**job, "seed": seed}, forget=forget, method=method, out=out, planting=self.planting
         )
 
+    @property
+    def runs(self) -> list[tuple[int, str, Path]]:
+        """Seed, request and folder of each run; an original's request is empty."""
+        seeds = range(self.seed, self.seed + max(self.count, self.originals))
+        originals = [(one, "", self.out / f"original-seed{one}") for one in seeds[: self.originals]]
+        return originals + [
+            (seed, text, self.out / name_request(text) / f"retrain-seed{seed}")
+            for text in self.forget
+            for seed in seeds[: self.count]
+        ]
+
     def plans(self, ranks: Ranks) -> list[NamedPlan]:
         """Plan every run before anything is written; finished ones are compared, and left out."""
         data = self.open_data()
         canaries = draw_canaries(self.planting, data, self.seed)
         data = plant(data, canaries)
-        seeds = range(self.seed, self.seed + max(self.count, self.originals))
         shared = {each.name: getattr(self.method, each.name) for each in fields(FromScratch)}
         jobs: list[NamedPlan] = []
 
-        def add(call: Call, request: str | None) -> None:
-            check_free(call.out, False, resume=True, repeat=True)
-            model = build(self.model, len(data.classes), call.seed)
+        for seed, text, out in self.runs:
+            check_free(out, False, resume=True, repeat=True)
+            call = self.call(seed, out, self.method if text else Train(**shared), text)
+            model = build(self.model, len(data.classes), seed)
             model.class_names, model.canaries = data.classes, canaries
-            if request is None:
+            if not text:
                 plan, run = plan_training(call, call.method, model, data, ranks)
             else:
-                wanted = resolve(request, data, self.seed)
+                wanted = resolve(text, data, self.seed)
                 like = jobs[0].run.loader if jobs else None
                 plan, run = plan_forgetting(call, call.method, model, data, wanted, ranks, like)
-            name = str(call.out.relative_to(self.out))
-            jobs.append(NamedPlan(name, call.method, plan, run, call.out))
-
-        for seed in seeds[: self.originals]:
-            add(self.call(seed, self.out / f"original-seed{seed}", Train(**shared)), None)
-        for text in self.forget:
-            for seed in seeds[: self.count]:
-                out = self.out / name_request(text) / f"retrain-seed{seed}"
-                add(self.call(seed, out, self.method, text), text)
+            name = str(out.relative_to(self.out))
+            jobs.append(NamedPlan(name, call.method, plan, run, out))
         return jobs
 
 
@@ -151,7 +155,8 @@ def store_outputs(settings: Settings, ranks: Ranks) -> None:
             ),
         )
         extent = Extent(depth="full", cache=outputs)
-        inference = Inference(settings, found, extent, settings.method.recipe.batch_size, ranks)
+        size, interval = settings.method.recipe.batch_size, settings.saving.interval
+        inference = Inference(settings, found, extent, size, ranks, interval)
         for group in inference.groups(found.entries):
             inference.sweep(group)
 
@@ -162,7 +167,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
     Raises:
         InputError: a finished model was made by other settings than these.
     """
-    with claim([settings.out / "ensemble"], ranks):
+    with claim([settings.out / "ensemble", *(out for _, _, out in settings.runs)], ranks):
         jobs = together(ranks, lambda: settings.plans(ranks), _facts_of_all)
         train_all(jobs, ranks, settings.saving)
         wait_for_ranks(ranks)

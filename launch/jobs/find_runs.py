@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from letheon.engine.runs.run_folder import FINISHED
 from letheon.errors import InputError
+from letheon.sealed import read_sealed
 
 
 class RunFolders(NamedTuple):
@@ -45,4 +45,4 @@ def _records(folder: Path) -> Iterator[tuple[Path, str]]:
     for record in sorted([*folder.glob(f"*/{FINISHED}"), *folder.glob(f"*/*/{FINISHED}")]):
         if any(part.startswith(".") for part in record.relative_to(folder).parts):
             continue  # a run that is about to replace another
-        yield record.parent, json.loads(record.read_text(encoding="utf-8")).get("kind", "")
+        yield record.parent, str(read_sealed(record).get("kind", ""))

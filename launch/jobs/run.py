@@ -23,7 +23,8 @@ The file is TOML; its names are those of the scripts' options, with _ for -:
     report = true
 
 All is done in one process (or one a rank), the methods in one pass over the data. The same command
-goes on with a job that was stopped: what is finished is left out.
+goes on with a job that was stopped: what is finished is left out, the table too unless something
+that it was made of has changed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from letheon.launch import evaluate, forget, train
 from letheon.launch.command import parse, run_command, together
 from letheon.launch.console.summary import console
 from letheon.launch.records.replay import method_words, option_words
+from letheon.regular import read_text
 
 SECTIONS = ("train", "forget", "evaluate")
 _SEED = "# --seed "  # first line of the recipe that is kept
@@ -98,7 +100,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         forget.main(runs[0], ranks) if len(runs) == 1 else forget.main_of_several(requested, ranks)
     console().part = False
     check(ranks)
-    evaluate.main(evaluation, ranks)
+    evaluate.main(evaluation, ranks, keep=True)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -108,28 +110,36 @@ def read_recipe(path: Path) -> dict[str, Any]:
         InputError: no such file, no TOML, an unknown section or no method.
     """
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        recipe = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"got {path}, which cannot be read ({error}); expected TOML") from error
     for name, value in recipe.items():
+        if name in SECTIONS and not isinstance(value, Mapping):
+            raise InputError(
+                f"got {name} = {value!r:.40} in {path}; expected a section [{name}]; mend the file"
+            )
         if isinstance(value, Mapping) and name not in SECTIONS:
             raise InputError(
                 f"got section [{name}] in {path}; expected one of {', '.join(SECTIONS)}"
                 f"{suggest(name, SECTIONS)}"
             )
     methods = recipe.get("forget", {}).get("methods", [])
-    if not isinstance(methods, list) or not methods:
+    if not isinstance(methods, list) or not methods or not all(map(_is_method, methods)):
         raise InputError(
             f"got {path} without a method; expected [[forget.methods]], such as one named salun"
         )
     return recipe
 
 
+def _is_method(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("name"), str)
+
+
 def _keep_recipe(settings: Settings, ranks: Ranks) -> None:
     """Keep the file beside the runs; refuse another one once one of its runs has begun."""
-    text = f"{_SEED}{settings.seed}\n" + settings.recipe.read_text(encoding="utf-8")
+    text = f"{_SEED}{settings.seed}\n" + read_text(settings.recipe)
     kept = settings.out / "recipe.toml"
-    before = kept.read_text(encoding="utf-8") if kept.is_file() else ""
+    before = read_text(kept) if kept.is_file() else ""
     if before and _content(before) == _content(text):
         return
     if before and any(settings.out.glob(f"*/{ORIGIN}")):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.runs.loggers import broken_link
 from letheon.engine.runs.manifest import (
@@ -22,6 +24,8 @@ from letheon.engine.runs.reads import prove, read_reads
 from letheon.engine.runs.run_folder import FINISHED
 from letheon.engine.runs.signature import verify_signature
 from letheon.errors import InputError
+from letheon.regular import LARGEST, read_regular, read_text
+from letheon.sealed import expect_shape
 
 
 class Check(NamedTuple):
@@ -49,9 +53,10 @@ def check_run(folder: Path, key: str | None = None) -> list[Check]:
         raise InputError(f"got {folder}; expected the folder of a finished run")
     try:
         manifest = read_manifest(folder)
+        with expect_shape(folder / MANIFEST):
+            facts, method = manifest["facts"], manifest["facts"]["method"]
     except InputError as error:
         return [Check("manifest", "mismatch", str(error))]
-    facts = manifest["facts"]
     checks: list[tuple[str, Callable[[], str | None]]] = [
         ("signature", lambda: _signature(folder, key)),
         ("files", lambda: _files(folder, manifest["files"])),
@@ -61,11 +66,11 @@ def check_run(folder: Path, key: str | None = None) -> list[Check]:
         ("reads", lambda: _reads(folder, manifest)),
         ("ancestry", lambda: _ancestry(manifest)),
     ]
-    results = [Check("manifest", "ok", f"of {facts['method']}, {manifest['digest'][:12]}")]
+    results = [Check("manifest", "ok", f"of {method}, {manifest['digest'][:12]}")]
     for name, check in checks:
         try:
             text = check()
-        except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+        except (InputError, OSError, SafetensorError, *_ODD) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             results.append(Check(name, "mismatch", reason))
         else:
@@ -74,6 +79,7 @@ def check_run(folder: Path, key: str | None = None) -> list[Check]:
     return results
 
 
+_ODD = (LookupError, TypeError, ValueError, AttributeError)  # of content of another shape
 _NOTHING = {
     "signature": "the run is not signed",
     "request": "the run was to forget nothing",
@@ -89,9 +95,7 @@ def _signature(folder: Path, key: str | None) -> str | None:
         if key is not None:
             raise InputError(f"there is no {SIGNATURE}")
         return None
-    signer = verify_signature(
-        file.read_text(encoding="utf-8"), (folder / MANIFEST).read_bytes(), key
-    )
+    signer = verify_signature(read_text(file), read_regular(folder / MANIFEST, LARGEST), key)
     return f"of the manifest by the key {signer}"
 
 

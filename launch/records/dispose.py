@@ -21,13 +21,14 @@ import tyro
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
-from letheon.engine.runs.manifest import DISPOSAL, read_manifest
+from letheon.engine.runs.manifest import DISPOSAL, MANIFEST, read_manifest
 from letheon.engine.runs.run_folder import STATE, settle_run
 from letheon.eval.inference.cache import stored_outputs
-from letheon.folders import new_folder, state_folder
+from letheon.folders import new_folder, ranking_folder, state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import console
 from letheon.launch.records.claim import claim
+from letheon.sealed import expect_shape, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +60,37 @@ def list_holders(run: Path, cache: Path | None) -> list[Holder]:
         InputError: the run has no manifest, or it was changed.
     """
     manifest = read_manifest(run)
-    settings = manifest["settings"]
-    found = [Holder(str(settings["data"]), "the image set itself, or a prepared form of it", False)]
-    found += _ancestors(manifest)
-    mask = _find(settings.get("method"), "mask")
+    with expect_shape(run / MANIFEST):
+        settings = dict(manifest["settings"])
+        place, train = str(settings["data"]), str(manifest["facts"]["data"]["train"])
+        ancestors = _ancestors(manifest)
+        mask = _find(settings.get("method"), "mask")
+    found = [Holder(place, "the image set itself, or a prepared form of it", False)]
+    found += ancestors
     if mask:
         found.append(Holder(str(mask), "a mask made from its gradients", False))
         if (state := state_folder(Path(mask))).exists():
             found.append(Holder(str(state), "sums of gradients of a mask that was stopped", False))
-    for path in (run / STATE, new_folder(run)):
+    for path in (run / STATE, new_folder(run), ranking_folder(run)):
         if path.exists():
             found.append(Holder(str(path), "saved states, or an unfinished replacement", True))
     if cache is not None:
         what = "stored outputs of a model on its training set"
-        train = manifest["facts"]["data"]["train"]
         found += [Holder(str(path), what, True) for path in stored_outputs(cache, train)]
     return found
 
 
 def _ancestors(manifest: dict[str, Any]) -> list[Holder]:
     """The models that a run goes back to, which were trained on what it forgot."""
-    found = []
+    found: dict[str, Holder] = {}
     original = manifest.get("original")
-    while original is not None:
+    while original is not None and original["path"] not in found:  # a circle was made by hand
         path = Path(original["path"])
-        found.append(Holder(str(path), "a model trained on it, the run's original", False))
-        above = path / "manifest.json"
+        what = "a model trained on it, the run's original"
+        found[original["path"]] = Holder(str(path), what, False)
+        above = path / MANIFEST
         original = read_manifest(path).get("original") if above.is_file() else None
-    return found
+    return [*found.values()]
 
 
 def _find(method: Any, name: str) -> Any:
@@ -105,7 +109,7 @@ def remove(run: Path, holders: list[Holder]) -> None:
     """
     gone = [holder for holder in holders if holder.removable]
     file = run / DISPOSAL
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    earlier = read_json(file) if file.is_file() else []
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     entry = {
         "at": at, "removed": [holder._asdict() for holder in gone],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 from letheon.errors import InputError
 from letheon.launch.joblist import method_at
 from letheon.launch.records.checks import Check
+from letheon.processes import PARENT
+from letheon.sealed import read_json
 
 OPTION = "--config"
 _OF_THIS_CALL = ("config", "jobs", "overwrite")  # what a replay says for itself
@@ -57,7 +58,7 @@ def expand_config(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"got {path}, which cannot be read ({error}); expected the settings.json of a run",
@@ -88,7 +89,7 @@ def method_words(
     method: Mapping[str, Any], path: Path, named: Collection[str] = ()
 ) -> Iterator[str]:
     """Write a method as its name and options, then the one it wraps."""
-    if "name" not in method:
+    if not isinstance(method, Mapping) or not isinstance(method.get("name"), str):
         raise InputError(
             f"got {path}, which does not name its method; expected settings of this version; name "
             "the method beside it",
@@ -117,10 +118,7 @@ def replay_run(folder: Path) -> Check:
         key are gone.
     """
     try:
-        weights, versions = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("run.json", "versions.json")
-        )
+        weights, versions = (read_json(folder / name) for name in ("run.json", "versions.json"))
         digest, world, threads = str(weights["weights"]), versions["world"], versions["threads"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         return Check("replay", "unknown", f"the record cannot be read ({error})")
@@ -132,13 +130,13 @@ def replay_run(folder: Path) -> Check:
         command = [sys.executable, "-m", f"letheon.launch.{script}"]
         ended = subprocess.run(
             [*command, OPTION, str(folder / "settings.json"), "--out", str(out), "--sign", "None"],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True,
-            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or [""])[-1]
             return Check("replay", "unknown", f"it cannot be run here: {last[:200]}")
-        again = str(json.loads((out / "run.json").read_text(encoding="utf-8"))["weights"])
+        again = str(read_json(out / "run.json")["weights"])
     if again != digest:
         text = f"the weights came out as {again[:12]}, and the record says {digest[:12]}"
         return Check("replay", "mismatch", f"{text}; compare versions.json with this machine")

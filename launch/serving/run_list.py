@@ -18,6 +18,7 @@ from letheon.engine.runs.loggers import TENSORBOARD, parse_lines
 from letheon.engine.runs.run_folder import FAILED, FINISHED, LOG, ORIGIN, STATE
 from letheon.errors import InputError
 from letheon.eval.finished_rows import ROWS
+from letheon.eval.metrics.reference import Band, Reference
 from letheon.eval.report.write import PAGE
 from letheon.folders import lock_holder
 from letheon.regular import open_folder, open_regular
@@ -64,6 +65,8 @@ class Table:
 
     rows: Sequence[Mapping[str, Any]] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+    """Bands of the retrained models, as they were computed with the rows."""
     page: Mapping[str, Any] = field(default_factory=dict)
     """Heading, facts and example images, where the evaluation had a page."""
     note: str = ""
@@ -71,6 +74,10 @@ class Table:
     last_change: float = 0.0
     stamp: Any = ()
     """Differs when a file of its folder does."""
+
+
+_Known = dict[str, tuple[Any, Run | Table]]
+"""Path -> stamp of the files that were read, and what they say."""
 
 
 class RunList:
@@ -86,21 +93,34 @@ class RunList:
         self.root = root.resolve()
         self.entries: dict[str, Run | Table] = {}
         self.more = False
-        self._known: dict[str, tuple[Any, Run | Table]] = {}
+        self._known: _Known = {}
 
     def look(self) -> None:
-        """Look at the folder again."""
-        known: dict[str, tuple[Any, Run | Table]] = {}
+        """Look at the whole folder again."""
+        found = self._look()
+        self._known, self.entries, self.more = found
+
+    def find(self, path: str) -> Run | Table | None:
+        """Look again at one folder alone, and return what it is; None where it is no run or table.
+
+        Only the folders on the way are listed, and only its own files are read.
+        """
+        known, found, _ = self._look(path)
+        self._known |= known
+        return found.get(path)
+
+    def _look(self, only: str | None = None) -> tuple[_Known, dict[str, Run | Table], bool]:
+        """Return what is read once, what was found, and whether there is more."""
+        known: _Known = {}
         found: dict[str, Run | Table] = {}
         holders: dict[str, str] = {}
         measured: dict[str, int] = {}
-        count, self.more = 0, False
-        for path, folder, names, links in _walk(open_folder(self.root), ""):
+        count = 0
+        for path, folder, names, links in _walk(open_folder(self.root), "", only=only):
             count += len(names)
-            self.more = count > _MOST
-            if self.more:
+            if count > _MOST:
                 break
-            if TABLE in names or _RECORDS & names:
+            if only in (None, path) and (TABLE in names or _RECORDS & names):
                 stamp = _stamp(folder)
                 if path not in self._known or self._known[path][0] != stamp:
                     entry = read_table(folder) if TABLE in names else read_run(folder)
@@ -113,7 +133,9 @@ class RunList:
             for name in links:
                 found[_join(path, name)] = Run("not read", "a link; serve what it leads to")
             for match in filter(None, map(_LOCK.fullmatch, names)):
-                if holder := lock_holder(match[1], folder):
+                if only in (None, _join(path, match[1]), _join(path, f".{match[1]}.new")) and (
+                    holder := lock_holder(match[1], folder)
+                ):
                     new = f".{match[1]}.new"  # replaces what is there
                     holders[_join(path, new if new in names else match[1])] = holder
         for path, holder in holders.items():
@@ -124,17 +146,20 @@ class RunList:
                 found[path] = replace(entry, note=holder)
             else:
                 found[path] = replace(entry, state="running", note=holder)
-        self._known, self.entries = known, found
+        return known, found, count > _MOST
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
 
 
-def _walk(folder: int, path: str, depth: int = 0) -> Iterator[tuple[str, int, set[str], list[str]]]:
+def _walk(
+    folder: int, path: str, depth: int = 0, only: str | None = None
+) -> Iterator[tuple[str, int, set[str], list[str]]]:
     """Yield folders: path, descriptor, the names in it, and other links than `_FILES`.
 
-    Names beyond `_MOST` of one folder are not read. The descriptor is closed at the end.
+    With `only` those on the way to this path alone, and what an evaluation keeps beside it. Names
+    beyond `_MOST` of one folder are not read. The descriptor is closed at the end.
     """
     names, below, links = set(), [], []
     try:
@@ -153,8 +178,12 @@ def _walk(folder: int, path: str, depth: int = 0) -> Iterator[tuple[str, int, se
             hidden = name.startswith(".") and not name.endswith(".new")
             if hidden or name in (STATE, TENSORBOARD):
                 continue
+            place = _join(path, name)
+            on_the_way = only is None or f"{only}/".startswith(f"{place}/")
+            if not on_the_way and place != f"{only}{ROWS}":
+                continue
             with suppress(OSError):
-                yield from _walk(open_folder(name, folder), _join(path, name), depth + 1)
+                yield from _walk(open_folder(name, folder), place, depth + 1, only)
     finally:
         os.close(folder)
 
@@ -258,9 +287,29 @@ def read_table(folder: int) -> Table:
             if (count := len({key for row in rows for key in row})) > _COLUMNS:
                 raise InputError(f"got {count} columns; expected at most {_COLUMNS}; measure fewer")
             left_out = {as_text(k): as_text(v) for k, v in table.get("left_out", {}).items()}
-        return Table(rows, left_out, page, "", last_change, stamp)
+            reference = _parse_reference(table.get("reference"))
+        return Table(rows, left_out, reference, page, "", last_change, stamp)
     except (OSError, InputError) as error:
         return Table(note=as_text(error), last_change=last_change)
+
+
+def _parse_reference(content: Mapping[str, Any] | None) -> Reference | None:
+    """Read the bands of the retrained models; None where the table has none."""
+    if not content:
+        return None
+    bands = {}
+    for key, of in content["bands"].items():
+        std, low, high = (as_number(of[name]) for name in ("std", "low", "high"))
+        bands[key] = Band(_number(of["mean"]), std, low, high, int(_number(of["seeds"])))
+    return Reference(bands, int(_number(content["seeds"])))
+
+
+def _number(value: Any) -> float:
+    """Return a finite number of a file; anything else is not as it was written."""
+    found = as_number(value)
+    if found is None:
+        raise TypeError(f"{as_text(value)} is no number")
+    return found
 
 
 def as_text(value: Any) -> str:

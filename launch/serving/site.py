@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,10 @@ from letheon.sealed import expect_shape
 
 Row = dict[str, Any]
 HTML, CSS, SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
-_HEADS = ("State", "Method", "Forgets", "Data", "Network", "Seed", "Host")
-_TEXTS = {*_HEADS} - {"Seed"}  # on the left; numbers on the right
+_HEADS = ("State", "Method", "Forgets")  # before the numbers
+_MORE = ("Data", "Network", "Seed", "Host")  # behind them: mostly equal for all
+_TEXTS = {*_HEADS, *_MORE} - {"Seed"}  # on the left; numbers on the right
+_IN_THE_TEXT = (PREVIOUS, "kind", "at", "phase", "epoch", "text")
 _PAGES = 20  # tables that stay drawn
 _FOLDER = Path(__file__).parent
 _REPORT = Path(report.__file__).parent
@@ -95,10 +97,10 @@ class Site:
         return self._templates.get_template(template).render(site=self.base, **values)
 
     def _page(self, rest: str) -> str:
-        with self._looking:
-            for of in self.lists:
-                of.look()
         if not rest:
+            with self._looking:
+                for of in self.lists:
+                    of.look()
             return self._index()
         kind, _, place = rest.partition("/")
         number, _, path = place.partition("/")
@@ -106,7 +108,8 @@ class Site:
         if kind != "at" or number not in known:
             raise Missing("Nothing is here.")
         of, name = known[number], _decode(path)
-        entry = of.entries.get(name)
+        with self._looking:
+            entry = of.find(name)
         if entry is None:
             raise Missing("No run and no table is here.")
         title = name or of.root.name
@@ -140,7 +143,15 @@ class Site:
             part = "Runs" if isinstance(entry, Run) else "Tables"
             lines[part].append({"name": name, "address": address, "cells": cells})
         heads = {
-            "Runs": ["Run", *_HEADS, "Epoch", "Loss", *(of.head for _, of in shown), "Last sign"],
+            "Runs": [
+                "Run",
+                *_HEADS,
+                "Epoch",
+                "Loss",
+                *(of.head for _, of in shown),
+                "Last sign",
+                *_MORE,
+            ],
             "Tables": ["Table", "State", "Models", "Last sign"],
         }
         tables = [{"title": name, "heads": heads[name], "rows": lines[name]} for name in lines]
@@ -152,10 +163,7 @@ class Site:
 
     def _run(self, title: str, run: Run) -> str:
         facts = {"State": f"{run.state} {run.note}".strip(), **run.facts, **_last_pass(run)}
-        lines = [
-            ", ".join(f"{as_text(k)} {_plain(v)}" for k, v in line.items() if k != PREVIOUS)
-            for line in reversed(run.lines)
-        ]
+        lines = [_log_line(line) for line in reversed(run.lines)]
         curves = [_curve(name, values) for name, values in run.losses.items()]
         share = min(_epoch(run) / run.epochs, 1.0) if run.epochs else None
         return self._render(
@@ -168,7 +176,8 @@ class Site:
             if key not in self._pages:
                 if not table.rows:
                     raise InputError(table.note or "no rows")
-                prepared, more = prepare(table.rows, table.left_out), table.page
+                prepared = prepare(table.rows, table.left_out, table.reference)
+                more = table.page
                 heading = f"{title}: {more.get('heading', 'a table')}"
                 text = report.page(
                     prepared, _draw(prepared), heading, more.get("facts"), more.get("examples"),
@@ -221,7 +230,21 @@ def _run_cells(run: Run, row: Row, keys: Sequence[str]) -> list[Row]:
         _cell("" if loss is None else f"{loss:.4g}", as_text(run.last_pass.get("phase"))),
         *(_cell(format_value(key, row.get(key))) for key in keys),
         _age(run.last_change),
+        *(_cell(run.facts.get(name, "")) for name in _MORE),
     ]
+
+
+def _log_line(line: Mapping[str, Any]) -> Row:
+    """Lay out a report of a log: when it was written, and what it says."""
+    at, epoch = as_number(line.get("at")), as_number(line.get("epoch"))
+    words = [as_text(line[key]) for key in ("kind", "phase", "text") if key in line]
+    head = " ".join([*words, *([] if epoch is None else [f"of epoch {epoch + 1:.0f}"])])
+    rest = [
+        f"{as_text(key).replace('_', ' ')} {_plain(value)}"
+        for key, value in line.items()
+        if key not in _IN_THE_TEXT
+    ]
+    return {"at": "" if at is None else format_seconds(at), "text": ", ".join([head, *rest])}
 
 
 def _epoch(run: Run) -> float:

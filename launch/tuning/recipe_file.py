@@ -32,6 +32,7 @@ from typing import Any
 from letheon.errors import InputError, suggest
 from letheon.launch.joblist import method_at
 from letheon.launch.records.replay import method_words, option_name
+from letheon.regular import LARGEST, read_regular
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 OPTION = "--recipe"
@@ -108,9 +109,9 @@ def read_recipe(name: str, option: str = "recipe") -> RecipeFile:
 
 def _read(file: Path, name: str, option: str = "recipe") -> RecipeFile:
     try:
-        content = file.read_bytes()
+        content = read_regular(file, LARGEST)
         facts = tomllib.loads(content.decode())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"got {file}, which cannot be read ({error}); expected a recipe in TOML",
             option=option,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, Decision, Method, Run
@@ -34,6 +35,7 @@ from letheon.methods.wrapper import Wrapper
 
 WORST = 1.0
 """Value of settings with which a run fails: the largest gap there is."""
+_STORES = ("optuna", "sqlalchemy", "sqlite3")  # packages whose errors are the study's
 STARTUP = 5
 """Trials that are run to their end before a hopeless one is stopped."""
 
@@ -114,9 +116,13 @@ class Study:
                 return optuna.create_study(
                     storage=storage, study_name="letheon", pruner=pruner, load_if_exists=True
                 )
-            except Exception:
+            except Exception as error:  # of one of three packages
                 if attempt == 2:
-                    raise
+                    raise InputError(
+                        f"got {file}, which cannot be opened as a study ({_reason(error)}); "
+                        "expected that of a search, and a folder that can be written; name another",
+                        option="out",
+                    ) from error
         raise AssertionError
 
     def _sampler(self, number: int) -> Any:
@@ -241,9 +247,17 @@ class Search:
         Raises:
             Stopped: a signal came.
             InputError: the method refuses values of the ranges.
+            RunFailed: the study cannot be written.
         """
         try:
             self._run(ranges, start, budget)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _STORES:
+                raise
+            raise RunFailed(
+                f"got {_reason(error)} while writing the study; expected room and a disk that can "
+                "be written; free space, and run again: the trials that ended are kept"
+            ) from error
         finally:
             self.study.close_open()
 
@@ -262,6 +276,7 @@ class Search:
                     plan, run = self.plan(method, seed, like)
                     run.shared, run.held_out = shared, lambda run=run: self.open_measured(run)
                     name = f"trial {trial.number} seed {seed}"
+                    run.sweeps = Sweeps(None, self.poll, Path(name))  # a signal is heard
                     jobs.append((trial, seed, NamedPlan(name, method, plan, run, Path())))
             groups, _ = group_by_memory([job for _, _, job in jobs], ranks)
             by_name = {job.name: (trial, seed) for trial, seed, job in jobs}
@@ -308,6 +323,10 @@ class Search:
         watches = self.prune and job.run.recipe.epochs > 1
         method = Watch(job.method, look) if watches else job.method
         return Member(job.name, method, begin, end)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Budget:

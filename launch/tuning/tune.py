@@ -38,7 +38,7 @@ from letheon.kernels import keyed
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
 from letheon.launch.joblist import flags_of
-from letheon.launch.options import Forgetting
+from letheon.launch.options import Forgetting, Opened, open_together
 from letheon.launch.tuning.objective import (
     STREAM,
     Division,
@@ -107,7 +107,7 @@ class Settings(Forgetting):
         return tuple(int(word) for word in words)
 
     def check(self) -> None:
-        """Refuse a budget of nothing."""
+        """Refuse a budget of nothing, and an output folder of something else."""
         for name in ("trials", "at_once"):
             if getattr(self, name) < 1:
                 raise InputError(f"got {name} {getattr(self, name)}; expected 1 or more", name)
@@ -116,6 +116,10 @@ class Settings(Forgetting):
                 f"got a forget target of {self.forget_target}; expected a fraction of 0 to 1",
                 option="forget_target",
             )
+        load_optuna()
+        if not (self.out / STUDY).is_file():
+            check_free(self.out, False)
+        choose_ranges(self.ranges, self.method)
 
 
 @dataclass(frozen=True)
@@ -217,14 +221,10 @@ class Case:
         }  # fmt: skip
 
 
-def open_case(settings: Settings, ranks: Ranks) -> tuple[Case, Plan, Run]:
-    """Find everything that can be wrong with the input, before anything is written."""
-    settings.check()
-    load_optuna()
-    if not (settings.out / STUDY).is_file():
-        check_free(settings.out, False)
+def open_case(settings: Settings, ranks: Ranks, opened: Opened) -> tuple[Case, Plan, Run]:
+    """Find everything else that can be wrong, before anything is written."""
     ranges = choose_ranges(settings.ranges, settings.method)
-    model, data, request = settings.open(ranks)
+    model, data, request = opened.model, opened.data, opened.resolve(settings)
     data, forget = leave_out_earlier(data, request, model.requests)
     model.requests = ()  # they are out; the trials' images have numbers of their own
     division = divide(data, forget, request, settings.validation_share, settings.seed)
@@ -235,8 +235,9 @@ def open_case(settings: Settings, ranks: Ranks) -> tuple[Case, Plan, Run]:
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, search, and write the report and the recipe."""
+    opened = open_together([settings], ranks, settings.check)
     case, plan, run = together(
-        ranks, lambda: open_case(settings, ranks), lambda one: plan_facts(*one[1:])
+        ranks, lambda: open_case(settings, ranks, opened), lambda one: plan_facts(*one[1:])
     )
     check_knowledge(plan, settings.method, run)
     if ranks.main:

@@ -29,6 +29,7 @@ from letheon.regular import open_regular
 
 MAX_UNPACKED = 2**30  # bytes of a compressed tar, which has to be held in memory
 MAX_LINKS = 8  # links that lead to links
+MAX_NESTED = 8  # tars in one another
 COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 OTHERS = {b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"\x28\xb5\x2f\xfd": "zstd"}
 # Longest first: the name without its suffix is the folder that the archive stands for.
@@ -98,8 +99,15 @@ class Tar(Tree):
         lost = _follow(self._links, self._places)
         super().__init__(root, self._places, self._folders, lost)
 
-    def _index(self, file: io.BufferedReader, prefix: str, end: int | None = None) -> None:
+    def _index(
+        self, file: io.BufferedReader, prefix: str, end: int | None = None, depth: int = 0
+    ) -> None:
         """Note the members from the file's position on; those of a tar in it below its name."""
+        if depth > MAX_NESTED:
+            raise InputError(
+                f"{self.root}: got tars in one another, over {MAX_NESTED} deep, expected fewer; "
+                "unpack them"
+            )
         nested: list[tuple[str, int, int]] = []
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
@@ -119,7 +127,7 @@ class Tar(Tree):
         for path, offset, size in nested:
             self._folders.append(path.removesuffix(".tar"))
             file.seek(offset)
-            self._index(file, f"{path.removesuffix('.tar')}/", offset + size)
+            self._index(file, f"{path.removesuffix('.tar')}/", offset + size, depth + 1)
 
     def size(self, path: str) -> int:
         """Bytes of the member, uncompressed."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,9 @@ from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import ImageSet
 from letheon.loaders.decode.pillow import to_rgb
 
+IMAGES = ("image", "img", "pixel_values")
+LABELS = ("label", "labels", "fine_label")
+"""Columns of a Hugging Face dataset, the first that there is."""
 SMALL = 4096  # images; the digest of a larger set is over this many, drawn by number
 
 
@@ -43,7 +48,8 @@ class MapStyleImages(ImageSet):
     def __init__(self, dataset: MapStyle, name: str = "") -> None:
         """Labels are `dataset.targets` or `.labels` where these fit, else every item is read.
 
-        Classes are `dataset.classes` where these are as many as the labels need, else "0", "1", ...
+        Classes are `dataset.classes` (of a Hugging Face dataset, the names of its label) where
+        these are as many as the labels need, else "0", "1", ...
 
         Raises:
             InputError: The set is empty, an item is no (image, label), or a label is no number
@@ -65,7 +71,8 @@ class MapStyleImages(ImageSet):
             )
         self.labels = labels
         inner = dataset.dataset if isinstance(dataset, Subset) else dataset
-        names = tuple(map(str, getattr(inner, "classes", ())))
+        feature = _features(inner).get(_find_key(_features(inner), LABELS))
+        names = tuple(map(str, getattr(inner, "classes", getattr(feature, "names", ()))))
         fits = len(names) == len(set(names)) > labels.max()
         self.classes = names if fits else tuple(map(str, range(int(labels.max()) + 1)))
 
@@ -85,13 +92,9 @@ class MapStyleImages(ImageSet):
                 "label; mend the dataset"
             ) from error
         try:
-            image, label = item[0], int(item[1])
-        except (TypeError, ValueError, KeyError, IndexError, RuntimeError):
-            raise UnreadableImage(
-                f"{self.path(i)}: got {type(item).__name__}, expected (image, integer label); "
-                "wrap the dataset so that it gives these"
-            ) from None
-        return image, label
+            return _split_item(item)
+        except _Unfit as error:
+            raise UnreadableImage(f"{self.path(i)}: {error}") from None
 
     @property
     def digest(self) -> str:
@@ -118,6 +121,62 @@ class MapStyleImages(ImageSet):
             UnreadableImage: As `item`, or it has another shape or dtype.
         """
         return _to_rgb(self.item(i)[0], self.path(i))
+
+
+class _Unfit(Exception):
+    """An item is no image with an integer label; the text says what it is, and what to do."""
+
+
+def _find_key(of: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The first of these keys that a mapping has; empty where it has none."""
+    return next((key for key in keys if key in of), "")
+
+
+def _split_item(item: Any) -> tuple[Any, int]:
+    """Split an item into image and label: a pair, or a mapping as Hugging Face's datasets give."""
+    if isinstance(item, Mapping):
+        image, label = _find_key(item, IMAGES), _find_key(item, LABELS)
+        if not image or not label:
+            raise _Unfit(
+                f"got a {type(item).__name__} of {', '.join(map(str, item))}, expected one with "
+                "image and label, or a pair of these; wrap the dataset so that it gives pairs"
+            )
+        return item[image], _whole_label(item[label])
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        kind = type(item).__name__
+        kind += f" of shape {tuple(item.shape)}" if isinstance(item, np.ndarray | Tensor) else ""
+        raise _Unfit(
+            f"got {kind}, expected (image, integer label); wrap the dataset so that it gives "
+            "these, such as TensorDataset(images, labels)"
+        )
+    return item[0], _whole_label(item[1])
+
+
+def _whole_label(label: Any) -> int:
+    """The number of a class; a name, several numbers or a fraction is none."""
+    if isinstance(label, np.ndarray | Tensor):
+        if math.prod(label.shape) != 1:
+            raise _Unfit(
+                f"got a label of shape {tuple(label.shape)}, expected an integer label; of a "
+                "one-hot one give label.argmax()"
+            )
+        label = label.item()
+    try:
+        whole = int(label)
+        if isinstance(label, str | bytes) or whole != label:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise _Unfit(
+            f"got the label {label!r}, expected an integer label; number the classes from 0, such "
+            "as by names.index(label)"
+        ) from None
+    return whole
+
+
+def _features(dataset: Any) -> Mapping[str, Any]:
+    """What a Hugging Face dataset says of its columns; empty for all others."""
+    found = getattr(dataset, "features", None)
+    return found if isinstance(found, Mapping) else {}
 
 
 class KeyedRandom:
@@ -147,10 +206,12 @@ def _label_array(dataset: Any) -> NDArray[np.int64] | None:
         return None if inner is None else inner[np.asarray(dataset.indices, np.int64)]
     if getattr(dataset, "target_transform", None) is not None:
         return None
-    for name in ("targets", "labels"):
+    column = _find_key(_features(dataset), LABELS)
+    readers: list[Callable[[], Any]] = [lambda: dataset.targets, lambda: dataset.labels]
+    for read in [lambda: dataset[column]] if column else readers:
         try:
-            labels = np.asarray(getattr(dataset, name))
-        except (AttributeError, TypeError, ValueError):
+            labels = np.asarray(read())
+        except (AttributeError, TypeError, ValueError, LookupError):
             continue
         if labels.ndim == 1 and labels.dtype.kind in "iu":
             return labels.astype(np.int64)

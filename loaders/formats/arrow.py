@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from letheon.loaders.decode.encoded_image import EncodedImage, from_file
 from letheon.loaders.decode.pillow import unreadable
 from letheon.loaders.formats.arrays import check_name, texts
 from letheon.loaders.formats.shards import NUMBER, pair_splits
-from letheon.sealed import expect_shape, read_sealed
+from letheon.sealed import expect_shape, parse_json, read_sealed
 
 LABELS = ("label", "labels", "fine_label", "class", "target", "category")
 DOMAIN = "domain"
@@ -252,7 +251,7 @@ def _read_columns(files: Sequence[Path]) -> tuple[Any, Features]:
             if files[0].suffix == ".parquet"
             else _map_stream(files[0]).schema
         )
-        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        written = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         kinds = written.get("info", {}).get("features", {})
         features: Features = {name: dict(kinds.get(name, {})) for name in schema.names}
         for kind in features.values():

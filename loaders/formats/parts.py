@@ -22,6 +22,7 @@ from letheon.durable import disk_errors, flush, replacing, write
 from letheon.errors import InputError, RunFailed
 from letheon.folders import clear_new_folder, lock, new_folder, publish
 from letheon.processes import blocked_interrupts, follow_parent, in_main_thread
+from letheon.regular import open_regular
 from letheon.sealed import SEAL, read_sealed, seal
 
 ABOUT = "about.json"
@@ -97,7 +98,7 @@ class Parts:
     def _is_whole(self, chunk: int) -> bool:
         try:
             page = self.page(chunk)
-            with open(self.data(chunk), "rb") as file:
+            with open_regular(self.data(chunk)) as file:
                 return SEAL in page and hashlib.file_digest(file, "sha256").hexdigest() == str(
                     page.get("data")
                 )

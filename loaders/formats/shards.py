@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ from letheon.loaders.datasets.image_set import MAX_CLASSES, Data, ImageSet, numb
 from letheon.loaders.datasets.label_files import sort_classes
 from letheon.loaders.datasets.layouts import SPLIT, find_splits
 from letheon.loaders.datasets.tree import SUFFIXES, Bundle, Tree
+from letheon.sealed import parse_json
 
 LABELS = ("cls", "cls.txt", "json")
 FIELDS = ("label", "cls", "class", "target")  # of a .json
@@ -120,7 +120,7 @@ def _read_label(tree: Tree, path: str) -> str:
         if not path.lower().endswith(".json"):
             label = text
         else:
-            fields = json.loads(text)
+            fields = parse_json(text)
             label = next((str(fields[name]) for name in FIELDS if name in fields), "")
     except (UnreadableImage, ValueError, TypeError) as error:
         raise InputError(

@@ -116,6 +116,8 @@ KILLS: dict[str, tuple[str, dict[int, Fault], float]] = {
     "prepare beton": ("prepare beton", {0: Fault(kill_self, 1)}, 2),
     "prepare arrays": ("prepare arrays", {0: Fault(kill_self, 1)}, 2),
     "evaluate": ("evaluate", {0: Fault(kill_self, 1)}, 2),
+    "evaluate, stored": ("evaluate, stored", {0: Fault(kill_self, 1)}, 2),
+    "forget the hardest (influence)": ("forget the hardest", {0: Fault(kill_self, 1)}, 2),
     "mask": ("mask", {0: Fault(kill_self, 1)}, 1),
 }
 """Kind -> its job, where the fault strikes, and its share of the attempts."""

@@ -25,6 +25,8 @@ SCRIPTS = {
     "train": train, "forget": forget, "evaluate": evaluate, "mask": mask, "prepare": prepare,
     "verify": verify,
 }  # fmt: skip
+BESIDE = "<beside>"
+"""Stands for the folder that the output lies in."""
 SMALL = ("--epochs", "2", "--batch-size", "16")
 CLASSES, IMAGES, SIDE = 3, 16, 12  # of the folder of PNG files, a class
 
@@ -56,10 +58,11 @@ class Job:
     def command(self, folder: Path) -> tuple[str, ...]:
         """The words after the script's name; the methods come after --out."""
         place = ("--out", str(folder / self.out))
-        if "//" not in self.args:
-            return (*self.args, *place)
-        at = self.args.index("//")
-        return (*self.args[:at], *place, *self.args[at + 1 :])
+        args = [word.replace(BESIDE, str(folder)) for word in self.args]
+        if "//" not in args:
+            return (*args, *place)
+        at = args.index("//")
+        return (*args[:at], *place, *args[at + 1 :])
 
     def run(self, folder: Path, **faults: Any) -> End:
         """Run it in `folder`; as `run_job`."""
@@ -188,6 +191,14 @@ class Base:
             Job("prepare arrays", "prepare", self.preparing("arrays"), "set", tree_digest),
             Job("evaluate", "evaluate", self.evaluating(self.folder / "finetuned"), "table",
                 table_digest, ("evaluation.json",)),
+            Job("evaluate, stored", "evaluate",
+                (*self.evaluating(self.folder / "finetuned"), "--batch-size", "8", "--cache",
+                 f"{BESIDE}/outputs", "--save-every", "1step"),
+                "table", table_digest, ("evaluation.json",)),
+            Job("forget the hardest", "forget",
+                (*self.forgetting[:-3], "--forget", "hardest:9", "--accept-chance",
+                 "--save-every", "1step", "//", "influence", "--samples", "16"),
+                "run", run_digest, ("run.json",)),
         ]  # fmt: skip
         return {job.name: job for job in made}
 

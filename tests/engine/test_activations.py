@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
-from letheon.engine.memory.activations import find_blocks
+from letheon.engine.memory.activations import find_blocks, require_blocks
 from letheon.engine.method import Method
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
@@ -82,7 +82,7 @@ def test_blocks_of_our_networks() -> None:
         found = {name: len(find_blocks(build(name, 10))) for name in ("resnet20", "vit_tiny_16")}
     assert found == {"resnet20": 9, "vit_tiny_16": 12}
     with pytest.raises(InputError, match="without blocks"):
-        find_blocks(network())
+        require_blocks(network(), "activation_checkpoint")
     run = run_of(METHODS["local"])
     recipe = replace(RECIPE, activation_checkpoint=True)
     with pytest.raises(InputError, match="with compile default"):

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from letheon import durable
 from letheon.engine.distributed import Ranks
+from letheon.engine.runs.loggers import read_lines
 from letheon.engine.runs.run_folder import (
     Record,
     check_free,
@@ -307,3 +309,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         durable.write(file, 3)  # type: ignore[arg-type]
     assert file.read_text() == "old"
+
+
+def test_a_folder_that_goes_while_a_run_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the record knows is written again, and what it does not is counted."""
+    out = tmp_path / "run"
+    record = Record(out, Ranks(), {"seed": 1})
+    record.write("request.json", {"text": "class:1"})
+    record.log("phase", phase="retain", loss=1.0)
+    record.log("phase", phase="retain", loss=0.5)
+    shutil.rmtree(out)
+    out.mkdir()  # as saving the weights does
+    record.log("phase", phase="retain", loss=0.25)
+    record.finish(weights="w", method="finetune")
+    assert json.loads((out / "run.json").read_text())["log_lines_missing"] == 2
+    assert json.loads((out / "request.json").read_text()) == {"text": "class:1"}
+    assert [line["loss"] for line in read_lines(out / "metrics.jsonl")] == [0.25]
+    said = capsys.readouterr().err
+    assert "settings.json, versions.json, request.json had gone" in said
+    assert "2 lines of metrics.jsonl could not be written (the file had gone)" in said

@@ -5,31 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.distributed import Ranks
 from letheon.engine.health import check_finite
 from letheon.engine.loop import Seconds, passes, run_method
 from letheon.engine.memory.sharding import check_sharding, count_parts, find_units, shard_run
 from letheon.engine.memory.shards import cut, host_state
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import Poll
+from letheon.engine.statistics import absolute_gradient_sum, squared_gradient_sum
 from letheon.errors import InputError, RunFailed
-from letheon.launch import train
+from letheon.launch import mask, train
 from letheon.methods import METHODS as OURS
+from letheon.methods.amun import Amun
 from letheon.methods.bad_teacher import BadTeacher
 from letheon.methods.cf_k import CfK
-from letheon.methods.finetune import Finetune
+from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.lotus import Lotus
@@ -38,7 +41,7 @@ from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
 from letheon.methods.scrub import Scrub
 from letheon.methods.spkd import Spkd
-from letheon.methods.ssd import Ssd
+from letheon.methods.task_vectors import TaskVector
 from letheon.methods.train import Train
 from tests.engine.resume_tools import BreakAt, attempt, differing
 from tests.methods.cases import cases
@@ -74,7 +77,8 @@ METHODS |= {
 }
 FEW = [
     "penalty, adamw, micro-batches", "two halves, groups, blocks computed again", "two teachers",
-    "accuracies after epochs",
+    "accuracies after epochs", "every ssd", "every fisher-golatkar", "every sfron",
+    "every munba",
 ]  # fmt: skip
 SPLIT = Precision("fp32", reduce="shard")
 
@@ -194,8 +198,8 @@ def test_slots_averages_and_masks_are_split_as_the_weights_are() -> None:
     assert sum(count for count, _, _ in split) == whole
     assert max(count for count, _, _ in split) < 0.5 * whole
     assert not any(odd for _, odd, _ in split)
-    for name, mask in expected.items():
-        assert torch.equal(torch.cat([masks[name] for _, _, masks in split]), mask), name
+    for name, bits in expected.items():
+        assert torch.equal(torch.cat([masks[name] for _, _, masks in split]), bits), name
 
 
 @pytest.mark.parametrize("name", ["mask in the step", "mask after the step"])
@@ -214,35 +218,96 @@ def resumed(ranks: Ranks, folder: str) -> list[str]:
 RESUMED = SalUn(Spkd(replace(GENTLE, ema=0.7), ce_weight=1.0), density=0.3)
 
 
-def interrupted(ranks: Ranks, folder: str) -> None:
-    method = METHODS["new weights, average"]
-    broken = attempt(
-        method, lambda: make_run(method, ranks), Path(folder), BreakAt(ranks, 1, 3), False
-    )
-    assert broken is None
-
-
-def reopened(ranks: Ranks, folder: str) -> str:
-    method = METHODS["new weights, average"]
-    try:
-        attempt(method, lambda: make_run(method, ranks), Path(folder), Poll(ranks), True)
-    except InputError as error:
-        return str(error) if error.everywhere or "split over 2" in str(error) else "not everywhere"
-    return ""
-
-
-def reopened_both(ranks: Ranks, split: str, whole: str) -> tuple[str, str]:
-    return reopened(ranks, split), reopened(ranks, whole)
-
-
 def test_a_split_run_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
-    assert on_ranks(2, resumed, str(tmp_path / "bits")) == [[], []]
-    on_ranks(2, interrupted, str(tmp_path / "other"))
-    interrupted(Ranks(), str(tmp_path / "alone"))
-    for line, other in on_ranks(3, reopened_both, str(tmp_path / "other"), str(tmp_path / "alone")):
-        assert "start 2 ranks" in line
-        assert "whole on 1 ranks, and one that is split over 3" in other
-    assert "start 2 ranks" in reopened(Ranks(), str(tmp_path / "other"))
+    assert on_ranks(2, resumed, str(tmp_path)) == [[], []]
+
+
+# Masks, momentum, the average, sums of a pass; snapshots; lists by parameter, AdamW's counts.
+ELASTIC: dict[str, Method] = {
+    "masks": RESUMED,
+    "snapshots": METHODS["goes back"],
+    "lists, adamw": TaskVector(replace(FROZEN, epochs=4, optimizer="adamw", lr=1e-3)),
+    "rolled back": Finetune(replace(GROUPS, epochs=2, on_nonfinite="rollback")),
+}
+
+
+def stop_after(ranks: Ranks, folder: str, stop: int, resume: bool) -> None:
+    for name, method in ELASTIC.items():
+        before = 2 if isinstance(method, SalUn) else 0  # batches that its mask is made of
+        poll = BreakAt(ranks, 1, stop + before)
+        make = partial(make_run, method, ranks)
+        assert attempt(method, make, Path(folder) / name, poll, resume) is None
+
+
+def finish(ranks: Ranks, folder: str) -> dict[str, dict[str, Tensor]]:
+    ends = {}
+    for name, method in ELASTIC.items():
+        runs = [make_run(method, ranks)]
+        ended = attempt(method, lambda run=runs[0]: run, Path(folder) / name, Poll(ranks), True)  # type: ignore[misc]
+        assert ended is not None
+        ends[name] = host_state(runs[0].model, ranks)
+    return ends
+
+
+def compare(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> None:
+    for name, weights in expected.items():
+        for key, value in weights.items():
+            torch.testing.assert_close(
+                found[name][key], value, atol=TOLERANCE, rtol=0, msg=f"{name} {key}"
+            )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    return finish(Ranks(), str(tmp_path_factory.mktemp("alone")))
+
+
+def test_a_split_run_goes_on_on_any_ranks_and_whole(
+    tmp_path: Path, alone: dict[str, dict[str, Tensor]]
+) -> None:
+    """Split over 3 ranks, over 2, whole on one, split over 3 again; always within a pass."""
+    on_ranks(3, stop_after, str(tmp_path), 2, False)
+    on_ranks(2, stop_after, str(tmp_path), 1, True)
+    stop_after(Ranks(), str(tmp_path), 1, True)
+    ends = on_ranks(3, finish, str(tmp_path))
+    compare(ends[0], alone)
+    assert not any(ends[1].values())
+    assert not [*tmp_path.glob("*/state")]
+
+
+def test_a_state_without_one_of_its_parts_is_left_out(
+    tmp_path: Path, alone: dict[str, dict[str, Tensor]]
+) -> None:
+    """One part is damaged, one was not written any more: the state before is whole."""
+    on_ranks(2, stop_after, str(tmp_path), 3, False)
+    for place in tmp_path.glob("*/state"):
+        newest = max((place / "part-0001").glob("*.safetensors"))
+        if place.parent.name == "masks":
+            newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+        else:
+            newest.with_suffix(".json").unlink()
+        for file in place.glob("*.safetensors"):
+            assert not any(name.startswith("model.") for name in load_file(file))
+    compare(on_ranks(2, finish, str(tmp_path))[0], alone)
+
+
+def magnitudes(ranks: Ranks, by: Literal["sample", "batch"]) -> bool:
+    """Whether this rank's part is that of the sum of the whole network on as many ranks."""
+    found = []
+    for precision in (Precision("fp32"), SPLIT):
+        run = make_run(Finetune(FROZEN), ranks)
+        run.precision = precision
+        if run.splits:
+            shard_run(run)
+        sums = squared_gradient_sum(run, "all", cross_entropy, by)
+        found.append([*sums, *absolute_gradient_sum(run, "forget", cross_entropy, by)])
+        assert not any(p.grad is not None for p in run.model.parameters())
+    pairs = zip(*found, strict=True)
+    return all(torch.allclose(cut(whole, ranks), part, rtol=1e-5) for whole, part in pairs)
+
+
+def test_squares_of_gradients_are_those_of_the_whole_network() -> None:
+    assert on_ranks(3, magnitudes, "sample") == on_ranks(3, magnitudes, "batch") == [True] * 3
 
 
 def job(ranks: Ranks, folder: str) -> None:
@@ -255,10 +320,24 @@ def job(ranks: Ranks, folder: str) -> None:
     )  # fmt: skip
 
 
-def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
+def make_masks(ranks: Ranks, weights: str, out: str, reduce: Literal["flat", "shard"]) -> None:
+    settings = mask.Settings(
+        weights=Path(weights), forget="class:3", out=Path(out), data="digits", device="cpu",
+        precision=replace(SPLIT, reduce=reduce), densities=(0.3,),
+    )  # fmt: skip
+    mask.main(settings, ranks)
+
+
+def test_the_run_folder_and_a_mask_are_those_of_any_run(tmp_path: Path) -> None:
     """With the looks at the original and for a collapse, whose batches the ranks cannot share."""
     job(Ranks(), str(tmp_path / "alone"))
     on_ranks(2, job, str(tmp_path / "split"))
+    for reduce in ("flat", "shard"):
+        out = str(tmp_path / f"{reduce}.safetensors")
+        on_ranks(2, make_masks, str(tmp_path / "alone"), out, reduce)
+    whole, cut_up = (load_file(tmp_path / f"{reduce}.safetensors") for reduce in ("flat", "shard"))
+    differ = sum(int((whole[key] != cut_up[key]).sum()) for key in whole)
+    assert whole.keys() == cut_up.keys() and differ <= 2  # bytes; where two scores nearly meet
     alone, split = (load_model(tmp_path / name) for name in ("alone", "split"))
     assert weights_digest(split) in (tmp_path / "split" / "run.json").read_text()
     for (key, value), other in zip(
@@ -274,7 +353,7 @@ def test_the_run_folder_is_that_of_any_run(tmp_path: Path) -> None:
 def refusals(ranks: Ranks) -> list[str]:
     found = []
     for method in (
-        Ssd(FROZEN), SalUn(RandomLabel(replace(FROZEN, optimizer="muon"))), Own(FROZEN),
+        Amun(FROZEN), SalUn(RandomLabel(replace(FROZEN, optimizer="muon"))), Own(FROZEN),
     ):  # fmt: skip
         try:
             check_sharding(method, make_run(method, ranks))
@@ -287,11 +366,6 @@ def refusals(ranks: Ranks) -> list[str]:
             check_sharding(Finetune(FROZEN), run)
         except InputError as error:
             found.append(str(error))
-    apart = Apart(FROZEN)
-    try:
-        run_method(apart, make_run(apart, ranks))
-    except InputError as error:
-        found.append(str(error) if error.everywhere else "not everywhere")
     broken = make_run(Finetune(FROZEN), ranks)
     shard_run(broken)
     broken.model.get_buffer("net.0.0.1.running_mean")[1] = float("nan")
@@ -313,15 +387,6 @@ class Own(Finetune):
     """A subclass says nothing of itself: its edits may read whole tensors."""
 
 
-class Apart(Finetune):
-    """Keeps the gradients of two losses apart."""
-
-    elementwise = True
-
-    def phases(self, run: Run, state: State, epoch: int) -> list[Phase]:
-        return [Phase("both", "paired", lambda net, batch: {}, parts=("forget", "retain"))]
-
-
 def single_number(model: Classifier) -> None:
     model.net.register_parameter("scale", nn.Parameter(torch.ones(())))
 
@@ -333,8 +398,8 @@ def tied_blocks(model: Classifier) -> None:
 
 def test_what_cannot_be_split_is_refused() -> None:
     words = (
-        "with ssd", "optimizer muon", "with finetune", "weight scale is a single number",
-        "weight 0.0.1.weight is shared by several blocks", "in parts (forget, retain)",
+        "with amun", "optimizer muon", "with finetune", "weight scale is a single number",
+        "weight 0.0.1.weight is shared by several blocks",
         "got 2 numbers that are not finite now", "fewer samples",
     )  # fmt: skip
     for lines in on_ranks(2, refusals):

@@ -21,6 +21,7 @@ from letheon.engine import statistics
 from letheon.engine.checkpoints.sweep_state import Rows, Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
+from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import Poll, Stopped, defer, listen, signals_wait
 from letheon.launch import mask
@@ -28,6 +29,8 @@ from letheon.loaders.batch import Batch
 from letheon.methods.amun import Amun
 from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.fisher import class_loss
+from letheon.methods.influence import conjugate_gradients
+from letheon.methods.unsir import Unsir
 from tests.engine.resume_tools import Break, BreakAt
 from tests.launch_tools import Scripts
 from tests.pool import on_ranks
@@ -36,6 +39,15 @@ from tests.world import run_of
 
 METHOD = Finetune(Recipe(batch_size=7))
 LOSSES = [partial(class_loss, label=label) for label in range(3)]
+
+
+def solve(run: Run) -> list[Tensor]:
+    """Six of at most nine rounds, of a matrix with six eigenvalues."""
+    diagonal = torch.arange(1.0, 7).repeat(3)
+    goal, watch = [torch.linspace(-1, 1, 18)], partial(repeat, run, "retain", "solve")
+    return conjugate_gradients(lambda v: [diagonal * v[0]], goal, 9, 1e-6, run.ranks, watch)
+
+
 WORK: dict[str, Callable[[Run], Any]] = {
     "gradients": lambda run: statistics.gradient_sum(run, "forget", cross_entropy),
     "squares": lambda run: statistics.squared_gradient_sum(run, "forget", cross_entropy),
@@ -46,6 +58,8 @@ WORK: dict[str, Callable[[Run], Any]] = {
     "patches": lambda run: statistics.patch_moments(run, "all", 2, 15),
     "outputs": lambda run: statistics.outputs_by_index(run, "forget"),
     "adversarial": lambda run: Amun(steps=2, doublings=2).prepare(run).images.own,
+    "noise images": lambda run: Unsir(noise_steps=3, noise_images=9).prepare(run).images,
+    "conjugate gradients": lambda run: solve(run),
     "two passes, then one of them again": lambda run: [
         statistics.gradient_sum(run, part, cross_entropy)  # type: ignore[arg-type]
         for part in ("forget", "retain", "forget")
@@ -64,6 +78,10 @@ class Counts:
         for batch in self._loader.sweep(indices, skip):
             self.read += 1
             yield batch
+
+
+# Whose batches are read again, but not what is done with them.
+HELD = ("a pass for each class", "conjugate gradients", "noise images")
 
 
 def compute(name: str, poll: Poll, folder: Path | None) -> tuple[list[Tensor], int] | None:
@@ -87,19 +105,22 @@ def stopped_at_each(ranks: Ranks, name: str, folder: Path) -> list[int]:
     """Where the end was another, or batches were read again; the last entry counts the stops."""
     whole = compute(name, Poll(ranks), None)
     assert whole is not None
-    odd = []
+    odd, left = [], {}
     for stop in range(1, sys.maxsize):
-        place = folder / str(stop)
+        place, poll = folder / str(stop), BreakAt(ranks, 1, sys.maxsize)
         if compute(name, BreakAt(ranks, 1, stop), place) is not None:
+            # Whatever was counted and saved is not done again.
+            odd += [at for at, count in left.items() if at + count > stop]
             return [*odd, stop - 1]
-        ended = compute(name, BreakAt(ranks, 1, sys.maxsize), place)
+        ended = compute(name, poll, place)
         assert ended is not None
+        left[stop] = poll.taken
         same = all(
             torch.equal(torch.as_tensor(a), torch.as_tensor(b))
             for a, b in zip(whole[0], ended[0], strict=True)
         )
-        # A stop strikes after the next batch, whose read is lost; of nested passes, items count.
-        if not same or (name != "a pass for each class" and ended[1] > whole[1] - stop + 1):
+        # A stop strikes after the next batch, whose read is lost.
+        if not same or (name not in HELD and ended[1] > whole[1] - stop + 1):
             odd.append(stop)
     raise AssertionError
 
@@ -116,7 +137,7 @@ def test_a_pass_goes_on_after_any_batch(name: str, tmp_path: Path) -> None:
 
 def test_on_two_ranks(tmp_path: Path) -> None:
     """Of 11 forget samples, so that one rank has a batch more than the other."""
-    names = ["gradients", "outputs", "two passes, then one of them again"]
+    names = ["gradients", "outputs", "conjugate gradients", "two passes, then one of them again"]
     for found in on_ranks(2, each_on_ranks, tmp_path, names):
         assert all(len(one) == 1 and one[0] >= 1 for one in found)
 

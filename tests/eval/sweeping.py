@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.models.classifier import Classifier
 from letheon.eval.inference.passes import Passes, SweepOptions, Swept, sweep_together
 from letheon.loaders.batch import Loader
 
@@ -13,3 +15,8 @@ def sweep(
     swept: Swept, loaders: Mapping[str, Loader], ranks: Ranks, options: SweepOptions | None = None
 ) -> Passes:
     return sweep_together([swept], loaders, ranks, options)[0]
+
+
+def still(model: Classifier) -> Classifier:
+    """A copy on the host, as attacks and relearning are given one of a network that is whole."""
+    return copy.deepcopy(model).eval().requires_grad_(False)

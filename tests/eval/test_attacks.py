@@ -25,6 +25,7 @@ from letheon.eval.probes.prototypes import attack_class_means, attack_prototype
 from letheon.eval.probes.relearn import RATES, feature_batches, find_rate
 from letheon.eval.row_builder import Row, add_stage
 from letheon.loaders.preset import Preset
+from tests.eval.sweeping import still
 
 CPU = torch.device("cpu")
 PRESET = Preset(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, resize="none", resize_to=8)
@@ -82,7 +83,7 @@ def test_the_path_has_its_ends_and_no_barrier_to_itself(
     half = dict(interpolate(model, other, 0.5).named_parameters())
     for name, weight in model.named_parameters():
         torch.testing.assert_close(half[name], (weight + other.get_parameter(name)) / 2)
-    assert barrier(model, model, images, labels, CPU) == pytest.approx(0, abs=1e-6)
+    assert barrier(model, model, images, labels, CPU, still) == pytest.approx(0, abs=1e-6)
     with pytest.raises(NotMeasurable, match="another architecture"):
         interpolate(model, build("small", 5, 1), 0.5)
 
@@ -122,7 +123,7 @@ def test_what_was_hidden_comes_back_and_the_model_stays(
     assert share(hidden, images[member], labels[member]) == 0
     targets = Targets(images, labels, member, (1,), 30, 0.01)
     row = Row("hidden")
-    add_stage(row, attack(hidden, model, targets, CPU))
+    add_stage(row, attack(hidden, model, targets, CPU, still))
     assert all(torch.equal(value, before[name]) for name, value in hidden.state_dict().items())
     assert row.values["over_unlearning"] == pytest.approx(0, abs=1e-9)
     assert row.values["attack_quantized"] == 0
@@ -137,14 +138,14 @@ def test_what_was_hidden_comes_back_and_the_model_stays(
         lightly.head.bias[2] += (logits.max(dim=1).values - logits[:, 2]).max() + 0.1
         wide.head.weight *= 1e38  # its loss is no number
     assert share(lightly, images[member], labels[member]) == 0
-    back = attack(lightly, model, targets, CPU)
+    back = attack(lightly, model, targets, CPU, still)
     assert back.result("overreach") > 0.1  # the kept classes were damaged
-    ends = attack(wide, model, targets, CPU)
+    ends = attack(wide, model, targets, CPU, still)
     with pytest.raises(NotMeasurable, match="not finite"):
         ends.result("retain only")
     assert 0 <= ends.result("quantized") <= 1  # the others are made all the same
     alone = Row("alone")
-    add_stage(alone, attack(hidden, None, targets, CPU))
+    add_stage(alone, attack(hidden, None, targets, CPU, still))
     assert alone.values["mode_barrier"] is None and "no original" in alone.why["mode_barrier"]
     assert alone.values["attack_retain_only"] == row.values["attack_retain_only"]
 
@@ -179,7 +180,7 @@ def test_retain_images_alone_bring_back_what_is_hidden_and_not_what_is_gone() ->
     targets = Targets(images, labels, member, (1,), 20, 0.01)
 
     def recalled(model: Classifier) -> float:
-        return attack(model, None, targets, CPU).result("retain only")
+        return attack(model, None, targets, CPU, still).result("retain only")
 
     hidden = gated(-0.05, known=True)
     assert share(hidden, images[member], labels[member]) == 0
@@ -226,7 +227,7 @@ def test_the_barrier_is_its_definition(
             return float(F.cross_entropy(between(images).logits, labels))
 
     excess = [loss(p) - (1 - p) * loss(0) - p * loss(1) for p in PLACES]
-    assert barrier(model, other, images, labels, CPU) == pytest.approx(max(excess), abs=1e-5)
+    assert barrier(model, other, images, labels, CPU, still) == pytest.approx(max(excess), abs=1e-5)
 
 
 def test_a_prompt_recovers_what_a_small_step_hides(

@@ -27,6 +27,7 @@ from letheon.eval.probes.information import BALANCED, idi, information
 from letheon.eval.probes.relearn import RelearnCurve
 from letheon.eval.probes.relearn_evaluator import HEAD, WHOLE, Lesson, Relearning, curves
 from letheon.eval.row_builder import Row, add_stage, build_row
+from tests.eval.sweeping import still
 
 CLASSES = 4
 NAMES = ("ant", "bee", "cat", "dog")
@@ -204,7 +205,7 @@ def test_relearning_leaves_the_model_and_its_head_only_form_leaves_the_encoder()
     labels = torch.arange(24) % 2
     images = torch.randn(24, 3, 16, 16, generator=generator) + labels[:, None, None, None]
     lesson = Lesson(images, labels, images, labels, steps=30)
-    found = curves(model, lesson, torch.device("cpu"))
+    found = curves(model, lesson, torch.device("cpu"), still)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     for curve in found.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
@@ -161,6 +163,8 @@ def test_the_verdict_is_one_line_a_model() -> None:
         "good: closer to the retrained models; whether it could be one of the retrained models is "
         "not decidable from 3: a p-value of 5% needs 19"
     ]
+    both = verdict.judge([original, *oracle_rows(3), good, {**good, "name": "twin"}])
+    assert both == [few[0].replace("good: ", "good, twin: each ")]
     assert verdict.judge([original, good]) == []
     assert "verdict: " + few[0] in as_text(prepare([original, *oracle_rows(3), good]))
 
@@ -206,3 +210,13 @@ def test_no_score_stands_without_the_disagreement() -> None:
     (many,) = verdict.tell_disagreement([*retrained, *rows])
     assert "mean Kendall tau of" in many
     assert many in page(prepare([*retrained, *rows]), (), "x")
+
+
+def test_the_mean_without_each_row_is_that_of_the_others_to_the_bit() -> None:
+    draw = random.Random(1)
+    rows = [{"FA": draw.random(), "RA": draw.random(), "name": str(k)} for k in range(11)]
+    rows[3]["only"] = 0.5
+    del rows[5]["RA"]
+    means = reference.means_without_each(rows)
+    assert means == [reference.mean_row([row for row in rows if row is not one]) for one in rows]
+    assert "only" in means[0] and "only" not in means[3]

@@ -47,6 +47,7 @@ from letheon.loaders.preset import Preset
 from letheon.loaders.views import order_classes
 from letheon.methods.saliency import load_masks, save_masks
 from letheon.sealed import seal
+from tests.fuzz import records
 from tests.fuzz.image_sets import (
     encoded,
     make_arrow,
@@ -250,7 +251,9 @@ def read_outputs(folder: Path) -> None:
 
 
 def read_request(folder: Path) -> None:
-    text = (folder / "list.txt").read_bytes().decode("utf-8", "replace")
+    text = ""
+    if (folder / "list.txt").is_file():
+        text = (folder / "list.txt").read_bytes().decode("utf-8", "replace")
     for form in (f"samples:{folder / 'list.txt'}", f"file:{folder / 'list.txt'}", text[:80]):
         try:
             resolve(form, data(), 1)
@@ -310,6 +313,11 @@ PARSERS: dict[str, Parser] = {
     "prepared list": Parser(make_list_form, open_within("set")),
     "parts of a stopped prepare": Parser(make_parts, read_parts),
     "run folder": Parser(make_run, read_run),
+    "record of a run": Parser(records.make_record, records.read_record),
+    "saved states": Parser(records.make_states, records.read_states),
+    "settings": Parser(records.make_settings, records.read_settings),
+    "recipe": Parser(write_file("recipe.toml", records.RECIPE), records.read_recipe_file),
+    "job file": Parser(write_file("job.toml", records.JOB), records.read_job_file),
     "safetensors": Parser(make_weights, read_weights),
     "torch file": Parser(make_torch(), read_weights),
     "old torch file": Parser(make_torch(_use_new_zipfile_serialization=False), read_weights),

@@ -110,8 +110,10 @@ def test_the_digest_knows_labels_pixels_and_classes() -> None:
 def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(InputError, match="empty dataset"):
         MapStyleImages([])
-    with pytest.raises(InputError, match="expected \\(image, integer label\\)"):
+    with pytest.raises(InputError, match="expected one with image and label"):
         MapStyleImages([{"image": PIXELS[0]}])
+    with pytest.raises(InputError, match="expected \\(image, integer label\\)"):
+        MapStyleImages([PIXELS[0]])
     with pytest.raises(InputError, match="got the label -1"):
         MapStyleImages([(PIXELS[0], -1)])
     with pytest.raises(InputError, match=r"list\[0\]: got a float64 image of shape \(6, 8, 3\)"):

@@ -96,7 +96,7 @@ def stop_at(number: int, asked: signal.Signals) -> ArrayImages:
 
 
 @pytest.mark.parametrize("form", ["beton", "arrays"])
-def test_sigterm_is_one_line_and_a_second_run_goes_on(
+def test_a_signal_is_one_line_and_a_second_run_goes_on(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -105,8 +105,9 @@ def test_sigterm_is_one_line_and_a_second_run_goes_on(
     monkeypatch.setattr(sys, "argv", [*arguments, "--workers", "0"])
     before = signal.getsignal(signal.SIGTERM)
     codes = []
+    asked = signal.SIGUSR1 if form == "arrays" else signal.SIGTERM
     for number in (300, -1):
-        images = stop_at(number, signal.SIGTERM)
+        images = stop_at(number, asked)
         monkeypatch.setattr(prepare, "open_source", lambda path, s=images: {"set": s})
         try:
             prepare.start()
@@ -114,7 +115,7 @@ def test_sigterm_is_one_line_and_a_second_run_goes_on(
             codes.append(end.code)
         assert signal.getsignal(signal.SIGTERM) is before
     assert codes == [75] and images.reads == COUNT - parts.CHUNK  # type: ignore[attr-defined]
-    assert capsys.readouterr().err.startswith("stopped by SIGTERM: ")
+    assert capsys.readouterr().err.startswith(f"stopped by {asked.name}: ")
     assert not new_folder(out).exists()
     (found,) = open_domains(str(out)).values()
     assert len(found) == COUNT and np.array_equal(found.labels, images.labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -88,11 +88,17 @@ def test_munba_is_its_definition(clip: float) -> None:
 
 def test_munba_where_gradients_vanish_or_oppose() -> None:
     one, nothing = [torch.tensor([3.0, 4.0])], [torch.zeros(2)]
-    assert torch.equal(bargain(one, nothing, 1.0)[0], torch.tensor([0.6, 0.8]))
-    assert torch.equal(bargain(one, [-2 * one[0]], 1.0)[0], torch.zeros(2))
-    assert torch.equal(bargain(nothing, nothing, 1.0)[0], torch.zeros(2))
+
+    def length(grads: Sequence[torch.Tensor]) -> torch.Tensor:
+        return grads[0].norm()
+
+    assert torch.equal(bargain(one, nothing, 1.0, length)[0], torch.tensor([0.6, 0.8]))
+    assert torch.equal(bargain(one, [-2 * one[0]], 1.0, length)[0], torch.zeros(2))
+    assert torch.equal(bargain(nothing, nothing, 1.0, length)[0], torch.zeros(2))
     # Retain gradients of 0.02 beside 0.5, nearly orthogonal: the published quotient gives 449.
-    small = bargain([torch.tensor([0.02, 0.0])], [torch.tensor([0.0005, 0.5])], math.sqrt(2))[0]
+    small = bargain(
+        [torch.tensor([0.02, 0.0])], [torch.tensor([0.0005, 0.5])], math.sqrt(2), length
+    )[0]
     torch.testing.assert_close(small.norm(), torch.tensor(math.sqrt(2)))
     torch.testing.assert_close(small[1] / 0.5, torch.tensor(2.0), atol=0.01, rtol=0)
 

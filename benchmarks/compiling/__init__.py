@@ -1,0 +1,1 @@
+"""What compiling costs before the first step, and what the steps after it take."""

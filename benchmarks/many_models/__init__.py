@@ -1,0 +1,1 @@
+"""Many small models, or many requests, by one command: what it saves, and what it could."""
