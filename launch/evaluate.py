@@ -249,6 +249,8 @@ def measure(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
             print_table(before.rows, before.left_out)
             note(f"{settings.out}: already done by the same command")
             console().close(summarize(settings, comparison, *before))
+        if finished is not None:  # where one that wrote the table was killed before it did
+            finished.remove()
         return
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
@@ -362,7 +364,9 @@ def write(
                 files = _write_page(settings, measuring, table, facts, folder)
             except Exception as error:  # whatever it is, the numbers are kept
                 fault = error
-        own = {ORIGIN: table_digest(measuring, settings.page), FILES: file_digests(files)}
+        own: dict[str, Any] = {FILES: file_digests(files)}
+        if fault is None:  # a table without its page is not what the command was to make
+            own[ORIGIN] = table_digest(measuring, settings.page)
         durable.write(folder / MARK, json.dumps({**facts, **own}, indent=2, default=str) + "\n")
     if fault is not None:
         raise fault
