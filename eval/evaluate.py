@@ -100,6 +100,17 @@ class Extent:
         """Whether all metrics are wanted."""
         return self.depth == "full"
 
+    def check(self, of: Comparison, seed: int) -> None:
+        """Refuse groups and related images that do not fit, before anything is computed.
+
+        Raises:
+            InputError: groups that cannot be read, related images that cannot be learned from.
+        """
+        if self.groups is not None:
+            of.read_groups(self.groups)
+        if self.related is not None:
+            find_related(self.related, of, seed, 1)
+
 
 @dataclass
 class Table:

@@ -141,8 +141,11 @@ def ranking_facts(
     facts = {"rankings of requests": " ".join(kinds) or "none"}
     if kinds:
         facts |= {"weights": weights_digest(model)[:16], **_data_facts(data, ranks)}
-        sets = [f"{name}, {len(one)}, {one.digest[:16]}" for name, one in domains.items()]
-        facts["downstream images"] = "; ".join(sets)
+        sets = [f"{name}, {len(one)}" for name, one in domains.items()]
+        facts["downstream sets"] = "; ".join(sets)
+        if domains and _states_images(ranks):
+            digests = [one.digest[:16] for one in domains.values()]
+            facts["downstream images"] = f"digests {', '.join(digests)}"
     return facts
 
 
@@ -176,13 +179,18 @@ def _setting_facts(job: Any) -> dict[str, str]:
     return facts
 
 
+def _states_images(ranks: Ranks) -> bool:
+    """Whether this rank digests images: one of each node, whose others see the same files."""
+    return ranks.world > 1 and ranks.local_rank == 0
+
+
 def _data_facts(data: Data, ranks: Ranks) -> dict[str, str]:
     """Labels and class names; one rank of each node also states images and code by digest."""
     labels = hashlib.sha256(json.dumps(data.classes).encode())
     for images in (data.train, data.test):
         labels.update(images.labels.astype("<i8").tobytes())
     facts = {"labels and class names": labels.hexdigest()[:16]}
-    if ranks.world > 1 and ranks.local_rank == 0:  # the others of a node see its files
+    if _states_images(ranks):
         facts["train images"] = f"{len(data.train)}, digest {data.train.digest[:16]}"
         facts["test images"] = f"{len(data.test)}, digest {data.test.digest[:16]}"
         facts["code"] = code_digest()[:16]
