@@ -54,7 +54,7 @@ from letheon.engine.ranks.watch import PLACE
 from letheon.engine.runs.progress import Progress, Shown, TrainingLine
 from letheon.engine.step import Step, assemble
 from letheon.errors import RunFailed
-from letheon.loaders.batch import Batch, Loader
+from letheon.loaders.batch import Batch, Loader, Stream
 from letheon.progress import say
 from letheon.spans import span
 
@@ -302,12 +302,10 @@ class Pass:
     def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
         """This rank's batches of the phase, each with that of the phase beside it."""
         main = self.loader.train(self.stream, self.epoch, self.skip)
-        beside = self.phase.beside
-        if beside is None:
+        if self.phase.beside is None:
             yield from zip(main, repeat(None), strict=False)
             return
-        loader = self._sources.get(beside.source, self.run.loader)
-        stream = self.run.stream(beside)._replace(share=1.0, steps=self._tallies[1].steps)
+        loader, stream = _reading(self, 1)
         others = loader.train(stream, self.epoch, -(-self.skip // self.phase.every))
         for position, batch in enumerate(main, self.skip):
             yield batch, next(others) if position % self.phase.every == 0 else None
@@ -321,6 +319,8 @@ class Pass:
         self.compiled = self.step.compile_seconds
         self.progress = _progress(self)
         self.started = time.perf_counter()
+        for number, tally in enumerate(self._tallies):
+            tally.ask_for_rows(*_reading(self, number), self.epoch)
         if self._saved is not None:
             _continue(self, self._tallies, *self._saved)
             self._saved = None
@@ -363,7 +363,7 @@ class Pass:
                 if tally.position in self.bad.get(number, ()):
                     tally.position += 1
                 else:
-                    self._take(tally, part.to(self.run.ranks.device))
+                    self._take(tally, tally.attach_rows(part.to(self.run.ranks.device)))
 
     def _take(self, tally: Tally, batch: Batch) -> None:
         run, phase = self.run, tally.phase
@@ -383,10 +383,7 @@ class Pass:
 
         They follow from seed, epoch and position. Every rank must call.
         """
-        phase = self._tallies[number].phase
-        stream, loader = self.run.stream(phase), self._sources.get(phase.source, self.run.loader)
-        if number:
-            stream = stream._replace(share=1.0, steps=self._tallies[1].steps)
+        loader, stream = _reading(self, number)
         batch = next(iter(loader.train(stream, self.epoch, position)))
         everyone = gather_objects(batch.index.tolist(), self.run.ranks)
         return [index for own in everyone for index in own]
@@ -413,6 +410,13 @@ class Pass:
             average_batch_norm(self.run, parts if idle else None)
         for number, tally in enumerate(self._tallies):
             _close(self, number, tally, compiling)
+
+
+def _reading(one: Pass, number: int) -> tuple[Loader, Stream]:
+    """What the phase (1: the one beside it) reads, and from where."""
+    phase = one._tallies[number].phase
+    stream, loader = one.run.stream(phase), one._sources.get(phase.source, one.run.loader)
+    return loader, stream._replace(share=1.0, steps=one._tallies[1].steps) if number else stream
 
 
 def _goes_back(one: Pass, course: Course, saver: Saver | None) -> bool:

@@ -19,6 +19,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Flat
+from letheon.engine.memory.sample_rows import SampleRows
 from letheon.engine.memory.shards import Shards, cut, own_parts
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.initial import initial_copy
@@ -76,6 +77,8 @@ class Phase:
     cut or begun anew to as many steps."""
     every: int = 1
     """Steps of this phase for one of the phase beside it, which follows the first of them."""
+    rows: SampleRows | None = field(default=None, compare=False)
+    """What its loss gets of each sample beside the image, as `Batch.rows`: of all that it reads."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -323,6 +326,11 @@ class Method:
         Raises:
             InputError: such as a file that is not there.
         """
+
+    def sample_bytes(self, run: Run) -> int:
+        """Bytes that it keeps of each forget sample, on the device, on the rank whose share of them
+        it is in: of a plan's memory."""  # noqa: D205, D209
+        return 0
 
     def prepare(self, run: Run) -> State:
         """Once, before compile and DDP: teachers, masks, surgery, one-shot edits of the weights."""

@@ -385,7 +385,8 @@ def patch_moments(
 
 
 class IndexedOutputs(NamedTuple):
-    """What the model answers to each of n samples, ascending by their number in the set."""
+    """What the model answers to each of the n samples that this rank has asked about, ascending by
+    their number in the set."""  # noqa: D205, D209
 
     index: Tensor  # type: ignore[assignment]  # (n,) int64
     logits: Tensor  # (n, classes), in the type of the weights
@@ -394,7 +395,8 @@ class IndexedOutputs(NamedTuple):
 
 
 def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
-    """Logits, features and labels of every sample of the part, on every rank, on the device."""
+    """Logits, features and labels of this rank's share of the part, on the device: every sample of
+    it on one rank, none twice."""  # noqa: D205, D209
     key = ("outputs", part, run.recipe.batch_size)
     return _reuse(run, key, lambda: _outputs_by_index(run, part))
 
@@ -415,9 +417,7 @@ def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
             logits.append(output.logits.to(kind))
             features.append(output.features.to(kind))
             labels.append(batch.labels)
-    rows = [gather_rows(torch.cat(column), run.ranks) for column in columns]
-    order = rows[0].argsort()
-    return IndexedOutputs(*(column[order] for column in rows))
+    return IndexedOutputs(*(torch.cat(column) for column in columns))
 
 
 @contextmanager

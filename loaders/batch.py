@@ -6,7 +6,7 @@ The order of the samples, the augmentation and the composition of each global ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -94,16 +94,17 @@ class Batch(NamedTuple):
     forget: Tensor  # (B,) bool, true where the sample is to be forgotten
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the sample's number in its set
     total: int  # samples of the global batch, the same on every rank
+    rows: Tensor | None = None  # (B, ...) what `Phase.rows` has of each sample; no loader gives any
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; copies from pinned memory do not wait for the device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.forget.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
-            self.total,
-        )
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each of its tensors changed alike, such as cut to some rows."""
+        images, labels, forget, index = (change(tensor) for tensor in self[:4])
+        rows = None if self.rows is None else change(self.rows)
+        return Batch(images, labels, forget, index, self.total, rows)
 
 
 class Loader(Protocol):

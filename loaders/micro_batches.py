@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
@@ -24,9 +26,7 @@ def pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
         yield batch, True
         return
     for first in reversed(range(min(count, len(batch.labels)))):
-        rows = slice(first, None, count)
-        images, labels, forget, index = (tensor[rows] for tensor in batch[:4])
-        yield Batch(images, labels, forget, index, batch.total), first == 0
+        yield batch.each(partial(_cut, cuts=[slice(first, None, count)])), first == 0
 
 
 def group_sizes(count: int, rank: int, world: int, group: int) -> list[int]:
@@ -56,9 +56,9 @@ def group_pieces(
         cuts = [slice(half * rows + start, half * rows + stop) for half in range(halves)]
         piece = batch
         if count > 1:
-            images, labels, forget, index = (
-                tensor[cuts[0]] if halves == 1 else torch.cat([tensor[cut] for cut in cuts])
-                for tensor in batch[:4]
-            )
-            piece = Batch(images, labels, forget, index, batch.total)
+            piece = batch.each(partial(_cut, cuts=cuts))
         yield piece, tuple(sizes[mine]), number == count - 1
+
+
+def _cut(tensor: Tensor, cuts: Sequence[slice]) -> Tensor:
+    return tensor[cuts[0]] if len(cuts) == 1 else torch.cat([tensor[cut] for cut in cuts])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.checkpoints.sweep_state import Rows
 from letheon.engine.distributed import gather_rows
+from letheon.engine.memory.sample_rows import SampleRows
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.numbers.sweep import batches
 from letheon.engine.recipe import Recipe
@@ -23,11 +24,16 @@ from letheon.methods.requirements import require_between, require_positive, requ
 
 @dataclass
 class AdversarialState(State):
-    """Adversarial images of each forget sample."""
+    """Adversarial images of each forget sample: n of all ranks, of which each keeps its own."""
 
-    place: Tensor  # (N,) int64, its row; 0 for a retain sample
+    place: Tensor  # (N,) int64, its row among those of all ranks; 0 for a retain sample
     labels: Tensor  # (n,) int64, the class it is learned under; (n, k) with k images of each
-    images: Tensor = rebuilt()  # (n, C, H, W) or (n, k, C, H, W), in the network's input space
+    images: SampleRows = rebuilt()  # (C, H, W) or (k, C, H, W) each, in the network's input space
+
+
+def image_bytes(run: Run) -> int:
+    """Count the bytes of one image as `find_images` keeps it."""
+    return 3 * run.model.preset.size**2 * run.model.head.weight.element_size()
 
 
 def find_images(
@@ -36,7 +42,7 @@ def find_images(
     search: Callable[[Batch], tuple[Tensor, Tensor]],
     copies: tuple[int, ...] = (),
 ) -> AdversarialState:
-    """Search for images of all forget samples, each rank for its own; every rank gets all of them.
+    """Search for images of all forget samples, each rank for its own, which it keeps.
 
     Args:
         run: the run, whose model is in evaluation mode while `search` is called.
@@ -56,10 +62,9 @@ def find_images(
         for column, value in zip(rows, (batch.index, labels, found), strict=True):
             column.append(value)
     model.train(was_training)
-    index, labels, images = (gather_rows(torch.cat(column), run.ranks) for column in rows)
-    place = torch.zeros(len(run.forget), dtype=torch.int64, device=device)
-    place[index] = torch.arange(len(index), device=device)
-    return AdversarialState(place, labels, images)
+    index, labels, images = (torch.cat(column) for column in rows)
+    own = SampleRows.share(index, images, len(run.forget), run.ranks)
+    return AdversarialState(own.place, gather_rows(labels, run.ranks), own)
 
 
 def attack(net: nn.Module, images: Tensor, labels: Tensor, radius: Tensor, steps: int) -> Tensor:
@@ -135,8 +140,12 @@ class Amun(Method):
         """Refuse a request that leaves a set empty that is read."""
         require_samples(run, self.name, retain=self.images == "all")
 
+    def sample_bytes(self, run: Run) -> int:
+        """An image."""
+        return image_bytes(run)
+
     def prepare(self, run: Run) -> AdversarialState:
-        """Find the adversarial images, each rank those of its samples; all have all of them."""
+        """Find the adversarial images, each rank those of its samples."""
         return find_images(run, repr(self), lambda batch: self._fool(run.model, batch))
 
     def _fool(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -158,13 +167,12 @@ class Amun(Method):
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """All samples, or the forget set; beside them the adversarial images."""
         assert isinstance(state, AdversarialState)
-        place, labels, images = state.place, state.labels, state.images
+        place, labels = state.place, state.labels
 
         def mislead(net: nn.Module, batch: Batch) -> Tensor:
-            rows = place[batch.index]
-            return F.cross_entropy(net(images[rows]).logits, labels[rows])
+            return F.cross_entropy(net(batch.rows).logits, labels[place[batch.index]])
 
-        adversarial = Phase("adversarial", "forget", mislead)
+        adversarial = Phase("adversarial", "forget", mislead, rows=state.images)
         if self.images == "forget":
             adversarial = replace(adversarial, batch_norm="frozen")
             return [Phase("forget", "forget", cross_entropy, "frozen", beside=adversarial)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Accuracies, Decision, Definition, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import IndexedOutputs, class_moments, outputs_by_index
@@ -40,14 +41,25 @@ def nearest_others(run: Run, distances: Tensor, outputs: IndexedOutputs, count: 
     Args:
         run: the run.
         distances: (n, C), from each row of `outputs` to each class.
-        outputs: of the n forget samples.
+        outputs: of this rank's n forget samples.
         count: (C,) retain samples of each class; a class without any is none to go to.
+
+    Returns:
+        Equal on every rank; every rank must call.
     """
     barred = (count == 0).expand_as(distances).clone()
     barred[torch.arange(len(barred)), outputs.labels] = True
     targets = torch.zeros(len(run.forget), dtype=torch.int64, device=distances.device)
     targets[outputs.index] = distances.masked_fill(barred, torch.inf).argmin(dim=1)
+    sum_over_ranks([targets], run.ranks)  # each sample is one rank's; elsewhere it is 0
     return targets
+
+
+def output_bytes(run: Run) -> int:
+    """Count the bytes of one sample's outputs, and of features and distances in float64."""
+    head = run.model.head
+    numbers: int = head.in_features + head.out_features
+    return numbers * (head.weight.element_size() + 8)
 
 
 def cosine_distances(features: Tensor, centroids: Tensor) -> Tensor:
@@ -117,6 +129,10 @@ class Duck(UntilForgotten):
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty."""
         require_samples(run, self.name)
+
+    def sample_bytes(self, run: Run) -> int:
+        """Its outputs, and its distances and features in float64, until the targets are found."""
+        return output_bytes(run)
 
     def prepare(self, run: Run) -> CentroidState:
         """Find the centroids, and the nearest wrong one of each forget sample."""

@@ -17,7 +17,7 @@ from letheon.engine.statistics import absolute_gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.keyed import normal, uniform
 from letheon.loaders.batch import Batch
-from letheon.methods.amun import AdversarialState, find_images
+from letheon.methods.amun import AdversarialState, find_images, image_bytes
 from letheon.methods.distillation import in_fp32
 from letheon.methods.paired import UntilForgotten
 from letheon.methods.random_label import draw_labels
@@ -66,8 +66,8 @@ class L2ul(UntilForgotten):
     batch-norm is not frozen, read 256 adversarial images beside fewer forget samples, too, and
     train without augmentation: here x is augmented as in training and x_k is not, all go through
     at once, and 100 epochs are fewer passes over the adversarial images. The term of the weights
-    enters as its gradient: the recorded loss is without it. Every rank holds `images` images of
-    each forget sample.
+    enters as its gradient: the recorded loss is without it. A rank holds `images` images of each
+    forget sample of its share.
     """
 
     name: ClassVar[str] = "l2ul"
@@ -118,6 +118,10 @@ class L2ul(UntilForgotten):
         """Refuse a request without a forget sample."""
         require_samples(run, self.name, retain=False)
 
+    def sample_bytes(self, run: Run) -> int:
+        """All its images."""
+        return self.images * image_bytes(run)
+
     def prepare(self, run: Run) -> L2ulState:
         """Find the adversarial images and the importances, by the original network."""
         sums = absolute_gradient_sum(run, "forget", logit_length, self.importance)
@@ -158,13 +162,15 @@ class L2ul(UntilForgotten):
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the forget set."""
         assert isinstance(state, L2ulState)
-        place, labels, images, now = state.place, state.labels, state.images, run.epoch
+        place, labels, now = state.place, state.labels, run.epoch
         turn = torch.arange(self.beside, device=place.device)
+        images = state.images.of_columns((epoch * self.beside + turn) % self.images)
 
         def mislead(net: nn.Module, batch: Batch) -> Tensor:
             rows = place[batch.index][None]  # (1, B)
             copies = (now * self.beside + turn)[:, None] % self.images  # (beside, 1)
-            others = images[rows, copies].flatten(0, 1)  # (beside * B, C, H, W): batch by batch
+            assert batch.rows is not None  # (B, beside, C, H, W)
+            others = batch.rows.transpose(0, 1).flatten(0, 1)  # (beside * B, ...): batch by batch
             count = len(batch.labels)
             logits = net(torch.cat([batch.images, others.to(batch.images.dtype)])).logits
             losses = F.cross_entropy(
@@ -173,7 +179,7 @@ class L2ul(UntilForgotten):
             climb, hold = losses.split([count, count * self.beside])
             return (hold.sum() - climb.sum()) / len(losses)
 
-        return [Phase("mislead", "forget", mislead, self.forget_batch_norm)]
+        return [Phase("mislead", "forget", mislead, self.forget_batch_norm, rows=images)]
 
     def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
         """Add the gradient of the distance to the original weights; the same on every rank."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.teacher import teacher_output
@@ -19,7 +20,7 @@ from letheon.engine.statistics import class_covariances, outputs_by_index
 from letheon.errors import InputError
 from letheon.loaders.batch import Batch
 from letheon.methods.distillation import class_mask, in_fp32, sum_of_halves
-from letheon.methods.duck import nearest_others
+from letheon.methods.duck import nearest_others, output_bytes
 from letheon.methods.paired import UntilForgotten
 from letheon.methods.requirements import (
     require_between,
@@ -120,6 +121,10 @@ class Scar(UntilForgotten):
         """Refuse a request that leaves a set empty."""
         require_samples(run, self.name)
 
+    def sample_bytes(self, run: Run) -> int:
+        """Its outputs, and its distances and features in float64, until the targets are found."""
+        return output_bytes(run)
+
     def prepare(self, run: Run) -> ScarState:
         """Find the classes' distributions, and the nearest wrong one of each forget sample.
 
@@ -129,7 +134,9 @@ class Scar(UntilForgotten):
         count, mean, covariance = class_covariances(run, "retain", self.delta)
         require_two_classes(run, self.name, int((count > 0).sum()))
         outputs = outputs_by_index(run, "forget")
-        if bool(mean.isnan().any()) or bool((outputs.features < 0).any()):
+        below = (outputs.features < 0).any().long()
+        sum_over_ranks([below], run.ranks)  # so that all refuse, or none
+        if bool(mean.isnan().any()) or bool(below):
             raise InputError(
                 f"got features below zero from {run.model.name}; scar raises them to a power of "
                 f"{self.delta:g} and wants 0 or more, as after a ReLU; use duck"

@@ -17,7 +17,7 @@ from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
-from letheon.methods.amun import AdversarialState, find_images
+from letheon.methods.amun import AdversarialState, find_images, image_bytes
 from letheon.methods.distillation import class_mask, divergence, in_fp32, mask_own
 from letheon.methods.relations import all_rows, count_once, refuse_micro_batches
 from letheon.methods.requirements import (
@@ -103,6 +103,10 @@ class Spotter(Method):
         require_retained_class(run, self.name)
         refuse_micro_batches(run, reads="forget")
 
+    def sample_bytes(self, run: Run) -> int:
+        """An image."""
+        return image_bytes(run)
+
     def prepare(self, run: Run) -> SpotterState:
         """Find the images near the forget samples; keep the original model."""
         near = find_images(run, repr(self), lambda batch: self._move(run, batch))
@@ -126,11 +130,12 @@ class Spotter(Method):
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over the forget set."""
         assert isinstance(state, SpotterState)
-        place, images, teacher, ranks = state.place, state.images, state.teacher, run.ranks
+        teacher, ranks = state.teacher, run.ranks
         gone, by_class = class_mask(run), bool(run.forget_classes)
 
         def scatter(net: nn.Module, batch: Batch) -> Tensor:
-            near = images[place[batch.index]].to(batch.images.dtype)
+            assert batch.rows is not None
+            near = batch.rows.to(batch.images.dtype)
             both, labels = torch.cat([batch.images, near]), batch.labels.repeat(2)
             goal = in_fp32(teacher_output(teacher, both).logits)
             goal = goal.masked_fill(gone, -torch.inf) if by_class else mask_own(goal, labels)
@@ -143,4 +148,4 @@ class Spotter(Method):
             near_each_other = count_once(mean_similarity(rows, all_labels), batch, ranks)
             return kept + self.weight * near_each_other
 
-        return [Phase("scatter", "forget", scatter, "frozen")]
+        return [Phase("scatter", "forget", scatter, "frozen", rows=state.images)]

@@ -66,6 +66,10 @@ class Wrapper(Method):
         """As the inner method does."""
         self.inner.check(run)
 
+    def sample_bytes(self, run: Run) -> int:
+        """The inner method's."""
+        return self.inner.sample_bytes(run)
+
     def prepare(self, run: Run) -> State:
         """Let the inner method prepare."""
         return WrapperState(self.inner.prepare(run) or State())

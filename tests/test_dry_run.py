@@ -16,14 +16,23 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Method
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.plan import JobOptions, Plan
-from letheon.launch.planning.dry_run import RunPlan, count_activations, plan_run, share_out
+from letheon.launch.planning.dry_run import (
+    RunPlan,
+    as_text,
+    count_activations,
+    plan_run,
+    share_out,
+)
 from letheon.loaders.datasets.image_set import ArrayImages, Data
 from letheon.loaders.forget_request import resolve
+from letheon.methods.amun import Amun
 from letheon.methods.duck import Duck
+from letheon.methods.l2ul import L2ul
 from letheon.methods.neg_grad_plus import NegGradPlus
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
+from letheon.methods.spotter import Spotter
 from tests.launch_tools import Scripts
 from tests.pool import on_ranks
 from tests.world import images, network
@@ -121,6 +130,25 @@ def test_a_run_that_takes_steps_back_holds_a_copy() -> None:
         plan = plan_run(plan_of(method), method, torch.device("cpu"), 1)
         bytes_of[way] = plan.state_bytes
     assert bytes_of["skip"] * 5 == bytes_of["stop"] * 9
+
+
+def test_rows_of_forget_samples_are_shared_out() -> None:
+    """10 forget samples of 3 x 8 x 8 float32; outputs are 6 features and 4 logits, also doubled."""
+    image = 4 * 3 * 8 * 8
+    methods: dict[Method, int] = {
+        Amun(RECIPE, steps=1, doublings=0): image,
+        L2ul(RECIPE, images=3, beside=1, steps=1): 3 * image,
+        SalUn(Spotter(RECIPE)): image,
+        Duck(RECIPE): 10 * (4 + 8),
+        METHODS["spkd"]: 0,
+    }
+    for method, each in methods.items():
+        for world, most in ((1, 10), (4, 3)):
+            plan = plan_run(plan_of(method), method, torch.device("cpu"), world)
+            assert plan.row_bytes == most * each
+            assert ("of its share of the forget samples" in as_text(plan)) == (each > 0)
+            if method.recipe.optimizer == "sgd":  # 5 times weights and buffers, as for any method
+                assert plan.state_bytes == plan.row_bytes + planned("spkd", 1).state_bytes
 
 
 def test_the_scripts_print_the_plan_and_write_nothing(scripts: Scripts, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ PLACES: dict[str, str] = {
     "engine/health.py:measure_pair": ONCE,
     "engine/loop.py:_close": EPOCH,
     "engine/loop.py:passes": EPOCH,
+    "engine/memory/sample_rows.py:SampleRows.share": ONCE,
     "engine/memory/sharding.py:whole_copy": ONCE,
     "engine/memory/shards.py:copy_to_first": SAVE,
     "engine/models/initial.py:initial_copy": ONCE,

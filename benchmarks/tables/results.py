@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 Rows = Mapping[str, Sequence[Mapping[str, str]]]
-CONTROLS = ("no-op", "random", "head-distillation", "one-point-contraction")
+ROLES = ("original", "retrained", "control", "unlearned")
+"""The order of a page, by the CSV's roles."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,7 @@ def read_rows(path: Path) -> Rows:
         for line in csv.DictReader(lines):
             name = re.sub(r"-seed\d+$", "", line["name"])
             groups["retrained" if line["role"] == "retrained" else name].append(line)
-    order = ["original", "retrained", *CONTROLS]
-    return {
-        name: groups[name]
-        for name in [*[one for one in order if one in groups], *sorted({*groups} - {*order})]
-    }
+    return dict(sorted(groups.items(), key=lambda one: (ROLES.index(one[1][0]["role"]), one[0])))
 
 
 def show_column(rows: Sequence[Mapping[str, str]], column: Column) -> str:
@@ -85,17 +82,21 @@ def as_markdown(rows: Rows, columns: Sequence[Column]) -> str:
     lines = ["| model | " + " | ".join(column.title for column in columns) + " |"]
     lines.append("|---|" + "---:|" * len(columns))
     for name, runs in rows.items():
-        many = f", {len(runs)}" if name == "retrained" else ""
-        label = f"{name}{' (control)' if name in CONTROLS else many}"
-        lines.append(f"| {label} | " + " | ".join(show_column(runs, c) for c in columns) + " |")
+        note = {"retrained": f", {len(runs)}", "control": " (control)"}.get(runs[0]["role"], "")
+        cells = " | ".join(show_column(runs, column) for column in columns)
+        lines.append(f"| {name}{note} | {cells} |")
     return "\n".join(lines)
 
 
 def results_pages(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield page, marker and table of every page of a folder that has a CSV and markers."""
+    """Yield page, marker and table of every page of a folder that has a CSV and markers.
+
+    Raises:
+        KeyError: a marker that names no table.
+    """
     for path in sorted(folder.glob("*.csv")):
         page = path.with_suffix(".md")
+        text = page.read_text(encoding="utf-8") if page.is_file() else ""
         rows = read_rows(path)
-        for marker, columns in TABLES.items():
-            if f"<!-- {marker}:start -->" in page.read_text():
-                yield page, marker, as_markdown(rows, columns)
+        for marker in re.findall(r"<!-- ([\w-]+):start -->", text):
+            yield page, marker, as_markdown(rows, TABLES[marker])

@@ -347,6 +347,8 @@ def _regroup_buckets(course: Course, saved: RunState) -> None:
         return
     loader = course.sources.get(phase.source, run.loader)
     batch = next(iter(loader.train(run.stream(phase), 0))).to(run.ranks.device)
+    if phase.rows is not None:
+        batch = phase.rows.attach(batch)
     for _ in range(min(saved.position, step.reducer.warmup)):
         rehearse(step, phase, batch)
 

@@ -54,10 +54,49 @@ class RunState:
 
 
 @dataclass
-class StateFolder:
-    """The states of one run, by number; the newest whole one counts. For one rank."""
+class _StateFiles:
+    """The files of a run's states: tensors, and facts that name their digest and have one."""
 
     path: Path
+
+    def __bool__(self) -> bool:
+        """True where some state has been saved, whole or not."""
+        return bool(self._numbers())
+
+    def _numbers(self) -> list[int]:
+        return [int(file.stem) for file in self.path.glob("*.json") if file.stem.isdecimal()]
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.path / f"{number:06d}.{kind}"
+
+    def _remove_rest(self) -> None:
+        """Remove tensors without their second file, which a process that died has left."""
+        numbers = self._numbers()
+        for file in self.path.glob("*.safetensors"):
+            if file.stem.isdecimal() and int(file.stem) not in numbers:
+                file.unlink(missing_ok=True)
+
+    def _remove(self, number: int) -> None:
+        for kind in ("json", "safetensors"):
+            self._file(number, kind).unlink(missing_ok=True)
+
+    def _facts(self, number: int) -> dict[str, Any]:
+        facts = read_json(self._file(number, "json"))
+        if not isinstance(facts, dict) or facts.pop("digest", None) != _seal(facts):
+            raise ValueError("its digest is another")
+        return facts
+
+    def _tensors(self, number: int, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+        file = self._file(number, "safetensors")
+        if _sha256(file) != facts["tensors"]:
+            raise ValueError(f"{file.name} has another digest")
+        return load_file(file)
+
+
+@dataclass
+class StateFolder(_StateFiles):
+    """The states of one run, by number; the newest whole one counts. For one rank."""
+
     log: Path | None = None
     """A file whose lines up to now must be on disk before a state that knows its length is."""
     limit: int | None = STATES
@@ -146,10 +185,6 @@ class StateFolder:
             return file
         return None
 
-    def __bool__(self) -> bool:
-        """True where some state has been saved, whole or not."""
-        return bool(self._numbers())
-
     def clear(self) -> None:
         """Remove every state, once the run is finished or begins anew."""
         self.wait()
@@ -161,12 +196,6 @@ class StateFolder:
                 left.unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
-
-    def _numbers(self) -> list[int]:
-        return [int(file.stem) for file in self.path.glob("*.json") if file.stem.isdecimal()]
-
-    def _file(self, number: int, kind: str) -> Path:
-        return self.path / f"{number:06d}.{kind}"
 
     @span("saving")
     def _save(self, state: RunState) -> None:
@@ -197,29 +226,6 @@ class StateFolder:
         self._remove_rest()
         for old in sorted(self._numbers())[: -self.limit] if self.limit else ():
             self._remove(old)
-
-    def _remove_rest(self) -> None:
-        """Remove tensors without their second file, which a process that died has left."""
-        numbers = self._numbers()
-        for file in self.path.glob("*.safetensors"):
-            if file.stem.isdecimal() and int(file.stem) not in numbers:
-                file.unlink(missing_ok=True)
-
-    def _remove(self, number: int) -> None:
-        for kind in ("json", "safetensors"):
-            self._file(number, kind).unlink(missing_ok=True)
-
-    def _facts(self, number: int) -> dict[str, Any]:
-        facts = read_json(self._file(number, "json"))
-        if not isinstance(facts, dict) or facts.pop("digest", None) != _seal(facts):
-            raise ValueError("its digest is another")
-        return facts
-
-    def _tensors(self, number: int, facts: Mapping[str, Any]) -> dict[str, Tensor]:
-        file = self._file(number, "safetensors")
-        if _sha256(file) != facts["tensors"]:
-            raise ValueError(f"{file.name} has another digest")
-        return load_file(file)
 
 
 def problem_of(work: Callable[[], None]) -> str:

@@ -1,1 +1,1 @@
-"""Memory of a step: what it keeps between forward and backward."""
+"""Memory: what a step keeps between forward and backward, and what ranks share out."""

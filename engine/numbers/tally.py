@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from letheon.engine.memory.sample_rows import Samples
 from letheon.engine.method import Phase, Run
 from letheon.errors import RunFailed
-from letheon.loaders.batch import Batch
+from letheon.loaders.batch import Batch, Loader, Stream
 
 
 class Tally:
@@ -20,6 +21,7 @@ class Tally:
     def __init__(self, phase: Phase, steps: int):
         self.phase, self.steps = phase, steps
         self.flags: Tensor | None = None  # (steps,) bool: numbers that are not finite
+        self.requests: list[list[Samples]] | None = None  # by step and rank, of `Phase.rows`
 
     def start(self, run: Run) -> None:
         """Begin with zeros on the run's device."""
@@ -35,6 +37,20 @@ class Tally:
         self.counts = []
         if self.phase.source == "train":
             self.counts.append(torch.zeros(len(run.forget), dtype=torch.int32, device=device))
+
+    def ask_for_rows(self, loader: Loader, stream: Stream, epoch: int) -> None:
+        """Exchange which samples' rows each rank will want, if the phase has some; every rank must
+        call."""  # noqa: D205, D209
+        if self.phase.rows is not None:
+            self.requests = self.phase.rows.list_requests(loader, stream, epoch)
+
+    def attach_rows(self, batch: Batch) -> Batch:
+        """Return the next step's batch with the phase's rows, if it has some; every rank must call,
+        with an empty part, too."""  # noqa: D205, D209
+        if self.phase.rows is None:
+            return batch
+        requests = None if self.requests is None else self.requests[self.position]
+        return self.phase.rows.attach(batch, requests)
 
     def add(
         self, loss: Tensor, batch: Batch, forget: Tensor | None, bad: Tensor | None = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.compiled import check_code_file
-from letheon.engine.distributed import Ranks, wait_for_ranks
+from letheon.engine.distributed import Ranks, agree, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
 from letheon.engine.memory.activations import require_blocks
@@ -35,6 +35,7 @@ from letheon.engine.runs.reads import write_reads
 from letheon.engine.runs.run_folder import ORIGIN, Record
 from letheon.engine.runs.stop import Poll, defer
 from letheon.errors import InputError, RunFailed
+from letheon.loaders.backends.memory import free_bytes
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.factory import kind_of
@@ -203,6 +204,27 @@ def check_knowledge(plan: Plan, method: Method, run: Run) -> None:
     check_original(Look(run.model, run.loader, run.forget, run.precision, run.ranks, open_as))
 
 
+def row_bytes(method: Method, run: Run, world: int) -> int:
+    """Count the bytes that a method keeps of a rank's share of the forget samples, at most."""
+    return -(-int(run.forget.sum()) // world) * method.sample_bytes(run)
+
+
+def check_rows(method: Method, run: Run) -> None:
+    """Refuse a method that keeps more of the forget samples than is free; every rank must call.
+
+    Raises:
+        InputError: on every rank.
+    """
+    ranks = run.ranks
+    needed, free = row_bytes(method, run, ranks.world), free_bytes(ranks.device)
+    problem = (
+        f"got {needed / 2**30:.2f} GiB that {method.name} keeps of a rank's share of the forget "
+        f"samples; expected at most {free / 2**30:.2f} GiB, which is free on {ranks.device}; start "
+        "more ranks, or forget fewer samples"
+    )
+    agree(ranks, problem if needed > free else None)
+
+
 def train_and_save(
     plan: Plan,
     method: Method,
@@ -222,6 +244,7 @@ def train_and_save(
     """
     if run.splits:  # before anything runs: no device holds the whole network
         shard_run(run)
+    check_rows(method, run)
     check_knowledge(plan, method, run)
     saving = saving or SaveOptions()
     start = plan_start(plan, method, run, out, saving, overwrite)

@@ -19,7 +19,14 @@ from letheon.engine.memory.sharding import count_parts
 from letheon.engine.method import Method, Run
 from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.runs.origin import Start, plan_start
-from letheon.engine.runs.plan import Plan, check_knowledge, finish_run, start_run
+from letheon.engine.runs.plan import (
+    Plan,
+    check_knowledge,
+    check_rows,
+    finish_run,
+    row_bytes,
+    start_run,
+)
 from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, refuse_split, run_together
 from letheon.errors import InputError, RunFailed
@@ -58,6 +65,7 @@ def train_all(
     """
     for job in jobs:
         refuse_split(job.run)
+        check_rows(job.method, job.run)
     saving = saving or SaveOptions()
     starts = {
         job.name: plan_start(job.plan, job.method, job.run, job.out, saving, overwrite)
@@ -134,13 +142,13 @@ def group_by_memory(jobs: Sequence[NamedPlan], ranks: Ranks) -> tuple[list[list[
     groups: list[list[NamedPlan]] = [[]]
     used = 0
     for job in jobs:
-        needed = peak_bytes(job)
+        needed = peak_bytes(job, ranks.world)
         if groups[-1] and used + needed > SHARE * free.item():
             groups.append([])
             used = 0
         groups[-1].append(job)
         used += needed
-    total = sum(peak_bytes(job) for job in jobs)
+    total = sum(peak_bytes(job, ranks.world) for job in jobs)
     memory = (
         f"weights and optimizers of {len(jobs)} runs take at most {total / 2**30:.2f} GiB "
         f"of {int(free.item()) / 2**30:.2f} GiB free on {device.type}"
@@ -154,17 +162,18 @@ def group_by_memory(jobs: Sequence[NamedPlan], ranks: Ranks) -> tuple[list[list[
 def peak_bytes(job: NamedPlan, world: int = 1) -> int:
     """Bytes a rank of `world` keeps between its steps, at most: multiples of its weights.
 
-    The weights and their gradient, the optimizer's moments, a running average where one is asked
+    To these its method's rows of a share of the forget samples are added. The multiples are of the
+    weights and their gradient, the optimizer's moments, a running average where one is asked
     for, and two more for what its method may keep: a teacher, a mask, the weights it started from.
     A run that takes bad steps back holds a copy of all but the gradient. Of a network that is split
     over the ranks it is the multiple of a rank's part, with what a step gathers at once.
     """
-    recipe = job.plan.recipe
+    recipe, rows = job.plan.recipe, row_bytes(job.method, job.run, world)
     copies = 4 + (2 if recipe.optimizer == "adamw" else 1) + (1 if recipe.ema else 0)
     if recipe.on_nonfinite == "skip":
         copies += copies - 1  # `Undo` holds all but the gradient again
     if job.run.precision.reduction(world) == "shard":
         part, gathered = count_parts(job.run.model, world)
-        return copies * part + gathered
+        return copies * part + gathered + rows
     tensors = [*job.run.model.parameters(), *job.run.model.buffers()]
-    return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + rows

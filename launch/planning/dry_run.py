@@ -23,7 +23,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
-from letheon.engine.runs.plan import Plan, check_knowledge
+from letheon.engine.runs.plan import Plan, check_knowledge, row_bytes
 from letheon.engine.runs.several import NamedPlan, peak_bytes
 from letheon.engine.step import check_sync
 from letheon.errors import InputError
@@ -58,6 +58,7 @@ class RunPlan:
     passes: tuple[PassPlan, ...]
     reduced_bytes: int  # of gradients that are averaged over the ranks in a step
     state_bytes: int  # weights, optimizer and what the method may keep, at most
+    row_bytes: int  # of these what it keeps of the rank's share of the forget samples
     activation_bytes: int  # of the largest part of a batch on one rank; 0: not known
     split: bool = False  # the network's weights are, over the ranks
 
@@ -124,6 +125,7 @@ def plan_run(plan: Plan, method: Method, device: torch.device, world: int) -> Ru
         method.name, world, tuple(passes),
         sum(p.numel() for p in run.parameters) * wire * max(parts, 1) * (world > 1),
         peak_bytes(NamedPlan("", method, plan, alone, Path()), world),
+        row_bytes(method, alone, world),
         count_activations(run.model, rows), run.precision.reduction(world) == "shard",
     )  # fmt: skip
 
@@ -226,10 +228,13 @@ def as_text(run: RunPlan) -> str:
         )
     else:
         lines.append(f"  all-reduce of {count} a step")
+    rows = ""
+    if run.row_bytes:
+        rows = f" ({run.row_bytes / GIB:.3f} of its share of the forget samples)"
     lines.append(
         f"  memory a rank, at most: {run.state_bytes / GIB:.2f} GiB of weights, gradient, "
-        f"optimizer and what the method keeps{', with the blocks that are gathered' * run.split}, "
-        f"and {run.activation_bytes / GIB:.2f} GiB of "
+        f"optimizer and what the method keeps{', with the blocks that are gathered' * run.split}"
+        f"{rows}, and {run.activation_bytes / GIB:.2f} GiB of "
         "activations in float32"
     )
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,35 @@ def gather_objects(mine: Any, world: int) -> list[Any]:
     told: list[Any] = [None] * world
     dist.all_gather_object(told, mine)
     return told
+
+
+def answer_requests(
+    requests: Sequence[Sequence[NDArray[Any]]],
+    owners: NDArray[np.int64],
+    rank: int,
+    make: Callable[..., Tensor],
+) -> Tensor:
+    """Give every rank the rows it asks for, made by the ranks that own them; every rank must call.
+
+    Args:
+        requests: by rank, the columns of its rows, (b,) each: the samples, and what else `make`
+            needs to know of a row. Equal on every rank.
+        owners: (N,) the rank that owns each sample, equal on every rank.
+        rank: this one.
+        make: makes (m, ...) rows of this rank's own samples, from their columns.
+
+    Returns:
+        (b, ...) the rows of this rank's request, in its order.
+    """
+    own = [owners[columns[0]] == rank for columns in requests]
+    mine = [
+        np.concatenate([columns[k][rows] for columns, rows in zip(requests, own, strict=True)])
+        for k in range(len(requests[rank]))
+    ]
+    sources = owners[requests[rank][0]]
+    received = np.bincount(sources, minlength=len(requests)).tolist()
+    rows = exchange_rows(make(*mine), [int(rows.sum()) for rows in own], received)
+    return restore_order(rows, sources)
 
 
 def restore_order(rows: Tensor, owners: NDArray[np.int64]) -> Tensor:

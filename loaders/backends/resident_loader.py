@@ -20,7 +20,7 @@ from torch import Tensor
 from letheon.errors import InputError, UnreadableImage
 from letheon.kernels.augment import Filter, crop_resize_normalize
 from letheon.loaders.backends.memory import free_bytes, to_device
-from letheon.loaders.backends.rank_exchange import exchange_rows, gather_objects, restore_order
+from letheon.loaders.backends.rank_exchange import answer_requests, gather_objects
 from letheon.loaders.backends.threaded_loader import BetonLoader
 from letheon.loaders.batch import Batch
 from letheon.loaders.datasets.image_set import ArrayImages
@@ -234,21 +234,15 @@ class ShardedLoader(ResidentLoader):
         """The batches of this rank, whose rows are made by the ranks that keep the images."""
         requests = gather_objects([(part.samples, part.turn) for part in parts], self.world)
         assert len({len(request) for request in requests}) == 1, "the ranks draw different batches"
-        for k, part in enumerate(parts):
-            requested = [request[k] for request in requests]
-            mine = [
-                self.keep[samples] for samples, _ in requested
-            ]  # what of each rank's is kept own
-            samples, turn = (
-                np.concatenate([ask[of][own] for ask, own in zip(requested, mine, strict=True)])
-                for of in (0, 1)
-            )
+
+        def make(samples: NDArray[np.int64], turn: NDArray[np.int64]) -> Tensor:
             u = augment.draws(self.seed, epoch, turn, samples, preset)
-            made = self._build_rows(samples, u, preset).permute(0, 2, 3, 1)
-            owners = self._owner[part.samples]
-            received = np.bincount(owners, minlength=self.world).tolist()
-            rows = exchange_rows(made, [int(own.sum()) for own in mine], received)
-            yield self._finish(restore_order(rows, owners).permute(0, 3, 1, 2), part)
+            return self._build_rows(samples, u, preset).permute(0, 2, 3, 1)
+
+        for k, part in enumerate(parts):
+            wanted = [request[k] for request in requests]
+            rows = answer_requests(wanted, self._owner, self.rank, make)
+            yield self._finish(rows.permute(0, 3, 1, 2), part)
 
 
 def _shift(pixels: Tensor, offsets: Tensor, pad: int, reflect: bool) -> Tensor:

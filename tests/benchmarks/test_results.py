@@ -41,7 +41,9 @@ def test_the_readme_shows_the_committed_results() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert between(page) == tables(RESULTS), f"run {WRITE}"
     assert between(page, "opening") == opening(RESULTS), f"run {WRITE}"
-    for path, marker, table in results_pages(ROOT / "docs" / "results"):
+    tables_of_pages = [*results_pages(ROOT / "docs" / "results")]
+    assert len(tables_of_pages) >= 3
+    for path, marker, table in tables_of_pages:
         assert between(path.read_text(encoding="utf-8"), marker) == table, f"run {WRITE}"
     shown = re.findall(r"\(docs/pictures/([^)]+)\)", text)
     assert shown and all((ROOT / "docs" / "pictures" / name).is_file() for name in shown)
@@ -52,12 +54,12 @@ def test_runs_of_one_method_are_a_row(tmp_path: Path) -> None:
 
     path = tmp_path / "page.csv"
     lines = ["name,role,FA", "salun-seed1,unlearned,0.1", "salun-seed2,unlearned,0.3"]
-    lines += ["a-seed3,retrained,0", "b,retrained,0", "original,original,1", "no-op,control,"]
+    lines += ["a-seed3,retrained,0", "b,retrained,0", "original,original,1", "odd-b,control,"]
     path.write_text("\n".join(lines) + "\n")
     assert as_markdown(read_rows(path), [percent("FA", "FA")]).splitlines()[2:] == [
         "| original | 100.0 |",
         "| retrained, 2 | 0.0 ± 0.0 |",
-        "| no-op (control) | - |",
+        "| odd-b (control) | - |",
         "| salun | 20.0 ± 14.1 |",
     ]
 

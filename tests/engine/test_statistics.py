@@ -106,10 +106,12 @@ def test_covariances_of_what_layers_are_given(world: int) -> None:
 def test_outputs_come_by_number(world: int) -> None:
     images, classes, numbers = samples("retain")
     truth = network().eval()(images)
-    for index, logits, features, labels in on_ranks(world, work, "outputs_by_index", "retain"):
-        assert index.tolist() == sorted(numbers.tolist())
-        assert labels.tolist() == classes[numbers.argsort()].tolist()
-        assert_close([logits, features], [truth.logits.detach(), truth.features.detach()])
+    shares = on_ranks(world, work, "outputs_by_index", "retain")
+    assert max(len(index) for index, *_ in shares) == -(-len(numbers) // world)
+    index, logits, features, labels = (torch.cat(column) for column in zip(*shares, strict=True))
+    assert index.tolist() == sorted(numbers.tolist())
+    assert labels.tolist() == classes[numbers.argsort()].tolist()
+    assert_close([logits, features], [truth.logits.detach(), truth.features.detach()])
 
 
 def test_runs_of_a_call_compute_it_once() -> None:

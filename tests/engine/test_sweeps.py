@@ -57,7 +57,7 @@ WORK: dict[str, Callable[[Run], Any]] = {
     "inputs": lambda run: statistics.input_covariances(run, "forget", ["0", "5"]),
     "patches": lambda run: statistics.patch_moments(run, "all", 2, 15),
     "outputs": lambda run: statistics.outputs_by_index(run, "forget"),
-    "adversarial": lambda run: Amun(steps=2, doublings=2).prepare(run).images,
+    "adversarial": lambda run: Amun(steps=2, doublings=2).prepare(run).images.own,
     "noise images": lambda run: Unsir(noise_steps=3, noise_images=9).prepare(run).images,
     "conjugate gradients": lambda run: solve(run),
     "two passes, then one of them again": lambda run: [

@@ -104,12 +104,13 @@ def test_l2uls_images_come_batch_by_batch() -> None:
         seen.append(images)
         return run.model(images)
 
-    phase.loss(net, batch)  # type: ignore[arg-type]
+    assert phase.rows is not None
+    phase.loss(net, phase.rows.attach(batch))  # type: ignore[arg-type]
     rows = state.place[batch.index]
     count = len(batch.labels)
     for copy in range(2):
         part = seen[0][count * (copy + 1) : count * (copy + 2)]
-        assert torch.equal(part, state.images[rows, copy].to(part.dtype))
+        assert torch.equal(part, state.images.own[rows, copy].to(part.dtype))
 
 
 def misleading(batch: Batch, number: int, radius: float) -> tuple[Tensor, Tensor]:
@@ -154,11 +155,14 @@ def test_l2ul_takes_the_next_images_and_ends_with_the_last_right_answer() -> Non
     one = L2ul(replace(FORGET, epochs=2), images=3, beside=2, steps=1, until=0.0)
     assert [x["forget_read"] for x in trained(one)[1] if x["kind"] == "phase"] == [10, 10]
     state, run = one.prepare(run_in_doubles(one)), run_in_doubles(one)
-    [phase], batch = one.phases(run, state, 0), next(iter(run.loader.train("forget", 0)))
+    batch = next(iter(run.loader.train("forget", 0)))
     losses = []
     for epoch in (0, 1, 3):
         run.epoch.fill_(epoch)
-        losses.append(float(phase.loss(run.model, batch).detach()))  # type: ignore[arg-type]
+        [phase] = one.phases(run, state, epoch)
+        assert phase.rows is not None
+        own = phase.rows.attach(batch)
+        losses.append(float(phase.loss(run.model, own).detach()))  # type: ignore[arg-type]
     assert losses[0] != losses[1] and losses[0] == losses[2]  # images 0 1, 2 0, 0 1 of 3
     for accuracy, decision in ((0.1, "go on"), (0.0, "stop")):
         looks = Accuracies(accuracy, 1.0, None, None)

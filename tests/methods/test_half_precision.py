@@ -51,6 +51,7 @@ def losses(name: str) -> Iterator[tuple[Tensor, Tensor]]:
     for first in method.phases(run, state, 0):
         for phase in filter(None, (first, first.beside)):
             batch = next(iter(run.loader.train(phase.stream, 0)))
+            batch = batch if phase.rows is None else phase.rows.attach(batch)
             pair = []
             for Rounded.half in (True, False):
                 fresh = batch._replace(images=batch.images.clone())  # no teacher's remembered one
