@@ -48,6 +48,8 @@ class Word:
     versions: dict[str, str]
     problem: LetheonError | None
     facts: Facts
+    gpu: str = ""
+    """The GPU it computes on, as `name_gpu` has it."""
 
     @property
     def place(self) -> str:
@@ -62,9 +64,10 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
 
     Raises:
         LetheonError: the first rank's that has one; with host and rank where others have none.
-        InputError: a fact that differs, with host and rank of both.
+        InputError: a fact that differs, with host and rank of both; two ranks on one GPU.
     """
-    word = Word(ranks.rank, socket.gethostname(), _versions(), problem, facts)
+    gpu = name_gpu(ranks)
+    word = Word(ranks.rank, socket.gethostname(), _versions(), problem, facts, gpu)
     words = gather_objects(word, ranks)
     ranks.nodes[:] = _list_nodes(words)
     failed = [one for one in words if one.problem is not None]
@@ -75,6 +78,12 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
             error.args = (f"on {failed[0].place}: {error}",)
         error.everywhere = True
         raise error
+    if shared := describe_shared_gpus([one.gpu for one in words]):
+        refusal = InputError(
+            f"got {shared}; expected one rank a GPU; start fewer ranks, or let each see another GPU"
+        )
+        refusal.everywhere = True
+        raise refusal
     differing = _compare(words)
     if differing:
         more = f" (and {len(differing) - 1} more differences)" if len(differing) > 1 else ""
@@ -84,6 +93,28 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
         )
         refusal.everywhere = True
         raise refusal
+
+
+def name_gpu(ranks: Ranks) -> str:
+    """Name the GPU of this rank: its host and the card's own number; "" on a CPU or alone."""
+    if ranks.world == 1 or ranks.device.type != "cuda":
+        return ""
+    card = torch.cuda.get_device_properties(ranks.device)
+    return f"{socket.gethostname()} {card.uuid}"
+
+
+def describe_shared_gpus(gpus: Sequence[str]) -> str:
+    """Say which ranks share a GPU, of the first that is shared; "" where none is.
+
+    Args:
+        gpus: by rank, as `name_gpu` has them. What a launcher says does not tell: a rank that sees
+            one GPU may be the only one that sees it, or not.
+    """
+    for gpu in dict.fromkeys(filter(None, gpus)):
+        ranks = [str(rank) for rank, other in enumerate(gpus) if other == gpu]
+        if len(ranks) > 1:
+            return f"ranks {', '.join(ranks)} on one GPU ({gpu})"
+    return ""
 
 
 def _compare(words: list[Word]) -> list[str]:
