@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,13 @@ from torch import Tensor, nn
 from letheon import durable
 from letheon.engine.memory.activations import require_blocks
 from letheon.engine.method import Loss, PartsLoss
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.kernels import keyed
 from letheon.loaders.batch import Batch
+from letheon.progress import note
+
+if TYPE_CHECKING:
+    from torch.compiler._cache import CacheInfo
 
 BACKEND = "inductor"
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -158,7 +162,7 @@ class CodeFile:
 
     torch makes and reads it; it holds pickles and machine code that are run as they are, so that
     it is read by name alone and only where no other user can have written it. Code of another
-    version of torch, and a file that was damaged, is left alone, and written anew.
+    version of torch, and a file that was damaged, is not run, and written anew.
     """
 
     def __init__(self, path: Path | None, main: bool) -> None:
@@ -167,24 +171,64 @@ class CodeFile:
         Raises:
             InputError: as `read_code`.
         """
-        self._path, self._misses = path if main else None, _lookups()[1]
+        self._path = path if main else None
+        self._held: set[tuple[str, str]] = set()
         code = read_code(path) if path is not None else None
         if code is not None:
             keep_cache()
-            torch.compiler.load_cache_artifacts(code)
+            self._held = _list_keys(torch.compiler.load_cache_artifacts(code))
 
     def save(self) -> None:
-        """Write all that this process has compiled or read, where any of it is new."""
-        misses = _lookups()[1]
-        if self._path is None or (misses == self._misses and self._path.exists()):
+        """Write all that this process has compiled or read, where the file lacks any of it.
+
+        A file that cannot be written is a note: the run goes on, and the next call tries again.
+        """
+        found = torch.compiler.save_cache_artifacts() if self._path is not None else None
+        if self._path is None or found is None:  # nothing was compiled
             return
-        self._misses = misses
-        found = torch.compiler.save_cache_artifacts()
-        if found is None:  # nothing was compiled
+        keys = _list_keys(found[1])
+        if keys <= self._held:
             return
-        with durable.replacing(self._path, len(found[0])) as temporary:
-            temporary.touch(0o600)
-            temporary.write_bytes(_head(found[0]) + found[0])
+        try:
+            with durable.replacing(self._path, len(found[0])) as temporary:
+                temporary.touch(0o600)
+                temporary.write_bytes(_head(found[0]) + found[0])
+        except RunFailed as error:
+            note(f"compiled code is not saved, and the run goes on: {error}")
+            return
+        self._held = keys
+
+
+def check_code_file(path: Path, main: bool) -> None:
+    """Refuse a file of compiled code that cannot be read or, by the first rank, be written.
+
+    Raises:
+        InputError: as `read_code`, or a folder that is missing or that nothing can be written to.
+    """
+    try:
+        read_code(path)
+    except OSError as error:
+        raise _refuse(path, f"which cannot be read ({error.strerror})") from error
+    if path.exists() and not path.is_file():
+        raise _refuse(path, "which is no file")
+    if main and not path.parent.is_dir():
+        raise _refuse(path, "whose folder does not exist")
+    if main and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise _refuse(path, "whose folder cannot be written to")
+
+
+def _refuse(path: Path, why: str) -> InputError:
+    return InputError(
+        f"got {path}, {why}; expected a file of yours, or a new one in a folder that is there and "
+        "can be written to; make that folder or name another file",
+        option="compile_file",
+    )
+
+
+def _list_keys(info: CacheInfo | None) -> set[tuple[str, str]]:
+    """Kind and key of each piece of code; none where torch could not use what it was to read."""
+    found = info.artifacts if info is not None else {}
+    return {(kind, key) for kind, keys in found.items() for key in keys}
 
 
 def read_code(path: Path) -> bytes | None:

@@ -292,6 +292,11 @@ def wait_for_ranks(ranks: Ranks) -> None:
 _MEETINGS = itertools.count()
 
 
+def own_items(count: int, ranks: Ranks) -> range:
+    """Which of so many items this rank computes in `share_out`, by their numbers."""
+    return range(ranks.rank, count, ranks.world)
+
+
 def share_out(items: Sequence[K], compute: Callable[[K], T], ranks: Ranks) -> list[T]:
     """Compute something of each item on one rank, in turn; the results in the items' order, on all.
 
@@ -302,7 +307,7 @@ def share_out(items: Sequence[K], compute: Callable[[K], T], ranks: Ranks) -> li
     """
     own: dict[int, T] = {}
     problem: tuple[int, LetheonError] | None = None
-    for number in range(ranks.rank, len(items), ranks.world):
+    for number in own_items(len(items), ranks):
         try:
             own[number] = compute(items[number])
         except LetheonError as error:

@@ -320,7 +320,14 @@ def check_images(entries: Sequence[Entry], data: Data | None) -> None:
 def _random(entries: Sequence[Entry], seed: int) -> Entry:
     """Build a network of the first entry's architecture with new weights."""
     known = entries[0].model
-    model = build(known.name, known.classes, seed, known.preset).eval()
+    try:
+        model = build(known.name, known.classes, seed, known.preset).eval()
+    except InputError as error:
+        raise InputError(
+            f"got {known.name}, of which no untrained network can be built; expected an "
+            "architecture that goes by a name; leave the random control out",
+            option="random_control",
+        ) from error
     model.class_names = known.class_names
     if any(entry.name == RANDOM for entry in entries):
         raise InputError(

@@ -19,7 +19,7 @@ from letheon.engine.distributed import Ranks, agree, gather_rows
 from letheon.engine.memory.sharding import split_copy, whole_copy
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import source_facts, versions
+from letheon.engine.runs.run_folder import device_name, source_facts
 from letheon.errors import InputError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
@@ -99,6 +99,17 @@ class Extent:
     def full(self) -> bool:
         """Whether all metrics are wanted."""
         return self.depth == "full"
+
+    def check(self, of: Comparison, seed: int) -> None:
+        """Refuse groups and related images that do not fit, before anything is computed.
+
+        Raises:
+            InputError: groups that cannot be read, related images that cannot be learned from.
+        """
+        if self.groups is not None:
+            of.read_groups(self.groups)
+        if self.related is not None:
+            find_related(self.related, of, seed, 1)
 
 
 @dataclass
@@ -416,7 +427,6 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
     for key, images in of.sets.items():
         mask = hashlib.sha256(of.forget_mask(key).tobytes()).hexdigest()
         sets[key] = [images.digest, len(images), mask]
-    code = {k: v for k, v in versions(Ranks()).items() if k not in ("command", "threads")}
     return {
         "model": [*_identity(entry), entry.seed, entry.seconds],
         "together": entry.together, "sets": sets, "request": asdict(of.request),
@@ -426,7 +436,8 @@ def _facts(read: Inference, conditions: Conditions, entry: Entry) -> dict[str, A
         + (["shift"] if read.extent.shift else [])
         + ([read_text(read.extent.groups)] if read.extent.groups else []),
         "dtype": read.job.precision.resolve(read.ranks.device).dtype,
-        "device": read.ranks.device.type, "versions": code,
+        "batch": read.batch_size, "loader": read.job.loader,
+        "device": [read.ranks.device.type, device_name(read.ranks)], **source_facts(),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from letheon.engine.distributed import Ranks, gather_objects, share_out
+from letheon.engine.distributed import Ranks, gather_objects, own_items, share_out
 from letheon.errors import LetheonError, NotMeasurable, RunFailed
 from letheon.eval.attacks.suite import Attack
 from letheon.eval.case import Case
@@ -132,7 +132,7 @@ def build_row(
     shared = {metric.key for group in groups.values() for metric in group}
     line = line or Items("", 1, speaks=False)
     line.start(row.name)
-    own_groups = range(case.ranks.rank, len(groups), case.ranks.world)
+    own_groups = own_items(len(groups), case.ranks)
     pieces = len(wanted) - len(shared) + len(own_groups)
 
     def add(metric: Metric, to: Row) -> None:

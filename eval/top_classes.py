@@ -18,6 +18,7 @@ from letheon.engine.precision import Precision
 from letheon.eval.inference.extract import evaluation_mode
 from letheon.loaders.batch import Batch, Loader
 from letheon.loaders.order import share
+from letheon.progress import Line
 
 BATCH = 256
 """Images that the network is shown at once, whatever the number of ranks."""
@@ -113,7 +114,10 @@ class Ranker:
         mine = share(blocks, ranks.rank, ranks.world)
         indices = [*range(mine.start * BATCH, min(mine.stop * BATCH, count))]
 
+        first = [0]
+
         def read(skip: int) -> Iterator[Batch]:
+            first[0] = skip
             return loader.sweep(indices, skip) if indices[skip * BATCH :] else iter(())
 
         if self.sweeps is None:
@@ -123,9 +127,14 @@ class Ranker:
             whole = hashlib.sha256(repr(known).encode()).hexdigest()
             batches = self.sweeps.watch(whole, sums, read, -(-blocks // ranks.world))
         precision = Precision("fp32").resolve(ranks.device)
+        line = Line(f"rank by {name}", -(-len(indices) // BATCH), ranks.main)
         with evaluation_mode(model):
-            for batch in batches:
+            for number, batch in enumerate(line.wait_for(batches)):
+                if number == 0:
+                    line.skip(first[0])
                 on_device = batch.to(ranks.device)
                 with precision.autocast(ranks.device):
                     logits = model(on_device.images).logits.float()
                 add(logits.cpu(), batch.labels.cpu())
+                line.advance(1, len(batch.labels) * ranks.world)
+        line.close()

@@ -31,7 +31,13 @@ from letheon.engine.runs.run_folder import FINISHED, LOG, check_free
 from letheon.errors import InputError
 from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
-from letheon.eval.comparison import Comparison, Entry, assemble_comparison, plant_canaries
+from letheon.eval.comparison import (
+    Comparison,
+    Entry,
+    add_random_control,
+    assemble_comparison,
+    plant_canaries,
+)
 from letheon.eval.evaluate import Extent, Measuring
 from letheon.eval.report.row_list import Rows
 from letheon.launch.command import together
@@ -206,9 +212,11 @@ def evaluate(
     """
     preset = options.pop("preset", None)
     batch_size, extent = options.pop("batch_size", 256), options.pop("extent", Extent())
+    random_control = options.pop("random_control", False)
     check_type(batch_size, int, "batch_size")
     check_type(extent, Extent, "extent")
     check_type(downstream, str | None, "downstream")
+    check_type(random_control, bool, "random_control")
     extent, conditions = replace_fields([extent, Conditions()], split_settings(options))
     call = build_call(train, options)
     models = [
@@ -236,7 +244,11 @@ def evaluate(
             data = plant_canaries(entries, data)
             domains = {} if downstream is None else call.open_domains(downstream)
             request = resolve_request(forget, data, call.seed)
-            return assemble_comparison(entries, data, domains, request)
+            found = assemble_comparison(entries, data, domains, request)
+            if random_control:
+                found = add_random_control(found, call.seed)
+            extent.check(found, call.seed)
+            return found
 
         comparison = together(ranks, plan)
         table = measure_all(Measuring(call, comparison, conditions, extent, batch_size, ranks))

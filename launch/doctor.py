@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from letheon.engine.distributed import Ranks, gather_objects
+from letheon.engine.runs.agreement import describe_shared_gpus, name_gpu
 from letheon.engine.runs.run_folder import revision, versions
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.kernels.keyed import permutation
@@ -46,6 +47,7 @@ Status = Literal["ok", "warning", "failure"]
 GIB = 2**30
 READ = 64  # images of each part that are decoded, drawn by number
 WRITE = 64 * 2**20  # bytes written to measure a disk
+ONE_EACH = "one rank a GPU"
 REDUCE = (2**18, 2**22, 2**24)  # float32 values of each all-reduce: 1, 16 and 64 MiB
 
 
@@ -84,7 +86,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
         except (LetheonError, OSError) as error:
             own.append(Finding(check.__name__.strip("_"), "failure", str(error)))
     alike = len(set(gather_objects(ranks.device.type, ranks))) == 1
-    own += _measure_all_reduce(ranks) if alike else []
+    apart = all(finding.check != ONE_EACH for finding in own)  # NCCL refuses two on one GPU
+    own += _measure_all_reduce(ranks) if alike and apart else []
     if settings.estimate and alike:
         if settings.data is None:
             raise InputError("got no images to estimate a job on; name some", option="data")
@@ -171,12 +174,8 @@ def _devices(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
     )  # fmt: skip
     if len(kinds) > 1:
         return
-    cards = gather_objects((socket.gethostname(), str(card.uuid)), ranks)
-    if len(set(cards)) < len(cards):
-        yield Finding(
-            "one rank a GPU", "failure", f"{len(cards)} ranks share {len(set(cards))} GPUs",
-            "start one rank a GPU",
-        )  # fmt: skip
+    if shared := describe_shared_gpus(gather_objects(name_gpu(ranks), ranks)):
+        yield Finding(ONE_EACH, "failure", shared, "start one rank a GPU")
 
 
 def _host(settings: Settings, ranks: Ranks) -> Iterator[Finding]:

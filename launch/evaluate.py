@@ -49,7 +49,6 @@ from letheon.eval.comparison import (
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.examples import find_examples
 from letheon.eval.finished_rows import ROWS, FinishedRows
-from letheon.eval.related_images import find_related
 from letheon.eval.report.definitions import define_all
 from letheon.eval.report.facts import describe_comparison
 from letheon.eval.report.pictures import select_rows
@@ -112,7 +111,8 @@ class Settings(JobOptions):
     """Images of one global batch."""
     save_every: str = "10min"
     """With --cache, save the answers of a pass under way every so often: 10min, 30s, 2h, or
-    500steps (batches). off: only when a signal stops the command."""
+    500steps (batches), and whenever 256 MiB of them are held. off: only then, and when a signal
+    stops the command."""
     extent: Extent = field(default_factory=Extent)
     conditions: Conditions = field(default_factory=Conditions)
     report: bool = False
@@ -194,12 +194,7 @@ class Settings(JobOptions):
             found = add_random_control(found, self.seed)
         if ranks.main and not self.other_images:
             check_images(found.entries, found.opened)
-        if self.extent.groups is not None:
-            found.read_groups(self.extent.groups)  # refuses what cannot be read
-        if self.extent.related is not None:
-            find_related(
-                self.extent.related, found, self.seed, 1
-            )  # refuses what cannot be learned from
+        self.extent.check(found, self.seed)
         return found
 
 
@@ -249,6 +244,8 @@ def measure(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
             print_table(before.rows, before.left_out)
             note(f"{settings.out}: already done by the same command")
             console().close(summarize(settings, comparison, *before))
+        if finished is not None:  # where one that wrote the table was killed before it did
+            finished.remove()
         return
     if not settings.accept_chance:
         check_originals(settings, comparison, measuring)
@@ -362,7 +359,9 @@ def write(
                 files = _write_page(settings, measuring, table, facts, folder)
             except Exception as error:  # whatever it is, the numbers are kept
                 fault = error
-        own = {ORIGIN: table_digest(measuring, settings.page), FILES: file_digests(files)}
+        own: dict[str, Any] = {FILES: file_digests(files)}
+        if fault is None:  # a table without its page is not what the command was to make
+            own[ORIGIN] = table_digest(measuring, settings.page)
         durable.write(folder / MARK, json.dumps({**facts, **own}, indent=2, default=str) + "\n")
     if fault is not None:
         raise fault

@@ -80,6 +80,8 @@ class Options(TypedDict, total=False):
     """Images at a time; of `forget` and `train` it is the method's."""
     extent: Extent
     """Of `evaluate`: how much is measured, such as `Extent(depth="full")`."""
+    random_control: bool
+    """Of `evaluate`: add a row for an untrained network of the same architecture; ZRF needs it."""
 
 
 @dataclass(frozen=True)
@@ -345,7 +347,7 @@ def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
 
 def split_settings(options: Options) -> dict[str, Any]:
     """Remove and return what is no option of a call: settings of the method."""
-    known = Options.__annotations__.keys() - {"batch_size", "extent"}
+    known = Options.__annotations__.keys() - {"batch_size", "extent", "random_control"}
     values: dict[str, Any] = dict(options)
     for name in (extra := values.keys() - known):
         options.pop(name)  # type: ignore[misc]

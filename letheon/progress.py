@@ -111,7 +111,7 @@ class Line:
         """
         self.label, self.total, self.facts, self._left = label, total, facts, left
         self.mode: Mode = mode() if speaks else "silent"
-        self.done = self.images = 0
+        self.done = self.images = self._skipped = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -137,6 +137,11 @@ class Line:
                 self.waited += time.perf_counter() - asking
             yield item
 
+    def skip(self, done: int) -> None:
+        """Count what was done before the clock began: it took none of the time."""
+        self.done += done
+        self._skipped += done
+
     def advance(self, done: int, images: int) -> None:
         """Count what was done; on a terminal, show it, and elsewhere after a long silence."""
         self.done += done
@@ -153,8 +158,8 @@ class Line:
         share = self.done / self.total if self.total else 1.0
         if self._left is not None:
             return self._left(share)
-        spent = time.perf_counter() - self.started
-        return spent / share * (1 - share) if share else 0.0
+        spent, done = time.perf_counter() - self.started, self.done - self._skipped
+        return spent / done * (self.total - self.done) if done else 0.0
 
     def speed(self) -> list[str]:
         """Write the facts, images a second, share of time spent waiting for data, and memory."""
@@ -184,15 +189,16 @@ class Items:
         done: items so far.
     """
 
-    def __init__(self, verb: str, total: int, speaks: bool = True) -> None:
+    def __init__(self, verb: str, total: int, speaks: bool = True, whose: str = "") -> None:
         """Begin the clock.
 
         Args:
             verb: what is done to an item, such as "measure".
             total: how many items there are.
             speaks: False on all ranks but the first.
+            whose: stands behind their number where they are not all, such as " of this rank's".
         """
-        self.verb, self.total = verb, total
+        self.verb, self.total, self._whose = verb, total, whose
         self.mode: Mode = mode() if speaks else "silent"
         self.done = 0
         self._name, self._piece = "", 0
@@ -227,7 +233,7 @@ class Items:
         """What is done to which item; of a long name the end, where names differ."""
         name = self._name
         name = name if most is None or len(name) <= most else f"…{name[1 - most :]}"
-        return f"{self.verb} {name}  {self.done + 1}/{self.total}"
+        return f"{self.verb} {name}  {self.done + 1}/{self.total}{self._whose}"
 
 
 def _memory() -> int:

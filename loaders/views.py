@@ -30,7 +30,7 @@ from letheon.loaders.shared_work import share_work, spans
 from letheon.progress import Line
 from letheon.regular import read_text
 
-CHUNK = 64  # images of one task of a thread
+CHUNK = 64  # images of one task of a thread, at most
 SPAN = 1024  # images of one task of a rank
 
 
@@ -326,19 +326,25 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
     """
     if type(images) is ArrayImages:
         return images
-    threads = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    speaks = os.environ.get("RANK", "0") == "0"
-    line = Line(f"reading {images.name} once", len(images), speaks)
-    with ThreadPoolExecutor(max(1, threads), "readable") as pool:
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = max(1, len(os.sched_getaffinity(0)) // world)
+    label = f"reading {images.name} once"
+    line = Line(label, len(images), os.environ.get("RANK", "0") == "0")
+
+    def reach(number: int) -> None:  # the ranks read on at about the same pace
+        line.advance(number - line.done, number - line.done)
+
+    with ThreadPoolExecutor(threads, "readable") as pool:
 
         def find(span: range) -> dict[int, str]:
             broken: dict[int, str] = {}
-            for part in pool.map(partial(_unreadable, images), _cut(span)):
+            for part in pool.map(partial(_unreadable, images), _cut(span, threads)):
                 broken |= part
-            line.advance(len(span), len(span))
+            reach(span.stop)
             return broken
 
-        parts = share_work(f"reading {images.name} once", spans(len(images), SPAN), find)
+        parts = share_work(label, spans(len(images), SPAN), find)
+    reach(len(images))
     line.close()
     found = {number: why for part in parts for number, why in part.items()}
     if not found:
@@ -356,8 +362,10 @@ def drop_unreadable(images: ImageSet) -> ImageSet:
     return readable
 
 
-def _cut(span: range) -> list[range]:
-    return [span[start : start + CHUNK] for start in range(0, len(span), CHUNK)]
+def _cut(span: range, threads: int) -> list[range]:
+    """Cut a span into parts for threads: at least four each, so that all have work to the end."""
+    size = max(1, min(CHUNK, len(span) // (4 * threads)))
+    return [span[start : start + size] for start in range(0, len(span), size)]
 
 
 def _unreadable(images: ImageSet, span: range) -> dict[int, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs import agreement, run_folder
 from letheon.errors import InputError, LetheonError
+from letheon.launch import doctor
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import together
 from letheon.launch.inputs import Call
@@ -99,6 +102,39 @@ def test_what_differs_on_one_node_is_named_on_all() -> None:
         assert text.startswith(f"got {fault}" if fault != "on " else "on "), text
         assert f"{host} (rank 2)" in text and "\n" not in text
         assert fault == "on " or f"{host} (rank 0)" in text
+
+
+def start_on_gpus(ranks: Ranks, cards: list[str]) -> tuple[str, str]:
+    """The refusal of a start, and what the doctor finds, where each rank is on its card."""
+    card = SimpleNamespace(
+        name="a GPU", total_memory=2**30, major=9, minor=0, uuid=cards[ranks.rank]
+    )  # fmt: skip
+    on_gpu = replace(ranks, device=torch.device("cuda", 0))
+    refusal = ""
+    with (
+        mock.patch("torch.cuda.get_device_properties", return_value=card),
+        mock.patch("torch.cuda.nccl.version", return_value=(2, 30)),
+    ):
+        try:
+            together(on_gpu, lambda: None)
+        except InputError as error:
+            assert error.everywhere
+            refusal = str(error)
+        lines = list(doctor._devices(doctor.Settings(), on_gpu))
+    return refusal, "".join(line.text for line in lines if line.status == "failure")
+
+
+def start_on_each(ranks: Ranks, cases: list[list[str]]) -> list[tuple[str, str]]:
+    return [start_on_gpus(ranks, cards) for cards in cases]
+
+
+def test_two_ranks_on_one_gpu_are_refused_on_all_whatever_the_launcher_says() -> None:
+    for own in on_ranks(3, start_on_each, [["a", "b", "c"], ["a", "b", "a"]]):
+        apart, shared = own
+        assert apart == ("", "")
+        place = f"ranks 0, 2 on one GPU ({socket.gethostname()} a)"
+        assert shared[1] == place
+        assert shared[0].startswith(f"got {place}; expected one rank a GPU; start fewer")
 
 
 def work(ranks: Ranks, fault: str) -> tuple[str, list[int], int]:

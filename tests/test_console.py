@@ -160,6 +160,10 @@ def test_a_long_epoch_is_not_silent_where_standard_error_is_piped(
     line = progress.Line("next", 100)
     line.advance(1, 10)  # which has no rate yet
     assert not capsys.readouterr().err
+    line.skip(60)  # by an earlier start, in no time of this one
+    now[0] += 150
+    line.advance(2, 10)
+    assert "63/100" in (text := capsys.readouterr().err) and "left 30:50" in text
 
 
 def test_the_time_left_counts_the_runs_that_wait(

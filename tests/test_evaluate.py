@@ -198,7 +198,10 @@ def test_a_page_that_fails_leaves_the_tables(
     with pytest.raises(LookupError, match="no such font"):
         scripts("evaluate", *words, "--out", tmp_path / "table")
     assert rows_of(tmp_path / "table").keys() == {"original", "head"}
-    assert (tmp_path / "table" / "evaluation.json").is_file()
+    scripts.monkeypatch.undo()
+    assert scripts("evaluate", *words, "--out", tmp_path / "table").code == 2  # not "already done"
+    assert scripts("evaluate", *words, "--out", tmp_path / "table", "--overwrite").code == 0
+    assert (tmp_path / "table" / "report.html").is_file()
 
 
 def test_a_stopped_evaluation_goes_on_from_finished_rows(
@@ -227,6 +230,7 @@ def test_a_stopped_evaluation_goes_on_from_finished_rows(
     flipped[len(flipped) // 2] ^= 1
     kept[0].write_bytes(bytes(flipped))  # is not trusted: that row is measured again
     measured[:] = ["head"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # as torchrun starts it again
     evaluate.main(settings, Ranks())
     assert len(measured) == 3 and measured[-1] == "head"
     assert not (tmp_path / "table.rows").exists()

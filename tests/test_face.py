@@ -242,14 +242,16 @@ def test_evaluation_is_that_of_the_command_line(
     assert ended.code == 0, ended.err
     ended = scripts(
         "evaluate", "--original", original, "--runs", tmp_path / "ft", "--device", "cpu",
-        "--out", tmp_path / "table",
+        "--out", tmp_path / "table", "--random-control",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     expected = json.loads((tmp_path / "table" / "metrics.json").read_text())["rows"]
     model = letheon.load_model(original)
     result = letheon.forget(model, train="digits", forget=[3], method=Finetune(Recipe(epochs=1)))
-    rows = letheon.evaluate(original=model, unlearned=result, train="digits", forget=[3])
-    assert [row["role"] for row in rows] == ["original", "unlearned"]
+    rows = letheon.evaluate(
+        original=model, unlearned=result, train="digits", forget=[3], random_control=True
+    )
+    assert [row["role"] for row in rows] == ["original", "control", "unlearned"]
     for row, other in zip(rows, expected, strict=True):
         for key in ("FA", "RA", "TFA", "TRA", "cka_original"):
             assert row[key] == other[key], key
@@ -335,6 +337,7 @@ def test_evaluation_takes_its_settings_by_name() -> None:
         ({"depth": "fulll"}, "did you mean full"),
         ({"dept": "full"}, "did you mean depth"),
         ({"ks": 5}, "expected the fields' types"),
+        ({"random_control": True}, "no untrained network can be built"),
         ({"temperature": "1"}, "got temperature '1'; expected float"),
     ):
         with pytest.raises(InputError, match=expected):

@@ -227,24 +227,38 @@ def test_disposal_removes_only_what_is_the_runs_own(
     copy, cache = tmp_path / "runs" / "x", tmp_path / "runs"
     shutil.copytree(run, copy)
     train = read_manifest(run)["facts"]["data"]["train"]
-    ours, theirs = cache / ("a" * 32), cache / ("b" * 32)
+    ours, theirs, older = (cache / (letter * 32) for letter in "abc")
     for place, images in ((ours, train), (theirs, "0" * 64)):
         place.mkdir()
         (place / "facts.json").write_text(json.dumps({"images": images, "samples": 3}))
+    older.mkdir()
+    (older / "facts.json").write_text('{"samples": 3}')
+    parts = cache / f"{'d' * 32}.parts" / "0-of-1"
+    parts.mkdir(parents=True)
+    (parts / "000000.json").write_text("{")  # damaged
+    (parts / "000001.json").write_text(json.dumps({"origin": {"images": train}}))
     (copy / "state").mkdir()
     (copy / "state" / "000001.json").write_text("{}")
-    assert stored_outputs(cache, train) == [ours]
+    assert stored_outputs(cache, train) == [ours, parts.parent]
     words = ["letheon dispose", str(copy), "--cache", str(cache)]
     monkeypatch.setattr(sys, "argv", words)
     dispose.start()
     out = capsys.readouterr().out
+    assert f"{older}: outputs that do not say of which images; not removed" in out
     assert ours.exists() and f"{original}: a model trained on it" in out
     monkeypatch.setattr(sys, "argv", [*words, "--yes"])
     dispose.start()
     assert not ours.exists() and not (copy / "state").exists()
-    assert theirs.exists() and original.exists() and (copy / "weights.safetensors").exists()
+    assert (
+        theirs.exists()
+        and older.exists()
+        and original.exists()
+        and (copy / "weights.safetensors").exists()
+    )
     [entry] = json.loads((copy / "disposal.json").read_text())
-    assert {item["path"] for item in entry["removed"]} == {str(ours), str(copy / "state")}
+    assert {item["path"] for item in entry["removed"]} == {
+        str(ours), str(parts.parent), str(copy / "state"),
+    }  # fmt: skip
     assert "digits" in {item["path"] for item in entry["left"]}
     assert "mismatch" not in states(copy).values()
 

@@ -2,9 +2,9 @@
 
 Fake tensors have no numbers, so that code which reads a result stops there. Here whole jobs run:
 loaders, evaluation, attacks. What a GPU would refuse is an error, a tensor of the host among those
-of the device, `.numpy()`, memory that is read while it is still being copied; where the host would
-wait for the device is counted in the `Ledger`, by the function that asked. Autocast and Triton's
-kernels are left out: operations run in the formats they are given, kernels in their plain forms.
+of the device, `.numpy()`; where the host would wait for the device is counted in the `Ledger`, by
+the function that asked. A copy is whole at once: reading it too early is not found. Autocast and
+Triton's kernels are left out: operations run in the formats they are given, kernels in plain forms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Where the host may wait for the device, and how often: what is not here is a fault."""
+"""Where the host may wait for the device: what is not here is a fault.
+
+Of how often, one thing is tested, for the passes of an evaluation: whether it grows with the number
+of batches. The rest of it is what the reader of a line should know.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ PLACES: dict[str, str] = {
     "eval/attacks/suite.py:attack": STEP,
     "eval/attacks/weights.py:answer": BATCH,
     "eval/evaluate.py:read_images": BATCH,
-    "eval/inference/extract.py:Rows.flush": PASS,
+    "eval/inference/extract.py:_on_host": PASS,
     "eval/metrics/cka.py:Centered.chunk": TILE,
     "eval/metrics/cka.py:_constant": TILE,
     "eval/metrics/cka.py:_energy": TILE,
@@ -82,3 +86,15 @@ def find_undeclared(waits: Mapping[str, int]) -> list[str]:
     What no function of ours asked for, such as a test's own look, is left out.
     """
     return sorted(one for one in waits if ".py:" in one and one.split(" ")[0] not in PLACES)
+
+
+def find_growing(few: Mapping[str, int], many: Mapping[str, int]) -> list[str]:
+    """List the waits that are more in `many` batches of the same images than in `few`.
+
+    Those that `PLACES` has as of each batch or step are left out.
+    """
+    grows = {place for place, often in PLACES.items() if often in (BATCH, STEP)}
+    return sorted(
+        one for one in many
+        if ".py:" in one and many[one] > few.get(one, 0) and one.split(" ")[0] not in grows
+    )  # fmt: skip

@@ -41,7 +41,7 @@ def _sees_its_gpu_alone() -> bool:
     """Whether srun or mpirun lets this task see one GPU: by a binding, or by a script between.
 
     torchrun would have counted its ranks anew (its virtual local ranks); two of its ranks that see
-    one GPU share it by mistake.
+    one GPU share it by mistake. Two others that do are refused where all agree on the start.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return False

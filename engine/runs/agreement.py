@@ -48,6 +48,8 @@ class Word:
     versions: dict[str, str]
     problem: LetheonError | None
     facts: Facts
+    gpu: str = ""
+    """The GPU it computes on, as `name_gpu` has it."""
 
     @property
     def place(self) -> str:
@@ -62,9 +64,10 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
 
     Raises:
         LetheonError: the first rank's that has one; with host and rank where others have none.
-        InputError: a fact that differs, with host and rank of both.
+        InputError: a fact that differs, with host and rank of both; two ranks on one GPU.
     """
-    word = Word(ranks.rank, socket.gethostname(), _versions(), problem, facts)
+    gpu = name_gpu(ranks)
+    word = Word(ranks.rank, socket.gethostname(), _versions(), problem, facts, gpu)
     words = gather_objects(word, ranks)
     ranks.nodes[:] = _list_nodes(words)
     failed = [one for one in words if one.problem is not None]
@@ -75,6 +78,12 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
             error.args = (f"on {failed[0].place}: {error}",)
         error.everywhere = True
         raise error
+    if shared := describe_shared_gpus([one.gpu for one in words]):
+        refusal = InputError(
+            f"got {shared}; expected one rank a GPU; start fewer ranks, or let each see another GPU"
+        )
+        refusal.everywhere = True
+        raise refusal
     differing = _compare(words)
     if differing:
         more = f" (and {len(differing) - 1} more differences)" if len(differing) > 1 else ""
@@ -84,6 +93,28 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
         )
         refusal.everywhere = True
         raise refusal
+
+
+def name_gpu(ranks: Ranks) -> str:
+    """Name the GPU of this rank: its host and the card's own number; "" on a CPU or alone."""
+    if ranks.world == 1 or ranks.device.type != "cuda":
+        return ""
+    card = torch.cuda.get_device_properties(ranks.device)
+    return f"{socket.gethostname()} {card.uuid}"
+
+
+def describe_shared_gpus(gpus: Sequence[str]) -> str:
+    """Say which ranks share a GPU, of the first that is shared; "" where none is.
+
+    Args:
+        gpus: by rank, as `name_gpu` has them. What a launcher says does not tell: a rank that sees
+            one GPU may be the only one that sees it, or not.
+    """
+    for gpu in dict.fromkeys(filter(None, gpus)):
+        ranks = [str(rank) for rank, other in enumerate(gpus) if other == gpu]
+        if len(ranks) > 1:
+            return f"ranks {', '.join(ranks)} on one GPU ({gpu})"
+    return ""
 
 
 def _compare(words: list[Word]) -> list[str]:
@@ -141,8 +172,11 @@ def ranking_facts(
     facts = {"rankings of requests": " ".join(kinds) or "none"}
     if kinds:
         facts |= {"weights": weights_digest(model)[:16], **_data_facts(data, ranks)}
-        sets = [f"{name}, {len(one)}, {one.digest[:16]}" for name, one in domains.items()]
-        facts["downstream images"] = "; ".join(sets)
+        sets = [f"{name}, {len(one)}" for name, one in domains.items()]
+        facts["downstream sets"] = "; ".join(sets)
+        if domains and _states_images(ranks):
+            digests = [one.digest[:16] for one in domains.values()]
+            facts["downstream images"] = f"digests {', '.join(digests)}"
     return facts
 
 
@@ -176,13 +210,18 @@ def _setting_facts(job: Any) -> dict[str, str]:
     return facts
 
 
+def _states_images(ranks: Ranks) -> bool:
+    """Whether this rank digests images: one of each node, whose others see the same files."""
+    return ranks.world > 1 and ranks.local_rank == 0
+
+
 def _data_facts(data: Data, ranks: Ranks) -> dict[str, str]:
     """Labels and class names; one rank of each node also states images and code by digest."""
     labels = hashlib.sha256(json.dumps(data.classes).encode())
     for images in (data.train, data.test):
         labels.update(images.labels.astype("<i8").tobytes())
     facts = {"labels and class names": labels.hexdigest()[:16]}
-    if ranks.world > 1 and ranks.local_rank == 0:  # the others of a node see its files
+    if _states_images(ranks):
         facts["train images"] = f"{len(data.train)}, digest {data.train.digest[:16]}"
         facts["test images"] = f"{len(data.test)}, digest {data.test.digest[:16]}"
         facts["code"] = code_digest()[:16]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
-from letheon.engine.compiled import read_code
+from letheon.engine.compiled import check_code_file
 from letheon.engine.distributed import Ranks, agree, wait_for_ranks
 from letheon.engine.health import collapse_warning
 from letheon.engine.loop import Seconds, run_method
@@ -116,7 +116,7 @@ class Plan:
         if self.job.precision.compile == "blocks":
             require_blocks(self.model, "compile")
         if self.job.precision.compile_file is not None:
-            read_code(self.job.precision.compile_file)
+            check_code_file(self.job.precision.compile_file, ranks.main)
         # Asks for the size of every file: one that is gone is found before training.
         digest = self.set_digests()["train"] if ranks.main else ""
         preset = self.model.preset

@@ -351,12 +351,11 @@ def packages() -> dict[str, str]:
 
 def versions(ranks: Ranks) -> dict[str, Any]:
     """Software, hardware and source revision of this run."""
-    cuda = ranks.device.type == "cuda"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
-        "device": torch.cuda.get_device_name(ranks.device) if cuda else platform.machine(),
+        "device": device_name(ranks),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "world": ranks.world,
@@ -365,6 +364,12 @@ def versions(ranks: Ranks) -> dict[str, Any]:
         "command": sys.argv,
         **revision(),
     }
+
+
+def device_name(ranks: Ranks) -> str:
+    """Name the model of a GPU, or the kind of processor."""
+    cuda = ranks.device.type == "cuda"
+    return torch.cuda.get_device_name(ranks.device) if cuda else platform.machine()
 
 
 def revision() -> dict[str, Any]:

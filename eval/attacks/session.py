@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import share_out
+from letheon.engine.distributed import own_items, share_out
 from letheon.errors import RunFailed
 from letheon.eval.attacks.suite import IMAGES, Attack, Targets, attack
 from letheon.eval.comparison import Entry
@@ -99,8 +99,9 @@ def _of_rows(
     """Compute something of every model that has a row, each on one rank, or by all together where
     networks are split; all must call."""  # noqa: D209
     entries = [e for e in of.comparison.entries if e.name not in table.left_out]
-    own = entries if of.inference.splits else entries[of.ranks.rank :: of.ranks.world]
-    line = Items(verb, len(own), of.ranks.main)
+    alone = of.inference.splits or of.ranks.world == 1
+    count = len(entries) if alone else len(own_items(len(entries), of.ranks))
+    line = Items(verb, count, of.ranks.main, "" if alone else " of this rank's")
 
     def show_and_compute(entry: Entry) -> T:
         line.start(entry.name)

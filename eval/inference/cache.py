@@ -268,15 +268,30 @@ def _read(place: Path, options: InferenceOptions, ranks: Ranks) -> Outputs:
 
 def stored_outputs(folder: Path, images: str) -> list[Path]:
     """List the outputs in `folder` that were made on the images of this digest, whole or not."""
-    places = sorted(folder.glob(f"{'[0-9a-f]' * 32}*"))
-    return [place for place in places if images and _images_of(place) == images]
+    return [place for place in _places(folder) if images and _images_of(place) == images]
+
+
+def outputs_of_unknown_images(folder: Path) -> list[Path]:
+    """List the outputs in `folder` that do not say of which images they are, such as older ones."""
+    return [place for place in _places(folder) if not _images_of(place)]
+
+
+def _places(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{'[0-9a-f]' * 32}*"))
 
 
 def _images_of(place: Path) -> str:
     """The digest of the images that some outputs were made on; empty where it is not said."""
+    parts = place.name.endswith(PARTS)
+    said = map(_read_images, sorted(place.glob("*/*.json")) if parts else [place])
+    return next(filter(None, said), "")
+
+
+def _read_images(place: Path) -> str:
+    """As `_images_of`, of a part's file or of the folder of outputs."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        if place.name.endswith(PARTS):
-            return str(read_json(next(place.glob("*/*.json"), place))["origin"][_IMAGES])
+        if place.name.endswith(".json"):
+            return str(read_json(place)["origin"][_IMAGES])
         if _PARTIAL in place.name:
             return read_text(place / _IMAGES)
         return str(read_json(place / _FACTS)[_IMAGES])

@@ -43,7 +43,7 @@ class PartSaver:
         self._folders = [StateFolder(folder / own, limit=None) for folder in folders]
         self._origin: dict[str, Any] = json.loads(json.dumps(origin))
         self._poll, self._main = poll, ranks.main
-        self._saves = True
+        self._saves, self._before = True, False  # before: whether signals waited
         self.positions = [0] * len(folders)
 
     def load(self, number: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -67,12 +67,12 @@ class PartSaver:
     @contextmanager
     def hold_signals(self) -> Iterator[None]:
         """Let signals wait within, until `count_batch` or `close` hears them."""
-        before = signals_wait()
+        self._before = signals_wait()
         defer(True)
         try:
             yield
         finally:
-            defer(before)
+            defer(self._before)
 
     def count_batch(self) -> int:
         """Count a batch; say whether to go on, to save or to stop, as `Poll`."""
@@ -108,8 +108,9 @@ class PartSaver:
     def close(self, columns: Mapping[int, dict[str, Tensor]], batches: int, total: int) -> None:
         """Wait until all is on disk; what has come since the last save is saved where it is late.
 
-        Args and errors as `save`.
+        Signals wait no longer, unless they did before the pass. Args and errors as `save`.
         """
+        defer(self._before)  # one that comes after the poll would be heard by nobody
         word = self._poll.after_epoch()
         if word != GO_ON:
             self.save(columns, batches, total, word)

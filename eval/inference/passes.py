@@ -64,7 +64,8 @@ class Store:
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What the rounding of outputs depends on, such as the batch size; for passes to go on."""
     interval: tuple[float, int] = (0.0, 0)
-    """Seconds and batches after which a pass is saved; 0: never but when a signal comes."""
+    """Seconds and batches after which a pass is saved; 0: never by these. It is also saved when
+    256 MiB of answers are held, and when a signal comes."""
 
 
 class Swept(NamedTuple):
@@ -182,7 +183,9 @@ class _ShownLoader:
         """As the source's; a batch says how many samples the sweep has."""
         line = Line(self._label, 0, self._ranks.main)
         for batch in line.wait_for(self._source.sweep(indices, skip)):
-            line.total = -(-batch.total // self._ranks.world)
+            if not line.total:
+                own = line.total = -(-batch.total // self._ranks.world)
+                line.skip(min(skip * len(batch.labels), own - len(batch.labels)))
             line.advance(len(batch.labels), len(batch.labels) * self._ranks.world)
             yield batch
         line.close()

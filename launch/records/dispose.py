@@ -4,8 +4,9 @@
     letheon dispose runs/salun --cache /data/outputs --yes
 
 Removed with --yes: saved states and unfinished replacements of the run, and stored outputs of its
-training set in --cache. Never removed: image sets, prepared sets, and other models; those are named
-for you to decide. What was removed stands in the run's disposal.json.
+training set in --cache. Never removed: image sets, prepared sets, other models, and outputs that do
+not say of which images they are; those are named for you to decide. What was removed stands in the
+run's disposal.json.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from letheon import durable
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.manifest import DISPOSAL, MANIFEST, read_manifest
 from letheon.engine.runs.run_folder import STATE, settle_run
-from letheon.eval.inference.cache import stored_outputs
+from letheon.eval.inference.cache import outputs_of_unknown_images, stored_outputs
 from letheon.folders import new_folder, ranking_folder, state_folder
 from letheon.launch.command import run_command, together
 from letheon.launch.console.summary import console
@@ -77,6 +78,8 @@ def list_holders(run: Path, cache: Path | None) -> list[Holder]:
     if cache is not None:
         what = "stored outputs of a model on its training set"
         found += [Holder(str(path), what, True) for path in stored_outputs(cache, train)]
+        what = "outputs that do not say of which images"
+        found += [Holder(str(path), what, False) for path in outputs_of_unknown_images(cache)]
     return found
 
 

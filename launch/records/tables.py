@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from letheon.engine.runs.run_folder import source_facts
 from letheon.errors import InputError
 from letheon.eval.evaluate import Measuring
 from letheon.eval.metrics.registry import metrics
@@ -47,7 +46,6 @@ def table_digest(measuring: Measuring, page: bool) -> str:
         "settings": {entry.name: entry.settings for entry in of.entries},
         "page": page,
         "metrics": sorted(metrics()),
-        "source": source_facts(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

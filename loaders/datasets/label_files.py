@@ -21,6 +21,8 @@ from letheon.loaders.datasets.tree import SUFFIXES, Tree, bytewise
 TABLES = (".txt", ".csv", ".tsv")
 MAX_TABLE = 2**26  # bytes
 TITLES = ("label", "labels", "class", "class_name", "category", "wnid", "synset", "target")
+COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
+"""Columns of a Hugging Face dataset that hold labels: the first that there is."""
 WNID = re.compile(r"(?:^|_)(n\d{8})(?=[_.])")
 
 

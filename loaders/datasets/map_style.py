@@ -17,11 +17,11 @@ from torch.utils.data import Subset
 from letheon.errors import InputError, UnreadableImage
 from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import ImageSet
+from letheon.loaders.datasets.label_files import COLUMNS
 from letheon.loaders.decode.pillow import to_rgb
 
 IMAGES = ("image", "img", "pixel_values")
-LABELS = ("label", "labels", "fine_label")
-"""Columns of a Hugging Face dataset, the first that there is."""
+"""Columns of a Hugging Face dataset that hold images: the first that there is."""
 SMALL = 4096  # images; the digest of a larger set is over this many, drawn by number
 
 
@@ -71,7 +71,7 @@ class MapStyleImages(ImageSet):
             )
         self.labels = labels
         inner = dataset.dataset if isinstance(dataset, Subset) else dataset
-        feature = _features(inner).get(_find_key(_features(inner), LABELS))
+        feature = _features(inner).get(_find_key(_features(inner), COLUMNS))
         names = tuple(map(str, getattr(inner, "classes", getattr(feature, "names", ()))))
         fits = len(names) == len(set(names)) > labels.max()
         self.classes = names if fits else tuple(map(str, range(int(labels.max()) + 1)))
@@ -135,7 +135,7 @@ def _find_key(of: Mapping[str, Any], keys: Sequence[str]) -> str:
 def _split_item(item: Any) -> tuple[Any, int]:
     """Split an item into image and label: a pair, or a mapping as Hugging Face's datasets give."""
     if isinstance(item, Mapping):
-        image, label = _find_key(item, IMAGES), _find_key(item, LABELS)
+        image, label = _find_key(item, IMAGES), _find_key(item, COLUMNS)
         if not image or not label:
             raise _Unfit(
                 f"got a {type(item).__name__} of {', '.join(map(str, item))}, expected one with "
@@ -206,7 +206,7 @@ def _label_array(dataset: Any) -> NDArray[np.int64] | None:
         return None if inner is None else inner[np.asarray(dataset.indices, np.int64)]
     if getattr(dataset, "target_transform", None) is not None:
         return None
-    column = _find_key(_features(dataset), LABELS)
+    column = _find_key(_features(dataset), COLUMNS)
     readers: list[Callable[[], Any]] = [lambda: dataset.targets, lambda: dataset.labels]
     for read in [lambda: dataset[column]] if column else readers:
         try:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from letheon.errors import InputError, UnreadableImage
 from letheon.loaders.datasets.files import sample_numbers
 from letheon.loaders.datasets.image_set import Data, ImageSet, number_classes
-from letheon.loaders.datasets.label_files import sort_classes
+from letheon.loaders.datasets.label_files import COLUMNS, sort_classes
 from letheon.loaders.datasets.layouts import SPLIT, canonical
 from letheon.loaders.decode import jpeg
 from letheon.loaders.decode.encoded_image import EncodedImage, from_file
@@ -30,7 +30,6 @@ from letheon.loaders.formats.arrays import check_name, texts
 from letheon.loaders.formats.shards import NUMBER, pair_splits
 from letheon.sealed import expect_shape, parse_json, read_sealed
 
-LABELS = ("label", "labels", "fine_label", "class", "target", "category")
 DOMAIN = "domain"
 GROUPS = 8  # groups of rows of parquet files held in memory
 Features = dict[str, Any]
@@ -276,13 +275,13 @@ def _read_columns(files: Sequence[Path]) -> tuple[Any, Features]:
 def _choose_columns(path: Path, features: Features) -> tuple[str, str]:
     """The columns of images and of labels, where there is one of each."""
     images = [name for name, kind in features.items() if kind.get("_type") == "Image"]
-    named = [name for name in LABELS if name in features and name not in images]
+    named = [name for name in COLUMNS if name in features and name not in images]
     classes = [n for n, kind in features.items() if kind.get("_type") == "ClassLabel"]
     labels = named[:1] or [name for name in classes if name != DOMAIN]
     if len(images) != 1 or len(labels) != 1:
         raise InputError(
             f"{path}: got the columns {', '.join(features)}, expected one of images and one of "
-            f"labels, called {LABELS[0]}; rename or remove the others"
+            f"labels, called {COLUMNS[0]}; rename or remove the others"
         )
     return images[0], labels[0]
 

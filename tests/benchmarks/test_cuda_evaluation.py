@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from step_budget.cuda_on_host import cuda_on_host
 from step_budget.fake_cuda import CUDA
-from step_budget.host_reads import find_undeclared
-from step_budget.passes import CPU, PASSES, Scene, infer
+from step_budget.host_reads import PLACES, find_growing, find_undeclared
+from step_budget.passes import CPU, PASSES, Scene
 
 from letheon.eval.probes.relearn import find_rate
 
@@ -45,15 +48,37 @@ def test_numbers_are_those_of_the_cpu_and_every_look_of_the_host_is_declared(nam
         near(got, wanted)
         undeclared = find_undeclared(ledger.waits)
     assert not undeclared
+    with cuda_on_host() as smaller:
+        PASSES[name](Scene(CUDA, batch=3))
+    assert find_growing(ledger.waits, smaller.waits) == []
 
 
-def test_inference_waits_as_often_for_many_batches_as_for_few() -> None:
-    counts = []
-    for batch in (5, 20):
-        with cuda_on_host() as ledger:
-            infer(Scene(CUDA, batch=batch))
-            counts.append(dict(ledger.waits))
-    assert counts[0] == counts[1]
+def names(node: ast.AST, within: str = "") -> Iterator[str]:
+    """Qualified names of the functions below a node, as `Ledger` has them."""
+    for child in ast.iter_child_nodes(node):
+        name = within
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            yield within + child.name
+            name += f"{child.name}."
+        yield from names(child, name)
+
+
+def test_every_place_that_may_wait_is_a_function_that_exists() -> None:
+    root = Path(__file__).resolve().parents[2]
+    gone = []
+    for place in PLACES:
+        file, function = place.split(":")
+        path = root / file
+        if not path.is_file() or function not in names(ast.parse(path.read_text())):
+            gone.append(place)
+    assert gone == []
+
+
+def test_a_wait_that_grows_with_the_batches_is_a_fault_unless_it_is_declared_so() -> None:
+    once = "eval/inference/extract.py:_on_host aten::_to_copy"
+    each = "eval/evaluate.py:read_images aten::_to_copy"
+    assert find_growing({once: 1, each: 1}, {once: 1, each: 3}) == []
+    assert find_growing({once: 1, each: 1}, {once: 2, each: 3}) == [once]
 
 
 def test_what_a_gpu_refuses_is_refused_and_what_waits_is_counted_by_who_asked() -> None:

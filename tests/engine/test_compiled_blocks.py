@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.compiler._cache import CacheInfo
 
 from letheon.engine import compiled
-from letheon.engine.compiled import CodeFile, compile_blocks, read_code
+from letheon.engine.compiled import CodeFile, check_code_file, compile_blocks, read_code
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier
@@ -138,7 +140,10 @@ def test_code_is_read_back_unless_it_is_damaged_or_anothers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, code = tmp_path / "code", b"\x00a graph\nof two lines"
-    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (code, None))
+    info = CacheInfo()
+    info.artifacts["graph"].append("one")
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (code, info))
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda code: deepcopy(info))
     assert read_code(path) is None  # nothing there yet
     CodeFile(path, main=False).save()
     assert not path.exists()
@@ -150,11 +155,52 @@ def test_code_is_read_back_unless_it_is_damaged_or_anothers(
     assert read_code(path) is None
     path.write_bytes(whole.replace(torch.__version__.encode(), b"2.0.0", 1))
     assert read_code(path) is None
-    path.write_bytes(whole)
+    CodeFile(path, main=True).save()
+    assert path.read_bytes() == whole  # though nothing was compiled since
+    CodeFile(path, main=True).save()
+    before = path.stat().st_ino
+    CodeFile(path, main=True).save()
+    assert path.stat().st_ino == before  # the file has it all
+    file = CodeFile(path, main=True)
+    info.artifacts["graph"].append("two")
+    code += b"!"
+    file.save()
+    assert read_code(path) == code
     path.chmod(0o620)
     with pytest.raises(InputError, match="whose code would be run") as refusal:
         read_code(path)
     assert refusal.value.option == "compile_file"
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_the_start_and_later_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no code")
+    check_code_file(tmp_path / "file", main=True)  # is written anew
+    check_code_file(tmp_path / "none/code", main=False)  # another host, which only reads
+    for place, main in (("none/code", True), ("file/code", True), (".", True), (".", False)):
+        with pytest.raises(InputError, match="got .*; expected a file of yours") as refusal:
+            check_code_file(tmp_path / place, main)
+        assert refusal.value.option == "compile_file"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(InputError, match="whose folder cannot be written to"):
+            check_code_file(tmp_path / "code", main=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+        with pytest.raises(InputError, match=r"which cannot be read \(no\)"):
+            check_code_file(tmp_path / "file", main=False)
+    info = CacheInfo()
+    info.artifacts["graph"].append("one")
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"graph", info))
+    (tmp_path / "folder").mkdir()
+    file = CodeFile(tmp_path / "folder/code", main=True)
+    (tmp_path / "folder").rmdir()
+    file.save()
+    assert "compiled code is not saved, and the run goes on: got" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    file.save()
+    assert read_code(tmp_path / "folder/code") == b"graph"
 
 
 @pytest.mark.slow

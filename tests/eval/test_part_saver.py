@@ -17,6 +17,7 @@ from letheon.engine.models.classifier import build
 from letheon.engine.runs.stop import Poll, Stopped, listen
 from letheon.eval.inference import extract, part_saver, passes
 from letheon.eval.inference.cache import stored_outputs
+from letheon.eval.inference.part_saver import PartSaver
 from letheon.eval.inference.passes import Passes, Store, SweepOptions, Swept
 from letheon.eval.inference.taps import stages
 from letheon.loaders.batch import Batch
@@ -167,3 +168,19 @@ def test_a_signal_saves_and_other_batches_begin_anew(tmp_path: Path) -> None:
     with listen():  # which forgets the signal
         _, read = sweep(Ranks(), 2, tmp_path, lambda count: None)
     assert read == 8
+
+
+def test_a_signal_after_the_last_poll_of_a_pass_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(StateFolder):
+        def wait(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            super().wait()
+
+    monkeypatch.setattr(part_saver, "StateFolder", Late)
+    saver = PartSaver([tmp_path / "x.parts"], {}, Ranks(), Poll(Ranks()))
+    with listen(), pytest.raises(Stopped), saver.hold_signals():
+        saver.close({}, 3, 30)
+    with listen():  # which forgets the signal
+        pass

@@ -18,6 +18,7 @@ from letheon.loaders.backends.tensor_loader import TensorLoader
 from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Reader, Reads, Stream
 from letheon.loaders.datasets.image_set import ArrayImages
+from letheon.loaders.datasets.label_files import COLUMNS
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.factory import make_loader
 from letheon.loaders.preset import Preset
@@ -105,6 +106,12 @@ def test_the_digest_knows_labels_pixels_and_classes() -> None:
     digests.add(MapStyleImages([*items[:9], (changed, items[9][1]), *items[10:]]).digest)
     digests.add(MapStyleImages(Images("array", classes=list("abcd"))).digest)
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_labels_are_read_from_the_columns_that_files_of_datasets_have(column: str) -> None:
+    images = MapStyleImages([{"image": PIXELS[i], column: int(LABELS[i])} for i in range(N)])
+    assert np.array_equal(images.labels, LABELS)
 
 
 def test_what_is_no_image_is_refused() -> None:
