@@ -187,12 +187,12 @@ class Saver:
         return f"{self.record.folder}: saved after step {taken}, in epoch {course.epoch}"
 
     def note_log(self, state: RunState) -> None:
-        """Note in a state how long metrics.jsonl is now."""
-        state.facts["metrics"] = self.record.length
+        """Note in a state how long metrics.jsonl is now, and the digest of its last line."""
+        state.facts.update(metrics=self.record.length, link=self.record.link)
 
     def cut_log(self, state: RunState) -> None:
         """Drop the lines of metrics.jsonl since a state: they will be written again."""
-        self.record.cut(state.facts["metrics"])
+        self.record.cut(state.facts["metrics"], state.facts["link"])
 
     def save(self) -> None:
         """Copy the state to the host and begin to write it; raises as `after_step`.

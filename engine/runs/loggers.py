@@ -40,6 +40,7 @@ class JsonLines:
     Attributes:
         missing: lines that could not be written.
         reason: of the first of these.
+        link: SHA-256 of the last line in hex, which the next one will hold; empty without a line.
     """
 
     def __init__(self, path: Path):
@@ -51,7 +52,7 @@ class JsonLines:
     def _read(self) -> None:
         text = _read(self.path)
         self._size, self._lines = len(text), text.count(b"\n")
-        self._last = text.splitlines()[-1] if text else b""
+        self.link = hashlib.sha256(text.splitlines()[-1]).hexdigest() if text else ""
 
     def _count_loss(self) -> None:
         """Count the lines of a file that has gone; where its folder has too, both may come back."""
@@ -65,8 +66,7 @@ class JsonLines:
         if self.path.exists() and self.path.stat().st_size < self._size:
             self._read()  # it was cut, for a run that goes on from an earlier state
         self._count_loss()
-        link = hashlib.sha256(self._last).hexdigest() if self._last else ""
-        text = json.dumps({**line, PREVIOUS: link}, default=str).encode()
+        text = json.dumps({**line, PREVIOUS: self.link}, default=str).encode()
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
@@ -79,7 +79,7 @@ class JsonLines:
             self.missing += 1
             self.reason = self.reason or str(error.strerror or error)
         else:
-            self._last = text
+            self.link = hashlib.sha256(text).hexdigest()
             self._size += len(text) + 1
             self._lines += 1
 

@@ -252,12 +252,25 @@ class Record:
         file = self.folder / LOG
         return file.stat().st_size if self.main and file.exists() else 0
 
-    def cut(self, length: int) -> None:
-        """Drop the lines of metrics.jsonl beyond `length` bytes: they will be written again."""
+    @property
+    def link(self) -> str:
+        """What the next line of metrics.jsonl will hold; empty on all ranks but the first."""
+        return self._logger.link if self.main else ""
+
+    def cut(self, length: int, link: str = "") -> None:
+        """Drop the lines of metrics.jsonl beyond `length` bytes: they will be written again.
+
+        The next line holds `link`; where the last one that stays has another digest it was changed
+        since, which a warning says, and `letheon verify` finds.
+        """
         if self.main and self.length > length:
             content = (self.folder / LOG).read_bytes()
             durable.write(self.folder / LOG, content[:length])
             self._logger = JsonLines(self.folder / LOG)
+        if self.main and self._logger.link != link:
+            print(f"warning: {self.folder / LOG} was changed while the run stood still; the run "
+                  "goes on, and its record will not be whole", file=sys.stderr)  # fmt: skip
+            self._logger.link = link
 
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, signed where the settings name a key, over all other files."""

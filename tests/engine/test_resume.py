@@ -19,6 +19,7 @@ from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, R
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs import stop as stop_module
+from letheon.engine.runs.loggers import broken_link
 from letheon.engine.runs.run_folder import Record, check_free, remove_leftovers
 from letheon.engine.runs.stop import STOP, Poll, Stopped, check, defer, listen
 from letheon.engine.runs.together import Member, run_together
@@ -324,6 +325,22 @@ def test_a_state_whose_lines_are_missing_is_left_out(
     assert ended is not None and ended[1] == whole[1]
     assert all(torch.equal(a, b) for a, b in zip(whole[0].values(), ended[0].values(), strict=True))
     assert "is damaged (metrics.jsonl has 0 bytes of" in capsys.readouterr().err
+
+
+def test_a_line_that_was_changed_while_the_run_stood_still_breaks_its_chain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line, which no other line holds the digest of yet: found by the drill."""
+    method = Finetune(RECIPE)
+    assert attempt(method, lambda: run_of(method), tmp_path, BreakAt(Ranks(), 6, 7), False) is None
+    log = tmp_path / "metrics.jsonl"
+    first = log.read_bytes()
+    assert b'"loss": ' in first.splitlines()[-1]
+    place = first.rindex(b'"loss": ') + len(b'"loss": ')
+    log.write_bytes(first[:place] + bytes([first[place] ^ 1]) + first[place + 1 :])  # 2 is 3 now
+    ended = attempt(method, lambda: run_of(method), tmp_path, Poll(Ranks()), True)
+    assert ended is not None and "was changed while the run stood still" in capsys.readouterr().err
+    assert broken_link(log) == len(first.splitlines()) + 1
 
 
 def test_what_a_kill_at_the_edges_leaves(tmp_path: Path) -> None:
