@@ -17,6 +17,7 @@ from letheon.engine.statistics import squared_gradient_sum, squared_gradient_sum
 from letheon.errors import InputError
 from letheon.kernels.keyed import normal
 from letheon.loaders.batch import Batch
+from letheon.methods.distillation import class_mask
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.requirements import require_positive, require_samples
 
@@ -160,10 +161,9 @@ class GolatkarFisher(Method):
                 variance = variance.mean(dim=1, keepdim=True).expand_as(weight)
             raised = last or weight.dim() == 1
             sizes.append((self.alpha * variance * (10 if raised else 1)).sqrt())
-        gone = torch.zeros(run.model.classes, dtype=torch.bool, device=run.ranks.device)
-        gone[[*run.forget_classes]] = True
+        gone = run.own_part(class_mask(run))
         with torch.no_grad():
             for one in own:
-                one[run.own_part(gone)] = 0
+                one.masked_fill_(gone.view(-1, *[1] * (one.dim() - 1)), 0)
         add_noise(run, sizes)
         return State()
