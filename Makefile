@@ -67,7 +67,7 @@ pictures: install
 
 # The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss, optuna.
 extras: install
-	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss,tune]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss,tune,pandas]'
 
 ffcv: install
 	sh launch/recipes/install_ffcv.sh $(BIN)/python
