@@ -86,6 +86,7 @@ def test_deeply_nested_files(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in PARSERS if not name.endswith(" image")])
 def test_no_parser_waits_for_a_fifo(name: str, tmp_path: Path) -> None:
     """Each of a parser's files in turn, read in a child that an alarm ends."""
+    (tmp_path / "good").mkdir()
     PARSERS[name].make(tmp_path / "good")
     for number, file in enumerate(files_of(tmp_path / "good")):
         now = tmp_path / str(number)
