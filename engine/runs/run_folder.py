@@ -260,16 +260,14 @@ class Record:
     def cut(self, length: int, link: str = "") -> None:
         """Drop the lines of metrics.jsonl beyond `length` bytes: they will be written again.
 
-        The next line holds `link`; where the last one that stays has another digest it was changed
-        since, which a warning says, and `letheon verify` finds.
+        The next line holds `link`: where the last one that stays was changed since, the chain
+        breaks there, which `finish` and `letheon verify` say.
         """
         if self.main and self.length > length:
             content = (self.folder / LOG).read_bytes()
             durable.write(self.folder / LOG, content[:length])
             self._logger = JsonLines(self.folder / LOG)
-        if self.main and self._logger.link != link:
-            print(f"warning: {self.folder / LOG} was changed while the run stood still; the run "
-                  "goes on, and its record will not be whole", file=sys.stderr)  # fmt: skip
+        if self.main:
             self._logger.link = link
 
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
