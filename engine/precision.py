@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -183,3 +184,26 @@ def _seconds(one: torch.Tensor) -> float:
     start = time.thread_time()
     one @ one
     return time.thread_time() - start
+
+
+@contextmanager
+def fresh_modes() -> Iterator[None]:
+    """Compute as a new process does, whatever the caller's code has switched on around it.
+
+    Gradients are recorded (`torch.no_grad`, `inference_mode`), nothing is autocast, and new tensors
+    are float32 on the CPU; on leaving, all is as it was.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

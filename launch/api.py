@@ -7,6 +7,7 @@ caller holds. Nothing handed in is modified: the work is done on copies.
 from __future__ import annotations
 
 import copy
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,10 +25,12 @@ from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.memory.sharding import check_sharding
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.precision import fresh_modes
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.loggers import read_lines
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, LOG, check_free
+from letheon.engine.runs.stop import SIGNALS, STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError
 from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
@@ -40,6 +43,7 @@ from letheon.eval.comparison import (
 )
 from letheon.eval.evaluate import Extent, Measuring
 from letheon.eval.report.row_list import Rows
+from letheon.launch.arguments.networks import align, check_images, check_trainable, open_model
 from letheon.launch.command import together
 from letheon.launch.inputs import (
     Call,
@@ -48,13 +52,11 @@ from letheon.launch.inputs import (
     Model,
     Options,
     Result,
-    align,
     build_call,
     build_method,
     build_preset,
     name_of,
     open_images,
-    open_model,
     replace_fields,
     resolve_request,
     split_settings,
@@ -115,6 +117,7 @@ def forget(
                     "the images to retain",
                     option="method",
                 )
+            check_trainable(network)
             request = resolve_request(forget, data, call.seed)
             job = replace(call, forget=request.text)
             return plan_forgetting(job, call.method, network, data, request, ranks)
@@ -160,10 +163,12 @@ def train(
             if isinstance(model, str):
                 known = None if preset is None else build_preset(preset)
                 network = build(model, len(data.classes), call.seed, known)
+                check_images(network, data)
             else:
                 network = open_model(model, data, preset)
             if call.relearn_earlier:
                 network.requests = ()
+            check_trainable(network)
             data = align(network, data)
             planting = draw_canaries(call.planting, data, call.seed)
             if planting and network.canaries:
@@ -224,7 +229,7 @@ def evaluate(
         *(("retrained", model) for model in _as_list(retrained)),
         *(("unlearned", model) for model in _as_list(unlearned)),
     ]
-    with join_ranks(call.device) as ranks:
+    with fresh_modes(), join_ranks(call.device) as ranks:
 
         def plan() -> Comparison:
             data = open_images(call, train, test)
@@ -278,8 +283,13 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
 
 
 def load_model(path: str | Path, **options: Any) -> Classifier:
-    """Load a run folder or checkpoint; `options` are those of `model_file.load_model`."""
-    return model_file.load_model(Path(path), **options)
+    """Load a run folder or checkpoint; `options` are those of `model_file.load_model`.
+
+    Of a network of your own, whose class is in no file of weights, give one as `network`: a copy of
+    it gets the weights, strictly.
+    """
+    with fresh_modes():
+        return model_file.load_model(Path(path), **options)
 
 
 def plan_forgetting(
@@ -324,11 +334,13 @@ def plan_training(
 
 def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
     """Plan on all ranks, run, and read the record; torch's random state is left as it was."""
-    with join_ranks(call.device) as ranks:
+    with fresh_modes(), join_ranks(call.device) as ranks:
         devices = [ranks.device] if ranks.device.type == "cuda" else []
         with claim([call.out], ranks):
             planned, run = together(ranks, lambda: plan(ranks), lambda one: plan_facts(*one))
-            with torch.random.fork_rng(devices):
+            if out is None:
+                planned = replace(planned, label=call.method.name)
+            with torch.random.fork_rng(devices), _save_at_signals(out):
                 train_and_save(planned, call.method, run, call.out, call.saving, call.overwrite)
         own: tuple[dict[str, Any], list[dict[str, Any]]] = ({}, [])
         if ranks.main:
@@ -340,6 +352,27 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
         _restore(model, trained), record, metrics, planned.request, out, name, call.seed,
         run.model.preset, run.model.requests, run.model.canaries,
     )  # fmt: skip
+
+
+@contextmanager
+def _save_at_signals(out: Path | None) -> Iterator[None]:
+    """Save a run that has a folder when Ctrl-C or a scheduler stops it; then stop as they ask.
+
+    Signals that the caller's program handles by itself are left to it.
+    """
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    if out is None or any(signal.getsignal(number) not in usual for number in SIGNALS):
+        yield
+        return
+    try:
+        with listen():
+            yield
+    except Stopped as stop:
+        line = f"stopped: {stop}; the same call goes on from the last save"
+        if last_signal() == signal.SIGINT.name:
+            raise KeyboardInterrupt(line) from None
+        model_file.note(line)
+        raise SystemExit(STOPPED) from None
 
 
 def _restore(model: Model, trained: Classifier) -> nn.Module:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import operator
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, get_args
 
-import torch
+import numpy as np
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -22,10 +22,8 @@ from torch.utils.data import (
 )
 
 from letheon.choices import check_choices, check_type, field_types
-from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method
-from letheon.engine.models.classifier import Classifier, Output
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.plan import JobOptions
@@ -35,7 +33,7 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.datasets.map_style import MapStyleImages
 from letheon.loaders.forget_request import Request, request_samples, resolve
 from letheon.loaders.preset import Preset, check_fields
-from letheon.loaders.views import align_labels, divide_data, model_classes, unwrap
+from letheon.loaders.views import divide_data
 from letheon.methods import catalogue, inner_fields
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.train import Train
@@ -84,16 +82,16 @@ class Options(TypedDict, total=False):
     """Of `evaluate`: add a row for an untrained network of the same architecture; ZRF needs it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """What a run leaves: the network and its record."""
+    """What a run leaves: the network and its record; printed, one line of what was done."""
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     """A copy of the network handed in, of its own class, with the new weights; a Classifier where a
     path, a name or a Classifier was handed in."""
-    record: dict[str, Any] = field(repr=False)
+    record: dict[str, Any]
     """What the run's run.json says: digest of the weights, seconds, sets."""
-    metrics: list[dict[str, Any]] = field(repr=False)
+    metrics: list[dict[str, Any]]
     """The lines of the run's metrics.jsonl."""
     request: Request | None
     """What was forgotten, as numbers; None after `train`."""
@@ -104,10 +102,15 @@ class Result:
     seed: int
     preset: Preset
     """How the network wants its images."""
-    requests: tuple[Request, ...] = field(default=(), repr=False)
+    requests: tuple[Request, ...] = ()
     """All that the network was made to forget, the oldest first."""
     canaries: Canaries | None = None
     """What was planted in the training images of the original."""
+
+    def __repr__(self) -> str:
+        work = "trained" if self.request is None else f"forgot {self.request.text}"
+        kept = "" if self.out is None else f", in {self.out}"
+        return f"Result({self.name}: {work}, seed {self.seed}, {type(self.model).__name__}{kept})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ def _image_set(
         )
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         images = MapStyleImages(source, name)
-        _widen_classes(images, classes or ())
+        widen_classes(images, classes or ())
     else:
         raise InputError(
             f"got a {type(source).__name__} for {name} images; expected a path, an ImageSet or a "
@@ -209,101 +212,11 @@ def _dataset_of(loader: DataLoader[Any], name: str) -> Any:
     return loader.dataset
 
 
-def _widen_classes(images: ImageSet, classes: tuple[str, ...]) -> None:
+def widen_classes(images: ImageSet, classes: tuple[str, ...]) -> None:
     """Give a dataset that only numbers its classes their names, and those it has no image of."""
     own = images.classes
     if own == tuple(map(str, range(len(own)))) and len(classes) >= len(own):
         images.classes = classes
-
-
-def open_model(
-    model: Model, data: Data, preset: Preset | Mapping[str, Any] | None = None
-) -> Classifier:
-    """Load, or copy, a model as the classifier that the engine works on, in float32.
-
-    Raises:
-        InputError: no such file, no preset for a plain network, or a network whose output is not
-            that of its last linear layer.
-    """
-    given = None if preset is None else build_preset(preset)
-    if isinstance(model, str | Path):
-        return model_file.load_model(Path(model), preset=given)
-    if isinstance(model, Result):
-        own = open_model(model.model, data, given or model.preset)
-        own.requests, own.canaries = model.requests, model.canaries
-        return own
-    if isinstance(model, Classifier):
-        own = copy.deepcopy(model)
-        if given is not None:
-            own.preset = given
-        return own
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"got a {type(model).__name__} for a model; expected a path or an nn.Module",
-            option="model",
-        )
-    shape = _tensor_shape(data.train)
-    if given is None and shape is None:
-        raise InputError(
-            f"got a plain {type(model).__name__} without a preset for images that are not yet "
-            "tensors; expected its size, mean and std; give preset={'size': 224, 'mean': ..., "
-            "'std': ...}, or a dataset whose transform makes tensors",
-            option="preset",
-        )
-    known = given or Preset(
-        shape[-1] if shape else 0, (0.0,) * 3, (1.0,) * 3, "none", shape[-1] if shape else 0,
-        augment="none",
-    )  # fmt: skip
-    kind = type(model)
-    own = Classifier(model, f"{kind.__module__}.{kind.__qualname__}", known).float()
-    _check_output(own, shape or (3, known.size, known.size))
-    return own
-
-
-def _tensor_shape(images: ImageSet) -> tuple[int, ...] | None:
-    """Return the (C, H, W) of images that are a network's input already; None of all others."""
-    source, _ = unwrap(images)
-    if isinstance(source, MapStyleImages) and source.tensors:
-        return tuple(source.item(0)[0].shape)
-    return None
-
-
-def _check_output(model: Classifier, shape: Sequence[int]) -> None:
-    """Refuse a network that does not return the output of its last linear layer."""
-    training = model.training
-    weight = next(model.parameters())
-    try:
-        with torch.no_grad():
-            output = model.eval().net(torch.zeros(2, *shape, device=weight.device))
-    except Exception as error:  # whatever a network's own code raises on an output of two parts
-        text = " ".join(str(error).split())
-        raise InputError(
-            f"got {model.name}, which fails on images of shape {tuple(shape)} with its last linear "
-            f"layer, {model.head_path}, as the end ({text}); expected a network that returns that "
-            "layer's output",
-            option="model",
-        ) from error
-    finally:
-        model.train(training)
-    if not isinstance(output, Output):
-        raise InputError(
-            f"got {model.name}, which returns a {type(output).__name__} that is not the output of "
-            f"its last linear layer, {model.head_path}; expected the logits; return them",
-            option="model",
-        )
-
-
-def align(model: Classifier, data: Data) -> Data:
-    """Name the model's classes, and return the data with labels as the model numbers them."""
-    counted = isinstance(unwrap(data.train)[0], MapStyleImages)  # its labels are the model's
-    for images in (data.train, data.test):
-        if isinstance(unwrap(images)[0], MapStyleImages):
-            _widen_classes(images, model.class_names or tuple(map(str, range(model.classes))))
-            data = replace(data, names=tuple((name,) for name in images.classes))
-    names = model_classes(model.class_names, model.classes, data.classes)
-    data = align_labels(data, names, assumed=model.class_names is None and not counted)
-    model.class_names = names
-    return data
 
 
 def resolve_request(forget: Forget, data: Data, seed: int) -> Request:
@@ -383,12 +296,22 @@ def replace_fields(of: Sequence[Any], settings: Mapping[str, Any]) -> list[Any]:
 
 
 def _whole_numbers(values: Iterable[Any]) -> list[int]:
-    """The numbers of classes or samples; a fraction is none."""
+    """The numbers of classes or samples; a fraction is none, and neither is an entry of a mask."""
+    mask = str(getattr(values, "dtype", "")).endswith("bool")
+    if mask or (
+        isinstance(values, Iterable) and any(isinstance(one, bool | np.bool_) for one in values)
+    ):
+        raise InputError(
+            "got True and False to forget; expected numbers; of a mask give mask.nonzero()[0] "
+            "(NumPy) or mask.nonzero().flatten() (torch)",
+            option="forget",
+        )
     try:
         return [operator.index(value) for value in values]
     except TypeError as error:
+        text = textwrap.shorten(repr(values), 200, placeholder=" ...")
         raise InputError(
-            f"got {values!r} to forget ({error}); expected names, or whole numbers", option="forget"
+            f"got {text} to forget ({error}); expected names, or whole numbers", option="forget"
         ) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from letheon import __version__
 from letheon.choices import check_choices
@@ -89,6 +89,8 @@ def save_model(
         "preset": json.dumps(dataclasses.asdict(model.preset)),
         "digest": digest,
     }
+    if not model.head_is_last:
+        facts["head"] = model.head_path
     if model.requests:
         facts["requests"] = json.dumps([dataclasses.asdict(one) for one in model.requests])
     if model.canaries is not None:
@@ -108,6 +110,7 @@ def load_model(
     preset: Preset | Mapping[str, Any] | None = None,
     part: str | None = None,
     tell: Callable[[str], object] = note,
+    module: nn.Module | None = None,
 ) -> Classifier:
     """Load a classifier in evaluation mode, on the CPU in float32, from our file or another's.
 
@@ -126,14 +129,24 @@ def load_model(
         part: which network of a file with several: ``plain``, ``ema`` (a running average of the
             weights) or its place in the file; by default the plain one.
         tell: takes the line on what was assumed; by default it goes to stderr.
+        module: the network whose weights a file of ours has, where its class is the caller's own;
+            a copy of it is filled, and what is said beside it is left aside.
 
     Raises:
         InputError: anything amiss, in one line with the keys' names.
     """
     weights = read_weights(path)
     ours = bool(weights.facts)
+    if module is not None:
+        return _fill_module(path, weights, module)
     if ours:
         name = _architecture(path, weights, name)
+        if "." in name and not name.startswith(timm_model.PREFIX):
+            raise InputError(
+                f"got {path}, weights of {name}, handed in from Python; expected a network "
+                "with a name of ours; in Python letheon.load_model(path, module=net) fills a copy",
+                option="model",
+            )
         _check_digest(path, weights)
         network = Match(name, "", weights.parts[""], None, [], False, [])
     else:
@@ -170,6 +183,24 @@ def load_model(
         else:
             fixed |= set(preset or ())
         tell(_assumptions(path, network, name is None, model, fixed))
+    return model.eval()
+
+
+def _fill_module(path: Path, weights: Weights, module: nn.Module) -> Classifier:
+    """Fill a copy of a caller's own network from a file of ours."""
+    stored = _stored_preset(path, weights.facts)
+    if stored is None:
+        raise InputError(
+            f"got {path}, which no run of ours wrote; expected a run folder; give a module the "
+            "weights of other files by its own load_state_dict"
+        )
+    _check_digest(path, weights)
+    name, head = weights.facts["architecture"], weights.facts.get("head")
+    model = Classifier(module, name, stored, head).float()
+    fill_model(model, path, weights.parts[""])
+    model.class_names = _stored_names(path, weights.facts, model.classes)
+    model.requests = _stored_requests(path, weights.facts)
+    model.canaries = _stored_canaries(path, weights.facts)
     return model.eval()
 
 

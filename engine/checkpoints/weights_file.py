@@ -99,7 +99,7 @@ def pack_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> byt
 
     Its facts are in order, and their digest is one of them (`check_facts`).
     """
-    data = memoryview(save(dict(tensors)))
+    data = memoryview(save(_separate(tensors)))
     size = int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8 : 8 + size]))
     if facts:
@@ -108,6 +108,17 @@ def pack_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> byt
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, data[8 + size :]])
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory, such as tied weights, which the format refuses."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[key] = value.clone() if value.numel() and place in places else value
+        places.add(place)
+    return found
 
 
 def check_facts(path: Path, facts: Mapping[str, str]) -> None:

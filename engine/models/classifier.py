@@ -43,13 +43,14 @@ class Classifier(nn.Module):
     """A copy of a network with its name and its input preset; the network handed in is untouched.
 
     `net` is the architecture itself, with its own public keys: save and load `net.state_dict()`.
-    `plain_net` gives it back without the layer kinds of ours.
+    `plain_net` gives it back without the layer kinds of ours. `head` is the dotted path of the
+    linear layer whose output is the network's; by default the one registered last.
 
     Raises:
         InputError: the network has no plain linear layer to be its head.
     """
 
-    def __init__(self, net: nn.Module, name: str, preset: Preset):
+    def __init__(self, net: nn.Module, name: str, preset: Preset, head: str | None = None):
         super().__init__()
         self.net = net = copy.deepcopy(net)
         self.name = name
@@ -57,7 +58,7 @@ class Classifier(nn.Module):
         self.class_names: tuple[str, ...] | None = None
         self.requests: tuple[Request, ...] = ()  # what it was made to forget, the oldest first
         self.canaries: Canaries | None = None  # planted in its original's training images
-        self.head_path = _last_linear(net)
+        self.head_path = _last_linear(net) if head is None else head
         linear = net.get_submodule(self.head_path)
         if type(linear) not in (nn.Linear, Head):
             raise InputError(
@@ -97,6 +98,11 @@ class Classifier(nn.Module):
         head = self.net.get_submodule(self.head_path)
         assert isinstance(head, Head)
         return head
+
+    @property
+    def head_is_last(self) -> bool:
+        """Whether the head is the linear layer registered last, as where nothing else is said."""
+        return self.head_path == _last_linear(self.net)
 
     @property
     def classes(self) -> int:

@@ -90,6 +90,8 @@ class Plan:
     accept_chance: bool = False
     """Whether an original that is right by chance alone may forget."""
     stream: int | None = None  # seed of the random numbers; None for the job's
+    label: str = ""
+    """Name of the run in messages, where its folder is not to stay."""
 
     @property
     def seed(self) -> int:
@@ -335,11 +337,13 @@ def finish_run(saver: Saver, plan: Plan, method: Method, run: Run, seconds: Seco
         numbers, size = torch.from_numpy(plan.numbers), len(plan.data.train)
         facts["reads"] = write_reads(record.folder, run.reads, run.forget, numbers, size)
     wait_for_ranks(run.ranks)  # a slow disk is no timeout
-    if (collapse := collapse_warning(run)) is not None:  # every rank reads its share
+    untrained = method.from_scratch and not method.recipe.epochs  # a control, meant to know nothing
+    # every rank reads its share
+    if not untrained and (collapse := collapse_warning(run)) is not None:
         run.warnings.append(collapse)
         record.log("warning", text=collapse)
     if run.ranks.main:
         for warning in run.warnings:
-            say(f"warning: {record.folder}: {warning}")
+            say(f"warning: {plan.label or record.folder}: {warning}")
     saver.finish()
     record.finish(**facts)

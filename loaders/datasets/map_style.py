@@ -43,6 +43,7 @@ class MapStyleImages(ImageSet):
     Attributes:
         dataset: the dataset itself.
         tensors: whether its images are tensors of a floating dtype.
+        listed: (N,) the label that each item must have when it is read; None while they are listed.
     """
 
     def __init__(self, dataset: MapStyle, name: str = "") -> None:
@@ -56,6 +57,7 @@ class MapStyleImages(ImageSet):
                 from 0 on.
         """
         self.dataset, self.name = dataset, name or type(dataset).__name__
+        self.listed: NDArray[np.int64] | None = None
         if not len(dataset):
             raise InputError(f"{self.name}: got an empty dataset, expected images; fill it")
         with KeyedRandom(0, "dataset", 0, 0):  # a random transform must not advance the process's
@@ -69,7 +71,7 @@ class MapStyleImages(ImageSet):
                 f"{self.name}: got the label {labels.min()}, expected 0 and up; number the classes "
                 "from 0"
             )
-        self.labels = labels
+        self.labels = self.listed = labels
         inner = dataset.dataset if isinstance(dataset, Subset) else dataset
         feature = _features(inner).get(_find_key(_features(inner), COLUMNS))
         names = tuple(map(str, getattr(inner, "classes", getattr(feature, "names", ()))))
@@ -82,6 +84,7 @@ class MapStyleImages(ImageSet):
         Raises:
             UnreadableImage: The dataset raised, or gave something else than an image and an
                 integer label; the message names the image and the reason.
+            InputError: The label is not the one that the dataset lists.
         """
         try:
             item = self.dataset[i]
@@ -92,9 +95,15 @@ class MapStyleImages(ImageSet):
                 "label; mend the dataset"
             ) from error
         try:
-            return _split_item(item)
+            image, label = _split_item(item)
         except _Unfit as error:
             raise UnreadableImage(f"{self.path(i)}: {error}") from None
+        if self.listed is not None and label != self.listed[i]:
+            raise InputError(
+                f"{self.path(i)}: got the label {label} with the image, where the dataset lists "
+                f"{self.listed[i]}; expected one label; mend its targets or labels"
+            )
+        return image, label
 
     @property
     def digest(self) -> str:
