@@ -62,6 +62,18 @@ def compile_loss(
     return _compile(whole)
 
 
+def held_numbers(loss: Loss | PartsLoss) -> tuple[Any, ...]:
+    """List the numbers and texts that a loss has taken from where it was made, such as the epoch.
+
+    Of a function within `phases` and of a `partial`; a method's own settings never change.
+    """
+    inner = loss.func if isinstance(loss, partial) else loss
+    bound = (*loss.args, *loss.keywords.values()) if isinstance(loss, partial) else ()
+    cells = getattr(inner, "__closure__", None) or ()
+    values = (*bound, *(cell.cell_contents for cell in cells))
+    return tuple(value for value in values if isinstance(value, bool | int | float | str))
+
+
 def compile_blocks(loss: Loss | PartsLoss, model: nn.Module) -> Loss | PartsLoss:
     """The loss with the network's repeated blocks compiled, each kind of block as one graph.
 

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.compiled import compile_loss
+from letheon.engine.compiled import compile_loss, held_numbers
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
@@ -37,7 +38,8 @@ class Step:
     reducer: Alone
     scaler: torch.amp.GradScaler
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # by slot
-    losses: dict[str, Loss | PartsLoss] = field(default_factory=dict)  # by the phase's name
+    losses: dict[str, Loss | PartsLoss] = field(default_factory=dict)  # compiled: by phase's name
+    numbers: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # that these were made with
     shapes: set[tuple[str, int, int]] = field(default_factory=set)  # compiled: phase, rows, total
     compile_seconds: float = 0.0
     edits_grads: bool = True  # False where the method has no edit of its own
@@ -163,10 +165,24 @@ class Step:
         return self.optimizers[slot]
 
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
-        """The phase's loss; where the run asks for it, compiled once a name."""
+        """The phase's loss; where the run asks for it, compiled once a name.
+
+        Raises:
+            RunFailed: one that was compiled holds other numbers now, such as the epoch's.
+        """
+        mode = self.run.precision.compile
+        if mode == "off":
+            return phase.loss
+        numbers = held_numbers(phase.loss)
         if phase.name not in self.losses:
-            mode = self.run.precision.compile
             self.losses[phase.name] = compile_loss(phase.loss, mode, self.run.model)
+            self.numbers[phase.name] = numbers
+        if numbers != self.numbers[phase.name]:
+            raise RunFailed(
+                f"got a loss of phase {phase.name} that holds {numbers} and was compiled with "
+                f"{self.numbers[phase.name]}; expected one loss of each name; read run.epoch, a "
+                "tensor, in it, name its phases apart, or do not compile"
+            )
         return self.losses[phase.name]
 
     def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:

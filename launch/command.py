@@ -43,7 +43,12 @@ from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.launch.console.help import show_help
-from letheon.launch.console.options import HELP, refuse_unknown, refuse_unknown_method
+from letheon.launch.console.options import (
+    HELP,
+    refuse_missing,
+    refuse_unknown,
+    refuse_unknown_method,
+)
 from letheon.launch.console.summary import console, open_console
 from letheon.loaders.shared_work import share_by
 from letheon.methods import catalogue, inner_fields
@@ -197,11 +202,11 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
     _refuse_repeats(words)
     if isinstance(settings, type):
         refuse_unknown(settings, words)
-    with _recorded_refusal() as console:
+        refuse_missing(settings, words, script_name())
+    with _one_line():
         return tyro.cli(
             settings,
             args=words,
-            console_outputs=console,
             config=(
                 tyro.conf.OmitSubcommandPrefixes,
                 tyro.conf.OmitArgPrefixes,
@@ -239,23 +244,29 @@ def _refuse_repeats(args: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _recorded_refusal() -> Iterator[bool]:
-    """Yield whether the parser may print; under torchrun its refusal is recorded on every rank."""
-    main = os.environ.get("RANK", "0") == "0"
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        yield main
-        return
+def _one_line() -> Iterator[None]:
+    """Turn what the parser refuses, which it says in a box, into an `InputError`."""
     text = io.StringIO()
     try:
         with contextlib.redirect_stderr(text):
-            yield True
+            yield
     except SystemExit as end:
-        if main:
+        if not end.code:
             print(text.getvalue(), end="", file=sys.stderr, flush=True)
-        if end.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]+", " ", text.getvalue())
-            write_torchrun_error(f"error: {' '.join(plain.split())}")
-        raise
+            raise
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+        border = re.compile("─{3}|-{3}|[╭╰]")  # the box has a title, what is wrong, and advice
+        parts: list[list[str]] = [[]]
+        for line in plain.splitlines():
+            if border.search(line):
+                parts.append([])
+            else:
+                parts[-1] += line.strip("│| ").split()
+        bodies = [" ".join(part) for part in parts if part]
+        body = [text for text in bodies if "helptext" not in text][-1]
+        raise InputError(
+            f"{body.rstrip('.')}; letheon {script_name()} --help lists what there is"
+        ) from None
 
 
 def method_choice() -> Any:

@@ -207,7 +207,7 @@ def main(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
         keep: give back a table made of the same, though what is there may be overwritten.
     """
     if settings.define:
-        print("\n".join(define_all()))
+        console().show_text("definitions", "\n".join(define_all()))
         return
     settings = together(ranks, settings.with_oracles)
     settings = together(ranks, settings.expand)
@@ -219,7 +219,8 @@ def main(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
         heads = [entry.model.head for entry in of.entries]
         values = sum(head.in_features + head.out_features for head in heads)
         sizes = {key: len(images) for key, images in of.sets.items()}
-        print(describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values))
+        plan = describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values)
+        console().show_text("plan", plan)
         return
     outs = [] if settings.out is None else [settings.out]
     with claim(outs, ranks, settle_tables):

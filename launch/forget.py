@@ -218,8 +218,8 @@ def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:
         each = assign_folders(runs)
         opened = open_together(each, alone, lambda: check_all(each))
         plans = [(job.method, job.plan) for job in plan_all(each, wide, opened)]
-    for method, plan in plans:
-        print(as_text(plan_run(plan, method, ranks.device, world)))
+    texts = [as_text(plan_run(plan, method, ranks.device, world)) for method, plan in plans]
+    console().show_text("plan", "\n".join(texts))
 
 
 def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:

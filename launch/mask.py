@@ -72,7 +72,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     if settings.dry_run:
         opened = open_together([settings], Ranks(device=ranks.device), settings.check)
         _, run = settings.plan(check_world(settings.dry_run, ranks), opened)
-        print(describe_sweeps("mask", {"forget": int(run.forget.sum())}, settings.dry_run))
+        text = describe_sweeps("mask", {"forget": int(run.forget.sum())}, settings.dry_run)
+        console().show_text("plan", text)
         return
     with claim([settings.out], ranks, settle=remove_old_state):
         saving = together(ranks, lambda: SaveOptions(settings.save_every))

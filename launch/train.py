@@ -81,7 +81,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     """Plan together, then train and save."""
     if settings.dry_run:
         plan, _ = settings.plan(check_world(settings.dry_run, ranks))
-        print(as_text(plan_run(plan, settings.method, ranks.device, settings.dry_run)))
+        text = as_text(plan_run(plan, settings.method, ranks.device, settings.dry_run))
+        console().show_text("plan", text)
         return
     with claim([settings.out], ranks):
         plan, run = together(ranks, lambda: settings.plan(ranks), lambda one: plan_facts(*one))

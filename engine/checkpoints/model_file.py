@@ -271,6 +271,15 @@ def weights_digest(model: Classifier) -> str:
     return from_first(digest) if is_split(model) else digest
 
 
+def stored_digest(path: Path) -> str:
+    """Compute the same of a file of ours, whatever network its weights are of.
+
+    Raises:
+        InputError: no such file, or one whose content is not what it was saved with.
+    """
+    return tensors_digest(_own_state(read_weights(path)))
+
+
 def tensors_digest(state: Mapping[str, Tensor]) -> str:
     """The same of a state dict; where weights are split over the ranks, on the first rank alone."""
     total = hashlib.sha256()

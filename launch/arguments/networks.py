@@ -126,7 +126,8 @@ def _check_weights(model: nn.Module) -> None:
                     "weights; load them, or show a lazy network one batch",
                     option="model",
                 )
-            broken = value.isnan() if kind else ~value.isfinite()
+            numbers = value.detach()
+            broken = numbers.isnan() if kind else ~numbers.isfinite()
             if value.is_floating_point() and bool(broken.any()):
                 raise InputError(
                     f"got {type(model).__name__}, whose {kind}{key} holds NaN or infinity; "

@@ -27,7 +27,7 @@ from letheon.launch.console.options import (
     list_options,
     takes_method,
 )
-from letheon.launch.console.summary import OPTIONS
+from letheon.launch.console.summary import OPTIONS, console
 from letheon.launch.main import COMMANDS, find_script
 from letheon.methods import catalogue
 
@@ -191,7 +191,7 @@ def write_completion(shell: str) -> str:
 def main(settings: Settings, ranks: Ranks) -> None:
     """Print it."""
     if ranks.main:
-        print(write_completion(settings.shell), end="")
+        console().show_text("completion", write_completion(settings.shell).rstrip("\n"))
 
 
 def start() -> None:

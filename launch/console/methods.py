@@ -7,16 +7,21 @@ letheon methods salun
 from __future__ import annotations
 
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.method import Method
 from letheon.errors import InputError, suggest
 from letheon.launch.command import run_command
 from letheon.launch.console.help import describe_method, page_width
+from letheon.launch.console.options import list_method_options
+from letheon.launch.console.summary import console
 from letheon.methods import catalogue
 
 
@@ -30,12 +35,19 @@ class Settings:
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Print a line for each method, or the page of one."""
-    if ranks.main:
-        print("\n".join(_page(settings.name) if settings.name else _list()))
+    if not ranks.main:
+        return
+    if console().json:
+        names = [settings.name] if settings.name else [*catalogue()]
+        rows = [_facts(_find(name)) for name in names]
+        console().show(json.dumps(rows[0] if settings.name else rows, default=str))
+    else:
+        page = describe_method(_find(settings.name), page_width()) if settings.name else _list()
+        print("\n".join(page))
 
 
-def _page(name: str) -> Iterator[str]:
-    """Write the page of one method.
+def _find(name: str) -> type[Method]:
+    """Return the method of this name.
 
     Raises:
         InputError: there is none of that name.
@@ -46,7 +58,14 @@ def _page(name: str) -> Iterator[str]:
             f"got method {name!r}; expected one that `letheon methods` lists"
             f"{suggest(name, methods)}"
         )
-    return describe_method(methods[name], page_width())
+    return methods[name]
+
+
+def _facts(method: type[Method]) -> dict[str, Any]:
+    """What the page of a method says, for programs."""
+    facts = None if method.definition is None else method.definition._asdict()
+    options = {one.name: one.default for one in list_method_options(method)}
+    return {"name": method.name, "kind": method.kind, "definition": facts, "options": options}
 
 
 def _list() -> Iterator[str]:

@@ -228,6 +228,66 @@ def refuse_unknown_method(settings: type, words: Sequence[str]) -> None:
             values = 0
 
 
+def refuse_missing(settings: type, words: Sequence[str], script: str) -> None:
+    """Refuse a command line that lacks what the command cannot do without.
+
+    Raises:
+        InputError: an option or a method that is missing, an option without its value, or a word
+            of one dash, which may be the name of a file.
+    """
+    if any(word.startswith("--tyro-") for word in words):
+        return
+    methods = find_methods(settings, words)
+    by_flag = _index(settings, methods)
+    plain: list[str] = []  # words that are no option and no option's value
+    last, values, stated = "", 0.0, set()
+    for place, word in enumerate([*words, "--"]):
+        if values and values != inf and word.startswith("--"):
+            wanted = describe_kind(by_flag[last][0].kind, "")
+            raise InputError(f"got {last} without a value; expected {wanted} after it")
+        if place == len(words):
+            break
+        if word == "--":
+            plain += words[place + 1 :]
+            break
+        if word.startswith("--"):
+            last, equals, _ = word.replace("_", "-").partition("=")
+            stated.add(last)
+            values = 0 if equals else _count_values(by_flag[last][0])
+        elif word[:1] == "-" and len(word) > 1 and not _is_number(word):
+            raise InputError(
+                f"got {word}; expected options of two dashes; a name that begins with a dash is "
+                f"written ./{word}"
+            )
+        elif values and not (values == inf and takes_method(settings) and word in catalogue()):
+            values -= 1
+        else:
+            values = 0
+            plain.append(word)
+    needed = [one for one in list_options(settings) if one.required]
+    lacking = [one.flag for one in needed if not one.positional and one.flag not in stated]
+    places = [one.flag for one in needed if one.positional]
+    lacking = [*places[len(plain) :], *lacking]
+    if takes_method(settings) and not methods:
+        lacking.append("METHOD")
+    if methods and inner_fields(methods[-1]):
+        raise InputError(
+            f"got {methods[-1].name} alone; expected the method that it wraps after it, such as "
+            "random-label"
+        )
+    if lacking:
+        names = f"{', '.join(lacking[:-1])} and {lacking[-1]}" if lacking[1:] else lacking[0]
+        raise InputError(f"got no {names}; letheon {script} --help says what to give")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _count_values(option: Option) -> float:
     """How many words an option takes."""
     if get_origin(option.kind) is tuple:

@@ -76,6 +76,13 @@ class Console:
         print(result, flush=True)
         self.shown = True
 
+    def show_text(self, name: str, text: str) -> None:
+        """Print a result that is a text, as it is or as the one field of the JSON object."""
+        if self.json:
+            self.show(json.dumps({name: text}))
+        else:
+            print(text, flush=True)
+
     def fail(self, line: str, code: int) -> None:
         """Print an error of one line: on standard error, and as JSON where that was asked for."""
         clear()

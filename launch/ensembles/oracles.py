@@ -11,6 +11,7 @@ with retrain-seed1, ..., and outputs, which evaluate reads in place of running t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -30,6 +31,7 @@ from letheon.eval.comparison import open_comparison
 from letheon.eval.evaluate import Extent, Inference
 from letheon.launch.api import plan_forgetting, plan_training
 from letheon.launch.command import run_command, together
+from letheon.launch.console.summary import console
 from letheon.launch.inputs import Call
 from letheon.launch.records.claim import claim
 from letheon.loaders.canaries import CanaryOptions, draw_canaries, plant
@@ -174,8 +176,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
         check(ranks)
         store_outputs(settings, ranks)
     if ranks.main:
-        for text in settings.forget:
-            print(settings.out / name_request(text))
+        folders = [str(settings.out / name_request(text)) for text in settings.forget]
+        if console().json:
+            console().show(json.dumps(dict(zip(settings.forget, folders, strict=True))))
+        else:
+            print("\n".join(folders))
 
 
 def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:

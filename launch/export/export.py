@@ -9,7 +9,7 @@ docs/export.md says which library opens what.
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,8 +21,10 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.runs.run_folder import check_free_file
 from letheon.errors import InputError, RunFailed
 from letheon.launch.command import run_command
+from letheon.launch.console.summary import console
 from letheon.launch.export import forms, hub
 from letheon.launch.records.claim import claim
+from letheon.progress import note
 
 Form = Literal["safetensors", "torchvision", "timm", "onnx", "huggingface"]
 
@@ -49,7 +51,9 @@ def main(settings: Settings, ranks: Ranks) -> None:
         return
     with claim([settings.out], ranks, settle=lambda out: None):
         written = write(settings)
-    print(f"wrote {written} from {settings.run}", file=sys.stderr)
+    note(f"wrote {written} from {settings.run}")
+    if console().json:
+        console().show(json.dumps({"out": str(written.absolute()), "form": settings.form}))
 
 
 def write(settings: Settings) -> Path:
@@ -72,7 +76,7 @@ def write(settings: Settings) -> Path:
     for file in files:
         check_free_file(file, settings.overwrite)
     if settings.form == "onnx":
-        print(forms.write_onnx(out, model), file=sys.stderr)
+        note(forms.write_onnx(out, model))
         return out
     if settings.form == "huggingface":
         hub.write_folder(out, model, settings.run)

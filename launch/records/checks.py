@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.model_file import stored_digest
 from letheon.engine.runs.loggers import broken_link
 from letheon.engine.runs.manifest import (
     MANIFEST,
@@ -70,6 +70,8 @@ def check_run(folder: Path, key: str | None = None) -> list[Check]:
     for name, check in checks:
         try:
             text = check()
+        except _Unknown as absence:
+            results.append(Check(name, "unknown", str(absence)))
         except (InputError, OSError, SafetensorError, *_ODD) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             results.append(Check(name, "mismatch", reason))
@@ -79,12 +81,16 @@ def check_run(folder: Path, key: str | None = None) -> list[Check]:
     return results
 
 
+class _Unknown(Exception):
+    """What a check needs is not here; the text says what."""
+
+
 _ODD = (LookupError, TypeError, ValueError, AttributeError)  # of content of another shape
 _NOTHING = {
     "signature": "the run is not signed",
     "request": "the run was to forget nothing",
     "reads": "no reads were counted",
-    "ancestry": "the run started from nothing that can be looked at here",
+    "ancestry": "the run started from new weights",
 }
 """What is said where there is nothing to compare."""
 
@@ -111,7 +117,7 @@ def _files(folder: Path, known: dict[str, str]) -> str:
 
 
 def _weights(folder: Path, digest: str) -> str:
-    actual = weights_digest(load_model(folder, tell=lambda line: None))
+    actual = stored_digest(folder)  # whatever network they are of, a caller's own too
     if actual != digest:
         raise InputError(f"the weights are {actual[:12]}, and the record says {digest[:12]}")
     return f"are those of the record, {digest[:12]}"
@@ -172,8 +178,10 @@ def _ancestry(manifest: dict[str, Any]) -> str | None:
     if original is None:
         return None
     now = trace_ancestry(original["path"])
-    if len(now) == 1:  # it was moved, or handed in from Python
-        return None
+    if len(now) == 1:
+        raise _Unknown(
+            f"{original['path']}, what the run started from, is no folder or file seen from here"
+        )
     for name, value in original.items():
         if now.get(name) != value:
             raise InputError(f"{original['path']} has another {name} than when the run started")

@@ -130,15 +130,19 @@ def main(settings: Settings, ranks: Ranks) -> None:
         holders = together(ranks, lambda: list_holders(settings.run, settings.cache))
         if not ranks.main:
             return
-        if console().json:
-            console().show(json.dumps([holder._asdict() for holder in holders], indent=1))
-        else:
+        listed = [holder._asdict() for holder in holders]
+        if console().json and not settings.yes:
+            console().show(json.dumps(listed, indent=1))
+        elif not console().json:
             for path, what, removable in holders:
                 print(f"{path}: {what}; {'' if removable else 'not '}removed by --yes")
         if settings.yes:
             remove(settings.run, holders)
             count = sum(holder.removable for holder in holders)
-            print(f"removed {count}; the list is in {settings.run / DISPOSAL}")
+            if console().json:  # once all is removed, so that an error is the only object
+                console().show(json.dumps(listed, indent=1))
+            else:
+                print(f"removed {count}; the list is in {settings.run / DISPOSAL}")
 
 
 def start() -> None:

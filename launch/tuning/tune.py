@@ -37,6 +37,7 @@ from letheon.errors import InputError
 from letheon.kernels import keyed
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
+from letheon.launch.console.summary import console
 from letheon.launch.joblist import flags_of
 from letheon.launch.options import Forgetting, Opened, open_together
 from letheon.launch.tuning.objective import (
@@ -277,6 +278,8 @@ def report(case: Case, target: Target, study: Study) -> None:
     best = min(done, key=lambda row: row["gap"]) if done else None
     text = json.dumps({**facts, "best": best, "trials": rows}, indent=1) + "\n"
     durable.write(settings.out / "report.json", text)
+    if console().json:
+        console().show(json.dumps({**facts, "best": best}))
     if best is None:
         print("no trial was run to its end; give a larger budget", file=sys.stderr)
         return
@@ -292,7 +295,8 @@ def report(case: Case, target: Target, study: Study) -> None:
     durable.write(settings.out / "recipe.toml", format_recipe(recipe, describe(method)))
     values = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                        for name, value in best["values"].items())  # fmt: skip
-    print(f"best: {values}; {result}\nrecipe: {settings.out / 'recipe.toml'}")
+    if console().prints:
+        print(f"best: {values}; {result}\nrecipe: {settings.out / 'recipe.toml'}")
 
 
 def read(args: Sequence[str]) -> list[Settings]:
