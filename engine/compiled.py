@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from letheon import durable
 from letheon.engine.memory.activations import require_blocks
-from letheon.engine.method import Loss, PartsLoss
+from letheon.engine.method import Loss, PartsLoss, Phase
 from letheon.errors import InputError, RunFailed
 from letheon.kernels import keyed
 from letheon.loaders.batch import Batch
@@ -72,6 +72,21 @@ def held_numbers(loss: Loss | PartsLoss) -> tuple[Any, ...]:
     cells = getattr(inner, "__closure__", None) or ()
     values = (*bound, *(cell.cell_contents for cell in cells))
     return tuple(value for value in values if isinstance(value, bool | int | float | str))
+
+
+def check_numbers(phase: Phase, known: dict[str, tuple[Any, ...]]) -> None:
+    """Refuse a loss that holds other numbers than when its name was compiled; `known` keeps these.
+
+    Raises:
+        RunFailed: it holds the number of the epoch, or one that follows from it.
+    """
+    numbers = held_numbers(phase.loss)
+    if numbers != known.setdefault(phase.name, numbers):
+        raise RunFailed(
+            f"got a loss of phase {phase.name} that holds {numbers} and was compiled with "
+            f"{known[phase.name]}; expected one loss of each name; read run.epoch, a tensor, in "
+            "it, name its phases apart, or do not compile"
+        )
 
 
 def compile_blocks(loss: Loss | PartsLoss, model: nn.Module) -> Loss | PartsLoss:

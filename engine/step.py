@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
-from letheon.engine.compiled import compile_loss, held_numbers
+from letheon.engine.compiled import check_numbers, compile_loss
 from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.gradient_sync import Alone, Buckets, Flat
 from letheon.engine.gradient_sync_trial import choose_reduction, worth_trying
@@ -165,24 +165,12 @@ class Step:
         return self.optimizers[slot]
 
     def _loss(self, phase: Phase) -> Loss | PartsLoss:
-        """The phase's loss; where the run asks for it, compiled once a name.
-
-        Raises:
-            RunFailed: one that was compiled holds other numbers now, such as the epoch's.
-        """
-        mode = self.run.precision.compile
-        if mode == "off":
+        """The phase's loss; where the run asks for it, compiled once a name."""
+        if (mode := self.run.precision.compile) == "off":
             return phase.loss
-        numbers = held_numbers(phase.loss)
+        check_numbers(phase, self.numbers)
         if phase.name not in self.losses:
             self.losses[phase.name] = compile_loss(phase.loss, mode, self.run.model)
-            self.numbers[phase.name] = numbers
-        if numbers != self.numbers[phase.name]:
-            raise RunFailed(
-                f"got a loss of phase {phase.name} that holds {numbers} and was compiled with "
-                f"{self.numbers[phase.name]}; expected one loss of each name; read run.epoch, a "
-                "tensor, in it, name its phases apart, or do not compile"
-            )
         return self.losses[phase.name]
 
     def _note_compile(self, phase: Phase, piece: Batch, started: float) -> None:

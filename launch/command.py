@@ -137,7 +137,7 @@ def _leave(code: int) -> NoReturn:
 
 def _join(settings: Any) -> AbstractContextManager[Ranks]:
     timeout = getattr(settings, "timeout", 1800.0)
-    return join_ranks(getattr(settings, "device", "auto"), timeout)
+    return join_ranks(getattr(settings, "device", "cpu"), timeout)
 
 
 def _end_stopped(reason: str) -> NoReturn:

@@ -71,7 +71,7 @@ class Settings(Forgetting):
     overwrite: bool = False
     """Replace a run that is already there, once the new one is whole."""
     config: Path | None = None
-    """Settings.json of an earlier run, to run it again; what is said beside it wins."""
+    """File settings.json of an earlier run, to run it again; what is said beside it wins."""
     recipe: str | None = None
     """In place of a method: a recipe's name or TOML file, which names the method and its settings;
     options after it win. `letheon recipes` lists them. The record keeps name and digest."""

@@ -81,7 +81,7 @@ def usage() -> str:
             "",
             "  --version prints the version.",
             "",
-            "On several GPUs: torchrun --nproc_per_node=8 -m letheon.launch.COMMAND [options]",
+            "On several GPUs: torchrun --nproc_per_node=8 -m letheon.launch.main COMMAND [options]",
             "Exit codes: 0 done, 2 bad input, 3 the run failed, 75 stopped by a signal, 1 a fault "
             "of Letheon's own.",
         ]

@@ -51,7 +51,7 @@ class Settings(JobOptions):
     overwrite: bool = False
     """Replace a run that is already in --out, once the new one is whole."""
     config: Path | None = None
-    """Settings.json of an earlier run, to run it again; what is said beside it wins."""
+    """File settings.json of an earlier run, to run it again; what is said beside it wins."""
     sign: Path | None = None
     """Ed25519 private key (PEM) that signs the run's manifest."""
     dry_run: int = 0

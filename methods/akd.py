@@ -1,4 +1,4 @@
-"""AKD, the seed's GA_AKD: ascend on the forget set, keep the original's activations on the rest."""
+"""AKD (arXiv 2503.06991): ascend on the forget set, keep the original's activations elsewhere."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Akd(Restoring):
     """GA+AKD: -CE(F); then ce_weight CE + kd_weight mean (f - f_original)^2 on R.
 
     f is the pooled feature, and the mean goes over samples and coordinates. The definition is that
-    of the seed's code (arXiv 2503.06991), with weights 10 and 10. Epochs, rate and batch are those
-    of the seed's SPKD; what the digits gave is in docs/methods.md.
+    of the published code (arXiv 2503.06991), with weights 10 and 10. Epochs, rate and batch are
+    those of the published SPKD; what the digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "akd"

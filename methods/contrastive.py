@@ -61,8 +61,8 @@ class Contrastive(Method):
     the samples of all ranks. Where a whole class is forgotten none of its samples are retained;
     then the other forget samples of the class stand for them, which is our reading, and so is the
     form of C: no full text. Weights 0.6 and 0.4 are a port's; epochs and rate are ours, what the
-    digits gave is in docs/methods.md. The seed's port contrasts only among forget samples, which is
-    nothing for a single class, and ends with the shorter of both sets.
+    digits gave is in docs/methods.md. The published port (arXiv 2503.06991) contrasts only among
+    forget samples, which is nothing for a single class, and ends with the shorter of both sets.
     """
 
     name: ClassVar[str] = "cu"

@@ -41,7 +41,7 @@ ASCENTS = {"unbounded": ascent, "bounded": bounded_ascent}
 class GradAscent(Method):
     """GA: climb the loss of the forget set; the retain set is never read.
 
-    Unbounded by nature: a rate a little too high destroys the network. The seed's rate on
+    Unbounded by nature: a rate a little too high destroys the network. The published rate on
     ImageNet is 5e-6 for 8 epochs, the field's on CIFAR-10 1e-4 for 5.
     """
 
@@ -56,8 +56,8 @@ class GradAscent(Method):
     )
     recipe: Recipe = Recipe(epochs=5, lr=1e-4)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
-    """Batch-norm while only forget samples are read; the seed's code has `recipe`, which turns
-    the running statistics into those of the forgotten classes."""
+    """Batch-norm while only forget samples are read; the code of arXiv 2503.06991 has `recipe`,
+    which turns the running statistics into those of the forgotten classes."""
     ascent: Ascent = "unbounded"
     """bounded: each sample's loss counts up to ln C, the loss of a guess among C classes."""
 

@@ -1,4 +1,4 @@
-"""KD, the seed's GA_KD: ascend on the forget set, keep the original's logits on the retain set."""
+"""KD (arXiv 2503.06991): ascend on the forget set, keep the original's logits on the retain set."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Kd(Restoring):
     """GA+KD: -CE(F); then ce_weight CE + kd_weight KL_T(p_original || p) on R.
 
     The divergence is Hinton et al. 2015's, times T^2; arXiv 2503.06991 has it beside SPKD. The
-    seed's code has weights 10 and 10 and T = 1, its port to vision transformers T = 2. Epochs, rate
-    and batch are those of the seed's SPKD; what the digits gave is in docs/methods.md.
+    published code has weights 10 and 10 and T = 1, its port to vision transformers T = 2. Epochs,
+    rate and batch are those of the published SPKD; what the digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "kd"

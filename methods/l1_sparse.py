@@ -41,7 +41,8 @@ class L1Sparse(Method):
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     alpha: float = 1e-4
     """Weight of the penalty in the first epoch. The published scripts use 1e-4 to 5e-4; the
-    seed's shared default of 0.2 belongs to another method and empties the network."""
+    0.2 that arXiv 2503.06991's code has for all methods belongs to another method and empties the
+    network."""
     free_epochs: int = 0
     """Last epochs without the penalty (the authors' no-l1-epochs)."""
     over: Literal["all", "weights"] = "all"

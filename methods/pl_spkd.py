@@ -18,9 +18,9 @@ class PlSpkd(Spkd):
     """PL+SPKD: each epoch descends CE to pseudo-labels on F, then ce_weight CE + sp_weight SP on R.
 
     SPKD with a first pass that is bounded: instead of climbing its loss, the forget set learns the
-    original's best class that is kept (`pseudo-label`). From the seed's code (arXiv 2503.06991),
+    original's best class that is kept (`pseudo-label`). From the published code (arXiv 2503.06991),
     whose SP is not squared (`--norm unsquared --sp-weight 10`). Epochs, rate and batch are those of
-    the seed's SPKD; what the digits gave is in docs/methods.md.
+    the published SPKD; what the digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "pl-spkd"

@@ -39,7 +39,7 @@ def pseudo_label_loss(run: Run, teacher: Classifier) -> Callable[[nn.Module, Bat
 class PseudoLabel(Method):
     """PL: descend CE(p, argmax over kept classes of z_original) on F; R is never read.
 
-    The seed's baseline (arXiv 2503.06991), whose code is as the definition and by class alone; for
+    The baseline of arXiv 2503.06991, whose code is as the definition and by class alone; for
     single samples the own class is left out instead, which is our reading. No rate is published
     for it: 5 epochs at 1e-4 are ours; what the digits gave is in docs/methods.md.
     """

@@ -75,7 +75,7 @@ class RandomLabel(Method):
     """mixed: both sets shuffled together, each sample once an epoch (the authors' CIFAR-100 and
     Tiny-ImageNet code); paired: a forget batch beside each retain batch (the paper's sum);
     sequential: the forget set, then the retain set (their CIFAR-10 code); forget-only: no retain
-    data (the seed's ImageNet code)."""
+    data (the ImageNet code of arXiv 2503.06991)."""
     draw: Draw = "other"
     """other: any class but the true one (the paper); retained: any class that is kept; any: any
     class at all, the truth included (the published code)."""

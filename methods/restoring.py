@@ -1,4 +1,4 @@
-"""What the seed's family of distillations shares: forget in one pass, restore in the next."""
+"""What the distillations of arXiv 2503.06991 share: forget in one pass, restore in the next."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Restoring(Method):
     kd_weight: float = 10.0
     """Weight of the distillation on the retain set."""
     forget_pass: Literal["ascent", "bounded-ascent", "pseudo-label"] = "ascent"
-    """ascent: minus the cross-entropy (the seed's GA_ names); bounded-ascent: each sample's up to
-    ln C; pseudo-label: the original's best class that is kept (its PL_ names)."""
+    """ascent: minus the cross-entropy (GA_ in the published code); bounded-ascent: each sample's up
+    to ln C; pseudo-label: the original's best class that is kept (its PL_ names)."""
     optimizers: Literal["shared", "separate"] = "shared"
     """shared: the forget pass's momentum runs on into the restoring pass, as published."""
     forget_batch_norm: Literal["frozen", "recipe"] = "recipe"

@@ -1,4 +1,4 @@
-"""RKD, the seed's GA_RKD: ascend on the forget set, keep distances and angles on the retain set."""
+"""RKD (arXiv 2503.06991): ascend on the forget set, keep distances and angles on the retain set."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Rkd(Restoring):
 
     Park et al. 2019, eq. 6 and 8: Huber losses between the pairwise distances, over their mean, and
     between the angles of triplets of a batch, of l2-normalized pooled features, over the samples of
-    all ranks. The seed's code (arXiv 2503.06991) has weights 10 for each of the three and takes the
-    means over pairs and triplets that hold a sample twice, too, which makes them (b-1)/b and
-    (b-1)(b-2)/b^2 times ours. Epochs, rate and batch are those of the seed's SPKD; what the digits
-    gave is in docs/methods.md.
+    all ranks. The published code (arXiv 2503.06991) has weights 10 for each of the three and takes
+    the means over pairs and triplets that hold a sample twice, too, which makes them (b-1)/b and
+    (b-1)(b-2)/b^2 times ours. Epochs, rate and batch are those of the published SPKD; what the
+    digits gave is in docs/methods.md.
     """
 
     name: ClassVar[str] = "rkd"

@@ -1,4 +1,4 @@
-"""SPKD, the seed's own method: ascend on the forget set, restore similarities on the retain set."""
+"""SPKD (arXiv 2503.06991): ascend on the forget set, restore similarities on the retain set."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Spkd(Method):
 
     SP (Tung and Mori 2019, eq. 4): Gram matrices of the pooled features of a batch, rows
     l2-normalised, squared Frobenius norm of the difference over b^2; their weight beside a
-    cross-entropy of weight 1 is 3000. The seed's code has 10 * CE + 10 * SP with the norm not
+    cross-entropy of weight 1 is 3000. The published code has 10 * CE + 10 * SP with the norm not
     squared (`--norm unsquared --sp-weight 10`).
     """  # noqa: D205
 

@@ -28,7 +28,7 @@ FORGET = "--weights a --forget class:3 --out b"
         ("forget", FORGET, "got no METHOD;"),
         ("forget", f"{FORGET} salun", "got salun alone; expected the method that it wraps"),
         ("forget", f"{FORGET} finetune --epochs x", "Error parsing --epochs: invalid literal"),
-        ("forget", f"{FORGET} finetune --lr", "got --lr without a value; expected FLOAT"),
+        ("forget", f"{FORGET} finetune --lr", "got --lr without a value; expected RATE"),
         ("forget", "--weights --forget class:3 --out b finetune", "got --weights without a value"),
         ("tune", FORGET, "got no METHOD;"),
         ("oracles", "--out a", "got no --forget;"),

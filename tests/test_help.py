@@ -88,8 +88,8 @@ def test_every_script_has_an_example() -> None:
 
 def test_the_first_screen_of_forget() -> None:
     assert page("forget").splitlines()[:14] == [
-        "usage: letheon forget --weights PATH --forget STR --out PATH [options] METHOD",
-        "[its options]",
+        "usage: letheon forget --weights PATH --forget REQUEST --out PATH [options]",
+        "METHOD [its options]",
         "",
         "Make a trained network forget what --forget names.",
         "",
@@ -100,7 +100,7 @@ def test_the_first_screen_of_forget() -> None:
         "Everyday options",
         "  --weights PATH          The original model: a run folder of train.py, or a",
         "                          checkpoint from elsewhere. (required)",
-        "  --forget STR            Classes: class:3,8 (ids, names or WordNet ids),",
+        "  --forget REQUEST        Classes: class:3,8 (ids, names or WordNet ids),",
         "                          file:LIST, random:100 or top:100. Training samples:",
     ]
 

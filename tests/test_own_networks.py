@@ -72,7 +72,7 @@ class Tied(Grey):
     def __init__(self) -> None:
         super().__init__()
         self.again = nn.Linear(36, 12)
-        self.again.weight = self.body[1].weight  # type: ignore[assignment,union-attr]
+        self.again.weight = self.body[1].weight  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Tensor:
         """Use both."""
@@ -107,7 +107,7 @@ def test_a_mask_is_not_taken_for_numbers(mask: Any) -> None:
 def test_tied_weights_are_saved_and_stay_tied(tmp_path: Path) -> None:
     result = forget(Tied(), out=tmp_path / "run", saving=SaveOptions("1steps"))
     assert isinstance(result.model, Tied)
-    assert result.model.again.weight is result.model.body[1].weight  # type: ignore[union-attr]
+    assert result.model.again.weight is result.model.body[1].weight
     stored = load_file(tmp_path / "run" / "weights.safetensors")
     assert equal(stored, weights(result)) and not equal(stored, Tied().state_dict())
     loaded = letheon.load_model(tmp_path / "run", module=Tied())

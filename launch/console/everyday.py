@@ -81,5 +81,10 @@ UNITS: Mapping[str, str] = {
     "workers": "PROCESSES", "dry_run": "RANKS", "nodes": "NODES", "timeout": "SECONDS",
     "minutes": "MINUTES", "dali_cache": "GIB", "page": "BYTES", "bandwidth": "GB/S",
     "quality": "1..100", "port": "NUMBER",
+    **dict.fromkeys(("forget", "canaries_among", "related"), "REQUEST"),
+    **dict.fromkeys(("data", "downstream", "source"), "SET"),
+    **dict.fromkeys(("model", "part", "recipe", "show"), "NAME"),
+    "save_every": "INTERVAL", "classes": "PATH", "ranges": "RANGES", "seeds": "SEEDS",
+    "key": "HEX", "address": "ADDRESS",
 }  # fmt: skip
-"""What the number of an option counts, by its name; pure factors have none."""
+"""What the number of an option counts, or its text is, by its name; pure factors have none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -62,10 +63,13 @@ def _describe_script(script: str, settings: type, width: int) -> Iterator[str]:
     first = first or options[:MOST]
     rest = [option for option in options if option not in first]
     first.sort(key=lambda one: not one.required)
+    places = [f"[{one.flag}]" for one in options if one.positional and not one.required]
     needed = [f"{one.flag} {_value(one)}".strip() for one in options if one.required]
     needed = [word.partition(" ")[0] if word.isupper() else word for word in needed]
     method = ["METHOD", "[its options]"] if takes_method(settings) else []
-    yield from _wrap(f"usage: letheon {script} {' '.join([*needed, '[options]', *method])}", width)
+    yield from _wrap(
+        f"usage: letheon {script} {' '.join([*needed, *places, '[options]', *method])}", width
+    )
     yield ""
     yield from _paragraphs(inspect.getdoc(settings) or "", width)
     yield from _group("Everyday options" if rest else "Options", first, width)
@@ -156,11 +160,12 @@ def _group(title: str, options: Sequence[Option], width: int) -> Iterator[str]:
         head = option.flag
         if option.kind is bool and option.default is True:
             head = f"--no-{head.removeprefix('--')}"
-        text = option.text
+        # a setting that the text names is an option here
+        text = re.sub(r"`(\w+_\w+)`", lambda m: f"--{m[1].replace('_', '-')}", option.text)
         if option.required:
             text = f"{text} (required)"
         elif option.kind is bool:
-            text = f"{'Without it: ' if option.default else ''}{text}"
+            text = f"Without it: {text[0].lower()}{text[1:]}" if option.default else text
         elif option.default not in (None, "", ()):
             text = f"{text} (default: {_default(option.default)})"
         yield from _entry(f"{head} {_value(option)}".rstrip(), text, width)

@@ -19,6 +19,7 @@ import tyro
 
 from letheon.engine.method import Method
 from letheon.errors import InputError, suggest
+from letheon.launch.console.everyday import UNITS
 from letheon.methods import catalogue, inner_fields
 
 HELP = ("--help", "-h")
@@ -243,7 +244,8 @@ def refuse_missing(settings: type, words: Sequence[str], script: str) -> None:
     last, values, stated = "", 0.0, set()
     for place, word in enumerate([*words, "--"]):
         if values and values != inf and word.startswith("--"):
-            wanted = describe_kind(by_flag[last][0].kind, "")
+            option = by_flag[last][0]
+            wanted = describe_kind(option.kind, UNITS.get(option.name, ""))
             raise InputError(f"got {last} without a value; expected {wanted} after it")
         if place == len(words):
             break

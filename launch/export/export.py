@@ -41,8 +41,6 @@ class Settings:
     """Form of the result; `docs/export.md` says what reads each."""
     overwrite: bool = False
     """Replace what is already there."""
-    device: str = "cpu"
-    """Where the network is computed."""
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

@@ -42,8 +42,6 @@ class Settings:
     """Folder of stored outputs, as evaluate takes it."""
     yes: bool = False
     """Remove what is the run's own."""
-    device: str = "cpu"
-    """Where it runs; nothing is computed."""
 
 
 class Holder(NamedTuple):

@@ -35,8 +35,6 @@ class Settings:
     where there is one."""
     replay: bool = False
     """Run each again by its settings, which takes as long as it took, and compare the weights."""
-    device: str = "cpu"
-    """Where runs are run again."""
 
 
 def main(settings: Settings, ranks: Ranks) -> None:
