@@ -147,6 +147,9 @@ def check_command(words: list[str]) -> None:
         name = module[1] if module else Path(word).stem
         if script:
             assert (ROOT / word).is_file(), f"there is no {word}"
+        if module and name == "main":  # the command itself, for torchrun
+            check_command(["letheon", *rest[place + 1 :]])
+            return
         if module or (script and word.startswith("launch/") and word.endswith(".py")):
             assert name in SCRIPTS or name.isupper(), f"no script {name}"
             if name in SCRIPTS:
