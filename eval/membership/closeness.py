@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from letheon.errors import NotMeasurable
-from letheon.eval.checks import Numbers, matrix, vector
+from letheon.eval.checks import Floats, Numbers, matrix, vector
 from letheon.eval.membership.over_seeds import LEAST, SeveralRuns
 from letheon.eval.metrics.registry import metric
 
@@ -60,6 +60,33 @@ def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closenes
     return Closeness(share, float(binomtest(near, decided).pvalue) if decided else 1.0)
 
 
+def relative_distance(model: Numbers, retrained: Numbers) -> float:
+    """Distance of a model's margins to the retrained models', over that of these to one another.
+
+    Root mean square over the images of the margin less the mean over K retrained models, divided
+    by sqrt(1 + 1 / K), so that one more retrained model has the same expectation for any K; then
+    by the root mean square of the same of each retrained model and the K - 1 others. A retrained
+    model gives about 1.
+
+    Args:
+        model: (n,) margins of the forget images under the audited model.
+        retrained: (K, n) under the retrained models.
+
+    Raises:
+        NotMeasurable: fewer than three retrained models, or all of them answer alike.
+    """
+    ours, after = vector(model, "margins"), matrix(retrained, "retrained margins", LEAST)
+
+    def square(one: Floats, others: Floats) -> float:
+        away = one - others.mean(axis=0)
+        return float(np.mean(away**2) / (1 + 1 / len(others)))
+
+    own = np.mean([square(one, np.delete(after, k, axis=0)) for k, one in enumerate(after)])
+    if not own > 0:
+        raise NotMeasurable("got retrained models that answer alike; expected other seeds")
+    return float(np.sqrt(square(ours, after) / own))
+
+
 def _closeness(runs: SeveralRuns) -> Closeness:
     if not runs.original or runs.own is None:
         raise NotMeasurable("got no original model; expected one to compare with")
@@ -83,7 +110,9 @@ _GROUP = "Distance to the retrained models"
 )  # fmt: skip
 def closer_to_retrained(runs: SeveralRuns) -> float:
     """Share of the forget images whose margin lies nearer the mean of the retrained models than
-    that of the original: 0 as if nothing was done, near 1 for a retrained model.
+    that of the original (of several, their mean): 0 as if nothing was done, near 1 for a retrained
+    model. It names a side, not a distance: the answers of a model that was destroyed lie on some
+    side, too. Read it beside TRA and the distance of the margins.
     """
     return runs.once(_closeness).share
 
@@ -97,3 +126,21 @@ def closer_p(runs: SeveralRuns) -> float:
     original as to the retrained models; small where it is nearer one of them, on either side.
     """
     return runs.once(_closeness).p
+
+
+@metric(
+    "margin_distance", title="Margins to retrained", group=_GROUP, better="1", stage="runs",
+    needs=("several runs", "depth full"), place=12,
+    source="ours: the leave-one-out spread as unit",
+)  # fmt: skip
+def margin_distance(runs: SeveralRuns) -> float:
+    """Distance of the forget images' margins to the mean of the retrained models, in units of the
+    retrained models' own distance from one another: 1 for a retrained model, more for whatever
+    answers in another way, on either side.
+    """
+    retrained = runs.retrained.margins
+    if runs.own is None or len(retrained) < LEAST:
+        raise NotMeasurable(
+            f"got {len(retrained)} retrained models besides this one; their spread needs {LEAST}"
+        )
+    return relative_distance(runs.own, torch.stack([*retrained]))

@@ -69,6 +69,18 @@ def tpr_at_fpr(members: Numbers, others: Numbers, fpr: float) -> float:
     return float(curve.tpr[curve.fpr <= fpr].max())
 
 
+def threshold_at_fpr(others: Numbers, fpr: float) -> float:
+    """Find the smallest score at or above which lies at most a share `fpr` of non-members.
+
+    The share of members at or above it is `tpr_at_fpr`.
+    """
+    outside = np.sort(vector(others, "scores of non-members"))[::-1]
+    allowed = int(np.floor(fpr * len(outside) + 1e-9))
+    if allowed == len(outside):
+        return -np.inf
+    return float(np.nextafter(outside[allowed], np.inf))
+
+
 class Attack(NamedTuple):
     """How well a score tells members from non-members."""
 
