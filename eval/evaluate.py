@@ -407,7 +407,9 @@ class Measuring:
             if entry.name not in by_name or (entry.role == "original" and not before):
                 continue
             alike = [other for other in of.of_role(entry.role) if other.settings == entry.settings]
-            if entry.role in ("original", "retrained"):  # audited as if it were unlearned
+            # An original or retrained model is audited as if it were unlearned; of a model without
+            # settings nobody knows whether another is of the same method.
+            if entry.role in ("original", "retrained") or not entry.settings:
                 alike = [entry]
             retrained = [other for other in of.of_role("retrained") if other is not entry]
             if self.ranks.main:

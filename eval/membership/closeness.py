@@ -24,17 +24,23 @@ IMAGES = 10
 class Closeness(NamedTuple):
     """On which side of the middle a model's answers to the forget images lie."""
 
-    share: float  # of the images whose answer is nearer the retrained models' mean
+    share: float  # of the images whose answer is nearer a retrained model than an original
     p: float  # two-sided, of the hypothesis that neither side is nearer
 
 
 def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closeness:
-    """Compare per-image distances of a model to the original and to the retrained models.
+    """Compare per-image distances of a model to the originals and to the retrained models.
 
-    An image whose margin is m speaks for the retrained models where |m - mean retrained| is less
-    than |m - mean original|; the sign test (binomial, exact) over the images gives the p-value.
-    Images with equal distances count half in the share and not in the test. The images are the
-    sample, the models are given: another original may decide otherwise.
+    Of every pair of one original and one retrained model, an image tells whose margin lies nearer
+    the audited model's; it speaks for the side that is nearer in more pairs. The sign test
+    (binomial, exact) over the images gives the p-value. Images of as many pairs on either side
+    count half in the share and not in the test. The images are the sample, the models are given:
+    another original may decide otherwise.
+
+    Pairs, not means of either side: the mean of K models is nearer to any other model than a single
+    one is. By means, 77 % of other originals and 66 % of true retrained models were called closer
+    to 20 retrained models than to one original, at p < 0.05, where 100 digits were forgotten; by
+    pairs at most 4 % are called closer to either side.
 
     Args:
         model: (n,) margins of the forget images under the audited model.
@@ -46,13 +52,13 @@ def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closenes
         InputError: shapes that are none of these.
     """
     ours = vector(model, "margins")
-    before = matrix(original, "original margins").mean(axis=0)
-    after = matrix(retrained, "retrained margins")
+    before = np.abs(ours - matrix(original, "original margins"))
+    after = np.abs(ours - matrix(retrained, "retrained margins"))
     if len(ours) < IMAGES:
         raise NotMeasurable(
             f"got {len(ours)} forget images; not decidable from fewer than {IMAGES}"
         )
-    evidence = np.abs(ours - before) - np.abs(ours - after.mean(axis=0))
+    evidence = sum(np.sign(each - after).sum(axis=0) for each in before)
     near, decided = int((evidence > 0).sum()), int((evidence != 0).sum())
     share = (near + (len(evidence) - decided) / 2) / len(evidence)
     from scipy.stats import binomtest  # slow to import
@@ -109,10 +115,11 @@ _GROUP = "Distance to the retrained models"
     source="after Bounliphone et al. 2016 and arXiv 2601.19755",
 )  # fmt: skip
 def closer_to_retrained(runs: SeveralRuns) -> float:
-    """Share of the forget images whose margin lies nearer the mean of the retrained models than
-    that of the original (of several, their mean): 0 as if nothing was done, near 1 for a retrained
-    model. It names a side, not a distance: the answers of a model that was destroyed lie on some
-    side, too. Read it beside TRA and the distance of the margins.
+    """Share of the forget images whose margin lies nearer a retrained model's than an original's in
+    more than half of all pairs of one of each: 0 as if nothing was done, near 1 for a retrained
+    model where whole classes are forgotten, about 50 % where the two sides answer alike. It names a
+    side, not a distance: the answers of a model that was destroyed lie on some side, too. Read it
+    beside TRA and the distance of the margins.
     """
     return runs.once(_closeness).share
 

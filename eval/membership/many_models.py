@@ -16,7 +16,7 @@ from letheon.eval.checks import Floats, Numbers, matrix, vector
 from letheon.eval.inference.passes import Passes
 from letheon.eval.membership.over_seeds import SeveralRuns
 from letheon.eval.membership.roc import auc, tpr_at_fpr
-from letheon.eval.membership.sides import attack_sides, forget_logits
+from letheon.eval.membership.sides import attack_sides, matched_logits
 from letheon.eval.membership.signals import gather_signal, log_confidence
 from letheon.eval.metrics.registry import metric
 
@@ -207,7 +207,7 @@ def _rmia(case: Case) -> tuple[Floats, Floats]:
         )
 
     def parts(passes: Passes) -> list[Tensor]:
-        inside = gather_signal(forget_logits(case, passes), log_confidence)
+        inside = gather_signal(matched_logits(case, passes), log_confidence)
         test = gather_signal(passes.outputs["test"], log_confidence)
         return [inside, test[asked], test[sides.population]]
 

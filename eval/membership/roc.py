@@ -12,7 +12,7 @@ import numpy as np
 
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, classes, vector
-from letheon.eval.membership.sides import attack_sides, forget_logits
+from letheon.eval.membership.sides import attack_sides, matched_logits
 from letheon.eval.membership.signals import gather_signal, margin
 from letheon.eval.metrics.registry import metric
 
@@ -141,7 +141,7 @@ _GROUP = "Membership inference"
 
 def _attack(case: Case) -> Attack:
     """`class_matched` on the true-class margin."""
-    sides, of_forget = case.once(attack_sides), forget_logits(case, case.passes)
+    sides, of_forget = case.once(attack_sides), matched_logits(case, case.passes)
     labels = of_forget.gather(of_forget.labels)
     scores = (gather_signal(side, margin) for side in (of_forget, case.test))
     return class_matched(next(scores), labels, next(scores), sides.labels)

@@ -15,7 +15,8 @@ import numpy as np
 
 from letheon.eval.audit.agreement import LEAST, agreement
 from letheon.eval.audit.conditions import describe_distance, describe_features, describe_loss
-from letheon.eval.audit.false_positives import LEVEL
+from letheon.eval.audit.false_positives import LEAST as SPREAD
+from letheon.eval.audit.false_positives import LEVEL, tolerance
 from letheon.eval.audit.originals import describe_places
 from letheon.eval.checks import Floats
 from letheon.eval.metrics.reference import Row, numbers
@@ -81,7 +82,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     """Tell whether the model lies beyond the middle on the way from the original to the retrained.
 
     None where no number tells these two apart. Metrics count in units of the retrained models'
-    spread, so those that tell both sides apart decide, and those that do not have no say.
+    spread, so those that tell both sides apart decide, and those that do not have no say: of three
+    retrained models or more, all in whose prediction interval the original lies.
     """
     keys = compared_keys([model, original, *retrained])
     tables = [numbers(row) for row in (model, original, *retrained)]
@@ -89,6 +91,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     spread = np.std(others, axis=0, ddof=1) if len(others) > 1 else np.ones(len(keys))
     spread = np.maximum(spread, 1e-3)
     way = (np.mean(others, axis=0) - before) / spread
+    if len(others) >= SPREAD:
+        way = np.where(np.abs(way) > tolerance(len(others)), way, 0.0)
     if not way @ way:
         return None
     return bool(((ours - before) / spread) @ way > 0.5 * (way @ way))
