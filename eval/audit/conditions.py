@@ -28,12 +28,12 @@ def describe_loss(row: Row, retrained: Sequence[Row]) -> str:
     """Say that a model lost what was to be kept; nothing where it did not.
 
     It did where its TRA (RA, where nothing is held out) is not above half way from an even guess
-    among the classes to the retrained models' mean.
+    among the classes that were kept to the retrained models' mean.
     """
-    classes = len(row.get("classes") or ())
+    classes = len(row.get("classes") or ()) - len(row.get("forgotten") or ())
     for key in ("TRA", "RA"):
         own, others = row.get(key), _values(retrained, key)
-        if own is None or not others or not classes:
+        if own is None or not others or classes < 1:
             continue
         chance, kept = 1 / classes, float(np.mean(others))
         if own > (chance + kept) / 2:
