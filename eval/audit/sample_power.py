@@ -36,11 +36,13 @@ class Rate:
 
     @property
     def text(self) -> str:
-        """The share, its exact 95 % interval and the count, for a table."""
+        """The share, its spread over the models, its exact 95 % interval and the count, in %."""
         if not self.count:
             return "–"
-        low, high = exact_interval(self.hits, self.count)
-        return f"{self.hits / self.count:.0%} ({low:.0%} to {high:.0%}; {self.count})"
+        low, high = (100 * end for end in exact_interval(self.hits, self.count))
+        spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"
+        share = 100 * self.hits / self.count
+        return f"{share:.1f}{spread} ({low:.1f} to {high:.1f}; {self.count})"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class SamplePower:
     level: float
     why: str = ""  # it is not decidable
     fresh: Rate = Rate(0, 0)  # samples of the leaks that these did not see: false alarms
+    every: Rate = Rate(0, 0)  # leaked samples of all sizes
     by_size: Mapping[str, Rate] = field(default_factory=dict)
     by_third: Mapping[str, Rate] = field(default_factory=dict)
 
@@ -102,6 +105,7 @@ def measure_samples(
             yield SamplePower(
                 attack, level, "",
                 _count([hits[~leak.seen] for leak, hits in found]),
+                _count([hits[leak.seen] for leak, hits in found]),
                 {s: _count([hits[leak.seen] for leak, hits in found if leak.size == s])
                  for s in sizes},
                 {name: _count([hits[leak.seen & (third == n)] for leak, hits in found])
@@ -159,11 +163,11 @@ def as_sample_tables(
 
     def cells(one: SamplePower, rates: Mapping[str, Rate], heads: Sequence[str]) -> list[str]:
         if one.why:
-            return [one.attack, f"{one.level:.1%}", one.why, *("–" for _ in heads)]
+            return [one.attack, f"{one.level:.1%}", one.why, "–", *("–" for _ in heads)]
         texts = (rates[head].text for head in heads)
-        return [one.attack, f"{one.level:.1%}", one.fresh.text, *texts]
+        return [one.attack, f"{one.level:.1%}", one.fresh.text, one.every.text, *texts]
 
-    shared = ("attack", "at", "false alarms")
+    shared = ("attack", "at", "false alarms", "all")
     by_size = _table((*shared, *sizes), (cells(one, one.by_size, sizes) for one in powers), 1)
     by_third = _table((*shared, *THIRDS), (cells(one, one.by_third, THIRDS) for one in powers), 1)
     of_models = (

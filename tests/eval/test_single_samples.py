@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from sklearn.datasets import load_digits
 from sklearn.metrics import roc_curve
 
 from letheon.errors import NotMeasurable
@@ -17,6 +20,7 @@ from letheon.eval.audit.sample_power import (
     measure_samples,
 )
 from letheon.eval.membership.roc import threshold_at_fpr, tpr_at_fpr
+from letheon.eval.membership.signals import log_confidence, margin
 from letheon.eval.membership.single_samples import SCORES, Answers, scores_without_each
 
 N, K, L, M = 120, 20, 4, 200
@@ -110,7 +114,8 @@ def test_rates_by_size_and_third_are_counts_over_the_planted_samples() -> None:
     assert found.by_third["hard"].hits == of_hard
     assert sum(one.count for one in found.by_third.values()) == 66
     low, high = stats.binomtest(rate.hits, 60).proportion_ci(0.95, "exact")
-    assert f"({low:.0%} to {high:.0%}; 60)" in rate.text
+    assert f"({100 * low:.1f} to {100 * high:.1f}; 60)" in rate.text
+    assert found.every.hits == rate.hits + found.by_size["1 samples"].hits
     # 2400 scores of retrained models can tell 0.1 %, 600 cannot.
     assert not powers[name, 0.001].why
     few = list(measure_samples(planted, retrained.select(slice(5)), originals))
@@ -130,4 +135,39 @@ def test_a_model_is_accused_by_its_largest_score_at_the_level() -> None:
     assert (false.hits, false.count) == (1, K)  # the largest of twenty, by construction
     assert by_size["60 samples"].hits == 2
     table = as_sample_tables(list(measure_samples(planted, retrained, originals)), models)
-    assert "| RMIA | 0.1% |" in table and "| 1 samples | 60 samples |" in table
+    assert "| RMIA | 0.1% |" in table and "| all | 1 samples | 60 samples |" in table
+
+
+def test_what_networks_learned_by_heart_is_found() -> None:
+    """Mislabelled digits under a head of nearly as many features as images: memory, for certain."""
+    images, labels = load_digits(return_X_y=True)
+    images, labels = images[:700] / 16, labels[:700].copy()
+    forget = np.arange(60)
+    labels[forget] = (labels[forget] + 1 + np.arange(60) % 9) % 10  # a wrong label each
+    held = np.arange(500, 700)
+
+    def train(seed: int, rows: Any) -> Answers:
+        draw = np.random.default_rng(seed)
+        x = np.tanh(images @ draw.normal(size=(64, 300)) / 2 + draw.normal(size=300))
+        gram = x[rows].T @ x[rows] + 0.5 * np.eye(300)
+        logits = torch.from_numpy(
+            12 * x @ np.linalg.solve(gram, x[rows].T @ np.eye(10)[labels[rows]])
+        )
+        truth = torch.from_numpy(labels)
+        m, p = (of(logits, truth).numpy()[None] for of in (margin, log_confidence))
+        return Answers(m[:, forget], p[:, forget], p[:, held])
+
+    kept = np.arange(60, 500)
+    retrained = reduce(Answers.join, (train(seed, kept) for seed in range(20)))
+    originals = reduce(Answers.join, (train(50 + k, np.arange(500)) for k in range(5)))
+    planted = []
+    for seed in range(100, 106):
+        seen = np.isin(forget, np.random.default_rng(seed).permutation(60)[:5])
+        planted.append(Leak("5 samples", train(seed, np.r_[forget[seen], kept]), seen))
+    powers = measure_samples(planted, retrained, originals)
+    found = {one.attack: one for one in powers if one.level == 0.01}
+    for attack in ("LiRA, offline", "LiRA, offline, one spread", "U-LiRA, originals as trained"):
+        power = found[attack]
+        assert power.every.hits >= 28, attack
+        assert power.fresh.hits / power.fresh.count < 0.05, attack
+    assert found["margin"].every.hits < found["LiRA, offline, one spread"].every.hits
