@@ -49,7 +49,9 @@ def place_numbers(row: Row, rows: Sequence[Row]) -> dict[str, str]:
         row: of any model; where it is an original or a retrained one, it is left out of these.
         rows: of the table; {} where it has fewer than three originals or retrained models.
     """
-    originals = [other for other in select_originals(rows) if other["name"] != row["name"]]
+    of_both = {other["name"]: other for other in select_originals(rows)}
+    row = of_both.get(row["name"], row)
+    originals = [other for name, other in of_both.items() if name != row["name"]]
     retrained = [r for r in rows if r["role"] == "retrained" and r["name"] != row["name"]]
     if min(len(originals), len(retrained)) < LEAST - 1:
         return {}
