@@ -7,6 +7,7 @@ retrained model, an original of another seed, head distillation, one-point contr
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from letheon.engine.distributed import Ranks
 from letheon.eval.audit.conditions import describe_loss
 from letheon.eval.audit.originals import describe_places, place_numbers
 from letheon.eval.audit.tables import as_audit
 from letheon.eval.case import Case, Peers, Subject
+from letheon.eval.comparison import Comparison
+from letheon.eval.evaluate import Measuring
 from letheon.eval.inference.passes import Passes
 from letheon.eval.membership.closeness import closeness, relative_distance
 from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
@@ -193,3 +197,30 @@ def test_what_lost_its_use_is_told_by_half_the_way_to_a_guess() -> None:
     assert "no better than an untrained" in describe_loss({**classes, "TRA": 0.12}, retrained)
     assert "(RA 12.0%" in describe_loss({**classes, "TRA": None, "RA": 0.12}, retrained)
     assert describe_loss({"name": "m", "TRA": 0.1}, retrained) == ""  # of unknown classes
+
+
+def test_which_models_are_runs_of_one_method_and_which_originals_are_compared_with() -> None:
+    """Networks without settings are of nobody knows which method: no U-LiRA over them."""
+    draw = np.random.default_rng(0)
+    kinds = {"o": ("original", ""), "p": ("original", "")}
+    kinds |= {f"r{i}": ("retrained", "") for i in range(4)}
+    kinds |= {f"u{i}": ("unlearned", "") for i in range(3)}
+    kinds |= {f"s{i}": ("unlearned", "{lr: 1}") for i in range(3)}
+    entries: list[Any] = [
+        SimpleNamespace(name=name, role=role, settings=settings)
+        for name, (role, settings) in kinds.items()
+    ]
+    shift = {"original": 4.0, "retrained": -4.0, "unlearned": 0.0}
+    known = {e.name: torch.from_numpy(draw.normal(size=20) + shift[e.role]) for e in entries}
+    rows = [Row(e.name, e.role, values={"RA": 0.9, "TRA": 0.9}) for e in entries]
+    of: Any = SimpleNamespace(comparison=Comparison(entries, *[None] * 3), ranks=Ranks())  # type: ignore[arg-type]
+    Measuring._add_runs(of, rows, known)
+    found = {row.name: row for row in rows}
+    assert found["s0"].values["u_lira"] is not None
+    assert "got 1 runs of this method" in found["u0"].why["u_lira"]
+    # Each original beside the other one; alone, it would have nobody to be compared with.
+    assert found["o"].values["closer_to_retrained"] == 0 == found["p"].values["closer_to_retrained"]
+    alone = [Row(e.name, e.role, values={"RA": 0.9, "TRA": 0.9}) for e in entries]
+    of.comparison = Comparison([e for e in entries if e.name != "p"], *[None] * 3)  # type: ignore[arg-type]
+    Measuring._add_runs(of, alone, known)
+    assert "closer_to_retrained" not in alone[0].values
