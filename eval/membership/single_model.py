@@ -136,6 +136,8 @@ def loss_two_sample(
     """
     inside, outside = vector(forget, "forget losses"), vector(held_out, "held-out losses")
     size = min(len(inside), len(outside))
+    if size < 2:
+        raise NotMeasurable(f"got {size} samples on a side; expected at least 2, to learn and ask")
     if not 2 <= folds <= size:
         raise NotMeasurable(
             f"got {folds} folds for {size} samples a side; expected from 2 to {size}"
