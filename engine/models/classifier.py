@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
@@ -110,12 +112,45 @@ class Classifier(nn.Module):
         return output
 
 
-def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) -> Classifier:
+class _SkipDraws(TorchFunctionMode):
+    """Leave parameters as they are where a layer would draw its first weights."""
+
+    _draws = frozenset(
+        {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, nn.init.uniform_, nn.init.normal_,
+         nn.init.trunc_normal_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_}
+    )  # fmt: skip
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in self._draws:
+            tensor = args[0] if args else given["tensor"]
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+        return func(*args, **given)
+
+
+def build(
+    name: str,
+    classes: int,
+    seed: int = 0,
+    preset: Preset | None = None,
+    init_weights: bool = True,
+) -> Classifier:
     """A freshly initialised classifier on the CPU in float32.
 
     The weights are a function of (name, classes, seed, preset.size) alone, so every rank builds the
-    same ones; the global random state is left as it was. `preset` replaces the model's own; the
-    size matters to the vision transformers' weights and to no other's.
+    same ones; the global random state is left as it was.
+
+    Args:
+        name: of the architecture.
+        classes: number of logits.
+        seed: of the weights.
+        preset: replaces the model's own; the size matters to the vision transformers' weights and
+            to no other's.
+        init_weights: whether to draw them; without, they have any values, to be loaded over. timm's
+            networks draw theirs in any case.
 
     Raises:
         InputError: an unknown name, fewer than two classes, or a size the network cannot take.
@@ -132,7 +167,8 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
         if name.startswith(PREFIX):
             net = timm_network(name, classes, preset.size)
         else:
-            net = _MODELS[name][0](classes, preset.size)
+            with nullcontext() if init_weights else _SkipDraws():
+                net = _MODELS[name][0](classes, preset.size)
         return Classifier(net, name, preset)
 
 
