@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from letheon.engine.runs import plan, several
-from letheon.engine.runs.stop import STOPPED, Poll, Stopped
+from letheon.engine.runs.stop import STOPPED, Poll, Stopped, last_signal
 from tests.launch_tools import Scripts, start_script
 from tests.pool import start_process
 
-TRAIN = ("--data", "digits", "--model", "small", "--epochs", "6", "--lr", "0.05", "--device", "cpu")
+TRAIN = ("--data", "digits", "--model", "small", "--epochs", "2", "--lr", "0.05", "--device", "cpu")
 
 
 def weights_of(folder: Path) -> str:
@@ -54,10 +54,27 @@ def newest_state(folder: Path) -> str:
     return max((file.name for file in folder.glob("state/*.json")), default="")
 
 
+class Waits(Poll):
+    """Waits for a signal after the fifth step, when a state was saved."""
+
+    taken = 0
+
+    def after_step(self) -> int:
+        self.taken += 1
+        while self.taken == 5 and not last_signal():
+            time.sleep(0.01)
+        return super().after_step()
+
+
+def train_and_wait(*args: object) -> None:
+    plan.Poll = Waits  # type: ignore[misc]
+    start_script("train", *args)
+
+
 def start_and_wait(out: Path, err: Path, *args: str) -> Any:
     """A process of its own, once it has saved a state that was not there before."""
     before = newest_state(out)
-    process = start_process(start_script, "train", *args, "--out", out, err=err)
+    process = start_process(train_and_wait, *args, "--out", out, err=err)
     while newest_state(out) <= before:
         assert process.is_alive(), err.read_text()
         time.sleep(0.02)
@@ -65,7 +82,7 @@ def start_and_wait(out: Path, err: Path, *args: str) -> Any:
 
 
 def test_a_killed_and_a_stopped_process(tmp_path: Path, scripts: Scripts) -> None:
-    args = (*TRAIN[:5], "8", *TRAIN[6:], "--save-every", "3steps")
+    args = (*TRAIN, "--save-every", "3steps")
     killed = start_and_wait(tmp_path / "run", tmp_path / "killed", *args)
     killed.kill()
     killed.join()
@@ -77,7 +94,7 @@ def test_a_killed_and_a_stopped_process(tmp_path: Path, scripts: Scripts) -> Non
     assert stopped.exitcode == STOPPED, err
     assert "Traceback" not in err and err.count("stopped: ") == 1
     assert scripts("train", *args, "--out", tmp_path / "run").code == 0
-    assert scripts("train", *TRAIN[:5], "8", *TRAIN[6:], "--out", tmp_path / "whole").code == 0
+    assert scripts("train", *TRAIN, "--out", tmp_path / "whole").code == 0
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
     assert not (tmp_path / "run" / "state").exists()

@@ -157,7 +157,7 @@ def load_model(
             f"got {path}, a {network.name} of {count} classes; expected {classes}; "
             "give weights and data of the same classes"
         )
-    model = build(network.name, count or classes or 2, preset=known, init_weights=False)
+    model = build(network.name, count or classes or 2, preset=known)
     fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
     model.requests = _stored_requests(path, weights.facts)

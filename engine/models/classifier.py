@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
@@ -45,15 +43,16 @@ class Classifier(nn.Module):
     """A copy of a network with its name and its input preset; the network handed in is untouched.
 
     `net` is the architecture itself, with its own public keys: save and load `net.state_dict()`.
-    `plain_net` gives it back without the layer kinds of ours.
+    `plain_net` gives it back without the layer kinds of ours. Without `copy_net` the network itself
+    is taken, and changed: for one that nobody else holds.
 
     Raises:
         InputError: the network has no plain linear layer to be its head.
     """
 
-    def __init__(self, net: nn.Module, name: str, preset: Preset):
+    def __init__(self, net: nn.Module, name: str, preset: Preset, copy_net: bool = True):
         super().__init__()
-        self.net = net = copy.deepcopy(net)
+        self.net = net = copy.deepcopy(net) if copy_net else net
         self.name = name
         self.preset = preset
         self.class_names: tuple[str, ...] | None = None
@@ -112,45 +111,12 @@ class Classifier(nn.Module):
         return output
 
 
-class _SkipDraws(TorchFunctionMode):
-    """Leave parameters as they are where a layer would draw its first weights."""
-
-    _draws = frozenset(
-        {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, nn.init.uniform_, nn.init.normal_,
-         nn.init.trunc_normal_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_}
-    )  # fmt: skip
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        if func in self._draws:
-            tensor = args[0] if args else given["tensor"]
-            if isinstance(tensor, nn.Parameter):
-                return tensor
-        return func(*args, **given)
-
-
-def build(
-    name: str,
-    classes: int,
-    seed: int = 0,
-    preset: Preset | None = None,
-    init_weights: bool = True,
-) -> Classifier:
+def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) -> Classifier:
     """A freshly initialised classifier on the CPU in float32.
 
     The weights are a function of (name, classes, seed, preset.size) alone, so every rank builds the
-    same ones; the global random state is left as it was.
-
-    Args:
-        name: of the architecture.
-        classes: number of logits.
-        seed: of the weights.
-        preset: replaces the model's own; the size matters to the vision transformers' weights and
-            to no other's.
-        init_weights: whether to draw them; without, they have any values, to be loaded over. timm's
-            networks draw theirs in any case.
+    same ones; the global random state is left as it was. `preset` replaces the model's own; the
+    size matters to the vision transformers' weights and to no other's.
 
     Raises:
         InputError: an unknown name, fewer than two classes, or a size the network cannot take.
@@ -167,9 +133,8 @@ def build(
         if name.startswith(PREFIX):
             net = timm_network(name, classes, preset.size)
         else:
-            with nullcontext() if init_weights else _SkipDraws():
-                net = _MODELS[name][0](classes, preset.size)
-        return Classifier(net, name, preset)
+            net = _MODELS[name][0](classes, preset.size)
+        return Classifier(net, name, preset, copy_net=False)
 
 
 def preset_of(name: str) -> Preset:
