@@ -36,12 +36,7 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
     """
     if "--help" in args or "-h" in args:
         return [list(args)]
-    sections: list[list[str]] = [[]]
-    for word in args:
-        if word == "+":
-            sections.append([])
-        else:
-            sections[-1].append(word)
+    sections = split_sections(args)
     at = method_at(sections[0], methods, flags)
     common, sections[0] = sections[0][:at], sections[0][at:]
     if len(sections) > 1:
@@ -58,6 +53,17 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
         chosen += [_choices(section, k) for k in range(len(section))]
         jobs += [list(words) for words in itertools.product(*chosen)]
     return jobs
+
+
+def split_sections(args: Sequence[str]) -> list[list[str]]:
+    """Cut a command line at each `+`."""
+    sections: list[list[str]] = [[]]
+    for word in args:
+        if word == "+":
+            sections.append([])
+        else:
+            sections[-1].append(word)
+    return sections
 
 
 def read_jobs(args: Sequence[str]) -> list[list[str]]:

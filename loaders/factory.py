@@ -107,30 +107,23 @@ def make_loader(
             option="loader",
         )
     args = (images, forget, preset, batch_size, reader)
-    loader: Backend
-    if kind == "torch":
-        loader = TorchLoader(*args)
-    elif kind == "tensor":
-        loader = TensorLoader(*args)
-    elif kind == "beton":
-        loader = BetonLoader(*args)
-    elif kind == "ffcv":
-        loader = FfcvLoader(*args)
-    elif kind == "dali":
-        loader = DaliLoader(*args, cache=int(caches.dali_cache * 2**30), tell=tell)
-    elif caches.resident_shard:
-        loader = ShardedLoader(*args, tell=tell)
-    else:
-        keep = forget if caches.resident_forget else None
-        loader = ResidentLoader(*args, keep=keep, tell=tell)
-    return loader
+    if kind == "dali":
+        return DaliLoader(*args, cache=int(caches.dali_cache * 2**30), tell=tell)
+    if kind == "resident" and caches.resident_shard:
+        return ShardedLoader(*args, tell=tell)
+    if kind == "resident":
+        return ResidentLoader(*args, keep=forget if caches.resident_forget else None, tell=tell)
+    return _PLAIN[kind](*args)
 
 
-_CLASSES: dict[type, Kind] = {
-    TorchLoader: "torch",
-    TensorLoader: "tensor",
-    BetonLoader: "beton",
-    FfcvLoader: "ffcv",
+_PLAIN: dict[Kind, type[Backend]] = {
+    "torch": TorchLoader,
+    "tensor": TensorLoader,
+    "beton": BetonLoader,
+    "ffcv": FfcvLoader,
+}
+_KINDS: dict[type, Kind] = {
+    **{backend: kind for kind, backend in _PLAIN.items()},
     DaliLoader: "dali",
     ShardedLoader: "resident",
     ResidentLoader: "resident",
@@ -139,7 +132,7 @@ _CLASSES: dict[type, Kind] = {
 
 def kind_of(loader: Loader) -> str:
     """The kind that a loader of ours is of; of another its class's name."""
-    return _CLASSES.get(type(loader), type(loader).__name__)
+    return _KINDS.get(type(loader), type(loader).__name__)
 
 
 def choose_backend(images: ImageSet, preset: Preset, device: torch.device) -> tuple[Kind, str]:

@@ -101,27 +101,9 @@ def resolve(
     if kind == "samples" and rest:
         return request_samples(text, [_number(token, rest) for token in _lines(rest)], data)
     if kind in ("class", "file") and rest:
-        index = _index(data)
-        tokens = _lines(rest) if kind == "file" else _split_names(rest, index)
-        if kind == "file":
-            tokens = [_shorten(token, index) for token in tokens]
-        ids = [_class(token, index, data, text) for token in tokens if token]
+        ids = _parse_classes(text, data)
     elif kind in ("random", "top") and rest.isdecimal():
-        if kind == "random":
-            order = keyed.permutation(
-                _require_seed(text, seed), "forget-classes", 0, len(present)
-            ).numpy()
-            ranked = present[order].tolist()
-        else:
-            if ranking is None:
-                raise InputError(
-                    f"got {text!r} without a ranking of the classes, expected a downstream set to "
-                    "be nearest to; name one"
-                )
-            ranked = list(dict.fromkeys(int(c) for c in ranking))
-        if int(rest) > len(ranked):
-            raise InputError(f"got {text!r}, expected at most {len(ranked)} classes; ask for fewer")
-        ids = ranked[: int(rest)]
+        ids = _first_classes(text, present, seed, ranking)
     else:
         raise InputError(
             f"got the forget request {text!r}, expected one of: {FORMS}"
@@ -142,6 +124,37 @@ def resolve(
             "name fewer"
         )
     return Request(text, classes, None, _digest(classes), notes)
+
+
+def _parse_classes(text: str, data: Data) -> list[int]:
+    """The ids of a request that names its classes, or a file of names."""
+    kind, _, rest = text.partition(":")
+    index = _index(data)
+    if kind == "file":
+        tokens = [_shorten(token, index) for token in _lines(rest.strip())]
+    else:
+        tokens = _split_names(rest.strip(), index)
+    return [_class(token, index, data, text) for token in tokens if token]
+
+
+def _first_classes(
+    text: str, present: NDArray[np.int64], seed: int | None, ranking: Sequence[int] | None
+) -> list[int]:
+    """The ids of a request for so many classes: drawn from those present, or first in a ranking."""
+    kind, _, rest = text.partition(":")
+    if kind == "random":
+        order = keyed.permutation(_require_seed(text, seed), "forget-classes", 0, len(present))
+        ranked = present[order.numpy()].tolist()
+    elif ranking is None:
+        raise InputError(
+            f"got {text!r} without a ranking of the classes, expected a downstream set to be "
+            "nearest to; name one"
+        )
+    else:
+        ranked = list(dict.fromkeys(int(c) for c in ranking))
+    if int(rest) > len(ranked):
+        raise InputError(f"got {text!r}, expected at most {len(ranked)} classes; ask for fewer")
+    return ranked[: int(rest)]
 
 
 def score_of(text: str) -> str | None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.launch_tools import Scripts
+
+# The networks are too small for a second thread, which would wait for the first, in a loop.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+# Only a machine that stops could tell whether a file is on the disk; one that is closed is refused.
+os.fsync = os.fstat  # type: ignore[assignment]
+
+
+def pytest_collection_finish() -> None:
+    """Leave out the modules, some 400,000 objects, whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -24,7 +38,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from letheon.launch import train
     from letheon.methods.train import Train
 
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("digits") / "original"
     settings = train.Settings(out=out, method=Train(Recipe(epochs=12, lr=0.1, schedule="cosine")))
     train.main(settings, Ranks())

@@ -41,6 +41,12 @@ def parse(path: Path) -> ast.Module:
     return tree
 
 
+@cache
+def walk(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a file."""
+    return tuple(ast.walk(parse(path)))
+
+
 def parents(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes around a node, from the inside."""
     while (node := getattr(node, "parent", None)) is not None:  # type: ignore[assignment]
@@ -50,7 +56,7 @@ def parents(node: ast.AST) -> Iterator[ast.AST]:
 def nodes(folder: str) -> Iterator[tuple[Path, ast.AST]]:
     """Every node of every file of a folder."""
     for path in sources(folder):
-        for node in ast.walk(parse(path)):
+        for node in walk(path):
             yield path, node
 
 

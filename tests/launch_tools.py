@@ -79,6 +79,12 @@ def script_on(ranks: Ranks, script: str, *args: object) -> None:
     module.main(parse(module.Settings, [*map(str, args)]), ranks)
 
 
+def start_script(script: str, *args: object) -> None:
+    """Run a script to the end of this process, as `start_process` wants it."""
+    sys.argv = [f"{script}.py", *map(str, args)]
+    SCRIPTS[script].start()
+
+
 def torchrun(ranks: int, script: str, *args: object) -> Ended:
     """Run a script on several ranks, as a user does."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +44,9 @@ def _forks() -> Any:
     """A process that has imported what ranks need and run nothing: each rank is a fork of it."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
-        ["letheon.launch.evaluate", "letheon.launch.forget", "torch.distributed.fsdp"]
-    )
+        ["letheon.launch.evaluate", "letheon.launch.forget", "torch.distributed.fsdp",
+         "torch._dynamo", "torchvision", "scipy.stats", "sklearn.manifold", "sklearn.svm"]
+    )  # fmt: skip
     return context
 
 
@@ -60,6 +62,19 @@ def _pool(world: int) -> list[Connection]:
         ends.append(here)
     atexit.register(lambda: [end.send(None) for end in ends])
     return ends
+
+
+def _act(work: Callable[..., Any], args: tuple[Any, ...], err: str) -> None:
+    torch.set_num_threads(1)
+    os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    work(*args)
+
+
+def start_process(work: Callable[..., Any], *args: Any, err: Path) -> Any:
+    """Start `work(*args)` in a process that has imported the scripts; its errors go to `err`."""
+    process = _forks().Process(target=_act, args=(work, args, str(err)), daemon=True)
+    process.start()
+    return process
 
 
 def on_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:

@@ -175,18 +175,15 @@ def test_work_before_a_start_is_shared_out_and_no_rank_waits_for_one_that_is_els
         assert item[0] == "got eight"
 
 
-def test_the_digest_of_the_code_is_over_every_source_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("engine/runs", "eval"):
-        (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "engine/runs/run_folder.py"))
+def test_the_digest_of_the_code_is_over_every_source_file(tmp_path: Path) -> None:
+    for folder in ("engine", "eval"):
+        (tmp_path / folder).mkdir()
     digests = set()
     for name, text in (("engine/a.py", "1"), ("engine/a.py", "2"), ("eval/b.py", "2")):
         (tmp_path / name).write_text(text)
-        digests.add(run_folder.code_digest())
+        digests.add(run_folder._digest_sources(tmp_path))
     (tmp_path / "engine" / "notes.txt").write_text("no code")
-    assert len(digests) == 3 and run_folder.code_digest() in digests
+    assert len(digests) == 3 and run_folder._digest_sources(tmp_path) in digests
 
 
 @pytest.mark.slow

@@ -12,7 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.launch_tools import Scripts, torchrun
+from letheon.engine.distributed import Ranks
+from letheon.errors import InputError
+from letheon.launch.command import error_line
+from tests.launch_tools import Scripts, script_on, torchrun
+from tests.pool import on_ranks
 
 FINETUNE = ("finetune", "--epochs", "1")
 OTHER_LIST = "543\n407\n"
@@ -161,22 +165,33 @@ def test_a_changed_weights_file_is_found(scripts: Scripts, original: Path, tmp_p
     assert ended.code == 2 and len(ended.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("ranks", "args", "expected"),
-    [
-        pytest.param(
-            2,
-            ("--forget", "class:eleven", "finetune"),
-            "unknown class 'eleven'",
-            marks=pytest.mark.slow,
-        ),
-        (2, ("--forget", "class:3", "finetune", "--batch-size", "1"), "got 2 processes"),
-    ],
-)
-def test_every_rank_stops(
-    ranks: int, args: tuple[str, ...], expected: str, original: Path, tmp_path: Path
+STOPS = [
+    (("--forget", "class:eleven", "finetune"), "unknown class 'eleven'"),
+    (("--forget", "class:3", "finetune", "--batch-size", "1"), "got 2 processes"),
+]
+
+
+def refusal_on(ranks: Ranks, *args: object) -> tuple[str, bool]:
+    """What a rank is told, and whether all are: then the first alone says it."""
+    with pytest.raises(InputError) as caught:
+        script_on(ranks, "forget", *args)
+    return error_line(caught.value), caught.value.everywhere
+
+
+def test_every_rank_stops(original: Path, tmp_path: Path) -> None:
+    for args, expected in STOPS:
+        given = ("--weights", original, "--out", tmp_path / "out", *args)
+        (line, everywhere), other = on_ranks(2, refusal_on, *given)
+        assert expected in line and everywhere and other == (line, everywhere)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("args", "expected"), STOPS)
+def test_torchrun_ends_with_the_line(
+    args: tuple[str, ...], expected: str, original: Path, tmp_path: Path
 ) -> None:
-    ended = torchrun(ranks, "forget", "--weights", original, "--out", tmp_path / "out", *args)
+    ended = torchrun(2, "forget", "--weights", original, "--out", tmp_path / "out", *args)
     assert ended.code != 0
     told = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and expected in told[0]

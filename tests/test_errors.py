@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -105,65 +103,6 @@ def test_torchrun_ends_with_the_error(
     assert ended.code != 0
     assert message in closing(ended) and f"exitcode  : {code}" in closing(ended)
     assert "To enable traceback" not in ended.err
-
-
-PLUG_IN = """
-from dataclasses import dataclass
-from letheon.engine.method import Phase
-from letheon.engine.recipe import Recipe
-from letheon import Method
-from torch.nn.functional import cross_entropy
-
-def loss(net, batch):
-    return -cross_entropy(net(batch.images).logits, batch.labels)
-
-@dataclass(frozen=True)
-class Climb(Method):
-    recipe: Recipe = Recipe(epochs=1, lr=1e-3)
-    steepness: float = 1.0
-    name = "climb"
-
-    def phases(self, run, state, epoch):
-        return [Phase("climb", "forget", loss, "frozen")]
-"""
-
-
-@pytest.fixture
-def plug_ins(tmp_path: Path) -> Path:
-    """A folder with packages that announce a method: one good, one broken, one named as ours."""
-    folder = tmp_path / "plug-ins"
-    for name, point in (
-        ("good", "climb = climb_plug_in:Climb"),
-        ("broken", "broken = broken_plug_in:Nope"),
-        ("shadow", "salun = climb_plug_in:Climb"),
-        ("wrong", "wrong = climb_plug_in:loss"),
-    ):
-        info = folder / f"{name}-0.1.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-        (info / "entry_points.txt").write_text(f"[letheon.methods]\n{point}\n")
-    (folder / "climb_plug_in.py").write_text(PLUG_IN)
-    (folder / "broken_plug_in.py").write_text("raise ImportError('needs another library')\n")
-    return folder
-
-
-def test_plug_ins(plug_ins: Path, original: Path, tmp_path: Path) -> None:
-    """A third party's method is one like ours, as inner method too; a broken one is named."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "letheon.launch.main", "forget", "--weights", str(original),
-         "--forget", "class:3", "--device", "cpu", "--out", str(tmp_path / "out"),
-         "salun", "--density", "0.25", "climb", "--steepness", "2"],
-        env={**os.environ, "PYTHONPATH": str(plug_ins), "OMP_NUM_THREADS": "1"}, cwd=ROOT,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    method = json.loads((tmp_path / "out" / "settings.json").read_text())["method"]
-    assert method["density"] == 0.25 and method["inner"]["steepness"] == 2
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["method"] == "salun"
-    warnings = [line for line in ended.stderr.splitlines() if line.startswith("warning: left out")]
-    assert [sum(f"'{name}' of" in line for line in warnings) for name in
-            ("broken", "salun", "wrong")] == [1, 1, 1]  # fmt: skip
-    assert "needs another library" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""A method of another package: installed, with its own option and state, stopped and resumed."""
+"""A method of another package: installed, with its own option and state, stopped and resumed.
+
+One that is broken, no method, or named as one of ours is left out and named.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,17 @@ assert call("parts", *method) == 75
 assert list(Path(out, "parts", "state").iterdir())
 plan.Poll = usual
 assert call("parts", *method) == 0
+assert call("inner", "salun", "--density", "0.25", "fading", "--fade", "0.02") == 0
 assert call("help", "fading", "--help") == 0
 """
+
+
+def announce(site: Path, package: str, method: str) -> None:
+    """Let a package be installed that announces a method, as an entry point says it."""
+    info = site / f"{package}-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(f"[letheon.methods]\n{method}\n")
 
 
 def test_an_installed_method_is_one_like_ours(original: Path, tmp_path: Path) -> None:
@@ -60,6 +72,8 @@ def test_an_installed_method_is_one_like_ours(original: Path, tmp_path: Path) ->
          "--egg-base", str(site)],
         cwd=source, check=True, capture_output=True,
     )  # fmt: skip
+    announce(site, "shadow", "salun = fading:Fading")
+    announce(site, "wrong", "wrong = fading:_loss")
     ended = subprocess.run(
         [sys.executable, "-c", CODE, str(original), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}, cwd=ROOT,
@@ -70,5 +84,11 @@ def test_an_installed_method_is_one_like_ours(original: Path, tmp_path: Path) ->
     runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "parts")]
     assert runs[0]["weights"] == runs[1]["weights"] and runs[0]["method"] == "fading"
     assert "goes on with the unfinished run" in ended.stderr
-    assert "warning: left out the method 'broken' of letheon-example" in ended.stderr
+    settings = json.loads((tmp_path / "inner" / "settings.json").read_text())["method"]
+    assert settings["density"] == 0.25 and settings["inner"]["fade"] == 0.02
+    warnings = [line for line in ended.stderr.splitlines() if line.startswith("warning: left out")]
+    packages = {"broken": "letheon-example", "salun": "shadow", "wrong": "wrong"}
+    assert len(warnings) == len(packages)
+    for name, package in packages.items():
+        assert any(f"'{name}' of {package}" in line for line in warnings), name
     assert "fading_that_is_not_there" in ended.stderr and "Traceback" not in ended.stderr

@@ -32,6 +32,7 @@ from tests.house import (
     parse,
     place,
     sources,
+    walk,
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------- floors and circles
@@ -44,9 +45,9 @@ def module_name(path: Path) -> str:
     return ".".join(("letheon", *parts) if parts and parts[0] in WHEEL else parts)
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+def imports(path: Path) -> Iterator[tuple[str, ast.AST]]:
     """Every module that a file imports; `from a import b` gives a and a.b."""
-    for node in ast.walk(tree):
+    for node in walk(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node
@@ -79,7 +80,7 @@ def test_a_folder_imports_only_folders_below_it(folder: str) -> None:
     problems = []
     for path in sources(folder):
         face = path == ROOT / "letheon" / "__init__.py"
-        for module, node in imports(parse(path)):
+        for module, node in imports(path):
             other = folder_of(module)
             if module.split(".")[0] in WHEEL:
                 problems.append(f"{place(path, node)}: import it as letheon.{module}")
@@ -117,7 +118,7 @@ def test_no_circle_of_files(folder: str) -> None:
     files |= {path.stem: path for path in sources(folder) if folder == "benchmarks"}
     graph: dict[str, dict[str, str]] = {}
     for name, path in files.items():
-        arrows = {m: place(path, node) for m, node in imports(parse(path)) if not deferred(node)}
+        arrows = {m: place(path, node) for m, node in imports(path) if not deferred(node)}
         graph[name] = {m: where for m, where in arrows.items() if m in files and m != name}
         parents_of_name = {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
         for package in parents_of_name & graph[name].keys():

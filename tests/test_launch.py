@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from letheon.engine.checkpoints.model_file import load_model
 from letheon.eval.metrics.knn_splits import split
 from letheon.loaders.datasets.digits import downstream, upstream
-from tests.launch_tools import Scripts, script_on, torchrun
+from tests.launch_tools import Scripts, script_on
 from tests.pool import on_ranks
 from tests.test_bad_input import images as pictures
 
@@ -59,8 +59,7 @@ def test_two_ranks_give_the_same_run(original: Path, scripts: Scripts, tmp_path:
     args = ("--weights", original, "--forget", "class:3,8")
     method = ("spkd", "--epochs", "2", "--lr", "1e-4", "--batch-norm", "frozen")
     assert scripts("forget", *args, "--out", tmp_path / "one", *method).code == 0
-    ended = torchrun(2, "forget", *args, "--out", tmp_path / "two", *method)
-    assert ended.code == 0, ended.err
+    on_ranks(2, script_on, "forget", *args, "--out", tmp_path / "two", *method)
     one, two = (load_file(tmp_path / run / "weights.safetensors") for run in ("one", "two"))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-4, rtol=1e-3, msg=key)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from letheon.engine.runs import plan, several
-from letheon.engine.runs.stop import STOPPED, Poll, Stopped
-from tests.launch_tools import ROOT, Scripts
+from letheon.engine.runs.stop import STOPPED, Poll, Stopped, last_signal
+from tests.launch_tools import Scripts, start_script
+from tests.pool import start_process
 
-TRAIN = ("--data", "digits", "--model", "small", "--epochs", "6", "--lr", "0.05", "--device", "cpu")
+TRAIN = ("--data", "digits", "--model", "small", "--epochs", "2", "--lr", "0.05", "--device", "cpu")
 
 
 def weights_of(folder: Path) -> str:
@@ -55,32 +54,47 @@ def newest_state(folder: Path) -> str:
     return max((file.name for file in folder.glob("state/*.json")), default="")
 
 
-def start_and_wait(out: Path, *args: str) -> subprocess.Popen[str]:
-    """A real process, once it has saved a state that was not there before."""
+class Waits(Poll):
+    """Waits for a signal after the fifth step, when a state was saved."""
+
+    taken = 0
+
+    def after_step(self) -> int:
+        self.taken += 1
+        while self.taken == 5 and not last_signal():
+            time.sleep(0.01)
+        return super().after_step()
+
+
+def train_and_wait(*args: object) -> None:
+    plan.Poll = Waits  # type: ignore[misc]
+    start_script("train", *args)
+
+
+def start_and_wait(out: Path, err: Path, *args: str) -> Any:
+    """A process of its own, once it has saved a state that was not there before."""
     before = newest_state(out)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "train.py"), *args, "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start_process(train_and_wait, *args, "--out", out, err=err)
     while newest_state(out) <= before:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive(), err.read_text()
         time.sleep(0.02)
     return process
 
 
 def test_a_killed_and_a_stopped_process(tmp_path: Path, scripts: Scripts) -> None:
-    args = (*TRAIN[:5], "8", *TRAIN[6:], "--save-every", "3steps")
-    killed = start_and_wait(tmp_path / "run", *args)
+    args = (*TRAIN, "--save-every", "3steps")
+    killed = start_and_wait(tmp_path / "run", tmp_path / "killed", *args)
     killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    killed.communicate()
-    stopped = start_and_wait(tmp_path / "run", *args)
-    stopped.send_signal(signal.SIGTERM)
-    _, err = stopped.communicate()
-    assert stopped.returncode == STOPPED, err
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    stopped = start_and_wait(tmp_path / "run", tmp_path / "stopped", *args)
+    stopped.terminate()
+    stopped.join()
+    err = (tmp_path / "stopped").read_text()
+    assert stopped.exitcode == STOPPED, err
     assert "Traceback" not in err and err.count("stopped: ") == 1
     assert scripts("train", *args, "--out", tmp_path / "run").code == 0
-    assert scripts("train", *TRAIN[:5], "8", *TRAIN[6:], "--out", tmp_path / "whole").code == 0
+    assert scripts("train", *TRAIN, "--out", tmp_path / "whole").code == 0
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
     assert not (tmp_path / "run" / "state").exists()

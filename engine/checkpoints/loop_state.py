@@ -286,18 +286,21 @@ def _optimizers(step: Step) -> tuple[Tensors, dict[str, Any]]:
     tensors: Tensors = {}
     facts: dict[str, Any] = {}
     for slot, optimizer in step.optimizers.items():
-        host, values, number = [], {}, 0
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                for name, value in optimizer.state.get(parameter, {}).items():
-                    key = f"optimizer.{slot}.{number}.{name}"
-                    if isinstance(value, Tensor):
-                        tensors[key] = value
-                        if value.device.type == "cpu":
-                            host.append(key)
-                    elif value is None or isinstance(value, bool | int | float | str):
-                        values[f"{number}.{name}"] = value
-                number += 1
+        host, values = [], {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        entries = [
+            (f"{number}.{name}", value)
+            for number, parameter in enumerate(parameters)
+            for name, value in optimizer.state.get(parameter, {}).items()
+        ]
+        for entry, value in entries:
+            key = f"optimizer.{slot}.{entry}"
+            if isinstance(value, Tensor):
+                tensors[key] = value
+                if value.device.type == "cpu":
+                    host.append(key)
+            elif value is None or isinstance(value, bool | int | float | str):
+                values[entry] = value
         groups = [
             {k: v for k, v in group.items() if isinstance(v, bool | int | float)}
             for group in optimizer.param_groups

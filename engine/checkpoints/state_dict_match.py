@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from letheon.engine.checkpoints.key_names import (
     clean_keys,
@@ -106,7 +107,7 @@ def _find_fits(path: Path, weights: Weights, known: Sequence[str]) -> Iterator[M
         state = {k: v for k, v in cleaned.items() if not k.endswith((".mean", ".std"))}
         for name in known:
             empty = skeleton(name)
-            keys = empty.net.state_dict()
+            keys = expected_state(name)
             for prefix in list(prefixes(state, next(iter(keys)))):
                 cut = len(prefix)
                 inside = {k[cut:]: v for k, v in state.items() if k.startswith(prefix)}
@@ -227,14 +228,15 @@ def hint(state: Mapping[str, Value], name: str = "") -> str:
     empty = skeleton(nearest, input_size(state))
     head = {f"{empty.head_path}.{part}" for part in ("weight", "bias")}
     classes = head & state.keys()  # of any number
-    expected = {k: v for k, v in empty.net.state_dict().items() if k not in classes}
+    template = expected_state(nearest, input_size(state))
+    expected = {k: v for k, v in template.items() if k not in classes}
     actual = {k: v for k, v in state.items() if k not in classes}
     return f"the nearest is {nearest}, with keys {_difference(expected, actual)}; {mend}"
 
 
 def _share(name: str, state: Mapping[str, Value]) -> float:
     """Return the share of an architecture's keys that `state` has in the same shape."""
-    expected = skeleton(name, input_size(state)).net.state_dict()
+    expected = expected_state(name, input_size(state))
     same = [k for k, v in expected.items() if k in state and _kind(state[k]) == _kind(v)]
     return len(same) / len(expected)
 
@@ -246,7 +248,8 @@ def _fits(name: str, state: Mapping[str, Value]) -> bool:
     rows = class_count(state, name)
     if rows is None or any(key in state and state[key].shape[:1] != (rows,) for key in head):
         return False
-    expected = {k: _kind(v) for k, v in empty.net.state_dict().items()}
+    template = expected_state(name, input_size(state))
+    expected = {k: _kind(v) for k, v in template.items()}
     actual = {k: _kind(v) for k, v in state.items()}
     for key in head & actual.keys():
         width = "".join(f", {n}" for n in state[key].shape[1:])
@@ -281,3 +284,9 @@ def skeleton(name: str, size: int | None = None) -> Classifier:
         if size is None:
             raise
         return skeleton(name)  # it cannot take this size, so nothing of this size fits
+
+
+@cache
+def expected_state(name: str, size: int | None = None) -> Mapping[str, Tensor]:
+    """Return the architecture's keys with tensors of the right shape that hold nothing."""
+    return skeleton(name, size).net.state_dict()

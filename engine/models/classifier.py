@@ -44,15 +44,23 @@ class Classifier(nn.Module):
 
     `net` is the architecture itself, with its own public keys: save and load `net.state_dict()`.
     `plain_net` gives it back without the layer kinds of ours. `head` is the dotted path of the
-    linear layer whose output is the network's; by default the one registered last.
+    linear layer whose output is the network's; by default the one registered last. Without
+    `copy_net` the network itself is taken, and changed: for one that nobody else holds.
 
     Raises:
         InputError: the network has no plain linear layer to be its head.
     """
 
-    def __init__(self, net: nn.Module, name: str, preset: Preset, head: str | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        name: str,
+        preset: Preset,
+        head: str | None = None,
+        copy_net: bool = True,
+    ):
         super().__init__()
-        self.net = net = copy.deepcopy(net)
+        self.net = net = copy.deepcopy(net) if copy_net else net
         self.name = name
         self.preset = preset
         self.class_names: tuple[str, ...] | None = None
@@ -139,7 +147,7 @@ def build(name: str, classes: int, seed: int = 0, preset: Preset | None = None) 
             net = timm_network(name, classes, preset.size)
         else:
             net = _MODELS[name][0](classes, preset.size)
-        return Classifier(net, name, preset)
+        return Classifier(net, name, preset, copy_net=False)
 
 
 def preset_of(name: str) -> Preset:

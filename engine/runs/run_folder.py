@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,7 @@ def _text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
 
 
+@cache
 def packages() -> dict[str, str]:
     """Versions of the installed packages that a result may depend on, by name."""
     found = {}
@@ -383,8 +385,12 @@ def device_name(ranks: Ranks) -> str:
     return torch.cuda.get_device_name(ranks.device) if cuda else platform.machine()
 
 
+@cache
 def revision() -> dict[str, Any]:
-    """Commit of the source tree, and whether it had changes; empty outside a checkout."""
+    """Commit of the source tree, and whether it had changes; empty outside a checkout.
+
+    As it was when this process first asked: what is edited later does not run in it.
+    """
     here = Path(__file__).resolve().parent
     try:
         subprocess.run(
@@ -414,9 +420,14 @@ def source_facts() -> dict[str, Any]:
     return {"code": code_digest(), "packages": packages()}
 
 
+@cache
 def code_digest() -> str:
-    """SHA-256 in hex over the source files of this package, edited or not."""
-    root, total = Path(__file__).resolve().parents[2], hashlib.sha256()
+    """SHA-256 in hex over the source files of this package, edited or not; once a process."""
+    return _digest_sources(Path(__file__).resolve().parents[2])
+
+
+def _digest_sources(root: Path) -> str:
+    total = hashlib.sha256()
     for floor in _FLOORS:
         for file in sorted((root / floor).rglob("*.py")):
             total.update(f"{file.relative_to(root).as_posix()}\n".encode())

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import InputError, suggest
-from letheon.launch.joblist import method_at
+from letheon.launch.joblist import method_at, split_sections
 from letheon.launch.records.replay import method_words, option_name
 from letheon.regular import LARGEST, read_regular
 
@@ -184,14 +184,8 @@ def expand_recipes(
     Raises:
         InputError: no such recipe, or a method beside it.
     """
-    sections: list[list[str]] = [[]]
-    for word in args:
-        if word == "+":
-            sections.append([])
-        else:
-            sections[-1].append(word)
     words: list[str] = []
-    for number, section in enumerate(sections):
+    for number, section in enumerate(split_sections(args)):
         words += [*(["+"] if number else []), *_expand(section, methods, flags)]
     return words
 

@@ -1,28 +1,20 @@
 """The GPU suite: refuses in one line without a GPU, passes all of its checks with one."""
 
 import csv
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-SUITE = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.py"
-
-
-def run(*arguments):
-    return subprocess.run([sys.executable, str(SUITE), *arguments], capture_output=True, text=True)
-
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_exits_2(tmp_path):
-    result = run("--out", str(tmp_path / "gpu.csv"))
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert "got no CUDA device, expected one" in result.stderr
-    assert len([line for line in result.stderr.splitlines() if "gpu_suite" in line]) == 1
+def test_without_a_gpu_it_says_so_and_exits_2(tmp_path, capsys):
+    import gpu_suite
+
+    assert gpu_suite.main(gpu_suite.Options(out=tmp_path / "gpu.csv")) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("gpu_suite: got no CUDA device, expected one")
+    assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -116,7 +116,6 @@ def test_a_store_that_stands_still_is_named(
     still: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, process = still
-    monkeypatch.setattr(watch, "_ANSWER", 0.1)
     monkeypatch.setattr(watch, "PLACE", watch.Place(7, "phase retain of epoch 1", tmp_path))
     monkeypatch.setenv("MASTER_ADDR", "n0")
     store = TCPStore("127.0.0.1", port, None, False)
@@ -124,6 +123,7 @@ def test_a_store_that_stands_still_is_named(
     assert one.explain_loss("mine") == ""  # it answers
     os.kill(process, signal.SIGSTOP)
     os.waitpid(process, os.WUNTRACED)  # until it stands still
+    monkeypatch.setattr(watch, "_ANSWER", 0.1)
     for _ in range(2):  # the second time it is known
         text = one.explain("my stack")
         assert "waited for rank 0 on n0, which holds the ranks' store and says nothing" in text

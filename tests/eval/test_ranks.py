@@ -22,7 +22,7 @@ from letheon.eval.quick_row import measure
 from letheon.eval.row_builder import build_row
 from letheon.eval.search.neighbors import nearest
 from letheon.loaders.order import share
-from tests.eval.sweeping import sweep
+from tests.eval.sweeping import refuse_image, sweep
 from tests.eval.test_audit import NAMES, flat, outputs, subject
 from tests.eval.test_features import CLASSES, loader
 from tests.eval.test_knn import METRICS, clusters
@@ -48,14 +48,7 @@ def passed(ranks: Ranks) -> dict[str, Any]:
 
 def unreadable(ranks: Ranks) -> str:
     read = loader(ranks)
-    inner = read.images.read_many
-
-    def refuse(indices: Any) -> Any:
-        if 46 in indices:
-            raise InputError("got image 46, which cannot be read")
-        return inner(indices)
-
-    read.images.read_many = refuse  # type: ignore[method-assign]
+    refuse_image(read, 46)
     try:
         extract(build("small", CLASSES), read, ranks)
     except InputError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from letheon.eval.inference.passes import Store, SweepOptions, Swept, sweep_toge
 from letheon.eval.inference.taps import stages
 from letheon.eval.outputs import Outputs
 from letheon.loaders.preset import Preset
-from tests.eval.sweeping import sweep
+from tests.eval.sweeping import refuse_image, sweep
 from tests.eval.test_features import CLASSES, loader
 from tests.pool import on_ranks
 
@@ -50,14 +49,7 @@ def together(ranks: Ranks, folder: Path | None = None) -> list[bool]:
 
 def unreadable(ranks: Ranks) -> str:
     read = loader(ranks)
-    inner = read.images.read_many
-
-    def refuse(indices: Any) -> Any:
-        if 46 in indices:
-            raise InputError("got image 46, which cannot be read")
-        return inner(indices)
-
-    read.images.read_many = refuse  # type: ignore[method-assign]
+    refuse_image(read, 46)
     try:
         swept = [Swept(str(seed), build("small", CLASSES, seed=seed)) for seed in (1, 2)]
         sweep_together(swept, {"train": read, "test": loader(ranks, 30)}, ranks)

@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 
 from letheon.loaders.datasets.image_set import ArrayImages
+from letheon.loaders.formats.beton import BetonImages
+from letheon.loaders.formats.beton_writer import write_beton
+from letheon.loaders.formats.encoding import Encoding
+from letheon.loaders.open import open_source
 
 Drawn = Callable[..., Path]
 
@@ -59,3 +63,13 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file, "JPEG", quality=90, subsampling=number % 3
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonImages:
+    """The photographs as a beton file, two in five of them as pixels."""
+    out = tmp_path_factory.mktemp("beton") / "set.beton"
+    found = open_source(str(photographs))
+    assert isinstance(found, dict)
+    write_beton(next(iter(found.values())), out, Encoding(raw=0.4))
+    return BetonImages(out)

@@ -24,8 +24,6 @@ from letheon.loaders.batch import Batch, Loader, Reader, Reads, Stream
 from letheon.loaders.decode import jpeg
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.formats.beton import BetonImages
-from letheon.loaders.formats.beton_writer import write_beton
-from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.preset import Preset
 from letheon.loaders.views import RelabeledImages
@@ -51,15 +49,6 @@ TOLERANCE: dict[Kind, tuple[float, float]] = {
 }
 STREAMS: tuple[Reads, ...] = ("forget", "retain", "mixed", "paired")
 Make = Callable[..., Loader]
-
-
-@pytest.fixture(scope="module")
-def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonImages:
-    out = tmp_path_factory.mktemp("beton") / "set.beton"
-    found = open_source(str(photographs))
-    assert isinstance(found, dict)
-    write_beton(next(iter(found.values())), out, Encoding(raw=0.4))
-    return BetonImages(out)
 
 
 @pytest.fixture(params=KINDS)

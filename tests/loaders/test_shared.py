@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -17,9 +16,6 @@ from letheon.loaders.backends.torch_loader import TorchLoader
 from letheon.loaders.batch import Batch, Reader, Reads, Stream
 from letheon.loaders.factory import Kind, make_loader
 from letheon.loaders.formats.beton import BetonImages
-from letheon.loaders.formats.beton_writer import write_beton
-from letheon.loaders.formats.encoding import Encoding
-from letheon.loaders.open import open_source
 from letheon.loaders.order import Part, epoch_parts
 from letheon.loaders.preset import Preset
 from tests.world import images as noise
@@ -30,15 +26,6 @@ READERS: tuple[tuple[Reads, int], ...] = (
     ("retain", 8), ("forget", 8), ("mixed", 7), ("retain", 8), ("retain", 5), ("paired", 6),
 )  # fmt: skip
 FORGET = np.arange(101) % 5 == 2
-
-
-@pytest.fixture(scope="module")
-def images(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonImages:
-    out = tmp_path_factory.mktemp("beton") / "set.beton"
-    found = open_source(str(photographs))
-    assert isinstance(found, dict)
-    write_beton(next(iter(found.values())), out, Encoding(raw=0.4))
-    return BetonImages(out)
 
 
 # torch starts workers for every stream of every rank: a cost of seconds.
