@@ -22,6 +22,7 @@ from letheon.launch.tuning.search import Study
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import forget_mask, resolve
 from letheon.methods.finetune import Finetune
+from letheon.methods.fisher import Fisher
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from letheon.methods.scrub import Scrub
@@ -65,6 +66,7 @@ def test_ranges_are_the_methods_own_or_the_users() -> None:
     names = {one.name: one for one in choose_ranges("", salun)}
     assert names.keys() == {"lr", "density"} and names["lr"].log and not names["density"].log
     assert [one.name for one in choose_ranges("", Ssd())] == ["alpha"]
+    assert [one.name for one in choose_ranges("", Fisher())] == ["alpha", "limit"]
     ranges = choose_ranges("lr=1e-3:0.1, epochs=1:9,order=mixed|paired", salun)
     assert [one.whole for one in ranges] == [False, True, False]
     new = replace_settings(salun, {"lr": 0.5, "epochs": 3, "order": "paired", "density": 0.1})
