@@ -167,8 +167,8 @@ def test_a_search_by_a_retrained_model_and_what_it_refuses(
     report = search(scripts, original, tmp_path / "a", *words, "finetune", "--epochs", 1)
     assert report["knowledge"].startswith("the retrained model")
     wild = ("--ranges", "lr=1e18:1e20", "--forget", "class:3", "--trials", 1)
-    base = ("tune", "--weights", original, "--out", tmp_path / "b")
-    ended = scripts(*base, *wild, "grad-ascent", "--epochs", 2)
+    begin = ("tune", "--weights", original, "--out", tmp_path / "b")
+    ended = scripts(*begin, *wild, "grad-ascent", "--epochs", 2)
     assert ended.code == 3 and "got 1 trials, which all failed, the last one: " in ended.err
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     assert report["best"] is None and report["trials"][0]["gap"] == 1

@@ -153,7 +153,7 @@ def test_l2ul_is_its_definition(radius: float) -> None:
 
 
 @pytest.mark.parametrize("kind", [Amun, L2ul, Spotter])
-def test_runs_that_search_alike_share_their_images(kind: type[Method]) -> None:
+def test_runs_that_search_alike_share_their_images(kind: Any) -> None:
     few = {"images": 2, "beside": 1, "steps": 2} if kind is L2ul else {"steps": 2}
     one, other, further = (kind(recipe=replace(RECIPE, lr=lr), **few) for lr in (0.1, 0.2, 0.1))
     further = replace(further, radius=2.0)
