@@ -23,7 +23,7 @@ from letheon.engine.memory.sample_rows import SampleRows
 from letheon.engine.memory.shards import Shards, cut, own_parts
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.initial import initial_copy
-from letheon.engine.models.teacher import shared_copy
+from letheon.engine.models.teacher import Teachers, shared_copy
 from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
@@ -168,6 +168,8 @@ class Run:
     shared: dict[Any, Any] | None = None
     """Where `engine/statistics.py` keeps statistics over sets for the other runs of the call; None
     once `prepare` is over: the weights that a run has moved are no other run's."""
+    teachers: Teachers = field(default_factory=Teachers)
+    """Where `teacher` looks for the copy that another run of the call holds."""
     image_memory: ImageMemory | None = None
     """Where the runs of a call keep images that were decoded for sums and accuracies."""
     sweeps: Sweeps | None = None
@@ -213,7 +215,7 @@ class Run:
         seed)."""  # noqa: D205, D209
         if self.shards is not None:
             return self.shards.copy(initial_copy(self.shards.host_copy(), seed))
-        return shared_copy(initial_copy(self.model, seed), self.precision)
+        return shared_copy(initial_copy(self.model, seed), self.precision, self.teachers)
 
     def own_part(self, whole: Tensor) -> Tensor:
         """Return what of a tensor that fits a whole weight belongs to this rank: all of it, or its
@@ -269,13 +271,13 @@ class Run:
         """A frozen copy of the model as it is now; keep it in the state, `rebuilt`.
 
         Batch-norm is folded into its convolutions and the weights are in the type of the run's
-        autocast, under which it is to be called. Runs of one process that start from the same
-        weights have one teacher. Of a network that is split over the ranks it is split alike, with
+        autocast, under which it is to be called. Runs of one call that start from the same weights
+        have one teacher. Of a network that is split over the ranks it is split alike, with
         its batch-norm. Ask it by `teacher_output`.
         """
         if self.shards is not None:
             return self.shards.copy()
-        return shared_copy(self.model, self.precision)
+        return shared_copy(self.model, self.precision, self.teachers)
 
 
 class Definition(NamedTuple):

@@ -333,25 +333,27 @@ def _input_covariances(
 ) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
 
-    def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    listening = False  # not to the blank images of a network that is split over the ranks
+
+    def add(path: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if listening:
             rows = _rows(layer, inputs[0])
             sums[path] += rows.T @ rows
-
-        return add
 
     hooks = []
     for path in layers:
         layer = run.model.net.get_submodule(path)
         wide = _rows(layer, None)
         sums[path] = torch.zeros(wide, wide, dtype=torch.float64, device=run.ranks.device)
-        hooks.append(layer.register_forward_pre_hook(watch(path)))
+        hooks.append(layer.register_forward_pre_hook(partial(add, path)))
     name = f"input covariances of {[*layers]}"
     try:
         with _evaluating(run.model), torch.no_grad():
             for batch in batches(run, part, name, Sums(*sums.values()), samples):
                 with run.precision.autocast(run.ranks.device):
+                    listening = True
                     run.model(batch.images)
+                    listening = False
     finally:
         for hook in hooks:
             hook.remove()
@@ -453,7 +455,7 @@ def _rows(layer: nn.Module, images: Tensor | None) -> Any:
         return layer.in_features if images is None else images.flatten(0, -2).double()
     assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
     if images is None:
-        return layer.weight[0].numel()
+        return layer.weight.shape[1:].numel()
     size = (layer.kernel_size[0], layer.kernel_size[1])
     patches = F.unfold(images.double(), size, layer.dilation, layer.padding, layer.stride)
     return patches.transpose(1, 2).flatten(0, 1)

@@ -41,6 +41,7 @@ class Esc(Method):
         source="Lee et al. 2025",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"share": (0.001, 0.5)}
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=0)
     share: float = 0.015
     """p, of the D directions."""
@@ -56,7 +57,7 @@ class Esc(Method):
 
     def prepare(self, run: Run) -> State:
         """Project the head."""
-        path, weight = run.model.head_path, run.model.head.weight
+        path, weight = run.model.head_path, run.own_parameter(run.model.head.weight)
         _, vectors = torch.linalg.eigh(input_covariances(run, "forget", [path])[path])
         leading = vectors[:, -math.ceil(self.share * len(vectors)) :]  # (D, k)
         with torch.no_grad():

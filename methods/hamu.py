@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import clip_gradients, norms, sum_parts
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.methods.paired import two_losses, write_gradient
@@ -17,7 +18,7 @@ from letheon.methods.requirements import require_between, require_positive, requ
 
 
 def constrained_steps(
-    objective: Sequence[Tensor], constraint: Sequence[Tensor], ratio: float
+    run: Run, objective: Sequence[Tensor], constraint: Sequence[Tensor], ratio: float
 ) -> list[Tensor]:
     """For each tensor the step of length R that lowers one loss most while another rises by b.
 
@@ -26,20 +27,23 @@ def constrained_steps(
     h / |h|^2 where R is too short for b; (iii) else b h / |h|^2 and the rest of R against the part
     of g across h.
     """
-    g_sizes, h_sizes = (torch.stack(torch._foreach_norm(list(x))) for x in (objective, constraint))
-    products = g_sizes * h_sizes
+    pairs = list(zip(objective, constraint, strict=True))
+    products = norms(run, objective) * norms(run, constraint)
     total = products.sum()
     budgets = torch.where(total > 0, ratio * products / total, 0.0)
+    inner, length, size = (
+        sum_parts(run, torch.stack([(a * b).sum() for a, b in of]))
+        for of in (pairs, [(g, g) for g, _ in pairs], [(h, h) for _, h in pairs])
+    )
+    inverse = torch.where(size > 0, 1 / size, 0.0)
+    across = [g - inner[k] * inverse[k] * h for k, (g, h) in enumerate(pairs)]
+    rest = (length - budgets**2 * inverse).clamp(min=0).sqrt()
+    widths = norms(run, across)
+    sideways = torch.where(widths > 0, rest / widths, 0.0)
     steps = []
-    for g, h, budget in zip(objective, constraint, budgets.unbind(), strict=True):
-        inner, length, size = (g * h).sum(), (g * g).sum(), (h * h).sum()
-        inverse = torch.where(size > 0, 1 / size, 0.0)
-        needed = budget * inverse * h
-        across = g - inner * inverse * h
-        rest = (length - budget**2 * inverse).clamp(min=0).sqrt()
-        width = across.norm()
-        sideways = torch.where(width > 0, rest / width, 0.0) * across
-        steps.append(torch.where(inner <= -budget, -g, needed - sideways))
+    for k, (g, h) in enumerate(pairs):
+        needed = budgets[k] * inverse[k] * h
+        steps.append(torch.where(inner[k] <= -budgets[k], -g, needed - sideways[k] * across[k]))
     return steps
 
 
@@ -67,6 +71,7 @@ class Hamu(Method):
         cost="2 E N_r g",
         source="its authors' code",
     )
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     goal: Literal["quality", "unlearning"] = "quality"
     """quality: the retain loss is optimized, the forget loss guaranteed; unlearning: reversed."""
@@ -93,6 +98,6 @@ class Hamu(Method):
         first, second = run.grad_parts["retain"], run.grad_parts["forget"]
         if self.goal == "unlearning":
             first, second = [-one for one in second], [-one for one in first]
-        steps = constrained_steps(first, second, self.ratio)
+        steps = constrained_steps(run, first, second, self.ratio)
         write_gradient(run, [-step for step in steps])
-        torch.nn.utils.clip_grad_norm_(run.parameters, self.clip)
+        clip_gradients(run, self.clip)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.shards import whole_copy
 from letheon.engine.method import Definition, Kind, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
@@ -46,6 +47,7 @@ class HeadDistillation(Method):
         source="Jeon et al. 2026",
     )
     kind: ClassVar[Kind] = "control"
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=0.1, weight_decay=0.0, batch_norm="frozen")
 
     def check(self, run: Run) -> None:
@@ -63,8 +65,8 @@ class HeadDistillation(Method):
         head = run.model.head
         run.model.requires_grad_(False)
         head.requires_grad_(True)
-        bias = None if head.bias is None else head.bias.detach().clone()
-        return HeadState(head.weight.detach().clone(), bias)
+        bias = None if head.bias is None else whole_copy(head.bias)
+        return HeadState(whole_copy(head.weight), bias)
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
         """One pass over both sets, each sample once."""

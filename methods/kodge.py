@@ -54,6 +54,7 @@ class Kodge(Method):
         source="Kodge et al. 2024",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha_forget": (1.0, 30.0)}
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=0)
     alpha_forget: float = 3.0
     """How far weak directions of the forget set count as its own; larger forgets more."""
@@ -94,8 +95,9 @@ class Kodge(Method):
             for path in layers:
                 ours = scaled_projection(forget[path], self.alpha_forget)
                 kept = scaled_projection(retain[path], self.alpha_retain)
-                weight = run.model.net.get_submodule(path).weight
-                assert isinstance(weight, Tensor)
+                whole = run.model.net.get_submodule(path).weight
+                assert isinstance(whole, Tensor)
+                weight = run.own_parameter(whole)
                 rows = weight.flatten(1).double()  # (out, D)
                 weight.copy_((rows - (rows - rows @ kept) @ ours).view(weight.shape))
         return State()

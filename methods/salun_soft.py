@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.products import kth_smallest
 from letheon.engine.method import Definition, Phase, Run
 from letheon.methods.distillation import require_range
 from letheon.methods.random_label import RandomLabel, RandomLabelState
@@ -43,6 +44,7 @@ class SalUnSoft(RandomLabel):
         cost="1 and a selection a step",
         source="Fan et al. 2024",
     )
+    elementwise: ClassVar[bool] = True
     density: float = 0.5
     """Share of the weights whose change is taken back after the first step."""
     origin: Literal["start", "epoch"] = "start"
@@ -83,9 +85,9 @@ class SalUnSoft(RandomLabel):
         weights = [p.detach() for p in run.parameters]
         away = torch._foreach_sub(weights, state.start)
         state.steps += 1
-        sizes = torch.cat([change.abs().flatten() for change in away])
-        rank = int(self.density * (1 - state.steps / state.total) * len(sizes))
+        count = sum(run.whole_shape(p).numel() for p in run.parameters)
+        rank = int(self.density * (1 - state.steps / state.total) * count)
         if rank:
-            threshold = sizes.kthvalue(rank).values
+            threshold = kth_smallest(run, [change.abs() for change in away], rank)
             for weight, start, change in zip(weights, state.start, away, strict=True):
                 weight.copy_(start + change.sign() * (change.abs() - threshold).clamp(min=0))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from letheon.engine.method import Method
+from letheon.engine.models import teacher
+from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs import several
 from letheon.launch import forget
@@ -211,6 +214,23 @@ def test_what_is_shared_is_made_once(
     assert ended.code == 0, ended.err
     row = json.loads((tmp_path / "table" / "metrics.json").read_text())["rows"][1]
     assert row["seconds"] is None and "together" in row["why"]["seconds"]
+
+
+def test_runs_of_one_call_have_one_teacher(
+    scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Classifier] = []
+    plain = teacher.frozen_copy
+
+    def count(*args: Any) -> Classifier:
+        copies.append(plain(*args))
+        return copies[-1]
+
+    monkeypatch.setattr(teacher, "frozen_copy", count)
+    methods = ["kd", "--epochs", "1", "+", "rkd", "--epochs", "1"]
+    args = ("--weights", original, *REQUEST, "--out", tmp_path / "all", *methods)
+    assert scripts("forget", *args).code == 0
+    assert len(copies) == 1
 
 
 BAD: dict[str, tuple[str, str]] = {

@@ -23,10 +23,41 @@ def sum_parts(run: Run, values: Tensor) -> Tensor:
     return values
 
 
+def norms(run: Run, tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of each of one tensor per parameter, (parameters,)."""
+    sizes = torch.stack(torch._foreach_norm(list(tensors)))
+    return sizes if run.shards is None else sum_parts(run, sizes.square()).sqrt()
+
+
 def joint_norm(run: Run, tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of one tensor per parameter as one vector, 0-dim."""
     sizes = torch.stack(torch._foreach_norm(list(tensors)))
     return sizes.norm() if run.shards is None else sum_parts(run, sizes.square().sum()).sqrt()
+
+
+def kth_smallest(run: Run, tensors: Sequence[Tensor], rank: int) -> Tensor:
+    """Select the `rank`-th smallest (from 1) of all numbers of one tensor per parameter, 0-dim.
+
+    They are at least 0 and of one type, and no NaN. Equal on every rank, and exact: where the ranks
+    have parts, they count how many numbers begin with each byte, byte after byte, as in a radix
+    selection, for numbers of 0 and more are ordered as their bits are.
+    """
+    sizes = torch.cat([tensor.flatten() for tensor in tensors])
+    if run.shards is None:
+        return sizes.kthvalue(rank).values
+    bits = sizes.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[sizes.element_size()])
+    left = torch.full((), rank, dtype=torch.int64, device=sizes.device)
+    prefix = torch.zeros((), dtype=bits.dtype, device=sizes.device)
+    among = torch.ones_like(bits, dtype=torch.int64)
+    for shift in range(8 * (sizes.element_size() - 1), -1, -8):
+        byte = (bits >> shift & 255).long()
+        counts = torch.zeros(256, dtype=torch.int64, device=sizes.device)
+        below = sum_parts(run, counts.index_add_(0, byte, among)).cumsum(0)
+        digit = (below < left).sum()
+        left -= torch.where(digit > 0, below[digit - 1], 0)
+        among *= byte == digit
+        prefix |= digit.to(bits.dtype) << shift
+    return prefix.view(sizes.dtype)
 
 
 def clip_gradients(run: Run, length: float) -> None:

@@ -46,6 +46,13 @@ def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: own_part(tensor) for name, tensor in tensors.items()}
 
 
+def whole_copy(tensor: Tensor) -> Tensor:
+    """Copy a weight whole to every rank's device, such as a head's; every rank must call."""
+    detached = tensor.detach()
+    full: Callable[[], Tensor] | None = getattr(detached, "full_tensor", None)
+    return detached.clone() if full is None else full().clone()
+
+
 def cut(whole: Tensor, ranks: Ranks) -> Tensor:
     """Cut this rank's part out of what fits a whole weight, such as a mask."""
     rows = part_rows(len(whole), ranks.world)

@@ -37,17 +37,21 @@ def frozen_copy(model: Classifier, precision: Precision) -> Classifier:
     return teacher
 
 
-_copies: WeakValueDictionary[tuple[object, ...], Classifier] = WeakValueDictionary()
+Teachers = WeakValueDictionary[tuple[object, ...], Classifier]
+"""Frozen copies that the runs of one call share, by their weights; each lives as long as a run
+holds it. Never wider than a call: equal weights in another network, such as one with a hook or
+another activation, answer otherwise."""
+
 _last: WeakKeyDictionary[Classifier, tuple[ref[Tensor], int, Output]] = WeakKeyDictionary()
 
 
-def shared_copy(model: Classifier, precision: Precision) -> Classifier:
-    """Make a `frozen_copy`, or share the one another run of this process holds of these weights."""
+def shared_copy(model: Classifier, precision: Precision, teachers: Teachers) -> Classifier:
+    """Make a `frozen_copy`, or share the one of these weights that is among `teachers`."""
     device = next(model.parameters()).device
     key = (weights_digest(model), model.name, precision.dtype, precision.channels_last, device)
-    teacher = _copies.get(key)
+    teacher = teachers.get(key)
     if teacher is None:
-        teacher = _copies[key] = frozen_copy(model, precision)
+        teacher = teachers[key] = frozen_copy(model, precision)
     return teacher
 
 

@@ -17,6 +17,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.memory.sharding import count_parts
 from letheon.engine.method import Method, Run
+from letheon.engine.models.teacher import Teachers
 from letheon.engine.numbers.image_memory import ImageMemory
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.plan import (
@@ -86,9 +87,11 @@ def train_all(
     groups, line = group_by_memory(jobs, ranks)
     memory = ImageMemory(free_bytes(torch.device("cpu")) // (IMAGES * ranks.world))
     statistics: dict[Any, Any] = {}
+    teachers = Teachers()
     for job in jobs:
         job.run.notes.append(line)
         job.run.shared, job.run.image_memory = statistics, memory
+        job.run.teachers = teachers
     if ranks.main:
         for text in dict.fromkeys(text for job in jobs for text in job.run.notes):
             note(text)

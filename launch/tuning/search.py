@@ -23,6 +23,7 @@ from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.loop import Log, Seconds
 from letheon.engine.method import Accuracies, Decision, Method, Run
+from letheon.engine.models.teacher import Teachers
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.several import NamedPlan, group_by_memory
 from letheon.engine.runs.stop import Poll, defer
@@ -263,6 +264,7 @@ class Search:
 
     def _run(self, ranges: Sequence[Range], start: Mapping[str, Any], budget: Budget) -> None:
         shared: dict[Any, Any] = {}
+        teachers = Teachers()
         ranks = self.study.ranks
         while not gather_objects(budget.over, ranks)[0]:
             trials = self.study.ask(budget.at_once, budget.trials, ranges, start)
@@ -275,6 +277,7 @@ class Search:
                     like = jobs[0][2].run.loader if jobs else None
                     plan, run = self.plan(method, seed, like)
                     run.shared, run.held_out = shared, lambda run=run: self.open_measured(run)
+                    run.teachers = teachers
                     name = f"trial {trial.number} seed {seed}"
                     run.sweeps = Sweeps(None, self.poll, Path(name))  # a signal is heard
                     jobs.append((trial, seed, NamedPlan(name, method, plan, run, Path())))

@@ -18,6 +18,7 @@ from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.distributed import Ranks
 from letheon.engine.health import check_finite
 from letheon.engine.loop import Seconds, passes, run_method
+from letheon.engine.memory.products import kth_smallest
 from letheon.engine.memory.sharding import check_sharding, count_parts, find_units, shard_run
 from letheon.engine.memory.shards import cut, host_state
 from letheon.engine.method import Method, Run
@@ -308,6 +309,27 @@ def magnitudes(ranks: Ranks, by: Literal["sample", "batch"]) -> bool:
 
 def test_squares_of_gradients_are_those_of_the_whole_network() -> None:
     assert on_ranks(3, magnitudes, "sample") == on_ranks(3, magnitudes, "batch") == [True] * 3
+
+
+def selects(ranks: Ranks) -> bool:
+    """Whether the numbers selected over the ranks' parts are those of the whole, ties included."""
+    run = make_run(Finetune(FROZEN), ranks)
+    shard_run(run)
+    torch.manual_seed(1)
+    for kind in (torch.float32, torch.float64):
+        whole = [torch.randn(run.whole_shape(p), dtype=kind).abs() for p in run.parameters]
+        whole[0][:2] = 0.0
+        whole[1][:] = 0.25
+        numbers = torch.cat([one.flatten() for one in whole]).sort().values
+        parts = [cut(one, ranks) for one in whole]
+        for rank in (1, 2, 55, 60, len(numbers) // 2, len(numbers)):
+            if not torch.equal(kth_smallest(run, parts, rank), numbers[rank - 1]):
+                return False
+    return True
+
+
+def test_a_number_is_selected_over_all_parts() -> None:
+    assert on_ranks(3, selects) == [True] * 3
 
 
 def job(ranks: Ranks, folder: str) -> None:

@@ -12,7 +12,12 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
-from letheon.engine.models.teacher import fold_batch_norms, frozen_copy, teacher_features
+from letheon.engine.models.teacher import (
+    Teachers,
+    fold_batch_norms,
+    frozen_copy,
+    teacher_features,
+)
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.together import Member, run_together
@@ -87,14 +92,28 @@ def test_the_network_is_not_touched_and_the_copy_does_not_follow() -> None:
 
 
 def test_runs_from_the_same_weights_have_one_teacher() -> None:
-    one, same, other = (run_of(Finetune()) for _ in range(3))
+    one, same, other, half = (run_of(Finetune()) for _ in range(4))
+    for run in (same, other, half):
+        run.teachers = one.teachers
     with torch.no_grad():
         other.parameters[0].view(-1)[0] += 1e-3
     assert one.teacher() is same.teacher()
     assert other.teacher() is not one.teacher()
-    half = run_of(Finetune())
     half.precision = Precision("bf16")
     assert half.teacher() is not one.teacher()
+
+
+def test_a_teacher_is_of_its_own_call() -> None:
+    """Equal weights in a network that computes otherwise have another answer."""
+    hooked, plain = run_of(Finetune()), run_of(Finetune())
+    for layer in hooked.model.net.children():
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_hook(lambda module, images, output: output * 0.5)
+    images = torch.randn(2, 3, 8, 8)
+    first, second = hooked.teacher(), plain.teacher()
+    for run, teacher in ((hooked, first), (plain, second)):
+        truth = run.model.eval()(images).features
+        torch.testing.assert_close(teacher(images).features, truth, atol=1e-5, rtol=1e-4)
 
 
 class Counted:
@@ -138,11 +157,12 @@ def test_two_runs_of_one_pass_ask_their_teacher_once_a_batch() -> None:
         run_method(method, run)
         alone.append(weights(run))
     data, ended, counts, kept = images_of_the_world(), [], [], []
+    teachers = Teachers()
 
     def member(method: Method) -> Member:
         def start() -> tuple[Run, Log, None]:
             run = run_of(method)
-            run.precision = run.precision.resolve(run.ranks.device)
+            run.precision, run.teachers = run.precision.resolve(run.ranks.device), teachers
             forget = run.forget.numpy()
             run.loader = TorchLoader(data, forget, PRESET, recipe.batch_size, Reader(0))
             if not counts:

@@ -13,6 +13,7 @@ from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import Log, Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.models.teacher import Teachers
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import check
@@ -62,13 +63,14 @@ def together(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Lines], dict[str, Exception]]:
     ended: dict[str, dict[str, Tensor]] = {}
     lines: dict[str, Lines] = {name: [] for name in methods}
+    teachers = Teachers()
 
     def member(name: str, method: Method) -> Member:
         def log(kind: str, **facts: object) -> None:
             lines[name].append({"kind": kind, **facts})
 
         def start() -> tuple[Run, Log, None]:
-            return made(method, ranks, precision), log, None
+            return replace(made(method, ranks, precision), teachers=teachers), log, None
 
         def end(run: Run, seconds: Seconds) -> None:
             ended[name] = weights(run)
