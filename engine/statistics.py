@@ -488,13 +488,7 @@ def _moving(run: Run, by: str = "batch") -> tuple[object, ...]:
 
 
 def reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
-    """`compute()`, or what another run of the call has computed of the same weights and samples.
-
-    Args:
-        run: which starts from the weights.
-        what: all that the result depends on besides weights, samples and precision.
-        compute: what nobody may change afterwards.
-    """
+    """`compute()`, or what a run of the call has computed of the same weights, samples and `what`."""
     if run.shared is None:
         return compute()
     images = getattr(run.loader, "images", run.loader)
