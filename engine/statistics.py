@@ -488,7 +488,7 @@ def _moving(run: Run, by: str = "batch") -> tuple[object, ...]:
 
 
 def reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
-    """`compute()`, or what a run of the call has computed of the same weights, samples and `what`."""
+    """`compute()`, or what another run computed of the same weights, samples and `what`."""
     if run.shared is None:
         return compute()
     images = getattr(run.loader, "images", run.loader)
