@@ -87,6 +87,11 @@ class Comparison:
         return [entry for entry in self.entries if entry.role == role]
 
     @property
+    def first_original(self) -> str:
+        """Name of the original that models are compared with; empty where there is none."""
+        return next((entry.name for entry in self.of_role("original")), "")
+
+    @property
     def nothing_held_out(self) -> bool:
         """Whether the test images are the training images, so that no number is of others."""
         return unwrap(self.data.train)[0] is unwrap(self.data.test)[0]
@@ -180,7 +185,7 @@ def group_entries(entries: Sequence[Entry], images: int, room: int) -> list[list
 
 def open_comparison(
     job: JobOptions,
-    original: Path | None,
+    originals: Sequence[Path],
     retrained: Sequence[Path],
     runs: Sequence[Path],
     checkpoint: CheckpointOptions,
@@ -190,12 +195,14 @@ def open_comparison(
 ) -> Comparison:
     """Load every model and open every set; canaries are planted unless these are other images.
 
+    Of several originals the first is what the others are compared with.
+
     Raises:
         InputError: nothing to measure, an unfinished run, weights that are not the recorded ones,
             runs that forgot different things, or two of one name. A run that failed, or a model
             whose weights are not finite, is left out, unless there is no other.
     """
-    first = [] if original is None else [(original, "original")]
+    first = ((path, "original") for path in originals)
     paths = [*first, *((path, "retrained") for path in retrained), *((path, "") for path in runs)]
     if not paths:
         raise InputError("got no model; expected original, retrained or runs", option="runs")

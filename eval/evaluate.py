@@ -372,7 +372,7 @@ class Measuring:
 
         untrained = subjects.get(RANDOM)
         return Peers(
-            next(iter(in_role("original")), None), in_role("retrained"),
+            subjects.get(of.first_original), in_role("retrained"),
             untrained.passes if untrained else None,
             tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out, of.canaries,
             self.groups, of.request.text,
@@ -401,12 +401,15 @@ class Measuring:
             return Runs([known[row.name] for row in of], means)
 
         of = self.comparison
-        before = [known[entry.name] for entry in of.of_role("original") if entry.name in known]
+        originals = [entry for entry in of.of_role("original") if entry.name in known]
         for entry in of.entries:
-            if entry.role == "original" or entry.name not in by_name:
+            before = [known[other.name] for other in originals if other is not entry]
+            if entry.name not in by_name or (entry.role == "original" and not before):
                 continue
             alike = [other for other in of.of_role(entry.role) if other.settings == entry.settings]
-            if entry.role == "retrained":  # audited as if it were unlearned
+            # An original or retrained model is audited as if it were unlearned; of a model without
+            # settings nobody knows whether another is of the same method.
+            if entry.role in ("original", "retrained") or not entry.settings:
                 alike = [entry]
             retrained = [other for other in of.of_role("retrained") if other is not entry]
             if self.ranks.main:

@@ -181,7 +181,7 @@ def train(
 
 def evaluate(
     *,
-    original: Model | None = None,
+    original: Model | Sequence[Model] | None = None,
     retrained: Model | Sequence[Model] = (),
     unlearned: Model | Sequence[Model] = (),
     train: Images,
@@ -193,7 +193,8 @@ def evaluate(
     """Measure what models still know of what they were to forget: one row a model.
 
     Args:
-        original: the model before forgetting.
+        original: the model before forgetting; further ones, trained on the same images with other
+            seeds, give the originals' own spread.
         retrained: models trained without the forget set; the first is the reference.
         unlearned: the models after forgetting.
         train: the training images, those to forget among them.

@@ -85,14 +85,17 @@ class Settings(JobOptions):
     not named."""
     original: Path | None = None
     """The model before forgetting: a run folder or a checkpoint."""
+    other_originals: tuple[Path, ...] = ()
+    """Models trained on the same images with other seeds: they forgot nothing, and give the
+    original's own spread, three at least with it."""
     retrained: tuple[Path, ...] = ()
     """Models trained without the forget set, with different seeds. The first is the reference of
     gap and CKA; all together give means and bands."""
     runs: tuple[Path, ...] = ()
     """The models after forgetting: run folders or checkpoints."""
     oracles: Path | None = None
-    """Folder of one request in what oracles makes: names the original and the retrained models, and
-    where outputs are kept, in place of --original, --retrained and --cache."""
+    """Folder of one request in what oracles makes: names the originals, the retrained models and
+    where outputs are kept, in place of --original, --other-originals, --retrained and --cache."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     forget: str | None = None
     """What was forgotten, where no run folder tells: class:3,8, file:LIST or random:100."""
@@ -161,20 +164,26 @@ class Settings(JobOptions):
         """Return these settings with the models and outputs of an ensemble named one by one."""
         if self.oracles is None:
             return self
-        if self.original is not None or self.retrained:
+        if self.original is not None or self.other_originals or self.retrained:
             raise InputError(
                 "got an ensemble beside original or retrained models; expected one of them",
                 option="oracles",
             )
-        original, retrained, outputs = find_oracles(self.oracles)
+        (original, *others), retrained, outputs = find_oracles(self.oracles)
         extent = dataclasses.replace(self.extent, cache=self.extent.cache or outputs)
         return dataclasses.replace(
-            self, oracles=None, original=original, retrained=retrained, extent=extent
-        )
+            self, oracles=None, original=original, other_originals=tuple(others),
+            retrained=retrained, extent=extent,
+        )  # fmt: skip
 
     def comparison(self, ranks: Ranks) -> Comparison:
         """The models and sets, found and checked; nothing is computed or written yet."""
         SaveOptions(self.save_every)
+        if self.other_originals and self.original is None:
+            raise InputError(
+                "got other originals without the original that was made to forget; name it",
+                option="other_originals",
+            )
         if self.out is not None:
             if self.overwrite or not self.has_table:  # one that is there is compared later
                 check_free(self.out, self.overwrite)
@@ -186,9 +195,10 @@ class Settings(JobOptions):
             raise InputError(
                 "got no matplotlib, which draws the report; pip install '.[report]' in the checkout"
             )
+        first = [] if self.original is None else [self.original]
         found = open_comparison(
-            self, self.original, self.retrained, self.runs, self.checkpoint, self.forget,
-            self.downstream, self.other_images,
+            self, [*first, *self.other_originals], self.retrained, self.runs, self.checkpoint,
+            self.forget, self.downstream, self.other_images,
         )  # fmt: skip
         if self.random_control:
             found = add_random_control(found, self.seed)

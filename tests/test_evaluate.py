@@ -21,9 +21,14 @@ from letheon.engine.checkpoints.model_file import load_model, save_model
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
-from letheon.errors import RunFailed
+from letheon.errors import NotMeasurable, RunFailed
+from letheon.eval.attacks import session
+from letheon.eval.attacks.result_store import Result, ResultStore
+from letheon.eval.attacks.suite import Attack
 from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.finished_rows import FinishedRows
 from letheon.eval.inference.cache import stored_outputs
+from letheon.eval.probes.relearn import RelearnCurve
 from letheon.launch import evaluate, forget
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.retrain import Retrain
@@ -240,6 +245,58 @@ def test_a_stopped_evaluation_goes_on_from_finished_rows(
     assert rows_of(tmp_path / "table") == rows_of(tmp_path / "whole")
     for name in ("table.md", "metrics.csv"):
         assert (tmp_path / "table" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_stopped_relearning_goes_on_from_the_models_that_are_done(
+    original: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = evaluate.Settings(
+        original=original, runs=(runs["head"],), out=tmp_path / "table", extent=Extent(relearn=1),
+        device="cpu",
+    )  # fmt: skip
+    curves, calls = session.curves, list[str]()
+
+    def stop(*of: Any) -> Any:
+        calls.append("stop" if calls == ["curves"] else "curves")
+        if calls[-1] == "stop":
+            raise KeyboardInterrupt
+        return curves(*of)
+
+    monkeypatch.setattr(session, "curves", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(settings, Ranks())
+    evaluate.main(settings, Ranks())
+    assert calls == ["curves", "stop", "curves"]  # then of the second model alone
+    assert not (tmp_path / "table.rows").exists()
+    monkeypatch.undo()
+    evaluate.main(replace(settings, out=tmp_path / "whole"), Ranks())
+    assert rows_of(tmp_path / "table") == rows_of(tmp_path / "whole")
+
+
+def test_results_come_back_as_they_were_stored(tmp_path: Path) -> None:
+    rows = FinishedRows(tmp_path, Ranks())
+    curve = RelearnCurve([0, 1], [0.1 + 0.2, 1 / 3], None)
+    refusal = NotMeasurable("got no original")
+    results: dict[str, Result] = {
+        "attack": Attack({"prompt": 0.1 + 0.2, "barrier": refusal, "retain only": 0.0}),
+        "curves": {"whole network": curve, "head only": curve._replace(reached=1)},
+        "text": "got a loss that is not finite",
+    }
+    store = ResultStore(rows, {name: {"weights": name} for name in results})
+    for name, result in results.items():
+        store.save(name, result)
+    found = store.load()
+    assert list(found) == list(results)
+    attack = found.pop("attack")
+    assert isinstance(attack, Attack) and list(attack.results) == [
+        "prompt",
+        "barrier",
+        "retain only",
+    ]
+    assert attack.result("prompt") == 0.1 + 0.2
+    with pytest.raises(NotMeasurable, match="got no original"):
+        attack.result("barrier")
+    assert found == {name: results[name] for name in found}
 
 
 @pytest.mark.slow

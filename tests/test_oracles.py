@@ -21,7 +21,9 @@ REQUESTS = ("class:3,8", "class:1")
 
 def settings(out: Path, count: int) -> oracles.Settings:
     method = Retrain(Recipe(epochs=1, lr=0.05))
-    return oracles.Settings(out=out, forget=REQUESTS, count=count, method=method, device="cpu")
+    return oracles.Settings(
+        out=out, forget=REQUESTS, count=count, originals=count, method=method, device="cpu"
+    )
 
 
 @pytest.mark.slow
@@ -35,8 +37,8 @@ def test_an_ensemble_grows_and_evaluate_reads_its_outputs(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"differs: method.recipe.lr 0.05 before, 0.1 now"):
         other = replace(settings(out, 2), method=Retrain(Recipe(epochs=1, lr=0.1)))
         oracles.main(other, Ranks())
-    original, retrained, outputs = oracles.find_oracles(out / "class_1")
-    assert original.name == "original-seed1"
+    originals, retrained, outputs = oracles.find_oracles(out / "class_1")
+    assert [path.name for path in originals] == ["original-seed1", "original-seed2"]
     assert [path.name for path in retrained] == ["retrain-seed1", "retrain-seed2"]
     request = json.loads((retrained[1] / "request.json").read_text(encoding="utf-8"))
     assert request["classes"] == [1]
@@ -49,7 +51,9 @@ def test_an_ensemble_grows_and_evaluate_reads_its_outputs(tmp_path: Path) -> Non
     evaluate.main(table, Ranks())
     assert {path.name for path in outputs.iterdir()} == grown  # no network was run
     rows = json.loads((tmp_path / "table" / "metrics.json").read_text())["rows"]
-    assert [row["role"] for row in rows] == ["original", "retrained", "retrained"]
+    assert [row["role"] for row in rows] == ["original"] * 2 + ["retrained"] * 2
+    first, second = rows[:2]
+    assert first["cka_original"] == pytest.approx(1) and second["cka_original"] < 0.999
     assert (tmp_path / "table" / "audit.md").is_file()
 
 
@@ -59,6 +63,9 @@ def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
     both = evaluate.Settings(oracles=tmp_path, original=tmp_path)
     with pytest.raises(InputError, match="one of them"):
         both.with_oracles()
+    others = evaluate.Settings(other_originals=(tmp_path,))
+    with pytest.raises(InputError, match="without the original"):
+        others.comparison(Ranks())
     with pytest.raises(InputError, match="count 0"):
         oracles.Settings(out=tmp_path, forget=REQUESTS, count=0)
     with pytest.raises(InputError, match="one folder name"):

@@ -6,7 +6,9 @@
         --out ../runs/power --epochs 30 --lr 0.1 --schedule cosine
 
 A leak is a network retrained on the retain set and a share of the forget set, by other seeds than
-the retrained models. Writes power.md and power.json. A call that was stopped goes on.
+the retrained models. Writes power.md and power.json. With --samples 1 3 10 it is so many single
+samples, and samples.md and samples.json have the rates at which attacks on single samples find
+these. A call that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +33,12 @@ from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.errors import InputError
 from letheon.eval.attacks.session import Lessons, attack_table
 from letheon.eval.audit.power import as_table, measure_power
+from letheon.eval.audit.sample_power import Leak as LeakedAnswers
+from letheon.eval.audit.sample_power import as_sample_tables, largest_rates, measure_samples
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import Comparison, Entry, open_comparison
 from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.membership.single_samples import Answers, read_answers
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.verdict import ORACLES
 from letheon.kernels import keyed
@@ -58,6 +64,8 @@ class Settings(JobOptions):
     """Folder of the leaks and of what is written."""
     shares: tuple[float, ...] = (0.02, 0.1, 0.5)
     """Sizes of the leaks, as shares of the forget set."""
+    samples: tuple[int, ...] = ()
+    """Sizes of the leaks in samples, in place of shares."""
     count: int = 6
     """Leaks of each size."""
     attacks: int = 40
@@ -78,17 +86,19 @@ class Leak:
     @property
     def name(self) -> str:
         """Of its folder and row."""
-        return f"leak-{self.size.replace(' %', '')}-seed{self.seed}"
+        return f"leak-{self.size.replace(' %', '').replace(' ', '-')}-seed{self.seed}"
 
 
 def list_leaks(settings: Settings, of: Comparison) -> Iterator[Leak]:
     """Draw who sees what: keyed by the leak's seed."""
     forget, seed = np.flatnonzero(of.forget_mask("train")), FIRST_SEED
-    for share in settings.shares:
+    sizes = {f"{share * 100:g} %": round(share * len(forget)) for share in settings.shares}
+    if settings.samples:
+        sizes = {f"{n} sample{'s' if n > 1 else ''}": n for n in settings.samples}
+    for size, number in sizes.items():
         for _ in range(settings.count):
             order = keyed.permutation(seed, "leak", 0, len(forget)).numpy()
-            rest = forget[order[round(share * len(forget)) :]]
-            yield Leak(f"{share * 100:g} %", seed, tuple(sorted(rest.tolist())))
+            yield Leak(size, seed, tuple(sorted(forget[order[number:]].tolist())))
             seed += 1
 
 
@@ -111,7 +121,7 @@ def plan_leaks(settings: Settings, of: Comparison, ranks: Ranks) -> list[NamedPl
 
 def main(settings: Settings, ranks: Ranks) -> None:
     """Train the leaks, measure all, count and write."""
-    original, retrained, outputs = find_oracles(settings.oracles)
+    originals, retrained, outputs = find_oracles(settings.oracles)
     made = read_sealed(retrained[0] / "settings.json")["method"]
     if len(retrained) <= ORACLES:
         raise InputError(
@@ -121,9 +131,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
         )
     if made != json.loads(json.dumps(describe(settings.method), default=str)):
         raise InputError("got another recipe than the retrained models'; give theirs")
-    of = open_comparison(
-        settings, original, retrained, (), CheckpointOptions(), None, None
-    )  # fmt: skip
+    of = open_comparison(settings, originals, retrained, (), CheckpointOptions(), None, None)
     train_all(plan_leaks(settings, of, ranks), ranks, settings.saving)
     entries, sizes = [*of.entries], dict[str, list[str]]()
     for leak in list_leaks(settings, of):
@@ -144,6 +152,35 @@ def main(settings: Settings, ranks: Ranks) -> None:
         facts = [dataclasses.asdict(one) for one in powers]
         durable.write(settings.out / "power.json", json.dumps(facts, indent=1) + "\n")
         print(settings.out / "power.md")
+    if settings.samples:
+        write_samples(settings, measuring)
+
+
+def write_samples(settings: Settings, measuring: Measuring) -> None:
+    """Count what attacks on single samples find of the leaks, and write it; every rank calls."""
+    inference, of = measuring.inference, measuring.comparison
+    answers: dict[str, Answers] = {}
+    for group in inference.groups(of.entries):
+        for entry, passes in zip(group, inference.sweep(group), strict=True):
+            answers[entry.name] = read_answers(passes)
+
+    def join(role: str) -> Answers:
+        return reduce(Answers.join, (answers[entry.name] for entry in of.of_role(role)))
+
+    forget = np.flatnonzero(of.forget_mask("train"))
+    leaks = [
+        LeakedAnswers(leak.size, answers[leak.name], ~np.isin(forget, leak.samples))
+        for leak in list_leaks(settings, of)
+    ]
+    retrained, originals = join("retrained"), join("original")
+    powers = list(measure_samples(leaks, retrained, originals))
+    models = list(largest_rates(leaks, retrained, originals))
+    if measuring.ranks.main:
+        durable.write(settings.out / "samples.md", as_sample_tables(powers, models))
+        facts = {"samples": [dataclasses.asdict(one) for one in powers], "models": models}
+        text = json.dumps(facts, indent=1, default=dataclasses.asdict)
+        durable.write(settings.out / "samples.json", text + "\n")
+        print(settings.out / "samples.md")
 
 
 if __name__ == "__main__":

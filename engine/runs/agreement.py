@@ -34,7 +34,7 @@ Facts = Mapping[str, str]
 PLACES = (
     "data", "classes", "downstream", "out", "overwrite", "weights", "original", "retrained", "runs",
     "forget", "mask", "related", "groups", "canaries_among", "cache", "device", "workers", "report",
-    "define",
+    "define", "other_originals",
 )  # fmt: skip
 """Settings that may differ between nodes: where things lie; their contents are compared."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from letheon.engine.distributed import own_items, share_out
 from letheon.errors import RunFailed
+from letheon.eval.attacks.result_store import Result, ResultStore
 from letheon.eval.attacks.suite import IMAGES, Attack, Targets, attack
 from letheon.eval.comparison import Entry
 from letheon.eval.evaluate import Inference, Measuring, Table
@@ -28,7 +29,7 @@ from letheon.eval.row_builder import add_stage
 from letheon.loaders.preset import Preset
 from letheon.progress import Items, clear
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Result)
 _HELD_MOST = 1_000  # held-out images that the relearn curve is measured on
 
 
@@ -97,8 +98,10 @@ def _of_rows(
     of: Measuring, table: Table, verb: str, compute: Callable[[Entry, Items], T]
 ) -> dict[str, T]:
     """Compute something of every model that has a row, each on one rank, or by all together where
-    networks are split; all must call."""  # noqa: D209
-    entries = [e for e in of.comparison.entries if e.name not in table.left_out]
+    networks are split; all must call. What an earlier start left is not computed again."""  # noqa: D209
+    store = ResultStore.open(of, verb)
+    known = cast(dict[str, T], store.load() if store else {})  # of this stage alone
+    entries = [e for e in of.comparison.entries if e.name not in table.left_out.keys() | known]
     alone = of.inference.splits or of.ranks.world == 1
     count = len(entries) if alone else len(own_items(len(entries), of.ranks))
     line = Items(verb, count, of.ranks.main, "" if alone else " of this rank's")
@@ -106,6 +109,8 @@ def _of_rows(
     def show_and_compute(entry: Entry) -> T:
         line.start(entry.name)
         result = compute(entry, line)
+        if store is not None:
+            store.save(entry.name, result)
         line.finish()
         return result
 
@@ -114,7 +119,7 @@ def _of_rows(
     else:
         results = share_out(entries, show_and_compute, of.ranks)
     clear()
-    return {entry.name: result for entry, result in zip(entries, results, strict=True)}
+    return known | {entry.name: result for entry, result in zip(entries, results, strict=True)}
 
 
 def measure_all(of: Measuring) -> Table:

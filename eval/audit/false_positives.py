@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from math import inf, sqrt
 from typing import Any
 
@@ -45,10 +46,16 @@ class FalsePositives:
     @property
     def bound(self) -> float:
         """Upper end of the exact 95 % interval of the rate (Clopper and Pearson 1934)."""
-        count = len(self.flagged)
-        from scipy.stats import beta  # slow to import
+        return exact_interval(len(self.flagged), self.seeds)[1]
 
-        return 1.0 if count == self.seeds else float(beta.ppf(0.975, count + 1, self.seeds - count))
+
+def exact_interval(hits: int, count: int) -> tuple[float, float]:
+    """Compute the exact 95 % interval of a rate of `hits` in `count` (Clopper and Pearson 1934)."""
+    from scipy.stats import beta  # slow to import
+
+    low = 0.0 if hits == 0 else float(beta.ppf(0.025, hits, count - hits + 1))
+    high = 1.0 if hits == count else float(beta.ppf(0.975, hits + 1, count - hits))
+    return low, high
 
 
 def audited_keys() -> list[str]:
@@ -57,6 +64,7 @@ def audited_keys() -> list[str]:
     return [key for metric in of for key in metric.keys]
 
 
+@cache
 def tolerance(seeds: int, level: float = LEVEL) -> float:
     """Return the distance, in standard deviations of n models, beyond which one more is accused.
 

@@ -19,6 +19,7 @@ from letheon.eval.audit.false_positives import (
     false_positives,
     tolerance,
 )
+from letheon.eval.audit.originals import list_places
 from letheon.eval.audit.strata import list_strata
 from letheon.eval.metrics.reference import Band, Row
 from letheon.eval.report.definitions import define, format_title
@@ -29,6 +30,12 @@ _STRATA = (
     "Accuracy on the forget images of each stratum (their number in brackets); behind it, how many "
     "standard deviations the mean probability of the label lies from the retrained models', in "
     "bold where that accuses the model. `metrics.json` has all strata."
+)
+_ORIGINALS = (
+    "Originals of other seeds were trained on everything and forgot nothing. Counted are the "
+    "numbers that tell them from the retrained models: in whose prediction interval does a model "
+    "lie? What is within the originals' own spread is no sign of forgetting. A model made from the "
+    "original often has a CKA to it above that of another original: it is still that network."
 )
 SHOWN = 12
 """Metrics that accuse a model, of which the table names the strongest."""
@@ -102,6 +109,8 @@ def as_audit(rows: Sequence[Row]) -> str:
             "## In units of the retrained models' spread",
             "\n".join(_spreads(rows, retrained)),
         ]
+    if lines := list(list_places(rows)):
+        parts += ["## Beside originals of other seeds", _ORIGINALS, "\n".join(lines)]
     if tables := list(list_strata(rows)):
         parts += ["## By stratum", _STRATA, *tables]
     if (ranks := agreement(rows)) is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from letheon.errors import NotMeasurable
-from letheon.eval.checks import Numbers, matrix, vector
+from letheon.eval.checks import Floats, Numbers, matrix, vector
 from letheon.eval.membership.over_seeds import LEAST, SeveralRuns
 from letheon.eval.metrics.registry import metric
 
@@ -24,17 +24,23 @@ IMAGES = 10
 class Closeness(NamedTuple):
     """On which side of the middle a model's answers to the forget images lie."""
 
-    share: float  # of the images whose answer is nearer the retrained models' mean
+    share: float  # of the images whose answer is nearer a retrained model than an original
     p: float  # two-sided, of the hypothesis that neither side is nearer
 
 
 def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closeness:
-    """Compare per-image distances of a model to the original and to the retrained models.
+    """Compare per-image distances of a model to the originals and to the retrained models.
 
-    An image whose margin is m speaks for the retrained models where |m - mean retrained| is less
-    than |m - mean original|; the sign test (binomial, exact) over the images gives the p-value.
-    Images with equal distances count half in the share and not in the test. The images are the
-    sample, the models are given: another original may decide otherwise.
+    Of every pair of one original and one retrained model, an image tells whose margin lies nearer
+    the audited model's; it speaks for the side that is nearer in more pairs. The sign test
+    (binomial, exact) over the images gives the p-value. Images of as many pairs on either side
+    count half in the share and not in the test. The images are the sample, the models are given:
+    another original may decide otherwise.
+
+    Pairs, not means of either side: the mean of K models is nearer to any other model than a single
+    one is. By means, 77 % of other originals and 66 % of true retrained models were called closer
+    to 20 retrained models than to one original, at p < 0.05, where 100 digits were forgotten; by
+    pairs at most 4 % are called closer to either side.
 
     Args:
         model: (n,) margins of the forget images under the audited model.
@@ -46,18 +52,45 @@ def closeness(model: Numbers, original: Numbers, retrained: Numbers) -> Closenes
         InputError: shapes that are none of these.
     """
     ours = vector(model, "margins")
-    before = matrix(original, "original margins").mean(axis=0)
-    after = matrix(retrained, "retrained margins")
+    before = np.abs(ours - matrix(original, "original margins"))
+    after = np.abs(ours - matrix(retrained, "retrained margins"))
     if len(ours) < IMAGES:
         raise NotMeasurable(
             f"got {len(ours)} forget images; not decidable from fewer than {IMAGES}"
         )
-    evidence = np.abs(ours - before) - np.abs(ours - after.mean(axis=0))
+    evidence = sum(np.sign(each - after).sum(axis=0) for each in before)
     near, decided = int((evidence > 0).sum()), int((evidence != 0).sum())
     share = (near + (len(evidence) - decided) / 2) / len(evidence)
     from scipy.stats import binomtest  # slow to import
 
     return Closeness(share, float(binomtest(near, decided).pvalue) if decided else 1.0)
+
+
+def relative_distance(model: Numbers, retrained: Numbers) -> float:
+    """Distance of a model's margins to the retrained models', over that of these to one another.
+
+    Root mean square over the images of the margin less the mean over K retrained models, divided
+    by sqrt(1 + 1 / K), so that one more retrained model has the same expectation for any K; then
+    by the root mean square of the same of each retrained model and the K - 1 others. A retrained
+    model gives about 1.
+
+    Args:
+        model: (n,) margins of the forget images under the audited model.
+        retrained: (K, n) under the retrained models.
+
+    Raises:
+        NotMeasurable: fewer than three retrained models, or all of them answer alike.
+    """
+    ours, after = vector(model, "margins"), matrix(retrained, "retrained margins", LEAST)
+
+    def square(one: Floats, others: Floats) -> float:
+        away = one - others.mean(axis=0)
+        return float(np.mean(away**2) / (1 + 1 / len(others)))
+
+    own = np.mean([square(one, np.delete(after, k, axis=0)) for k, one in enumerate(after)])
+    if not own > 0:
+        raise NotMeasurable("got retrained models that answer alike; expected other seeds")
+    return float(np.sqrt(square(ours, after) / own))
 
 
 def _closeness(runs: SeveralRuns) -> Closeness:
@@ -82,8 +115,11 @@ _GROUP = "Distance to the retrained models"
     source="after Bounliphone et al. 2016 and arXiv 2601.19755",
 )  # fmt: skip
 def closer_to_retrained(runs: SeveralRuns) -> float:
-    """Share of the forget images whose margin lies nearer the mean of the retrained models than
-    that of the original: 0 as if nothing was done, near 1 for a retrained model.
+    """Share of the forget images whose margin lies nearer a retrained model's than an original's in
+    more than half of all pairs of one of each: 0 as if nothing was done, near 1 for a retrained
+    model where whole classes are forgotten, about 50 % where the two sides answer alike. It names a
+    side, not a distance: the answers of a model that was destroyed lie on some side, too. Read it
+    beside TRA and the distance of the margins.
     """
     return runs.once(_closeness).share
 
@@ -97,3 +133,21 @@ def closer_p(runs: SeveralRuns) -> float:
     original as to the retrained models; small where it is nearer one of them, on either side.
     """
     return runs.once(_closeness).p
+
+
+@metric(
+    "margin_distance", title="Margins to retrained", group=_GROUP, better="1", stage="runs",
+    needs=("several runs", "depth full"), place=12,
+    source="ours: the leave-one-out spread as unit",
+)  # fmt: skip
+def margin_distance(runs: SeveralRuns) -> float:
+    """Distance of the forget images' margins to the mean of the retrained models, in units of the
+    retrained models' own distance from one another: 1 for a retrained model, more for whatever
+    answers in another way, on either side.
+    """
+    retrained = runs.retrained.margins
+    if runs.own is None or len(retrained) < LEAST:
+        raise NotMeasurable(
+            f"got {len(retrained)} retrained models besides this one; their spread needs {LEAST}"
+        )
+    return relative_distance(runs.own, torch.stack([*retrained]))

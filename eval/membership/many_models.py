@@ -16,7 +16,7 @@ from letheon.eval.checks import Floats, Numbers, matrix, vector
 from letheon.eval.inference.passes import Passes
 from letheon.eval.membership.over_seeds import SeveralRuns
 from letheon.eval.membership.roc import auc, tpr_at_fpr
-from letheon.eval.membership.sides import attack_sides, forget_logits
+from letheon.eval.membership.sides import attack_sides, matched_logits
 from letheon.eval.membership.signals import gather_signal, log_confidence
 from letheon.eval.metrics.registry import metric
 
@@ -102,6 +102,14 @@ class ULira(NamedTuple):
     per_sample: Floats  # (n,) balanced accuracy on each sample
 
 
+def log_density(value: Floats, models: Floats) -> Floats:
+    """(n,) log density of (n,) margins under a Gaussian fitted to each column of (K, n) models."""
+    from scipy.stats import norm  # here: half a second to import
+
+    spread = np.maximum(models.std(axis=0), 1e-6)  # equal margins still have a likelihood
+    return np.asarray(norm.logpdf(value, models.mean(axis=0), spread))
+
+
 def u_lira(unlearned: Numbers, retrained: Numbers) -> ULira:
     """U-LiRA, the per-sample attack of Hayes et al. 2024 (arXiv 2403.01218).
 
@@ -119,15 +127,8 @@ def u_lira(unlearned: Numbers, retrained: Numbers) -> ULira:
         InputError: different samples.
         RunFailed: NaN or infinity.
     """
-    from scipy.stats import norm  # here: half a second to import
-
     u, r = matrix(unlearned, "unlearned margins", 3), matrix(retrained, "retrained margins", 3)
     _same_samples(u, r, "unlearned and retrained margins")
-
-    def log_density(value: Floats, models: Floats) -> Floats:
-        spread = np.maximum(models.std(axis=0), 1e-6)  # equal margins still have a likelihood
-        return np.asarray(norm.logpdf(value, models.mean(axis=0), spread))
-
     of_unlearned = np.stack(
         [log_density(v, np.delete(u, k, 0)) - log_density(v, r) for k, v in enumerate(u)]
     )  # (K, n) log-likelihood ratios
@@ -206,7 +207,7 @@ def _rmia(case: Case) -> tuple[Floats, Floats]:
         )
 
     def parts(passes: Passes) -> list[Tensor]:
-        inside = gather_signal(forget_logits(case, passes), log_confidence)
+        inside = gather_signal(matched_logits(case, passes), log_confidence)
         test = gather_signal(passes.outputs["test"], log_confidence)
         return [inside, test[asked], test[sides.population]]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, classes, vector
-from letheon.eval.membership.sides import attack_sides, forget_logits
+from letheon.eval.membership.sides import attack_sides, matched_logits
 from letheon.eval.membership.signals import gather_signal, margin
 from letheon.eval.metrics.registry import metric
 
@@ -67,6 +67,18 @@ def tpr_at_fpr(members: Numbers, others: Numbers, fpr: float) -> float:
         raise InputError(f"got a false-positive rate of {fpr}; expected a share from 0 to 1")
     curve = roc(members, others)
     return float(curve.tpr[curve.fpr <= fpr].max())
+
+
+def threshold_at_fpr(others: Numbers, fpr: float) -> float:
+    """Find the smallest score at or above which lies at most a share `fpr` of non-members.
+
+    The share of members at or above it is `tpr_at_fpr`.
+    """
+    outside = np.sort(vector(others, "scores of non-members"))[::-1]
+    allowed = int(np.floor(fpr * len(outside) + 1e-9))
+    if allowed == len(outside):
+        return -np.inf
+    return float(np.nextafter(outside[allowed], np.inf))
 
 
 class Attack(NamedTuple):
@@ -129,7 +141,7 @@ _GROUP = "Membership inference"
 
 def _attack(case: Case) -> Attack:
     """`class_matched` on the true-class margin."""
-    sides, of_forget = case.once(attack_sides), forget_logits(case, case.passes)
+    sides, of_forget = case.once(attack_sides), matched_logits(case, case.passes)
     labels = of_forget.gather(of_forget.labels)
     scores = (gather_signal(side, margin) for side in (of_forget, case.test))
     return class_matched(next(scores), labels, next(scores), sides.labels)

@@ -20,6 +20,9 @@ class Sides:
     """Which samples are what to an attack; masks of the test set are over all ranks, in order."""
 
     members: Tensor  # rows of this rank: its part of at most MOST training images of the forget set
+    matched: Tensor
+    """Those of them that have a counterpart among held-out images: canaries, whose label is not
+    what they show, have none, and are left out unless there is nothing else."""
     retain: Tensor  # rows of this rank: its part of at most MOST training images of the retain set
     labels: Tensor  # (n,) int64 of all held-out images
     held_out: Tensor  # (n,) bool: held-out images of the forgotten samples' classes
@@ -39,6 +42,11 @@ def forget_logits(case: Case, passes: Passes) -> Outputs:
     return select_logits(passes.outputs["train"], case.once(attack_sides).members)
 
 
+def matched_logits(case: Case, passes: Passes) -> Outputs:
+    """Select what any model answers to the forget images that are compared with held-out ones."""
+    return select_logits(passes.outputs["train"], case.once(attack_sides).matched)
+
+
 def attack_sides(case: Case) -> Sides:
     """Divide the samples of one model; every rank must call."""
     train, test = case.train, case.test
@@ -46,14 +54,14 @@ def attack_sides(case: Case) -> Sides:
     labels = test.gather(test.labels)
     # The classes of canaries are drawn, and say nothing of what is to be forgotten.
     drawn = torch.tensor([*case.peers.canaries], dtype=torch.int64)
-    own = members[~torch.isin(train.index[members], drawn)]
-    classes = train.gather(train.labels[own]).unique()
+    matched = members[~torch.isin(train.index[members], drawn)]
+    classes = train.gather(train.labels[matched]).unique()
     if not len(classes):
-        classes = train.gather(train.labels[members]).unique()
+        matched, classes = members, train.gather(train.labels[members]).unique()
     held_out = torch.isin(labels, classes)
     every_class = bool(held_out.all())
     second = torch.zeros_like(held_out)
     second[held_out.nonzero()[1::2, 0]] = True
     if every_class:  # then the two halves are of the same classes
         held_out = ~second
-    return Sides(members, retain, labels, held_out, second)
+    return Sides(members, matched, retain, labels, held_out, second)

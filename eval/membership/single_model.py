@@ -16,7 +16,7 @@ from torch import Tensor
 
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix, vector
-from letheon.eval.membership.sides import attack_sides, forget_logits, select_logits
+from letheon.eval.membership.sides import attack_sides, forget_logits, matched_logits, select_logits
 from letheon.eval.membership.signals import SIGNALS, entropy, gather_signal, loss, probabilities
 from letheon.eval.metrics.registry import Part, metric
 from letheon.kernels.keyed import permutation
@@ -136,6 +136,8 @@ def loss_two_sample(
     """
     inside, outside = vector(forget, "forget losses"), vector(held_out, "held-out losses")
     size = min(len(inside), len(outside))
+    if size < 2:
+        raise NotMeasurable(f"got {size} samples on a side; expected at least 2, to learn and ask")
     if not 2 <= folds <= size:
         raise NotMeasurable(
             f"got {folds} folds for {size} samples a side; expected from 2 to {size}"
@@ -287,7 +289,7 @@ def lr_entropy_of_model(case: Case) -> float:
 def _losses(case: Case) -> tuple[Tensor, Tensor]:
     """(n,) losses of the forget images and of held-out images of their classes."""
     held_out = case.once(attack_sides).held_out
-    inside = gather_signal(forget_logits(case, case.passes), loss)
+    inside = gather_signal(matched_logits(case, case.passes), loss)
     return inside, gather_signal(case.test, loss)[held_out]
 
 

@@ -144,11 +144,16 @@ class Relearning:
         """First measured step with the original's accuracy less `SLACK`.
 
         Raises:
-            NotMeasurable: no original model, or not within the steps taken.
+            NotMeasurable: no original model, one that knows nothing, or not within the steps taken.
         """
         if self.original is None:
             raise NotMeasurable("got no original model; expected one whose accuracy is the target")
         target = self.original[WHOLE].accuracy[0] - SLACK
+        if target <= 0:  # every model would have relearned before its first step
+            raise NotMeasurable(
+                f"the original is right on {target + SLACK:.1%} of the held-out images of the "
+                f"forgotten classes; expected more than {SLACK:.0%}: there is nothing to relearn"
+            )
         curve = curves[name]
         for step, share in zip(curve.steps, curve.accuracy, strict=True):
             if share >= target:

@@ -132,7 +132,7 @@ def prepare(
     checked.sort(key=lambda row: ROLES.index(row["role"]))  # stable within a role
     originals = [row for row in checked if row["role"] == "original"]
     retrained = [row for row in checked if row["role"] == "retrained"]
-    original = originals[0] if len(originals) == 1 else None
+    original = originals[0] if originals else None
     of_all = mean_row(retrained)
     of_others = zip((row["name"] for row in retrained), means_without_each(retrained), strict=True)
     means = dict(of_others)

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from letheon.eval.audit.agreement import LEAST, agreement
-from letheon.eval.audit.false_positives import LEVEL
+from letheon.eval.audit.conditions import describe_distance, describe_features, describe_loss
+from letheon.eval.audit.false_positives import LEAST as SPREAD
+from letheon.eval.audit.false_positives import LEVEL, tolerance
+from letheon.eval.audit.originals import describe_places
 from letheon.eval.checks import Floats
 from letheon.eval.metrics.reference import Row, numbers
 from letheon.eval.metrics.registry import Metric, metrics
@@ -79,7 +82,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     """Tell whether the model lies beyond the middle on the way from the original to the retrained.
 
     None where no number tells these two apart. Metrics count in units of the retrained models'
-    spread, so those that tell both sides apart decide, and those that do not have no say.
+    spread, so those that tell both sides apart decide, and those that do not have no say: of three
+    retrained models or more, all in whose prediction interval the original lies.
     """
     keys = compared_keys([model, original, *retrained])
     tables = [numbers(row) for row in (model, original, *retrained)]
@@ -87,6 +91,8 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     spread = np.std(others, axis=0, ddof=1) if len(others) > 1 else np.ones(len(keys))
     spread = np.maximum(spread, 1e-3)
     way = (np.mean(others, axis=0) - before) / spread
+    if len(others) >= SPREAD:
+        way = np.where(np.abs(way) > tolerance(len(others)), way, 0.0)
     if not way @ way:
         return None
     return bool(((ours - before) / spread) @ way > 0.5 * (way @ way))
@@ -96,19 +102,26 @@ def _side(row: Row, original: Row, retrained: Sequence[Row]) -> str:
     """Say which of the two a model is closer to, with the p-value where the answers were compared.
 
     At full depth the forget images decide (`eval.membership.closeness`), else the numbers of the
-    table, which give no p-value.
+    table, which give no p-value. No side is named of a model that lost what was to be kept, and
+    what speaks against the side of the retrained models is said behind it.
     """
+    if lost := describe_loss(row, retrained):
+        return lost
     share, p = row.get("closer_to_retrained"), row.get("closer_p")
     if share is None or p is None:
         near = is_closer_to_retrained(row, original, retrained)
         if near is None:
             return "not decidable: no number tells the original from the retrained models"
-        return f"closer to the {'retrained models' if near else 'original model'}"
-    if p > LEVEL:
+        text = f"closer to the {'retrained models' if near else 'original model'}"
+    elif p > LEVEL:
         return f"as near to the original model as to the retrained models, p = {p:.3f}"
-    side = "retrained models" if share > 0.5 else "original model"
-    of = max(share, 1 - share)
-    return f"closer to the {side} on {of:.0%} of the forget images, {_odds(p)}"
+    else:
+        near = share > 0.5
+        side, of = "retrained models" if near else "original model", max(share, 1 - share)
+        text = f"closer to the {side} by its answers to {of:.0%} of the forget images, {_odds(p)}"
+    against = [describe_distance(row, retrained), describe_features(row, retrained)]
+    words = " and ".join(filter(None, against))
+    return f"{text}, but {words}" if near and words else text
 
 
 def name_request(rows: Sequence[Row]) -> str:
@@ -194,6 +207,8 @@ def judge(rows: Sequence[Row]) -> list[str]:
             words.append(_side(row, original, retrained))
         if retrained:
             words.append(_is_one(row, retrained))
+        if placed := describe_places(row, rows):
+            words.append(placed)
         if all(row.get(key) is not None for key in _RECALLED):
             words.append(_recall(row, rows))
         if words:

@@ -122,8 +122,8 @@ def name_request(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
 
 
-def find_oracles(folder: Path) -> tuple[Path, tuple[Path, ...], Path]:
-    """Find the original, the retrained models of a request and the outputs, as `main` leaves them.
+def find_oracles(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...], Path]:
+    """Find the originals, the retrained models of a request and the outputs, as `main` leaves them.
 
     Raises:
         InputError: it is no folder of a request of an ensemble.
@@ -141,17 +141,17 @@ def find_oracles(folder: Path) -> tuple[Path, tuple[Path, ...], Path]:
             f"{len(originals)} originals; expected the folder of one request, as oracles leaves it",
             option="oracles",
         )
-    return originals[0], tuple(retrained), folder.parent / OUTPUTS
+    return tuple(originals), tuple(retrained), folder.parent / OUTPUTS
 
 
 def store_outputs(settings: Settings, ranks: Ranks) -> None:
     """Run every model over its request's sets, layers too, and keep the outputs."""
     for text in settings.forget:
-        original, retrained, outputs = find_oracles(settings.out / name_request(text))
+        originals, retrained, outputs = find_oracles(settings.out / name_request(text))
         found = together(
             ranks,
-            lambda original=original, retrained=retrained: open_comparison(  # type: ignore[misc]
-                settings, original, retrained, (), CheckpointOptions(), None, None
+            lambda originals=originals, retrained=retrained: open_comparison(  # type: ignore[misc]
+                settings, originals, retrained, (), CheckpointOptions(), None, None
             ),
         )
         extent = Extent(depth="full", cache=outputs)

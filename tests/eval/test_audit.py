@@ -21,6 +21,7 @@ from letheon.eval.inference.passes import Passes
 from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.membership.many_models import klom, u_lira
 from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
+from letheon.eval.membership.signals import margin
 from letheon.eval.metrics.registry import metrics
 from letheon.eval.outputs import Outputs
 from letheon.eval.probes.information import BALANCED, idi, information
@@ -160,6 +161,29 @@ def test_membership_of_samples_from_every_class() -> None:
     assert row["rmia_auc"] is not None and row["mia_auc"] is not None
 
 
+def test_canaries_have_no_match_among_held_out_images() -> None:
+    """Their wrong labels would bring held-out images of every class among the non-members."""
+    model, others = subject("a", 5), peers()
+    assert others.original is not None and others.untrained is not None
+    models = [each.passes for each in (model, others.original, *others.retrained)]
+    forgotten = model.passes.outputs["train"].index[model.passes.outputs["train"].forget]
+    planted = forgotten[:6]
+    for passes in (*models, others.untrained):
+        train = passes.outputs["train"]
+        labels = train.labels.clone()
+        labels[planted] = torch.tensor([0, 2, 3, 0, 2, 3])
+        passes.outputs["train"] = replace(train, labels=labels)
+    row = full(model, replace(others, canaries=dict.fromkeys(planted.tolist(), 1)))
+    train, test = (model.passes.outputs[key] for key in ("train", "test"))
+    inside = train.forget & (train.labels == 1)
+    assert int(inside.sum()) == len(forgotten) - 6
+    scores = [margin(side.logits, side.labels) for side in (train, test)]
+    members, held = scores[0][inside], scores[1][test.labels == 1]
+    truth = np.r_[np.ones(len(members)), np.zeros(len(held))]
+    want = roc_auc_score(truth, torch.cat([members, held]).numpy())
+    assert row["mia_auc"] == pytest.approx(want) == row["mia_within_class_auc"]
+
+
 @pytest.mark.parametrize(
     ("where", "named"),
     [("tap", "layer net.conv1"), ("features", "the pooled features"), ("logits", "the logits")],
@@ -228,6 +252,8 @@ def test_relearn_steps_are_counted_to_the_originals_accuracy() -> None:
 
     row = steps(both(0.0, 0.5, 0.9), both(0.9, 0.9, 0.9), both(0.0, 0.88, 0.9))
     assert (row.values["relearn_steps"], row.values["anamnesis_index"]) == (10, 2.0)
+    nothing = steps(both(0.0, 0.5, 0.6), both(0.05, 0.9, 0.9), None)
+    assert "nothing to relearn" in nothing.why["relearn_steps"]
     late = steps(both(0.0, 0.5, 0.6), both(0.9, 0.9, 0.9), None)
     assert late.values["relearn_steps"] is None and "10 steps" in late.why["relearn_steps"]
     assert steps(both(0.0, 0.5, 0.6), None, None).values["relearn_steps"] is None
