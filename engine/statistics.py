@@ -52,7 +52,7 @@ def gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
         this rank's part where the network is split over the ranks.
     """
     key = ("gradient sum", part, _key(loss), *_moving(run))
-    return _reuse(run, key, lambda: _gradient_sum(run, part, loss))
+    return reuse(run, key, lambda: _gradient_sum(run, part, loss))
 
 
 def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
@@ -93,7 +93,7 @@ def squared_gradient_sum(
         One float32 tensor per trainable parameter, as `gradient_sum`.
     """
     key = ("squared gradient sum", part, by, _key(loss), *_moving(run, by))
-    return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
+    return reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.square))
 
 
 def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> list[Tensor]:
@@ -108,7 +108,7 @@ def squared_gradient_sum_of(run: Run, part: Part, losses: Sequence[Loss]) -> lis
         return totals
 
     key = ("squared gradient sum of", part, *map(_key, losses), *_moving(run, "sample"))
-    return _reuse(run, key, compute)
+    return reuse(run, key, compute)
 
 
 def absolute_gradient_sum(
@@ -116,7 +116,7 @@ def absolute_gradient_sum(
 ) -> list[Tensor]:
     """Sum over the samples of the absolute gradient; all else as `squared_gradient_sum`."""
     key = ("absolute gradient sum", part, by, _key(loss), *_moving(run, by))
-    return _reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.abs))
+    return reuse(run, key, lambda: _magnitude_sum(run, part, loss, by, torch.abs))
 
 
 def _magnitude_sum(
@@ -249,7 +249,7 @@ class ClassMoments(NamedTuple):
 def class_moments(run: Run, part: Part) -> ClassMoments:
     """Number, mean and variance of the features of each class."""
     key = ("class moments", part, run.recipe.batch_size)
-    return _reuse(run, key, lambda: _class_moments(run, part))
+    return reuse(run, key, lambda: _class_moments(run, part))
 
 
 def _class_moments(run: Run, part: Part) -> ClassMoments:
@@ -283,7 +283,7 @@ def class_covariances(run: Run, part: Part, power: float = 1.0) -> ClassCovarian
     A feature below zero has no fractional power: its class's moments are NaN.
     """
     key = ("class covariances", part, power, run.recipe.batch_size)
-    return _reuse(run, key, lambda: _class_covariances(run, part, power))
+    return reuse(run, key, lambda: _class_covariances(run, part, power))
 
 
 def _class_covariances(run: Run, part: Part, power: float) -> ClassCovariances:
@@ -325,7 +325,7 @@ def input_covariances(
     """
     drawn = None if samples is None else (samples, run.seed)
     key = ("input covariances", part, tuple(layers), drawn, run.recipe.batch_size)
-    return _reuse(run, key, lambda: _input_covariances(run, part, layers, samples))
+    return reuse(run, key, lambda: _input_covariances(run, part, layers, samples))
 
 
 def _input_covariances(
@@ -400,7 +400,7 @@ def outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     """Logits, features and labels of this rank's share of the part, on the device: every sample of
     it on one rank, none twice."""  # noqa: D205, D209
     key = ("outputs", part, run.recipe.batch_size)
-    return _reuse(run, key, lambda: _outputs_by_index(run, part))
+    return reuse(run, key, lambda: _outputs_by_index(run, part))
 
 
 def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
@@ -487,8 +487,8 @@ def _moving(run: Run, by: str = "batch") -> tuple[object, ...]:
     return tuple(run.named_parameters), CHUNK if whole else run.recipe.batch_size
 
 
-def _reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
-    """`compute()`, or what another run of the call has computed of the same weights and samples."""
+def reuse(run: Run, what: tuple[object, ...], compute: Callable[[], T]) -> T:
+    """`compute()`, or what another run computed of the same weights, samples and `what`."""
     if run.shared is None:
         return compute()
     images = getattr(run.loader, "images", run.loader)

@@ -17,6 +17,7 @@ from letheon.engine.memory.sample_rows import SampleRows
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.numbers.sweep import batches
 from letheon.engine.recipe import Recipe
+from letheon.engine.statistics import reuse
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.requirements import require_between, require_positive, require_samples
@@ -38,18 +39,31 @@ def image_bytes(run: Run) -> int:
 
 def find_images(
     run: Run,
-    name: str,
+    what: tuple[object, ...],
     search: Callable[[Batch], tuple[Tensor, Tensor]],
     copies: tuple[int, ...] = (),
 ) -> AdversarialState:
     """Search for images of all forget samples, each rank for its own, which it keeps.
 
+    Runs of one call that start from the same weights and search alike share them: change none.
+
     Args:
         run: the run, whose model is in evaluation mode while `search` is called.
-        name: all that `search` depends on besides weights and samples.
+        what: the method and all that `search` depends on besides weights, samples and seed.
         search: a batch -> images (B, *copies, C, H, W) and int64 labels (B, *copies).
         copies: how many images of each sample; nothing where it is one.
     """
+    key = (*what, run.seed, run.recipe.batch_size)
+    found = reuse(run, key, lambda: _search(run, f"adversarial images {key}", search, copies))
+    return AdversarialState(found.place, found.labels, found.images)
+
+
+def _search(
+    run: Run,
+    name: str,
+    search: Callable[[Batch], tuple[Tensor, Tensor]],
+    copies: tuple[int, ...],
+) -> AdversarialState:
     model, device = run.model, run.ranks.device
     was_training = model.training
     model.eval()
@@ -57,7 +71,7 @@ def find_images(
     shape = (0, *copies, 3, model.preset.size, model.preset.size)
     images = torch.empty(shape, dtype=model.head.weight.dtype, device=device)
     rows = [[numbers], [numbers.new_empty((0, *copies))], [images]]
-    for batch in batches(run, "forget", f"adversarial images {name}", Rows(rows)):
+    for batch in batches(run, "forget", name, Rows(rows)):
         found, labels = search(batch)
         for column, value in zip(rows, (batch.index, labels, found), strict=True):
             column.append(value)
@@ -146,7 +160,8 @@ class Amun(Method):
 
     def prepare(self, run: Run) -> AdversarialState:
         """Find the adversarial images, each rank those of its samples."""
-        return find_images(run, repr(self), lambda batch: self._fool(run.model, batch))
+        what = (self.name, self.radius, self.steps, self.doublings)
+        return find_images(run, what, lambda batch: self._fool(run.model, batch))
 
     def _fool(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images that the network takes for another class, and for which."""

@@ -55,7 +55,10 @@ class Fisher(Method):
         cost="N_r g",
         source="Golatkar et al. 2020, eq. 8; Jia et al. 2023",
     )
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1e-10, 1e-4)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "alpha": (1e-10, 1e-4),
+        "limit": (1e-3, 0.3),  # it alone bounds the noise where the Fisher information is small
+    }
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1e-8
     """Variance of the noise where the Fisher information is 1."""

@@ -125,9 +125,8 @@ class L2ul(UntilForgotten):
     def prepare(self, run: Run) -> L2ulState:
         """Find the adversarial images and the importances, by the original network."""
         sums = absolute_gradient_sum(run, "forget", logit_length, self.importance)
-        found = find_images(
-            run, repr(self), lambda batch: self._mislead(run, batch), (self.images,)
-        )
+        what = (self.name, self.images, self.radius, self.step, self.steps)
+        found = find_images(run, what, lambda batch: self._mislead(run, batch), (self.images,))
         pull = [spread_out(total) for total in sums]
         start = [parameter.detach().clone() for parameter in run.parameters]
         return L2ulState(found.place, found.labels, found.images, pull, start)

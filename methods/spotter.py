@@ -109,7 +109,8 @@ class Spotter(Method):
 
     def prepare(self, run: Run) -> SpotterState:
         """Find the images near the forget samples; keep the original model."""
-        near = find_images(run, repr(self), lambda batch: self._move(run, batch))
+        what = (self.name, self.radius, self.step, self.steps)
+        near = find_images(run, what, lambda batch: self._move(run, batch))
         return SpotterState(near.place, near.labels, near.images, run.teacher())
 
     def _move(self, run: Run, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from letheon.launch.tuning.search import Study
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import forget_mask, resolve
 from letheon.methods.finetune import Finetune
+from letheon.methods.fisher import Fisher
 from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from letheon.methods.scrub import Scrub
@@ -65,6 +66,7 @@ def test_ranges_are_the_methods_own_or_the_users() -> None:
     names = {one.name: one for one in choose_ranges("", salun)}
     assert names.keys() == {"lr", "density"} and names["lr"].log and not names["density"].log
     assert [one.name for one in choose_ranges("", Ssd())] == ["alpha"]
+    assert [one.name for one in choose_ranges("", Fisher())] == ["alpha", "limit"]
     ranges = choose_ranges("lr=1e-3:0.1, epochs=1:9,order=mixed|paired", salun)
     assert [one.whole for one in ranges] == [False, True, False]
     new = replace_settings(salun, {"lr": 0.5, "epochs": 3, "order": "paired", "density": 0.1})
@@ -165,8 +167,12 @@ def test_a_search_by_a_retrained_model_and_what_it_refuses(
     report = search(scripts, original, tmp_path / "a", *words, "finetune", "--epochs", 1)
     assert report["knowledge"].startswith("the retrained model")
     wild = ("--ranges", "lr=1e18:1e20", "--forget", "class:3", "--trials", 1)
-    report = search(scripts, original, tmp_path / "b", *wild, "grad-ascent", "--epochs", 2)
-    assert report["best"]["gap"] == 1 and "failed" in report["best"]["runs"]["1"]
+    begin = ("tune", "--weights", original, "--out", tmp_path / "b")
+    ended = scripts(*begin, *wild, "grad-ascent", "--epochs", 2)
+    assert ended.code == 3 and "got 1 trials, which all failed, the last one: " in ended.err
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert report["best"] is None and report["trials"][0]["gap"] == 1
+    assert not (tmp_path / "b" / "recipe.toml").exists()
     for words, expected in {
         ("--forget", "class:3", "--retrained", tmp_path / "retrain"): "--retrained: got",
         ("--forget", "class:3", "--seeds", "1,1"): "--seeds: got",

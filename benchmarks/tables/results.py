@@ -42,6 +42,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("floor", "cka_retrained_floor", digits=3),
         percent("nearer retrained", "closer_to_retrained"),
     ),
+    "forgetting": (
+        percent("UA", "UA"), percent("RA", "RA"), percent("TFA", "TFA"), percent("TRA", "TRA"),
+        Column("gap", "gap", 100, 1), Column("CKA orig", "cka_original", digits=3),
+        Column("CKA retr", "cka_retrained", digits=3),
+        percent("nearer retrained", "closer_to_retrained"),
+        Column("p of verdict", "verdict_p", digits=3),
+        Column("images read", "images_read", digits=0),
+    ),
     "attacks": (
         percent("prototype", "attack_prototype"), percent("class means", "attack_class_means"),
         percent("few-shot probe", "probe_few_shot"), percent("4 bits", "attack_quantized"),

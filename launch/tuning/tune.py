@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from letheon.engine.runs.plan import Plan, check_knowledge, describe
 from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.stop import Poll
 from letheon.engine.runs.together import refuse_split
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.kernels import keyed
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import method_choice, parse, run_several, together
@@ -262,7 +262,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
 
 def report(case: Case, target: Target, study: Study) -> None:
-    """Write and print what was found: report.json and, of the best trial, recipe.toml."""
+    """Write and print what was found: report.json and, of the best trial, recipe.toml.
+
+    Raises:
+        RunFailed: every run of every trial has failed, so that none is the best.
+    """
     settings = case.settings
     trials = study.list_finished()
     rows = [
@@ -274,10 +278,19 @@ def report(case: Case, target: Target, study: Study) -> None:
               "measured_forget": int(case.division.forget.sum())}  # fmt: skip
     facts = {**case.facts, "knowledge": target.knowledge, "images": counts,
              "target": {"forget": target.forget, "retain": target.retain}}  # fmt: skip
-    done = [row for row in rows if row["state"] == "complete"]  # a pruned one has a gap of its way
+    reasons = [_failure(row["runs"]) for row in rows]
+    done = [  # a pruned one has a gap of its way
+        row for row, why in zip(rows, reasons, strict=True)
+        if row["state"] == "complete" and why is None
+    ]  # fmt: skip
     best = min(done, key=lambda row: row["gap"]) if done else None
     text = json.dumps({**facts, "best": best, "trials": rows}, indent=1) + "\n"
     durable.write(settings.out / "report.json", text)
+    failed = [why for why in reasons if why is not None]
+    if failed and best is None:
+        raise RunFailed(f"got {len(failed)} trials, which all failed, the last one: {failed[-1]}")
+    if failed:
+        print(f"{len(failed)} trials failed, the last one: {failed[-1]}", file=sys.stderr)
     if console().json:
         console().show(json.dumps({**facts, "best": best}))
     if best is None:
@@ -297,6 +310,12 @@ def report(case: Case, target: Target, study: Study) -> None:
                        for name, value in best["values"].items())  # fmt: skip
     if console().prints:
         print(f"best: {values}; {result}\nrecipe: {settings.out / 'recipe.toml'}")
+
+
+def _failure(runs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why all runs of a trial failed; None where one was run to its end."""
+    reasons = [facts.get("failed") for facts in runs.values()]
+    return str(reasons[-1]) if reasons and None not in reasons else None
 
 
 def read(args: Sequence[str]) -> list[Settings]:

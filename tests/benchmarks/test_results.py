@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +49,32 @@ def test_the_readme_shows_the_committed_results() -> None:
         assert between(path.read_text(encoding="utf-8"), marker) == table, f"run {WRITE}"
     shown = re.findall(r"\(docs/pictures/([^)]+)\)", text)
     assert shown and all((ROOT / "docs" / "pictures" / name).is_file() for name in shown)
+
+
+def test_a_page_has_the_verdict_and_the_images_of_each_run(tmp_path: Path) -> None:
+    from tables.gather import Options, main
+
+    near = [0.01 * k for k in range(19)]
+    kinds = [("original", "original", 1.0), ("good", "unlearned", 0.1), ("bad", "unlearned", 0.9)]
+    kinds += [(f"retrain-seed{k}", "retrained", value) for k, value in enumerate(near)]
+    rows = [{"name": name, "role": role, "RA": value} for name, role, value in kinds]
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "metrics.json").write_text(json.dumps({"rows": rows}))
+    lines = ["name,role,RA", *(",".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "table" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "runs" / "bad").mkdir(parents=True)
+    phases = {
+        "a": {"forget_reads": 3, "retain_reads": 40},
+        "b": {"forget_reads": 0, "retain_reads": 7},
+    }
+    (tmp_path / "runs" / "bad" / "run.json").write_text(json.dumps({"reads": {"phases": phases}}))
+    main(Options(table=tmp_path / "table", runs=tmp_path / "runs", out=tmp_path / "page.csv"))
+    with (tmp_path / "page.csv").open(newline="") as file:
+        found = {row["name"]: row for row in csv.DictReader(file)}
+    assert found["bad"]["verdict_p"] == "0.05"  # 1 of 20: it alone lies as far
+    assert float(found["good"]["verdict_p"]) > 0.5
+    assert found["original"]["verdict_p"] == ""
+    assert found["bad"]["images_read"] == "50" and found["good"]["images_read"] == ""
 
 
 def test_runs_of_one_method_are_a_row(tmp_path: Path) -> None:

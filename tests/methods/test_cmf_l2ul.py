@@ -17,6 +17,7 @@ from letheon.engine.models.classifier import Classifier
 from letheon.errors import InputError
 from letheon.kernels.keyed import normal, uniform
 from letheon.loaders.batch import Batch
+from letheon.methods.amun import Amun
 from letheon.methods.cmf import Cmf
 from letheon.methods.duck import Duck
 from letheon.methods.l2ul import L2ul, spread_out
@@ -149,6 +150,24 @@ def test_l2ul_is_its_definition(radius: float) -> None:
             net, -0.05 * (gradient(net, torch.cat(losses).mean()) + 5 * pull * (flat(net) - start))
         )
     same(end_of(method), flat(net))
+
+
+@pytest.mark.parametrize("kind", [Amun, L2ul, Spotter])
+def test_runs_that_search_alike_share_their_images(kind: Any) -> None:
+    few = {"images": 2, "beside": 1, "steps": 2} if kind is L2ul else {"steps": 2}
+    one, other, further = (kind(recipe=replace(RECIPE, lr=lr), **few) for lr in (0.1, 0.2, 0.1))
+    further = replace(further, radius=2.0)
+    shared: dict[Any, Any] = {}
+    runs = [run_of(method) for method in (one, other, further)]
+    for run in runs:
+        run.shared, run.loader = shared, runs[0].loader
+    first, second, third = (
+        m.prepare(run) for m, run in zip((one, other, further), runs, strict=True)
+    )
+    alone: Any = other.prepare(run_of(other))
+    assert first.images is second.images is not third.images
+    assert torch.equal(second.images.own, alone.images.own)
+    assert first is not second  # each run saves and restores its own
 
 
 def test_l2ul_takes_the_next_images_and_ends_with_the_last_right_answer() -> None:

@@ -1,0 +1,74 @@
+"""Write the CSV of a page of docs/results: that of `letheon evaluate`, with two columns more.
+
+    cd benchmarks
+    python -m tables.gather --table FOLDER/table --runs FOLDER/methods --out ../docs/results/X.csv
+
+`verdict_p` is the p of "one of the retrained models" from the rows of metrics.json; `images_read`
+the images that training read, from the run's run.json. Both are empty where they are not known.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from letheon import durable
+from letheon.eval.report.verdict import ORACLES, p_value
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to gather."""
+
+    table: Path
+    """Folder that `letheon evaluate --out` wrote."""
+    runs: Path
+    """Folder of the runs that are in it."""
+    out: Path
+    """CSV to write."""
+
+
+def count_images(run: Path) -> int | None:
+    """Count the images that the training of a run read, each as often as it was; None without."""
+    record = run / "run.json"
+    if not record.is_file():
+        return None
+    phases = json.loads(record.read_text(encoding="utf-8"))["reads"]["phases"].values()
+    return sum(phase["forget_reads"] + phase["retain_reads"] for phase in phases)
+
+
+def verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The p-value of each model that was to forget, where the retrained ones suffice for it."""
+    retrained = [row for row in rows if row["role"] == "retrained"]
+    judged = [row for row in rows if row["role"] in ("unlearned", "control")]
+    if len(retrained) < ORACLES:
+        return {}
+    return {row["name"]: p_value(row, retrained) for row in judged}
+
+
+def main(options: Options) -> None:
+    """Join the table with the two columns."""
+    found = json.loads((options.table / "metrics.json").read_text(encoding="utf-8"))["rows"]
+    judged = verdicts(found)
+    with (options.table / "metrics.csv").open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    for row in rows:
+        images = count_images(options.runs / row["name"])
+        row["verdict_p"] = f"{judged[row['name']]}" if row["name"] in judged else ""
+        row["images_read"] = "" if images is None else str(images)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    durable.write(options.out, text.getvalue())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
