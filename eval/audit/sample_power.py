@@ -156,10 +156,12 @@ def _table(heads: Sequence[str], lines: Iterable[Sequence[str]], named: int) -> 
 
 
 def as_sample_tables(
-    powers: Sequence[SamplePower], models: Sequence[tuple[str, Rate, Mapping[str, Rate]]]
+    leaks: Sequence[Leak],
+    powers: Sequence[SamplePower],
+    models: Sequence[tuple[str, Rate, Mapping[str, Rate]]],
 ) -> str:
     """Write Markdown tables: single samples by size and by third, then whole models."""
-    sizes = list(next(one.by_size for one in powers if not one.why))
+    sizes = list(dict.fromkeys(leak.size for leak in leaks))
 
     def cells(one: SamplePower, rates: Mapping[str, Rate], heads: Sequence[str]) -> list[str]:
         if one.why:

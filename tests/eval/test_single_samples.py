@@ -134,7 +134,7 @@ def test_a_model_is_accused_by_its_largest_score_at_the_level() -> None:
     false, by_size = found["LiRA, offline, one spread"]
     assert (false.hits, false.count) == (1, K)  # the largest of twenty, by construction
     assert by_size["60 samples"].hits == 2
-    table = as_sample_tables(list(measure_samples(planted, retrained, originals)), models)
+    table = as_sample_tables(planted, list(measure_samples(planted, retrained, originals)), models)
     assert "| RMIA | 0.1% |" in table and "| all | 1 samples | 60 samples |" in table
 
 
