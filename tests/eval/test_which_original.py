@@ -70,9 +70,7 @@ def test_runs_of_several_originals_leave_the_order_and_are_named() -> None:
     request = Request("class:2", (2,), None, "d")
 
     def assembled(*more: Entry) -> Any:
-        return assemble_comparison(
-            [*whole, *more], Data(data, loader(Ranks(), 30).images, ()), {}, request
-        )
+        return assemble_comparison([*whole, *more], sets, {}, request)
 
     one = assembled()
     assert [e.name for e in one.entries] == ["b", "a", "r", "u", "v"] and one.warnings == []
