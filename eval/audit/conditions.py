@@ -64,7 +64,11 @@ def describe_loss(row: Row, retrained: Sequence[Row]) -> str:
 
 
 def describe_distance(row: Row, retrained: Sequence[Row]) -> str:
-    """Say how far from the retrained models the answers are, where that is farther than theirs."""
+    """Say how far from the retrained models the answers are, where that is farther than theirs.
+
+    Farther than their prediction interval: of four retrained models or more it accuses 3 to 6 % of
+    true ones, simulated. Three have no distances of their own.
+    """
     own, others = row.get("margin_distance"), _values(retrained, "margin_distance")
     if own is None:
         return ""

@@ -173,7 +173,7 @@ def as_sample_tables(
     by_size = _table((*shared, *sizes), (cells(one, one.by_size, sizes) for one in powers), 1)
     by_third = _table((*shared, *THIRDS), (cells(one, one.by_third, THIRDS) for one in powers), 1)
     of_models = (
-        [attack, false.text, *(found[size].text for size in sizes)]
+        [attack, f"{false.hits} of {false.count}", *(found[size].text for size in sizes)]
         for attack, false, found in models
     )
     heads = ("model accused by its largest score", "false positives", *sizes)

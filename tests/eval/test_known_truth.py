@@ -204,15 +204,15 @@ def test_what_lost_its_use_is_told_by_half_the_way_to_a_guess() -> None:
 def test_what_can_have_lost_nothing_is_not_called_lost() -> None:
     """Of one class that was kept a guess is right, as is one no worse than retrained models."""
 
-    def told(own: float, others: Any, names: str, forgotten: list[int]) -> str:
+    def tell(own: float, others: Any, names: str, forgotten: list[int]) -> str:
         retrained = [{"name": str(i), "TRA": value} for i, value in enumerate(others)]
         row = {"name": "m", "classes": list(names), "forgotten": forgotten, "TRA": own}
         return describe_loss({**row, "counts": {"TRA": [0, 100]}}, retrained)
 
-    assert told(1.0, [1.0] * 3, "ab", [0]) == told(0.9, [0.98] * 3, "abc", [0, 1]) == ""
-    assert told(0.31, [0.30] * 3, "abcd", [0]) == told(0.28, [0.30] * 3, "abcd", [0]) == ""
-    assert told(0.36, [0.35, 0.36, 0.41], "abcd", [0]) == ""  # as one of them
-    assert "no better than" in told(0.3, [0.9] * 3, "abcd", [0])
+    assert tell(1.0, [1.0] * 3, "ab", [0]) == tell(0.9, [0.98] * 3, "abc", [0, 1]) == ""
+    assert tell(0.31, [0.30] * 3, "abcd", [0]) == tell(0.28, [0.30] * 3, "abcd", [0]) == ""
+    assert tell(0.36, [0.35, 0.36, 0.41], "abcd", [0]) == ""  # as one of them
+    assert "no better than" in tell(0.3, [0.9] * 3, "abcd", [0])
 
 
 def test_a_side_is_named_only_where_no_model_of_the_other_answers_so() -> None:
@@ -245,14 +245,14 @@ def test_a_side_is_named_only_where_no_model_of_the_other_answers_so() -> None:
 
 
 def test_the_distance_is_far_beyond_the_retrained_models_spread_alone() -> None:
-    def told(own: float, *others: float) -> str:
+    def tell(own: float, *others: float) -> str:
         return describe_distance({"margin_distance": own}, [{"margin_distance": x} for x in others])
 
     usual = (0.96, 1.0, 1.02, 1.01)
     limit = np.mean(usual) + np.std(usual, ddof=1) * np.sqrt(1.25) * 3.182  # Student's t, 3
-    assert told(1.04, *usual) == "" == told(limit - 1e-4, *usual)
-    assert "lie 1.09 times as far" in told(limit + 1e-4, *usual)
-    assert told(1.9) == told(2.1, 2.2) == "" and "lie 2.1 times" in told(2.1)
+    assert tell(1.04, *usual) == "" == tell(limit - 1e-4, *usual)
+    assert "lie 1.09 times as far" in tell(limit + 1e-4, *usual)
+    assert tell(1.9) == tell(2.1, 2.2) == "" and "lie 2.1 times" in tell(2.1)
 
 
 def test_which_models_are_runs_of_one_method_and_which_originals_are_compared_with() -> None:

@@ -13,12 +13,14 @@ from torch.utils.data import TensorDataset
 import letheon
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
+from letheon.engine.runs.run_folder import FINISHED
 from letheon.errors import InputError
 from letheon.eval.comparison import Entry, assemble_comparison, read_start
+from letheon.launch.evaluate import Settings
 from letheon.launch.jobs.find_runs import RunFolders
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.forget_request import Request
-from letheon.sealed import read_sealed
+from letheon.sealed import read_sealed, seal
 from tests.eval.test_features import CLASSES, loader
 
 
@@ -103,3 +105,18 @@ def test_one_original_is_found_besides_those_that_are_named(tmp_path: Path) -> N
     assert RunFolders((), (), ()).find_original() is None
     with pytest.raises(InputError, match=r"got 2 original models .*\(a, b\); expected one"):
         runs.find_original()
+
+
+def test_a_folder_of_several_originals_is_measured_where_one_is_named(tmp_path: Path) -> None:
+    for name, kind in (("a", "training"), ("b", "training"), ("r", "reference"), ("u", "control")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FINISHED).write_bytes(seal({"kind": kind}))
+    beside = Settings(folder=tmp_path, original=tmp_path / "a", other_originals=(tmp_path / "b",))
+    found = beside.expand()
+    assert found.original == tmp_path / "a" and found.other_originals == (tmp_path / "b",)
+    assert found.retrained == (tmp_path / "r",) and found.runs == (tmp_path / "u",)
+    assert Settings(folder=tmp_path, original=tmp_path / "b").expand().original == tmp_path / "b"
+    one = Settings(folder=tmp_path, other_originals=(tmp_path / "a",)).expand()
+    assert one.original == tmp_path / "b"
+    with pytest.raises(InputError, match="got 2 original models"):
+        Settings(folder=tmp_path).expand()
