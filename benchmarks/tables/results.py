@@ -47,6 +47,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("gap", "gap", 100, 1), Column("CKA orig", "cka_original", digits=3),
         Column("CKA retr", "cka_retrained", digits=3),
         percent("nearer retrained", "closer_to_retrained"),
+        Column("how far", "margin_distance", digits=1),
         Column("p of verdict", "verdict_p", digits=3),
         Column("images read", "images_read", digits=0),
     ),
