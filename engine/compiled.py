@@ -6,10 +6,11 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -65,13 +66,39 @@ def compile_loss(
 def held_numbers(loss: Loss | PartsLoss) -> tuple[Any, ...]:
     """List the numbers and texts that a loss has taken from where it was made, such as the epoch.
 
-    Of a function within `phases` and of a `partial`; a method's own settings never change.
+    Of a function within `phases`, its defaults, the functions that it calls from there, the
+    containers that it holds, and a `partial`; a method's own settings never change.
     """
-    inner = loss.func if isinstance(loss, partial) else loss
-    bound = (*loss.args, *loss.keywords.values()) if isinstance(loss, partial) else ()
-    cells = getattr(inner, "__closure__", None) or ()
-    values = (*bound, *(cell.cell_contents for cell in cells))
-    return tuple(value for value in values if isinstance(value, bool | int | float | str))
+    return tuple(_numbers(loss, set()))
+
+
+def _numbers(value: Any, seen: set[int]) -> Iterator[bool | int | float | str]:
+    """Yield what a value is or holds; `seen` are the ids of the containers that hold it."""
+    if isinstance(value, bool | int | float | str):
+        yield value
+        return
+    if id(value) in seen:  # such as a function that calls itself
+        return
+    seen.add(id(value))
+    for part in _parts(value):
+        yield from _numbers(part, seen)
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    """List what a function, a partial or a container holds; nothing of all others."""
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__func__]
+    if isinstance(value, FunctionType):
+        bound = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # a name that is not assigned yet
+                bound.append(cell.cell_contents)
+        return bound
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return [*value] if isinstance(value, list | tuple) else []
 
 
 def check_numbers(phase: Phase, known: dict[str, tuple[Any, ...]]) -> None:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -186,14 +187,37 @@ def _seconds(one: torch.Tensor) -> float:
     return time.thread_time() - start
 
 
+class _Float32:
+    """Float32 as the default dtype, which all threads share, until the last of them leaves."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_default_dtype()
+            self._users += 1
+            torch.set_default_dtype(torch.float32)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                torch.set_default_dtype(self._before)
+
+
+_float32 = _Float32()
+
+
 @contextmanager
 def fresh_modes() -> Iterator[None]:
     """Compute as a new process does, whatever the caller's code has switched on around it.
 
     Gradients are recorded (`torch.no_grad`, `inference_mode`), nothing is autocast, and new tensors
-    are float32 on the CPU; on leaving, all is as it was.
+    are float32 on the CPU; on leaving, all is as it was. The default dtype
+    is the process's: of calls that overlap in threads, the last one to end puts it back.
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -202,8 +226,5 @@ def fresh_modes() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        stack.enter_context(_float32)
+        yield

@@ -118,7 +118,7 @@ def forget(
                     "the images to retain",
                     option="method",
                 )
-            check_trainable(network)
+            check_trainable(network, data, call.method.recipe.epochs > 0)
             request = resolve_request(forget, data, call.seed)
             job = replace(call, forget=request.text)
             return plan_forgetting(job, call.method, network, data, request, ranks)
@@ -169,7 +169,7 @@ def train(
                 network = open_model(model, data, preset)
             if call.relearn_earlier:
                 network.requests = ()
-            check_trainable(network)
+            check_trainable(network, data, call.method.recipe.epochs > 0)
             data = align(network, data)
             planting = draw_canaries(call.planting, data, call.seed)
             if planting and network.canaries:
@@ -288,7 +288,7 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
 def load_model(path: str | Path, **options: Any) -> Classifier:
     """Load a run folder or checkpoint; `options` are those of `model_file.load_model`.
 
-    Of a network of your own, whose class is in no file of weights, give one as `network`: a copy of
+    Of a network of your own, whose class is in no file of weights, give one as `module`: a copy of
     it gets the weights, strictly.
     """
     with fresh_modes():
@@ -350,9 +350,10 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
             own = (read_json(call.out / FINISHED), [*read_lines(call.out / LOG)])
         record, metrics = gather_objects(own, ranks)[0]
         trained = run.model if run.shards is None else run.shards.host_copy()
+        network = _restore(model, trained)
     name = record["method"] if out is None else out.name
     return Result(
-        _restore(model, trained), record, metrics, planned.request, out, name, call.seed,
+        network, record, metrics, planned.request, out, name, call.seed,
         run.model.preset, run.model.requests, run.model.canaries,
     )  # fmt: skip
 
@@ -361,14 +362,15 @@ def _run(call: Call, plan: Any, model: Model, out: Path | None) -> Result:
 def _save_at_signals(out: Path | None) -> Iterator[None]:
     """Save a run that has a folder when Ctrl-C or a scheduler stops it; then stop as they ask.
 
-    Signals that the caller's program handles by itself are left to it.
+    Signals that the caller's program handles by itself are left to it, and so is a second Ctrl-C,
+    so that it ends no notebook's kernel.
     """
     usual = (signal.SIG_DFL, signal.default_int_handler)
     if out is None or any(signal.getsignal(number) not in usual for number in SIGNALS):
         yield
         return
     try:
-        with listen():
+        with listen(signal.getsignal(signal.SIGINT)):
             yield
     except Stopped as stop:
         line = f"stopped: {stop}; the same call goes on from the last save"

@@ -86,13 +86,26 @@ class Unsir(Method):
         )
 
     def check(self, run: Run) -> None:
-        """Refuse a request that names no class."""
+        """Refuse a request that names no class, and a network of other images than square RGB."""
         if not run.forget_classes:
             raise InputError(
                 "got single samples to forget; unsir learns noise of whole classes; "
                 "give class:, file:, random: or top:",
                 option="forget",
             )
+        net, size = run.model, run.model.preset.size
+        training, first = net.training, next(net.parameters())
+        try:
+            with torch.no_grad():
+                net.eval()(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise InputError(
+                f"got {net.name}, which does not take images of shape (3, {size}, {size}); unsir "
+                "learns noise of that shape; use another method",
+                option="method",
+            ) from error
+        finally:
+            net.train(training)
 
     def prepare(self, run: Run) -> UnsirState:
         """Learn the noise, the same on every rank."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch.utils.data import TensorDataset
 import letheon
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.method import Method, Phase, Run
+from letheon.engine.precision import fresh_modes
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.launch.records.checks import check_run
@@ -78,6 +79,15 @@ class Tied(Grey):
         """Use both."""
         logits: Tensor = self.fc(self.body(images) + self.again(images.flatten(1)))
         return logits
+
+
+class TwoOutputs(Grey):
+    """One that returns an auxiliary output, too, while it is trained."""
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the logits, twice in training mode."""
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
 
 
 def forget(net: nn.Module | Path | str, **changes: Any) -> letheon.Result:
@@ -147,9 +157,12 @@ def test_what_the_caller_has_switched_on_changes_nothing(
 ) -> None:
     expected = forget(Grey())
     with modes():
-        assert equal(weights(forget(Grey())), weights(expected))
+        result = forget(Grey())
+        assert equal(weights(result), weights(expected))
         assert torch.is_inference_mode_enabled() == (modes is torch.inference_mode)
         assert torch.is_autocast_enabled("cpu") == (modes is double)
+        result = forget(Grey())
+    assert not any(weight.is_inference() for weight in result.model.parameters())
 
 
 def test_another_default_dtype_changes_nothing() -> None:
@@ -158,6 +171,29 @@ def test_another_default_dtype_changes_nothing() -> None:
     try:
         assert equal(weights(forget(net)), weights(expected))
         assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_calls_that_overlap_in_threads_compute_in_float32_and_put_the_default_back() -> None:
+    first, second = fresh_modes(), fresh_modes()
+    entered, go_on, seen = threading.Event(), threading.Event(), []
+
+    def overlap() -> None:
+        with second:
+            entered.set()
+            go_on.wait(60)
+            seen.append(torch.get_default_dtype())
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        thread = threading.Thread(target=overlap)
+        with first:
+            thread.start()
+            assert entered.wait(60)
+        go_on.set()
+        thread.join()
+        assert seen == [torch.float32] and torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -185,12 +221,32 @@ class Counting(nn.Module):
         (Grey().to("meta"), "has no numbers yet"),
         (nn.Sequential(nn.LazyConv2d(3, 3), nn.Linear(4, 4)), "show a lazy network one batch"),
         (Counting(), "cannot be copied"),
+        (TwoOutputs(), r"TwoOutputs, which returns a tuple in training mode; .* its layer fc"),
     ],
 )
 def test_networks_that_cannot_work_are_refused_in_a_line(net: nn.Module, expected: str) -> None:
     with pytest.raises(InputError, match=expected) as caught:
         forget(net)
     assert caught.value.option == "model" and "\n" not in str(caught.value)
+
+
+def test_two_outputs_in_training_are_left_alone_where_nothing_is_trained() -> None:
+    result = letheon.forget(TwoOutputs(), train=TRAIN, forget=[1], method="esc", batch_size=20)
+    assert isinstance(result.model, TwoOutputs)
+
+
+def test_a_module_without_the_head_of_the_file_is_refused(tmp_path: Path) -> None:
+    forget(HeadFirst(), out=tmp_path / "run")
+    other = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    with pytest.raises(InputError, match="got a Sequential without the layer fc, the last one"):
+        letheon.load_model(tmp_path / "run", module=other)
+
+
+def test_methods_refuse_what_they_cannot_learn_by() -> None:
+    with pytest.raises(InputError, match=r"Grey, which does not take images of shape \(3, 6, 6\)"):
+        forget(Grey(), method="unsir")
+    with pytest.raises(InputError, match="trains no weights before its last layer"):
+        forget(nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), method="cmf")
 
 
 def test_images_that_a_network_does_not_take_are_refused_before_training(tmp_path: Path) -> None:
@@ -234,11 +290,12 @@ def test_a_result_prints_as_a_line_and_names_no_folder_that_is_gone(
 
 @dataclass(frozen=True)
 class Interrupted(Method):
-    """Fine-tuning during which a signal comes, once."""
+    """Fine-tuning in one step of which a signal comes."""
 
     recipe: Recipe = Recipe(epochs=3, lr=0.1, batch_size=20)
     signal: str = ""
     mark: str = ""
+    times: int = 1
 
     def phases(self, run: Run, state: object, epoch: int) -> Sequence[Phase]:
         """One pass; the signal comes in the second epoch."""
@@ -247,7 +304,8 @@ class Interrupted(Method):
             mark = Path(self.mark)
             if self.mark and epoch == 1 and not mark.exists():
                 mark.touch()
-                os.kill(os.getpid(), signal.Signals[self.signal])
+                for _ in range(self.times):
+                    signal.raise_signal(signal.Signals[self.signal])
             return nn.functional.cross_entropy(net(batch.images).logits, batch.labels)
 
         return [Phase("retain", "retain", loss)]
@@ -271,3 +329,14 @@ def test_ctrl_c_saves_a_run_that_has_a_folder(
     (tmp_path / "mark").touch()
     plain = letheon.forget(Grey(), method=method, **call | {"out": tmp_path / "plain"})
     assert equal(weights(again), weights(plain))
+
+
+def test_a_second_ctrl_c_is_the_callers(tmp_path: Path) -> None:
+    """It raises, as anywhere in Python, and does not end the process."""
+    before = signal.getsignal(signal.SIGINT)
+    method = Interrupted(signal="SIGINT", mark=str(tmp_path / "mark"), times=2)
+    with pytest.raises(KeyboardInterrupt):
+        letheon.forget(Grey(), method=method, train=TRAIN, forget=[1], out=tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+    again = letheon.forget(Grey(), method=method, train=TRAIN, forget=[1], out=tmp_path / "run")
+    assert again.record["method"] == method.name

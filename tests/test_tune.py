@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method
 from letheon.engine.runs import stop
-from letheon.errors import InputError
+from letheon.errors import InputError, RunFailed
 from letheon.launch import forget
+from letheon.launch.tuning import tune
 from letheon.launch.tuning.objective import Target, divide, target_without
 from letheon.launch.tuning.ranges import Range, choose_ranges, replace_settings
 from letheon.launch.tuning.recipe_file import format_recipe, read_recipe
@@ -154,6 +156,32 @@ def test_a_trial_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     study.close_open()
     assert propose(study) == [start]
     assert propose(Study(tmp_path / "study.db", {}, Ranks(), 1)) == [start]
+
+
+def test_a_failed_trial_beside_one_that_was_stopped_is_not_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = SimpleNamespace(
+        number=0, params={}, value=1.0, state=SimpleNamespace(name="COMPLETE"),
+        user_attrs={"runs": {"1": {"failed": "not finite"}}},
+    )  # fmt: skip
+    pruned = SimpleNamespace(
+        number=1, params={}, value=0.4, state=SimpleNamespace(name="PRUNED"), user_attrs={}
+    )
+    images = SimpleNamespace(train=[], test=[])
+    case: Any = SimpleNamespace(
+        settings=SimpleNamespace(out=tmp_path), facts={},
+        division=SimpleNamespace(data=images, forget=np.zeros(0, bool)),
+    )  # fmt: skip
+    trials = [failed, pruned]
+    study: Any = SimpleNamespace(list_finished=lambda: trials)
+    tune.report(case, Target(0.0, 1.0, False, ""), study)
+    printed = capsys.readouterr().err
+    assert "1 trials failed, the last one: not finite" in printed
+    assert "no trial was run to its end" in printed
+    del trials[1]
+    with pytest.raises(RunFailed, match="got 1 trials, which all failed"):
+        tune.report(case, Target(0.0, 1.0, False, ""), study)
 
 
 def test_a_search_by_a_retrained_model_and_what_it_refuses(

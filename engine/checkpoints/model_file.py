@@ -196,6 +196,12 @@ def _fill_module(path: Path, weights: Weights, module: nn.Module) -> Classifier:
         )
     _check_digest(path, weights)
     name, head = weights.facts["architecture"], weights.facts.get("head")
+    if head is not None and head not in dict(module.named_modules(remove_duplicate=False)):
+        raise InputError(
+            f"got a {type(module).__name__} without the layer {head}, the last one of the network "
+            f"in {path}; expected a network like it; give one of its class",
+            option="model",
+        )
     model = Classifier(module, name, stored, head).float()
     fill_model(model, path, weights.parts[""])
     model.class_names = _stored_names(path, weights.facts, model.classes)

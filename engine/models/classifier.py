@@ -118,9 +118,19 @@ class Classifier(nn.Module):
         return self.head.out_features
 
     def forward(self, images: Tensor) -> Output:
-        """(B, 3, H, W), normalised by the preset, to logits (B, classes) and features (B, D)."""
+        """(B, 3, H, W), normalised by the preset, to logits (B, classes) and features (B, D).
+
+        Raises:
+            InputError: the network returns something else than its head's output.
+        """
         output = self.net(images)
-        assert isinstance(output, Output)
+        if not isinstance(output, Output):
+            raise InputError(
+                f"got {self.name}, which returns a {type(output).__name__} in "
+                f"{'training' if self.training else 'evaluation'} mode; expected the output of "
+                f"its layer {self.head_path} in either mode; return that alone",
+                option="model",
+            )
         return output
 
 

@@ -389,7 +389,8 @@ def device_name(ranks: Ranks) -> str:
 def revision() -> dict[str, Any]:
     """Commit of the source tree, and whether it had changes; empty outside a checkout.
 
-    As it was when this process first asked: what is edited later does not run in it.
+    As it was when this process first asked: of what is edited later, a module that this process
+    has not imported by then runs as edited, and is not told of here.
     """
     here = Path(__file__).resolve().parent
     try:
@@ -422,7 +423,10 @@ def source_facts() -> dict[str, Any]:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 in hex over the source files of this package, edited or not; once a process."""
+    """SHA-256 in hex over the source files of this package, edited or not.
+
+    As `revision`, of the time when this process first asked.
+    """
     return _digest_sources(Path(__file__).resolve().parents[2])
 
 

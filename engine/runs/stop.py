@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -28,6 +28,8 @@ SECONDS_BETWEEN_POLLS = 0.5
 """About so often the ranks ask each other; in steps, by the first rank's clock."""
 GO_ON, SAVE, STOP = 0, 1, 2
 
+_Handler = Callable[[int, FrameType | None], Any] | int | None  # as signal.getsignal returns
+
 
 class Stopped(BaseException):
     """A signal ended the process; what there was to save is saved. Not an error."""
@@ -40,12 +42,13 @@ class _Listener:
         self.signal: str = ""  # the first that came
         self.deferred = False  # within training, which asks by itself
         self.stopped = False  # the process is ending already
+        self.second: _Handler = signal.SIG_DFL  # of a further Ctrl-C
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal, or end the process where nothing needs saving."""
         self.signal = self.signal or signal.Signals(number).name
         if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+            signal.signal(signal.SIGINT, self.second)
         if not self.deferred and not self.stopped:
             stop("before there was anything to save")
 
@@ -54,12 +57,16 @@ _listener = _Listener()
 
 
 @contextmanager
-def listen() -> Iterator[None]:
-    """Take the signals within; for the main thread of a process that is ours."""
+def listen(second: _Handler = signal.SIG_DFL) -> Iterator[None]:
+    """Take the signals within; for the main thread of a process.
+
+    `second` handles a second Ctrl-C; by default that ends the process at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _listener.signal, _listener.deferred, _listener.stopped = "", False, False
+    _listener.second = second
     before = {number: signal.signal(number, _listener.hear) for number in SIGNALS}
     try:
         yield

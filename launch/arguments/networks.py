@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from letheon.engine.checkpoints import model_file
-from letheon.engine.models.classifier import Classifier, Output
+from letheon.engine.models.classifier import Classifier, Output, names
 from letheon.errors import InputError, LetheonError
 from letheon.launch.inputs import Model, Result, build_preset, widen_classes
 from letheon.loaders.datasets.image_set import Data, ImageSet
@@ -59,14 +59,29 @@ def check_images(model: Classifier, data: Data) -> None:
         _check_output(model, shape, "its tensors must be what the network takes")
 
 
-def check_trainable(model: Classifier) -> None:
-    """Refuse a network that has no weight to change."""
+def check_trainable(model: Classifier, data: Data, trains: bool) -> None:
+    """Refuse a network that has no weight to change, or training one that then has two outputs.
+
+    `trains` is whether the method does; the outputs are those of a copy, of a network that is none
+    of ours.
+    """
     if not any(weight.requires_grad for weight in model.parameters()):
         raise InputError(
             f"got {model.name}, all of whose weights are frozen; expected some with requires_grad; "
             "call requires_grad_() of what may change",
             option="model",
         )
+    if not trains or model.name in names():
+        return
+    shape = _tensor_shape(data.train) or (3, model.preset.size, model.preset.size)
+    device = next(model.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            copy.deepcopy(model).train()(torch.zeros(2, *shape, device=device))
+        except LetheonError:
+            raise
+        except Exception:  # whatever a network's own code raises on so small a batch
+            return
 
 
 def _open_network(

@@ -287,7 +287,7 @@ def report(case: Case, target: Target, study: Study) -> None:
     text = json.dumps({**facts, "best": best, "trials": rows}, indent=1) + "\n"
     durable.write(settings.out / "report.json", text)
     failed = [why for why in reasons if why is not None]
-    if failed and best is None:
+    if failed and len(failed) == len(rows):
         raise RunFailed(f"got {len(failed)} trials, which all failed, the last one: {failed[-1]}")
     if failed:
         print(f"{len(failed)} trials failed, the last one: {failed[-1]}", file=sys.stderr)

@@ -117,9 +117,9 @@ def test_a_trial_is_printed_and_recorded(
     assert note in capsys.readouterr().err
 
 
-def test_measuring_leaves_torch_as_it_was() -> None:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+def test_measuring_leaves_torch_as_it_was(two_threads: None) -> None:
+    state = torch.get_rng_state()
     bf16_gain.cache_clear()
     assert bf16_gain() > 0
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     assert torch.equal(torch.get_rng_state(), state)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from letheon.engine.compiled import held_numbers
 from letheon.engine.loop import run_method
-from letheon.engine.method import Method, Phase, Run
+from letheon.engine.method import Loss, Method, Phase, Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.errors import RunFailed
@@ -54,5 +54,32 @@ def test_what_a_loss_holds() -> None:
     def add(net: nn.Module, batch: Batch, share: float = 0.0) -> Tensor:
         return torch.tensor(share)
 
-    assert held_numbers(partial(add, share=0.5)) == (0.5,) and held_numbers(add) == ()
+    assert held_numbers(partial(add, share=0.5)) == (0.0, 0.5) and held_numbers(add) == (0.0,)
     assert held_numbers(Annealed().phases(None, None, 4)[0].loss) == (4,)  # type: ignore[arg-type]
+
+
+def test_a_loss_holds_what_its_functions_and_containers_do() -> None:
+    def by_keyword(net: nn.Module, batch: Batch, *, epoch: int = 5) -> Tensor:
+        return torch.tensor(epoch)
+
+    def nest(epoch: int) -> Loss:
+        def call_oneself() -> int:
+            return epoch or call_oneself()
+
+        return lambda net, batch: torch.tensor(call_oneself())
+
+    def contain(values: object) -> Loss:
+        return lambda net, batch: torch.tensor(values)
+
+    def leave_open() -> tuple[object, ...]:
+        def loss(net: nn.Module, batch: Batch) -> Tensor:
+            return torch.tensor(late)
+
+        held = held_numbers(loss)
+        late = 1
+        return held
+
+    assert held_numbers(by_keyword) == (5,)
+    assert held_numbers(nest(5)) == (5,)
+    assert held_numbers(contain([(5, {"rate": 0.1})])) == (5, "rate", 0.1)
+    assert leave_open() == ()

@@ -101,14 +101,15 @@ def test_we_read_what_ffcv_writes(files: FileImages, tmp_path: Path, mode: str) 
 
 
 @needs_ffcv
-def test_ffcv_leaves_the_threads_of_torch_alone(files: FileImages, tmp_path: Path) -> None:
+def test_ffcv_leaves_the_threads_of_torch_alone(
+    files: FileImages, tmp_path: Path, two_threads: None
+) -> None:
     write_beton(files, tmp_path / "set.beton")
-    before = torch.get_num_threads()
     loader = FfcvLoader(
         BetonImages(tmp_path / "set.beton"), np.zeros(34, np.bool_), PRESET, 8, Reader(3, workers=2)
     )
     assert len(list(loader.train("mixed", 0))) == 5
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
 @needs_ffcv
