@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.state_dict_match import BrokenWeights
 from letheon.engine.checkpoints.weights_file import hub_weights
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.runs.origin import read_origin
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, failure_reason
 from letheon.errors import InputError
@@ -43,6 +44,10 @@ _FIRST_EDITION = {
     "Spkd": ("spkd", "unlearning"),
 }
 """The class names that run.json held before it had a kind -> name and kind of the method."""
+_FRESH = {"training", "reference", "random-network"}
+"""Kinds of runs, and a method, whose first weights are no model's."""
+_FORGETTING = ("control", "unlearned")
+"""Roles of the models that were to forget."""
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
     "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
@@ -66,6 +71,7 @@ class Entry:
     counts: Mapping[str, int] = field(default_factory=dict)  # of these images
     settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
     own_stream: bool = False  # random numbers are not those of training with the same seed
+    start: str = ""  # digest of the weights that forgetting began with, where a record names it
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,9 @@ class Comparison:
         """Select entries in this role, in order."""
         return [entry for entry in self.entries if entry.role == role]
 
-    @property
-    def first_original(self) -> str:
-        """Name of the original that models are compared with; empty where there is none."""
-        return next((entry.name for entry in self.of_role("original")), "")
+    def find_original(self, left_out: Container[str] = ()) -> Entry | None:
+        """Find the original that models are compared with: the first, of these names aside."""
+        return next((one for one in self.of_role("original") if one.name not in left_out), None)
 
     @property
     def nothing_held_out(self) -> bool:
@@ -137,12 +142,29 @@ class Comparison:
                         "they share first weights and order, and every distance to this reference "
                         "flatters; retrain with another seed, or without share_seed"
                     )
+        warnings += self._tell_other_starts()
         if self.nothing_held_out:
             warnings.append(
                 "nothing is held out: test is the same as train; what needs test images is not "
                 "measured; name a set with test images"
             )
         return warnings
+
+    def _tell_other_starts(self) -> list[str]:
+        """Name the models that were made from another original than they are compared with."""
+        original, others = self.find_original(), dict[str, list[str]]()
+        if original is None:
+            return []
+        for entry in self.entries:
+            if entry.role in _FORGETTING and entry.start not in ("", original.weights):
+                others.setdefault(entry.start, []).append(entry.name)
+        known = {entry.weights: entry.name for entry in self.of_role("original")}
+        return [
+            f"{', '.join(names)}: made from {known.get(start, 'another original')}, compared with "
+            f"{original.name}: what another seed costs looks like forgetting; measure these beside "
+            "their own original, named first"
+            for start, names in others.items()
+        ]
 
     @property
     def sets(self) -> dict[str, ImageSet]:
@@ -195,7 +217,8 @@ def open_comparison(
 ) -> Comparison:
     """Load every model and open every set; canaries are planted unless these are other images.
 
-    Of several originals the first is what the others are compared with.
+    Of several originals the others are compared with the first, or with the one that all runs were
+    made from.
 
     Raises:
         InputError: nothing to measure, an unfinished run, weights that are not the recorded ones,
@@ -279,9 +302,14 @@ def assemble_comparison(
 ) -> Comparison:
     """Make the comparison; what a model forgot before `request` is a set of its own.
 
+    The one of several originals that all runs were made from, by their records, comes first.
+
     Raises:
         InputError: sample numbers of other images were forgotten earlier.
     """
+    starts = {e.start for e in entries if e.role in _FORGETTING and e.start}
+    if len(starts) == 1:  # sorting is stable
+        entries = sorted(entries, key=lambda e: e.role != "original" or e.weights not in starts)
     every = [one for entry in entries for one in entry.model.requests]
     earlier = {one.numbers: one for one in every if one.numbers != request.numbers}
     found = Comparison(entries, data, domains, request, left_out or {}, data)
@@ -410,8 +438,18 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     return Entry(
         name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
         facts.get("data", {}), facts.get("images", {}), json.dumps(alike, sort_keys=True),
-        own_stream,
+        own_stream, read_start(path),
     )  # fmt: skip
+
+
+def read_start(folder: Path) -> str:
+    """Read the digest of the weights that a run began to forget with; "" where it names none."""
+    if not (folder / FINISHED).is_file():
+        return ""
+    facts = read_sealed(folder / FINISHED)
+    if {str(facts.get("kind")), str(facts.get("method"))} & _FRESH:
+        return ""
+    return str((read_origin(folder) or {}).get("weights", ""))
 
 
 def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int) -> Request:

@@ -365,6 +365,7 @@ class Measuring:
 
     def _peers(self, subjects: dict[str, Subject]) -> Peers:
         of = self.comparison
+        original = of.find_original({e.name for e in of.entries} - subjects.keys())
 
         def in_role(role: str) -> tuple[Subject, ...]:
             names = [entry.name for entry in of.of_role(role)]
@@ -372,7 +373,7 @@ class Measuring:
 
         untrained = subjects.get(RANDOM)
         return Peers(
-            subjects.get(of.first_original), in_role("retrained"),
+            subjects[original.name] if original else None, in_role("retrained"),
             untrained.passes if untrained else None,
             tuple(of.request.classes), tuple(of.data.classes), of.nothing_held_out, of.canaries,
             self.groups, of.request.text,

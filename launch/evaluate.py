@@ -137,7 +137,7 @@ class Settings(JobOptions):
         found = find_runs(self.folder)
         return replace(
             self,
-            original=self.original or found.original,
+            original=self.original or found.find_original(self.other_originals),
             retrained=self.retrained or found.retrained,
             runs=self.runs or found.runs,
         )

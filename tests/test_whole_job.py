@@ -56,7 +56,7 @@ def test_a_job_trains_forgets_and_evaluates_and_goes_on(
     assert (out / "table" / "evaluation.json").is_file()
 
     found = find_runs(out)
-    assert found.original == out / "original" and found.retrained == (out / "retrain",)
+    assert found.find_original() == out / "original" and found.retrained == (out / "retrain",)
     assert found.runs == (out / "random-network", out / "salun")
 
     table = out / "table" / "evaluation.json"

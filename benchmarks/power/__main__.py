@@ -95,6 +95,12 @@ def list_leaks(settings: Settings, of: Comparison) -> Iterator[Leak]:
     sizes = {f"{share * 100:g} %": round(share * len(forget)) for share in settings.shares}
     if settings.samples:
         sizes = {f"{n} sample{'s' if n > 1 else ''}": n for n in settings.samples}
+        if odd := [n for n in settings.samples if not 1 <= n < len(forget)]:
+            raise InputError(
+                f"got a leak of {odd[0]} samples; expected 1 to {len(forget) - 1}, fewer than the "
+                f"{len(forget)} that were to be forgotten",
+                option="samples",
+            )
     for size, number in sizes.items():
         for _ in range(settings.count):
             order = keyed.permutation(seed, "leak", 0, len(forget)).numpy()
@@ -145,7 +151,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
     measuring = Measuring(settings, replace(of, entries=entries), Conditions(), extent, 256, ranks)
     table = measuring.measure()
     if settings.attacks:
-        attack_table(measuring, table, Lessons(measuring.inference))
+        before = measuring.comparison.find_original(table.left_out)
+        attack_table(measuring, table, Lessons(measuring.inference, before))
     if ranks.main:
         powers = measure_power(prepare(table.flat).rows, sizes)
         durable.write(settings.out / "power.md", as_table(powers))
@@ -163,6 +170,7 @@ def write_samples(settings: Settings, measuring: Measuring) -> None:
     for group in inference.groups(of.entries):
         for entry, passes in zip(group, inference.sweep(group), strict=True):
             answers[entry.name] = read_answers(passes)
+            entry.model.to("cpu")
 
     def join(role: str) -> Answers:
         return reduce(Answers.join, (answers[entry.name] for entry in of.of_role(role)))
@@ -176,7 +184,7 @@ def write_samples(settings: Settings, measuring: Measuring) -> None:
     powers = list(measure_samples(leaks, retrained, originals))
     models = list(largest_rates(leaks, retrained, originals))
     if measuring.ranks.main:
-        durable.write(settings.out / "samples.md", as_sample_tables(powers, models))
+        durable.write(settings.out / "samples.md", as_sample_tables(leaks, powers, models))
         facts = {"samples": [dataclasses.asdict(one) for one in powers], "models": models}
         text = json.dumps(facts, indent=1, default=dataclasses.asdict)
         durable.write(settings.out / "samples.json", text + "\n")

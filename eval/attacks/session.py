@@ -41,6 +41,8 @@ class Lessons:
     """
 
     inference: Inference
+    original: Entry | None
+    """The one that the models are compared with, where any has a row."""
     _rates: dict[Preset, float] = field(default_factory=dict)
 
     @property
@@ -76,18 +78,18 @@ class Lessons:
         Of the lesson only the images of the trial are read, and they are let go.
         """
         read, preset = self.inference, entry.model.preset
-        for before in read.comparison.of_role("original")[:1]:
-            if before.model.preset == preset and preset not in self._rates:
-                rows = torch.tensor(read.balanced_rows())
-                order = feature_batches(rows, rows, BATCH, seed=0)
-                steps = [order(step)[0] for step in range(TRIAL)]
-                needed = torch.cat(steps).unique()
-                images, labels = self._read(before, "train", needed.tolist())
-                places = [torch.searchsorted(needed, numbers) for numbers in steps]
-                self._rates[preset] = rate_of(
-                    before.model, [(images[at], labels[at]) for at in places], read.ranks.device,
-                    read.place,
-                )  # fmt: skip
+        before = self.original
+        if before is not None and before.model.preset == preset and preset not in self._rates:
+            rows = torch.tensor(read.balanced_rows())
+            order = feature_batches(rows, rows, BATCH, seed=0)
+            steps = [order(step)[0] for step in range(TRIAL)]
+            needed = torch.cat(steps).unique()
+            images, labels = self._read(before, "train", needed.tolist())
+            places = [torch.searchsorted(needed, numbers) for numbers in steps]
+            self._rates[preset] = rate_of(
+                before.model, [(images[at], labels[at]) for at in places], read.ranks.device,
+                read.place,
+            )  # fmt: skip
         return self._rates.get(preset, RATES[0])
 
     def _read(self, entry: Entry, key: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -128,7 +130,8 @@ def measure_all(of: Measuring) -> Table:
     Raises:
         LetheonError: the first problem of any rank, on every rank.
     """
-    table, lessons = of.measure(), Lessons(of.inference)
+    table = of.measure()
+    lessons = Lessons(of.inference, of.comparison.find_original(table.left_out))
     if of.inference.extent.relearn:
         relearn_table(of, table, lessons)
     if of.inference.extent.full and of.inference.extent.attacks:
@@ -165,10 +168,10 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
 
     results = _of_rows(of, table, "relearn", learn)
     by_name = {name: result for name, result in results.items() if not isinstance(result, str)}
-    original, first = (
-        next((by_name[e.name] for e in of.comparison.of_role(role) if e.name in by_name), None)
-        for role in ("original", "retrained")
-    )
+    before = of.comparison.find_original(table.left_out)
+    original = by_name.get(before.name) if before is not None else None
+    retrained = (e.name for e in of.comparison.of_role("retrained") if e.name in by_name)
+    first = next((by_name[name] for name in retrained), None)
     for row in table.rows:
         if row.name not in by_name:
             row.why["relearn"] = str(results[row.name])
@@ -188,8 +191,7 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
     Raises:
         LetheonError: the first problem of any rank, on every rank.
     """
-    originals = (e for e in of.comparison.of_role("original") if e.name not in table.left_out)
-    before = next(originals, None)
+    before = of.comparison.find_original(table.left_out)
 
     known: dict[Preset, Targets] = {}
 

@@ -51,10 +51,11 @@ def place_numbers(row: Row, rows: Sequence[Row]) -> dict[str, str]:
     """
     of_both = {other["name"]: other for other in select_originals(rows)}
     row = of_both.get(row["name"], row)
-    originals = [other for name, other in of_both.items() if name != row["name"]]
-    retrained = [r for r in rows if r["role"] == "retrained" and r["name"] != row["name"]]
-    if min(len(originals), len(retrained)) < LEAST - 1:
+    all_retrained = [other for other in rows if other["role"] == "retrained"]
+    if min(len(of_both), len(all_retrained)) < LEAST:
         return {}
+    originals = [other for name, other in of_both.items() if name != row["name"]]
+    retrained = [other for other in all_retrained if other["name"] != row["name"]]
     before, after = _inside(row, originals), _inside(row, retrained)
     places = {(True, True): "both", (True, False): "retrained", (False, True): "originals"}
     return {

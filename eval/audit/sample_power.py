@@ -156,10 +156,12 @@ def _table(heads: Sequence[str], lines: Iterable[Sequence[str]], named: int) -> 
 
 
 def as_sample_tables(
-    powers: Sequence[SamplePower], models: Sequence[tuple[str, Rate, Mapping[str, Rate]]]
+    leaks: Sequence[Leak],
+    powers: Sequence[SamplePower],
+    models: Sequence[tuple[str, Rate, Mapping[str, Rate]]],
 ) -> str:
     """Write Markdown tables: single samples by size and by third, then whole models."""
-    sizes = list(next(one.by_size for one in powers if not one.why))
+    sizes = list(dict.fromkeys(leak.size for leak in leaks))
 
     def cells(one: SamplePower, rates: Mapping[str, Rate], heads: Sequence[str]) -> list[str]:
         if one.why:
@@ -171,7 +173,7 @@ def as_sample_tables(
     by_size = _table((*shared, *sizes), (cells(one, one.by_size, sizes) for one in powers), 1)
     by_third = _table((*shared, *THIRDS), (cells(one, one.by_third, THIRDS) for one in powers), 1)
     of_models = (
-        [attack, false.text, *(found[size].text for size in sizes)]
+        [attack, f"{false.hits} of {false.count}", *(found[size].text for size in sizes)]
         for attack, false, found in models
     )
     heads = ("model accused by its largest score", "false positives", *sizes)

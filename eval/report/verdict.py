@@ -14,7 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from letheon.eval.audit.agreement import LEAST, agreement
-from letheon.eval.audit.conditions import describe_distance, describe_features, describe_loss
+from letheon.eval.audit.conditions import (
+    describe_answers,
+    describe_distance,
+    describe_features,
+    describe_loss,
+)
 from letheon.eval.audit.false_positives import LEAST as SPREAD
 from letheon.eval.audit.false_positives import LEVEL, tolerance
 from letheon.eval.audit.originals import describe_places
@@ -98,18 +103,19 @@ def is_closer_to_retrained(model: Row, original: Row, retrained: Sequence[Row]) 
     return bool(((ours - before) / spread) @ way > 0.5 * (way @ way))
 
 
-def _side(row: Row, original: Row, retrained: Sequence[Row]) -> str:
+def _side(row: Row, originals: Sequence[Row], retrained: Sequence[Row]) -> str:
     """Say which of the two a model is closer to, with the p-value where the answers were compared.
 
     At full depth the forget images decide (`eval.membership.closeness`), else the numbers of the
-    table, which give no p-value. No side is named of a model that lost what was to be kept, and
-    what speaks against the side of the retrained models is said behind it.
+    table, which give no p-value. No side is named of a model that lost what was to be kept, nor
+    where models that are known to be of the other side answer so too (`describe_answers`). What
+    speaks against the side of the retrained models is said behind it.
     """
     if lost := describe_loss(row, retrained):
         return lost
     share, p = row.get("closer_to_retrained"), row.get("closer_p")
     if share is None or p is None:
-        near = is_closer_to_retrained(row, original, retrained)
+        near = is_closer_to_retrained(row, originals[0], retrained)
         if near is None:
             return "not decidable: no number tells the original from the retrained models"
         text = f"closer to the {'retrained models' if near else 'original model'}"
@@ -117,11 +123,10 @@ def _side(row: Row, original: Row, retrained: Sequence[Row]) -> str:
         return f"as near to the original model as to the retrained models, p = {p:.3f}"
     else:
         near = share > 0.5
-        side, of = "retrained models" if near else "original model", max(share, 1 - share)
-        text = f"closer to the {side} by its answers to {of:.0%} of the forget images, {_odds(p)}"
+        text = describe_answers(row, originals, retrained)
     against = [describe_distance(row, retrained), describe_features(row, retrained)]
     words = " and ".join(filter(None, against))
-    return f"{text}, but {words}" if near and words else text
+    return f"{text}, but {words}" if near and words and text.startswith("closer") else text
 
 
 def name_request(rows: Sequence[Row]) -> str:
@@ -199,12 +204,12 @@ def judge(rows: Sequence[Row]) -> list[str]:
         rows: of a table, each with "name" and "role".
     """
     retrained = [row for row in rows if row["role"] == "retrained"]
-    original = next((row for row in rows if row["role"] == "original"), None)
+    originals = [row for row in rows if row["role"] == "original"]
     lines: dict[str, list[str]] = {}
     for row in _unlearned_rows(rows):
         words = []
-        if retrained and original is not None:
-            words.append(_side(row, original, retrained))
+        if retrained and originals:
+            words.append(_side(row, originals, retrained))
         if retrained:
             words.append(_is_one(row, retrained))
         if placed := describe_places(row, rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,30 +14,40 @@ from letheon.sealed import read_sealed
 class RunFolders(NamedTuple):
     """Run folders by what their records say they are, each in the order of their names."""
 
-    original: Path | None
+    originals: tuple[Path, ...]
     retrained: tuple[Path, ...]
     runs: tuple[Path, ...]
+
+    def find_original(self, others: Sequence[Path] = ()) -> Path | None:
+        """Find the one original besides these others; None where there is none.
+
+        Raises:
+            InputError: there are two.
+        """
+        known = {path.resolve() for path in others}
+        originals = [path for path in self.originals if path.resolve() not in known]
+        if len(originals) > 1:
+            raise InputError(
+                f"got {len(originals)} original models in {originals[0].parent} "
+                f"({', '.join(path.name for path in originals[:3])}); expected one; name it",
+                option="original",
+            )
+        return next(iter(originals), None)
 
 
 def find_runs(folder: Path) -> RunFolders:
     """Find the finished runs in a folder, those of several seeds in folders of theirs too.
 
     Raises:
-        InputError: there is none, or there are two originals.
+        InputError: there is none.
     """
     kinds: dict[str, list[Path]] = {"training": [], "reference": [], "": []}
     for path, kind in _records(folder):
         kinds[kind if kind in kinds else ""].append(path)
     originals, retrained, runs = kinds["training"], kinds["reference"], kinds[""]
-    if len(originals) > 1:
-        raise InputError(
-            f"got {len(originals)} original models in {folder} "
-            f"({', '.join(path.name for path in originals[:3])}); expected one; name it",
-            option="original",
-        )
     if not originals and not retrained and not runs:
         raise InputError(f"got {folder}; it holds no finished run; name a folder of runs")
-    return RunFolders(originals[0] if originals else None, tuple(retrained), tuple(runs))
+    return RunFolders(tuple(originals), tuple(retrained), tuple(runs))
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -20,8 +20,8 @@ esac
 for file in "$here/recipes/$recipes"/*.toml; do
     echo "--recipe $recipes/$(basename "$file" .toml)"
 done > "$request.jobs"
+[ "$request" = samples ] || echo "head-distillation --epochs 2 --batch-size 64 --lr 0.1" >> "$request.jobs" # of classes alone
 cat >> "$request.jobs" <<CONTROLS
-head-distillation --epochs 2 --batch-size 64 --lr 0.1
 one-point-contraction --epochs 1 --batch-size 64 --lr 0.01
 no-op
 CONTROLS

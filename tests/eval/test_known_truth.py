@@ -16,8 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from letheon.engine.distributed import Ranks
-from letheon.eval.audit.conditions import describe_loss
-from letheon.eval.audit.originals import describe_places, place_numbers
+from letheon.eval.audit.conditions import describe_answers, describe_distance, describe_loss
+from letheon.eval.audit.originals import describe_places, list_places, place_numbers
 from letheon.eval.audit.tables import as_audit
 from letheon.eval.case import Case, Peers, Subject
 from letheon.eval.comparison import Comparison
@@ -148,7 +148,9 @@ def test_known_truth_of_forgotten_classes() -> None:
     text = as_audit(rows)
     assert "## Beside originals of other seeds" in text
     assert describe_places(rows[-1], rows) in text
-    assert not describe_places(rows[-1], rows[3:])  # one original has no spread
+    for first in (2, 3):  # two originals have no spread, nor has one
+        assert not describe_places(rows[-1], rows[first:]) and not list(list_places(rows[first:]))
+    assert describe_places(rows[-1], rows[1:])
 
 
 def test_known_truth_of_forgotten_samples() -> None:
@@ -197,6 +199,60 @@ def test_what_lost_its_use_is_told_by_half_the_way_to_a_guess() -> None:
     assert "no better than an untrained" in describe_loss({**classes, "TRA": 0.12}, retrained)
     assert "(RA 12.0%" in describe_loss({**classes, "TRA": None, "RA": 0.12}, retrained)
     assert describe_loss({"name": "m", "TRA": 0.1}, retrained) == ""  # of unknown classes
+
+
+def test_what_can_have_lost_nothing_is_not_called_lost() -> None:
+    """Of one class that was kept a guess is right, as is one no worse than retrained models."""
+
+    def tell(own: float, others: Any, names: str, forgotten: list[int]) -> str:
+        retrained = [{"name": str(i), "TRA": value} for i, value in enumerate(others)]
+        row = {"name": "m", "classes": list(names), "forgotten": forgotten, "TRA": own}
+        return describe_loss({**row, "counts": {"TRA": [0, 100]}}, retrained)
+
+    assert tell(1.0, [1.0] * 3, "ab", [0]) == tell(0.9, [0.98] * 3, "abc", [0, 1]) == ""
+    assert tell(0.31, [0.30] * 3, "abcd", [0]) == tell(0.28, [0.30] * 3, "abcd", [0]) == ""
+    assert tell(0.36, [0.35, 0.36, 0.41], "abcd", [0]) == ""  # as one of them
+    assert "no better than" in tell(0.3, [0.9] * 3, "abcd", [0])
+
+
+def test_a_side_is_named_only_where_no_model_of_the_other_answers_so() -> None:
+    """Originals that spread less than retrained models make these nearer to the originals."""
+    draw = np.random.default_rng(0)
+    count, trials, named, tested = 12, 12, 0, 0
+    for _ in range(trials):
+        hard = 3 * draw.normal(size=500)
+        after = hard + draw.normal(size=(count + 1, 500))
+        before = hard + 0.3 + 0.7 * draw.normal(size=(1, 500))
+        found = [closeness(one, before, np.delete(after, k, 0)) for k, one in enumerate(after)]
+        rows = [{"closer_to_retrained": one.share, "closer_p": one.p} for one in found]
+        for k, row in enumerate(rows):
+            if row["closer_p"] > 0.05:
+                continue
+            tested += row["closer_to_retrained"] < 0.5
+            text = describe_answers(row, [], [*rows[:k], *rows[k + 1 :]])
+            named += text.startswith("closer to the original")
+    assert tested > 0.4 * trials * (count + 1)  # the sign test alone accuses so many
+    assert named <= trials  # one of the 13, the lowest
+    of = [{"closer_to_retrained": share, "closer_p": 0.01} for share in (0.4, 0.45, 0.55, 0.6)]
+    assert "(said of 1 of the 3 retrained models, too)" in describe_answers(of[0], [], of[1:])
+    assert describe_answers(of[1], [], [of[0], of[2]]).endswith(
+        "as near or nearer are 1 of the 2 retrained models"
+    )
+    near = describe_answers(of[2], [of[3], of[0]], [])
+    assert near.startswith("no side is named: nearer the retrained models by its answers to 55%")
+    assert near.endswith("1 of the 2 originals of other seeds")
+    assert describe_answers(of[3], of[:3], of).startswith("closer to the retrained models")
+
+
+def test_the_distance_is_far_beyond_the_retrained_models_spread_alone() -> None:
+    def tell(own: float, *others: float) -> str:
+        return describe_distance({"margin_distance": own}, [{"margin_distance": x} for x in others])
+
+    usual = (0.96, 1.0, 1.02, 1.01)
+    limit = np.mean(usual) + np.std(usual, ddof=1) * np.sqrt(1.25) * 3.182  # Student's t, 3
+    assert tell(1.04, *usual) == "" == tell(limit - 1e-4, *usual)
+    assert "lie 1.09 times as far" in tell(limit + 1e-4, *usual)
+    assert tell(1.9) == tell(2.1, 2.2) == "" and "lie 2.1 times" in tell(2.1)
 
 
 def test_which_models_are_runs_of_one_method_and_which_originals_are_compared_with() -> None:

@@ -81,7 +81,7 @@ def attacks(ranks: Ranks, job: JobOptions) -> dict[str, Any]:
     of = Measuring(job, comparison(), Conditions(), FULL, 16, ranks)
     found, lessons = (
         Table([Row(entry.name) for entry in of.comparison.entries]),
-        Lessons(of.inference),
+        Lessons(of.inference, of.comparison.find_original()),
     )
     relearn_table(of, found, lessons)
     attack_table(of, found, lessons)

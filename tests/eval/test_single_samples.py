@@ -134,7 +134,7 @@ def test_a_model_is_accused_by_its_largest_score_at_the_level() -> None:
     false, by_size = found["LiRA, offline, one spread"]
     assert (false.hits, false.count) == (1, K)  # the largest of twenty, by construction
     assert by_size["60 samples"].hits == 2
-    table = as_sample_tables(list(measure_samples(planted, retrained, originals)), models)
+    table = as_sample_tables(planted, list(measure_samples(planted, retrained, originals)), models)
     assert "| RMIA | 0.1% |" in table and "| all | 1 samples | 60 samples |" in table
 
 
@@ -171,3 +171,19 @@ def test_what_networks_learned_by_heart_is_found() -> None:
         assert power.every.hits >= 28, attack
         assert power.fresh.hits / power.fresh.count < 0.05, attack
     assert found["margin"].every.hits < found["LiRA, offline, one spread"].every.hits
+
+
+def test_tables_are_written_where_no_level_is_decidable() -> None:
+    """Of 4 forgotten samples 20 retrained models give 80 scores, which do not tell 1 %."""
+    draw = np.random.default_rng(5)
+
+    def of_four(count: int) -> Answers:
+        every = answers(draw, count)
+        return Answers(every.margins[:, :4], every.log_p[:, :4], every.population)
+
+    retrained, originals = of_four(K), of_four(L)
+    planted = [Leak("1 sample", of_four(1), np.arange(4) == 0) for _ in range(2)]
+    powers = list(measure_samples(planted, retrained, originals))
+    assert powers and all(one.why for one in powers)
+    found = as_sample_tables(planted, powers, list(largest_rates(planted, retrained, originals)))
+    assert "| attack | at | false alarms | all | 1 sample |" in found
