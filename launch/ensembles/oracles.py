@@ -50,7 +50,7 @@ class Settings(JobOptions):
     out: Path
     """Folder of the ensemble."""
     forget: tuple[str, ...]
-    """Requests, each as forget takes it: class:3,8 or file:LIST or random:100."""
+    """Requests, each as forget takes it: class:3,8 or file:LIST or random-samples:100."""
     count: int = 20
     """Retrained models of each request, with the seeds from --seed on. An audit with a p-value of
     5 % needs 19, false-positive rates 20."""
