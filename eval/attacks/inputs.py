@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from letheon.engine.models.classifier import Classifier
 from letheon.errors import NotMeasurable
 from letheon.eval.attacks.weights import answer
+from letheon.eval.inference.sampling import stratified_halves
 from letheon.eval.probes.relearn import feature_batches
 
 RADIUS = 8 / 255
@@ -26,7 +27,8 @@ def prompt(
 
     Args:
         model: in evaluation mode, on the device; its weights stay.
-        images: (n, 3, H, W) float32 forget images; even places are learned from, odd ones asked.
+        images: (n, 3, H, W) float32 forget images; of each class one half is learned from, the
+            other asked.
         labels: (n,) int64.
         steps: of Adam, at 0.02 of the normalized range, batches of 64.
         device: where to run.
@@ -38,14 +40,15 @@ def prompt(
         raise NotMeasurable(f"got {len(images)} forget images; expected 2 or more")
     offset = torch.zeros_like(images[:1], device=device).requires_grad_(True)
     optimizer = torch.optim.Adam([offset], lr=_LR)
-    batch = feature_batches(images[::2], labels[::2], _BATCH, seed=0)
+    fit, asked = stratified_halves(labels)
+    batch = feature_batches(images[fit], labels[fit], _BATCH, seed=0)
     for step in range(steps):
         inputs, names = batch(step)
         loss = F.cross_entropy(model(inputs.to(device) + offset).logits, names.to(device))
         (offset.grad,) = torch.autograd.grad(loss, [offset])
         optimizer.step()
-    found = answer(model, images[1::2] + offset.detach().cpu(), device).argmax(dim=1)
-    return float((found == labels[1::2]).double().mean())
+    found = answer(model, images[asked] + offset.detach().cpu(), device).argmax(dim=1)
+    return float((found == labels[asked]).double().mean())
 
 
 def push(original: Classifier, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:

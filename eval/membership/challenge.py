@@ -7,9 +7,11 @@ evaluation code's definition. It needs many models of each kind; the challenge h
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from letheon.errors import InputError, NotMeasurable
 from letheon.eval.checks import Floats, Numbers, matrix, vector
+from letheon.eval.inference.sampling import sample_rows
 from letheon.eval.membership.over_seeds import SeveralRuns
 from letheon.eval.metrics.registry import metric
 
@@ -124,13 +126,13 @@ def challenge_score(
 
 
 _GROUP = "Membership inference"
-_SAMPLED = 200  # forget images, evenly, for it takes 0.1 s an image
+_SAMPLED = 200  # forget images at most, by key, for it takes 0.1 s an image
 
 
 def _quality(runs: SeveralRuns) -> float:
     unlearned, retrained = runs.margins
-    every = -(-unlearned.shape[1] // _SAMPLED)
-    return forgetting_quality(unlearned[:, ::every], retrained[:, ::every])
+    some = sample_rows(torch.ones(unlearned.shape[1], dtype=torch.bool), _SAMPLED)
+    return forgetting_quality(unlearned[:, some], retrained[:, some])
 
 
 @metric(

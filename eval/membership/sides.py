@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from letheon.eval.inference.passes import Passes
+from letheon.eval.inference.sampling import stratified_halves
 from letheon.eval.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Sides:
     labels: Tensor  # (n,) int64 of all held-out images
     held_out: Tensor  # (n,) bool: held-out images of the forgotten samples' classes
     population: Tensor
-    """(n,) bool: images of these classes that RMIA compares with, every second one. Images of
+    """(n,) bool: images of these classes that RMIA compares with, one half of each class. Images of
     other classes would not do: beside what a model says of a class it has forgotten, they all lie
     on one side, and the attack sees nothing."""
 
@@ -61,7 +62,8 @@ def attack_sides(case: Case) -> Sides:
     held_out = torch.isin(labels, classes)
     every_class = bool(held_out.all())
     second = torch.zeros_like(held_out)
-    second[held_out.nonzero()[1::2, 0]] = True
+    places = held_out.nonzero()[:, 0]
+    second[places[stratified_halves(labels[places])[1]]] = True
     if every_class:  # then the two halves are of the same classes
         held_out = ~second
     return Sides(members, matched, retain, labels, held_out, second)

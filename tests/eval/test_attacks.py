@@ -20,6 +20,7 @@ from letheon.eval.attacks.suite import IMAGES, Targets, attack
 from letheon.eval.attacks.weights import PLACES, barrier, interpolate, quantize
 from letheon.eval.case import Case, Peers, Subject
 from letheon.eval.inference.passes import Passes
+from letheon.eval.inference.sampling import stratified_halves
 from letheon.eval.outputs import Outputs
 from letheon.eval.probes.prototypes import attack_class_means, attack_prototype
 from letheon.eval.probes.relearn import RATES, feature_batches, find_rate
@@ -241,6 +242,30 @@ def test_a_prompt_recovers_what_a_small_step_hides(
         hidden.head.bias[1] -= (logits[:, 1] - rest).max() + 0.1
     assert share(hidden, images[member], labels[member]) == 0
     assert prompt(hidden, images[member], labels[member], 40, CPU) > 0.3
+
+
+def test_a_prompt_learns_from_the_classes_that_it_is_asked(
+    trained: tuple[Classifier, torch.Tensor, torch.Tensor],
+) -> None:
+    """Where the forget images of two classes alternate, every second image is of one class."""
+    model, images, labels = trained
+    turns = (labels % 2 == 1).nonzero()[:, 0]
+    assert labels[turns].tolist() == [1, 3] * (len(turns) // 2)
+    hidden = copy.deepcopy(model)
+    with torch.no_grad():
+        logits = model(images[turns]).logits
+        right = logits.gather(1, labels[turns, None])[:, 0]
+        hidden.head.bias[[1, 3]] -= (right - logits[:, [0, 2]].max(dim=1).values).max() + 0.1
+    assert share(hidden, images[turns], labels[turns]) == 0
+    assert prompt(hidden, images[turns], labels[turns], 20, CPU) > 0.5
+    fit, asked = stratified_halves(labels[turns])
+    assert torch.equal(torch.cat([fit, asked]).sort().values, torch.arange(len(turns)))
+    for half in (fit, asked):
+        assert labels[turns][half].bincount().tolist() == [0, 16, 0, 16]
+        # nor does it go by what alternates within a class
+        assert 0.2 < float((half // 2 % 2).double().mean()) < 0.8
+    single = stratified_halves(torch.arange(7))  # one image each: both halves have some
+    assert [len(half) for half in single] == [4, 3]
 
 
 def test_the_rate_is_the_largest_at_which_the_model_does_not_fall_apart() -> None:

@@ -21,6 +21,8 @@ from letheon.eval.membership import many_models as models
 from letheon.eval.membership import roc as curves
 from letheon.eval.membership import signals as signals
 from letheon.eval.membership import single_model as attacks
+from letheon.eval.membership.over_seeds import Runs, SeveralRuns
+from letheon.eval.membership.sides import attack_sides
 from letheon.eval.outputs import Outputs
 from letheon.kernels.keyed import permutation
 
@@ -434,6 +436,26 @@ def test_rmia_sees_the_members_of_a_whole_class() -> None:
     few.passes.outputs["test"] = test.where(one.sort().values)
     with pytest.raises(NotMeasurable, match="1 held-out images.* at least 2"):
         models.rmia_auc(Case(few, peers))
+
+
+def test_the_population_of_rmia_is_of_the_classes_that_it_asks_about() -> None:
+    """Also where the classes of the set alternate: every second image is then of one class."""
+    labels = torch.arange(40) % 4
+    none, forget = torch.zeros(40, 1), (labels == 1) | (labels == 3)
+    side = Outputs(none, torch.zeros(40, 4), labels, forget, torch.arange(40))
+    model = Subject(Passes("turns", {"train": side, "test": side}))
+    sides = attack_sides(Case(model, Peers(forgotten=(1, 3), names=tuple("abcd"))))
+    asked = sides.held_out & ~sides.population
+    assert labels[asked].bincount().tolist() == labels[sides.population].bincount().tolist()
+    assert labels[asked].bincount().tolist() == [0, 5, 0, 5]
+
+
+def test_the_challenge_asks_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the classes alternate, every second image would be of one class."""
+    columns = torch.arange(400).double().expand(3, 400)
+    several = SeveralRuns(Runs(list(columns), {}), Runs(list(columns), {}))
+    monkeypatch.setattr(challenge, "forgetting_quality", lambda u, r: (u % 2).mean())
+    assert 0.3 < challenge.challenge_quality(several) < 0.7
 
 
 def test_svc_efficacy_has_the_published_form_beside_that_on_all_test_images() -> None:
