@@ -30,7 +30,7 @@ from letheon.launch.options import Forgetting, Opened, open_ranking, open_togeth
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.factory import kind_of
-from letheon.methods.saliency import mask_facts, saliency_masks, save_masks
+from letheon.methods.saliency import mask_facts, require_densities, saliency_masks, save_masks
 from letheon.progress import note
 
 
@@ -62,6 +62,7 @@ class Settings(Forgetting):
         request, recipe = opened.resolve(self), Recipe(batch_size=self.batch_size)
         plan = Plan(self, recipe, opened.model, opened.data, request)
         run = plan.run(ranks)
+        require_densities(run, self.densities, "densities")
         if run.splits:
             check_weights(run.model)
         return plan, run

@@ -27,6 +27,24 @@ from letheon.sealed import parse_json
 from letheon.spans import span
 
 
+def require_densities(run: Run, densities: Sequence[float], option: str) -> None:
+    """Refuse densities at which no weight may move.
+
+    Raises:
+        InputError: one outside 0..1, or so small that it rounds to none of the weights.
+    """
+    count = sum(run.whole_shape(p).numel() for p in run.parameters)
+    for density in densities:
+        if not 0 < density <= 1:
+            raise InputError(f"got density {density}; expected 0 < density <= 1", option=option)
+        if round(density * count) < 1:
+            raise InputError(
+                f"got density {density:g}, which is none of {count} weights; expected at least "
+                f"{1 / count:.1g}; give a larger one",
+                option=option,
+            )
+
+
 @span("statistics")
 def saliency_masks(run: Run, densities: Sequence[float]) -> list[dict[str, Tensor]]:
     """Make for each density one bool mask per trainable parameter, equal on every rank, or this

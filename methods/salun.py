@@ -14,7 +14,7 @@ from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.optimizers import MaskedSgd
 from letheon.errors import InputError, RunFailed
-from letheon.methods.saliency import load_masks, mask_facts, saliency_masks
+from letheon.methods.saliency import load_masks, mask_facts, require_densities, saliency_masks
 from letheon.methods.wrapper import Wrapper, WrapperState
 
 
@@ -73,6 +73,7 @@ class SalUn(Wrapper):
                 f"got salun around {self.inner.name}, whose head is written as a whole at the end; "
                 f"a mask would leave parts of the old one; use {self.inner.name} alone",
             )
+        require_densities(run, [self.density], "density")
         self._load(run)  # a mask that is not that of the run, before it starts
 
     def _load(self, run: Run) -> dict[str, Tensor] | None:

@@ -46,6 +46,12 @@ BAD: dict[str, tuple[str, str, str, str]] = {
     "empty class folder": ("without images", "class:3", "--data {tmp}/hole", "finetune"),
     "other classes": ("does not know", "class:0", "--data {tmp}/eleven", "finetune"),
     "density": ("density", "class:3", "", "salun --density 1.5 random-label"),
+    "density of no weight": (
+        "--density: got density 1e-09, which is none of",
+        "class:3",
+        "",
+        "salun --density 1e-9 random-label",
+    ),
     "rate": ("lr", "class:3", "", "finetune --lr -1"),
     "top without a set": ("--downstream: got", "top:2", "", "finetune"),
     "missing mask": ("--mask: got", "class:3", "", "salun --mask {tmp}/no random-label"),
@@ -228,6 +234,11 @@ def test_a_mask_of_another_request_is_refused(
 ) -> None:
     mask = tmp_path / "masks.safetensors"
     args = ("--weights", original, "--data", "digits")
+    for odd, why in ((1e-9, "none of"), (0, "0 < density <= 1"), (1.5, "0 < density <= 1")):
+        line = ("--forget", "class:3", "--densities", 0.5, odd, "--out", mask)
+        ended = scripts("mask", *args, *line)
+        assert ended.code == 2 and "--densities: got density" in ended.err and why in ended.err
+        assert not mask.exists()
     ended = scripts("mask", *args, "--forget", "class:3", "--densities", 0.5, "--out", mask)
     assert ended.code == 0, ended.err
     salun = ("--out", tmp_path / "x", "salun", "--mask", mask, "random-label", "--epochs", 1)

@@ -92,15 +92,20 @@ class Leak:
 def list_leaks(settings: Settings, of: Comparison) -> Iterator[Leak]:
     """Draw who sees what: keyed by the leak's seed."""
     forget, seed = np.flatnonzero(of.forget_mask("train")), FIRST_SEED
+    if wild := [share for share in settings.shares if not 0 < share < 1]:
+        raise InputError(f"got the share {wild[0]}; expected 0 < share < 1", option="shares")
     sizes = {f"{share * 100:g} %": round(share * len(forget)) for share in settings.shares}
     if settings.samples:
         sizes = {f"{n} sample{'s' if n > 1 else ''}": n for n in settings.samples}
-        if odd := [n for n in settings.samples if not 1 <= n < len(forget)]:
-            raise InputError(
-                f"got a leak of {odd[0]} samples; expected 1 to {len(forget) - 1}, fewer than the "
-                f"{len(forget)} that were to be forgotten",
-                option="samples",
-            )
+    if not sizes or settings.count < 1:
+        raise InputError(f"got {len(sizes)} sizes and {settings.count} of each; expected a leak")
+    odd = next((size for size, n in sizes.items() if not 1 <= n < len(forget)), None)
+    if odd is not None:
+        raise InputError(
+            f"got a leak of {odd}, {sizes[odd]} of the {len(forget)} images that were to be "
+            f"forgotten; expected 1 to {len(forget) - 1}; give another size",
+            option="samples" if settings.samples else "shares",
+        )
     for size, number in sizes.items():
         for _ in range(settings.count):
             order = keyed.permutation(seed, "leak", 0, len(forget)).numpy()
