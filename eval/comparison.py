@@ -18,11 +18,17 @@ from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.state_dict_match import BrokenWeights
 from letheon.engine.checkpoints.weights_file import hub_weights
 from letheon.engine.models.classifier import Classifier, build
-from letheon.engine.runs.origin import read_origin
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, failure_reason
 from letheon.errors import InputError
 from letheon.eval.case import DOMAIN, EARLIER
+from letheon.eval.references import (
+    FORGETTING,
+    check_references,
+    list_doubts,
+    read_recipe,
+    read_start,
+)
 from letheon.loaders.canaries import plant
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, leave_out_earlier, resolve
@@ -44,10 +50,6 @@ _FIRST_EDITION = {
     "Spkd": ("spkd", "unlearning"),
 }
 """The class names that run.json held before it had a kind -> name and kind of the method."""
-_FRESH = {"training", "reference", "random-network"}
-"""Kinds of runs, and a method, whose first weights are no model's."""
-_FORGETTING = ("control", "unlearned")
-"""Roles of the models that were to forget."""
 _TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
     "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
@@ -72,6 +74,8 @@ class Entry:
     settings: str = ""  # of the run but for its seed; equal for runs that differ by the seed alone
     own_stream: bool = False  # random numbers are not those of training with the same seed
     start: str = ""  # digest of the weights that forgetting began with, where a record names it
+    kind: str = ""  # of the run, where a record names it: training, reference, unlearning, control
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # of training, where settings name it
 
 
 @dataclass(frozen=True)
@@ -133,38 +137,13 @@ class Comparison:
     @property
     def warnings(self) -> list[str]:
         """What makes the numbers of this comparison worth less than they look."""
-        warnings = []
-        for before in self.of_role("original"):
-            for entry in self.of_role("retrained"):
-                if entry.seed is not None and entry.seed == before.seed and not entry.own_stream:
-                    warnings.append(
-                        f"{entry.name} was retrained with the seed of {before.name}, {entry.seed}: "
-                        "they share first weights and order, and every distance to this reference "
-                        "flatters; retrain with another seed, or without share_seed"
-                    )
-        warnings += self._tell_other_starts()
+        warnings = [doubt.text for doubt in list_doubts(self)]
         if self.nothing_held_out:
             warnings.append(
                 "nothing is held out: test is the same as train; what needs test images is not "
                 "measured; name a set with test images"
             )
         return warnings
-
-    def _tell_other_starts(self) -> list[str]:
-        """Name the models that were made from another original than they are compared with."""
-        original, others = self.find_original(), dict[str, list[str]]()
-        if original is None:
-            return []
-        for entry in self.entries:
-            if entry.role in _FORGETTING and entry.start not in ("", original.weights):
-                others.setdefault(entry.start, []).append(entry.name)
-        known = {entry.weights: entry.name for entry in self.of_role("original")}
-        return [
-            f"{', '.join(names)}: made from {known.get(start, 'another original')}, compared with "
-            f"{original.name}: what another seed costs looks like forgetting; measure these beside "
-            "their own original, named first"
-            for start, names in others.items()
-        ]
 
     @property
     def sets(self) -> dict[str, ImageSet]:
@@ -305,9 +284,11 @@ def assemble_comparison(
     The one of several originals that all runs were made from, by their records, comes first.
 
     Raises:
-        InputError: sample numbers of other images were forgotten earlier.
+        InputError: sample numbers of other images were forgotten earlier, or `check_references`
+            refuses a model.
     """
-    starts = {e.start for e in entries if e.role in _FORGETTING and e.start}
+    check_references(entries, request)
+    starts = {e.start for e in entries if e.role in FORGETTING and e.start}
     if len(starts) == 1:  # sorting is stable
         entries = sorted(entries, key=lambda e: e.role != "original" or e.weights not in starts)
     every = [one for entry in entries for one in entry.model.requests]
@@ -438,18 +419,8 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     return Entry(
         name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
         facts.get("data", {}), facts.get("images", {}), json.dumps(alike, sort_keys=True),
-        own_stream, read_start(path),
+        own_stream, read_start(path), kind if facts else "", read_recipe(settings),
     )  # fmt: skip
-
-
-def read_start(folder: Path) -> str:
-    """Read the digest of the weights that a run began to forget with; "" where it names none."""
-    if not (folder / FINISHED).is_file():
-        return ""
-    facts = read_sealed(folder / FINISHED)
-    if {str(facts.get("kind")), str(facts.get("method"))} & _FRESH:
-        return ""
-    return str((read_origin(folder) or {}).get("weights", ""))
 
 
 def _request(folders: Sequence[Path], forget: str | None, data: Data, seed: int) -> Request:

@@ -39,6 +39,7 @@ from letheon.eval.membership.over_seeds import Runs, SeveralRuns, margins
 from letheon.eval.metrics.cka import cka_band
 from letheon.eval.probes.critic import critic_by_layer
 from letheon.eval.probes.information import BALANCED
+from letheon.eval.references import Doubt, list_doubts
 from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
 from letheon.loaders.backends.memory import group_rooms
@@ -119,6 +120,11 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     band: dict[str, Any] = field(default_factory=dict)  # CKA between the retrained models
     left_out: dict[str, str] = field(default_factory=dict)  # model -> why it has no row
+
+    def enter_doubts(self, doubts: Sequence[Doubt]) -> None:
+        """Enter what makes numbers worth less in the rows of the models concerned."""
+        for row in self.rows:
+            row.doubts = [doubt.text for doubt in doubts if row.name in doubt.names]
 
     @property
     def flat(self) -> list[dict[str, Any]]:
@@ -353,6 +359,7 @@ class Measuring:
         if not table.rows:
             raise InputError("; ".join(table.left_out.values()))
         self._add_runs(table.rows, known)
+        table.enter_doubts(list_doubts(self.comparison))
         retrained = [subject.passes for subject in peers.retrained] if peers else []
         table.band = cka_band(retrained, self.ranks)
         clear()
@@ -412,6 +419,8 @@ class Measuring:
             # settings nobody knows whether another is of the same method.
             if entry.role in ("original", "retrained") or not entry.settings:
                 alike = [entry]
+            # A copy under another name is no other seed.
+            alike = list({other.seed: other for other in (*alike, entry)}.values())
             retrained = [other for other in of.of_role("retrained") if other is not entry]
             if self.ranks.main:
                 show(f"compare the runs of all seeds: {entry.name}")

@@ -38,12 +38,14 @@ class Row:
     values: dict[str, Any] = field(default_factory=dict)
     """Metric -> number, table, or None; shares are fractions."""
     why: dict[str, str] = field(default_factory=dict)  # metric -> why it is None
+    doubts: list[str] = field(default_factory=list)  # what makes these numbers worth less
 
     def as_dict(self) -> dict[str, Any]:
         """Flatten to what JSON holds: the metrics stand beside the name."""
         row: dict[str, Any] = {"name": self.name, "role": self.role, "seed": self.seed}
         row |= {"classes": list(self.classes), "forgotten": list(self.forgotten)} | self.values
         row |= {"conditions": self.conditions, "why": self.why}
+        row |= {"doubts": self.doubts} if self.doubts else {}
         return row | ({"audit": self.limits} if self.limits else {})
 
     def add(self, metric: Metric, compute: Callable[[], Any]) -> None:

@@ -40,9 +40,9 @@ from letheon.eval.comparison import (
     add_random_control,
     assemble_comparison,
     plant_canaries,
-    read_start,
 )
 from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.references import read_kind, read_start
 from letheon.eval.report.row_list import Rows
 from letheon.launch.arguments.networks import align, check_images, check_trainable, open_model
 from letheon.launch.command import together
@@ -270,19 +270,22 @@ def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:
 
 def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) -> Entry:
     """Name a model of a comparison after its method, folder or class, with a number if need be."""
-    seconds, seed, start = None, None, ""
+    seconds, seed, out, kind = None, None, None, ""
     if isinstance(model, Result):
         seed, spent = model.seed, model.record["seconds"]
         name = role if role == "original" and model.out is None else model.name
         seconds = spent["prepare"] + spent["train"]
-        start = read_start(model.out) if model.out is not None else ""
+        out, kind = model.out, str(model.record.get("kind", ""))
     elif isinstance(model, str | Path):
-        name, start = Path(model).name, read_start(Path(model))
+        name, out, kind = Path(model).name, Path(model), read_kind(Path(model))
     else:
         name = role
     known = [other for other in others if other == name or other.startswith(f"{name}-")]
     name = f"{name}-{len(known) + 1}" if known else name
-    return Entry(name, role, network, weights_digest(network), seconds, seed=seed, start=start)
+    start = "" if out is None else read_start(out)
+    return Entry(
+        name, role, network, weights_digest(network), seconds, seed=seed, start=start, kind=kind
+    )
 
 
 def load_model(path: str | Path, **options: Any) -> Classifier:

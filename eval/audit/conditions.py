@@ -95,6 +95,35 @@ def describe_features(row: Row, retrained: Sequence[Row]) -> str:
     return ""
 
 
+_RECALLS = {
+    "TFA": "it still names {own} of the held-out images of the forgotten classes",
+    "attack_prompt": "with one learned offset it names {own} of the forget images",
+    "attack_quantized": "with weights of 4 bits it names {own} of the forget images",
+    "attack_retain_only": "as it learns from retain images it names {own} of the forget images",
+}
+"""Accuracies on what the sign test does not read, for one that answers as a retrained model on the
+stored forget images alone."""
+
+
+def describe_recall(row: Row, originals: Sequence[Row], retrained: Sequence[Row]) -> str:
+    """Say that a model still knows what it no longer answers; the first of `_RECALLS` that tells.
+
+    One does where it lies above the retrained models' prediction interval and nearer the original
+    than them.
+    """
+    for key, words in _RECALLS.items():
+        own, before = row.get(key), originals[0].get(key)
+        others = _values(retrained, key)
+        if own is None or before is None or not others:
+            continue
+        mean = float(np.mean(others))
+        inside = len(others) >= LEAST and not _is_above(own, others)
+        if inside or not own > (mean + before) / 2 > mean:
+            continue
+        return f"{words.format(own=f'{own:.1%}')} (retrained {mean:.1%}, original {before:.1%})"
+    return ""
+
+
 def describe_answers(row: Row, originals: Sequence[Row], retrained: Sequence[Row]) -> str:
     """Say which side a model's answers to the forget images are nearer to, where models tell.
 

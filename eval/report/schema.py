@@ -58,6 +58,11 @@ _CONTEXT = {
     "role": {"enum": list(ROLES)},
     "seed": {"type": ["integer", "null"]},
     "why": {"description": "Metric -> why it is null.", **_TEXTS},
+    "doubts": {
+        "description": "What makes these numbers worth less than they look.",
+        "type": "array",
+        "items": {"type": "string"},
+    },
     "classes": NAMES,
     "forgotten": {"type": "array", "items": {"type": "integer", "minimum": 0}},
 }

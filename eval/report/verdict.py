@@ -19,6 +19,7 @@ from letheon.eval.audit.conditions import (
     describe_distance,
     describe_features,
     describe_loss,
+    describe_recall,
 )
 from letheon.eval.audit.false_positives import LEAST as SPREAD
 from letheon.eval.audit.false_positives import LEVEL, tolerance
@@ -124,7 +125,11 @@ def _side(row: Row, originals: Sequence[Row], retrained: Sequence[Row]) -> str:
     else:
         near = share > 0.5
         text = describe_answers(row, originals, retrained)
-    against = [describe_distance(row, retrained), describe_features(row, retrained)]
+    against = [
+        describe_distance(row, retrained),
+        describe_features(row, retrained),
+        describe_recall(row, originals, retrained),
+    ]
     words = " and ".join(filter(None, against))
     return f"{text}, but {words}" if near and words and text.startswith("closer") else text
 
@@ -198,7 +203,8 @@ def _is_one(row: Row, retrained: Sequence[Row]) -> str:
 def judge(rows: Sequence[Row]) -> list[str]:
     """Write a line for each model that was to forget, one for all of whom the same is said.
 
-    It needs a retrained model or canaries.
+    It needs a retrained model or canaries. What makes the numbers of some rows worth less than they
+    look ("doubts") stands before all.
 
     Args:
         rows: of a table, each with "name" and "role".
@@ -218,7 +224,8 @@ def judge(rows: Sequence[Row]) -> list[str]:
             words.append(_recall(row, rows))
         if words:
             lines.setdefault("; ".join(words), []).append(str(row["name"]))
-    return [
+    doubts = dict.fromkeys(text for row in rows for text in row.get("doubts") or ())
+    return [f"beware: {text}" for text in doubts] + [
         f"{', '.join(names)}: {'each ' if len(names) > 1 else ''}{text}"
         for text, names in lines.items()
     ]

@@ -263,8 +263,8 @@ def test_which_models_are_runs_of_one_method_and_which_originals_are_compared_wi
     kinds |= {f"u{i}": ("unlearned", "") for i in range(3)}
     kinds |= {f"s{i}": ("unlearned", "{lr: 1}") for i in range(3)}
     entries: list[Any] = [
-        SimpleNamespace(name=name, role=role, settings=settings)
-        for name, (role, settings) in kinds.items()
+        SimpleNamespace(name=name, role=role, settings=settings, seed=seed)
+        for seed, (name, (role, settings)) in enumerate(kinds.items())
     ]
     shift = {"original": 4.0, "retrained": -4.0, "unlearned": 0.0}
     known = {e.name: torch.from_numpy(draw.normal(size=20) + shift[e.role]) for e in entries}
@@ -274,6 +274,10 @@ def test_which_models_are_runs_of_one_method_and_which_originals_are_compared_wi
     found = {row.name: row for row in rows}
     assert found["s0"].values["u_lira"] is not None
     assert "got 1 runs of this method" in found["u0"].why["u_lira"]
+    copies = [Row(e.name, e.role, values={"RA": 0.9, "TRA": 0.9}) for e in entries]
+    entries[-1].seed = entries[-2].seed  # one run under two names
+    Measuring._add_runs(of, copies, known)
+    assert "got 2 runs of this method" in copies[-1].why["u_lira"]
     # Each original beside the other one; alone, it would have nobody to be compared with.
     assert found["o"].values["closer_to_retrained"] == 0 == found["p"].values["closer_to_retrained"]
     alone = [Row(e.name, e.role, values={"RA": 0.9, "TRA": 0.9}) for e in entries]

@@ -15,7 +15,8 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.engine.runs.run_folder import FINISHED
 from letheon.errors import InputError
-from letheon.eval.comparison import Entry, assemble_comparison, read_start
+from letheon.eval.comparison import Entry, assemble_comparison
+from letheon.eval.references import read_start
 from letheon.launch.evaluate import Settings
 from letheon.launch.jobs.find_runs import RunFolders
 from letheon.loaders.datasets.image_set import Data
