@@ -254,6 +254,23 @@ def test_mypy_reads_every_benchmark() -> None:
     assert set(told["modules"]) == scripts and folders <= set(told["packages"])
 
 
+def test_a_larger_scale_ends_where_the_photographs_do(tmp_path: Path) -> None:
+    from end_to_end.photographs import fit_counts, gather
+
+    for side, count in {"train": 20, "val": 10}.items():
+        for label in "ab":
+            (tmp_path / "photos" / side / label).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / "photos" / side / label / f"{number}.jpg").write_bytes(b"")
+    photos = tmp_path / "photos"
+    assert fit_counts(photos, (6, 2, 2), 2) == fit_counts(None, (6, 2, 2), 2) == (12, 4, 4)
+    assert fit_counts(photos, (12, 3, 3), 10) == (20, 5, 5)  # val holds 10 for the last two
+    assert gather(photos, tmp_path / "out", (20, 5, 5)) == "photos"
+    found = {side: len([*(tmp_path / "out" / side).glob("*/*.jpg")])
+             for side in ("train", "val", "downstream/near")}  # fmt: skip
+    assert found == {"train": 40, "val": 10, "downstream/near": 10}
+
+
 @pytest.mark.slow
 def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -> None:
     import csv
