@@ -75,7 +75,8 @@ class Setting:
     """Images, network and lengths; every command gets the same."""
 
     name: str
-    data: tuple[object, ...]  # options of train
+    data: object
+    model: tuple[object, ...]  # of train; default: the images' own
     recipe: tuple[object, ...]  # of original and retrained
     methods: tuple[object, ...]  # of each method that trains
 
@@ -89,12 +90,13 @@ def prepare(options: Options, folder: Path) -> Setting:
     """Make the setting that the options ask for."""
     epochs: tuple[object, ...] = ("--epochs", options.epochs)
     if options.photos is None:
-        return Setting("digits", ("--data", "digits"), ("--epochs", 6, "--lr", 0.1), epochs)
+        return Setting("digits", "digits", (), ("--epochs", 6, "--lr", 0.1), epochs)
     source = gather(options.photos, folder / "photos", (options.images, options.images // 2, 0))
     batch: tuple[object, ...] = ("--batch-size", 16)
     return Setting(
         f"resnet18, 224 px, {source}, {options.images} a class",
-        ("--data", folder / "photos", "--model", "resnet18"),
+        folder / "photos",
+        ("--model", "resnet18"),
         ("--epochs", 1, "--lr", 0.1, *batch),
         (*epochs, *batch),
     )
@@ -113,14 +115,16 @@ def compare_verdicts(
     setting: Setting, epochs: int, folder: Path, results: Results
 ) -> tuple[float, float]:
     """Measure the table of ten methods both ways; the seconds of original and retrained."""
-    tails, base = setting.tails(), ("forget", "--weights", folder / "original", *FORGET)
-    original = call("train", *setting.data, *setting.recipe, "--out", folder / "original")
+    tails, data = setting.tails(), ("--data", setting.data)
+    base = ("forget", *data, "--weights", folder / "original", *FORGET)
+    train = (*setting.model, *setting.recipe)
+    original = call("train", *data, *train, "--out", folder / "original")
     joint = [word for tail in tails.values() for word in ("+", *tail)][1:]
     one = call(*base, "--out", folder / "all", *joint)
     each = sum(call(*base, "--out", folder / method, *tail) for method, tail in tails.items())
     retrained = retrain(setting, folder, 1)
     table = call(
-        "evaluate", "--original", folder / "original", "--retrained", folder / "retrain-1",
+        "evaluate", *data, "--original", folder / "original", "--retrained", folder / "retrain-1",
         "--runs", *(folder / "all" / method for method in tails), "--out", folder / "table",
     )  # fmt: skip
     x = f"{setting.name}, {len(tails)} methods, {epochs} epochs, table included"
@@ -133,8 +137,9 @@ def compare_verdicts(
 
 def retrain(setting: Setting, folder: Path, seed: int) -> float:
     """Seconds of a retrained model."""
-    base = ("forget", "--weights", folder / "original", *FORGET, "--seed", seed)
-    return call(*base, "--out", folder / f"retrain-{seed}", "retrain", *setting.recipe)
+    base = ("forget", "--data", setting.data, "--weights", folder / "original", *FORGET)
+    out = folder / f"retrain-{seed}"
+    return call(*base, "--seed", seed, "--out", out, "retrain", *setting.recipe)
 
 
 def main(options: Options) -> None:
@@ -148,7 +153,7 @@ def main(options: Options) -> None:
             return
         apart = original + retrained
         apart += sum(retrain(setting, folder, seed) for seed in range(2, ORACLES + 1))
-        together = call("oracles", *setting.data, *FORGET, "--count", ORACLES,
+        together = call("oracles", "--data", setting.data, *FORGET, "--count", ORACLES,
                         "--out", folder / "oracles", *setting.recipe)  # fmt: skip
         x = f"digits, {ORACLES} retrained models, 1 original, 6 epochs, outputs stored too"
         add(results, "oracles", x, together, apart)
