@@ -238,7 +238,7 @@ def test_what_spotter_reads() -> None:
 
 
 def test_an_importance_without_spread_holds_evenly() -> None:
-    assert torch.equal(spread_out(torch.zeros(3)), torch.ones(3))
+    assert torch.equal(spread_out(torch.zeros(3), torch.zeros(()), torch.zeros(())), torch.ones(3))
 
 
 @pytest.mark.parametrize("until", [0.0, 1.0])
