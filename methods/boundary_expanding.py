@@ -39,6 +39,7 @@ class BoundaryExpanding(Method):
         cost="1",
         source="Chen et al. 2023",
     )
+    replaces_head: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=1e-5, batch_size=64, weight_decay=0.0)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""
