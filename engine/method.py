@@ -382,7 +382,10 @@ class Method:
     """Those that `after_epoch` needs: forget, of the forget set's training images alone; the others
     are not measured, and None."""
     replaces_head: ClassVar[bool] = False
-    """True where `finish` writes a head that means something only as a whole: no mask fits it."""
+    """True where the head has another shape while it trains, or is written as a whole at the end:
+    no mask fits it."""
+    separates_forget: ClassVar[bool] = False
+    """True where an epoch reads the forget set in a pass of its own, and others in another pass."""
 
     elementwise: ClassVar[bool] = False
     """True where it touches weights and gradients element by element alone, through

@@ -157,6 +157,11 @@ class Amun(Method):
         require_between("steps", self.steps, 1)
         require_between("doublings", self.doublings)
 
+    @property
+    def separates_forget(self) -> bool:  # type: ignore[override]
+        """Where retain samples are read, too."""
+        return self.images == "all"
+
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty that is read."""
         require_samples(run, self.name, retain=self.images == "all")

@@ -41,6 +41,7 @@ class BoundaryExpanding(Method):
         source="Chen et al. 2023",
     )
     elementwise: ClassVar[bool] = True
+    replaces_head: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=1e-5, batch_size=64, weight_decay=0.0)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""
