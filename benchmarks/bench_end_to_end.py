@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import tyro
 from baseline.training import Name
-from end_to_end.photographs import gather
+from end_to_end.photographs import fit_counts, gather
 from end_to_end.sides import METHODS, TOGETHER, Setting, Side, Spent, starting_models
 from harness import PARTS, Results, Row, row
 from plot import read, table
@@ -67,7 +67,8 @@ class Options:
     every: bool = False
     """Repeat FT, GA and the one command too, which else run once, to save time."""
     scale: float = 1
-    """Multiplies the number of images."""
+    """Multiplies the number of images, up to what the photographs allow. Rows of another scale than
+    1 name the images of each class in training."""
     device: str = "cpu"
     ranks: int = 1
     """Processes of ours, by torchrun; the baseline knows one device."""
@@ -82,7 +83,11 @@ def main(options: Options) -> int:
     for name in options.settings:
         setting = SETTINGS[name]
         once = () if options.every else setting.once
-        setting = replace(setting, counts=_scale(setting.counts, options.scale), once=once)
+        counts = fit_counts(options.photos, setting.counts, options.scale)
+        fewer = counts != (goal := fit_counts(None, setting.counts, options.scale))
+        text = f"{name}: train, val and downstream of {counts} images a class"
+        print(f"{text}; the photographs are too few for {goal}" if fewer else text, flush=True)
+        setting = replace(setting, counts=counts, once=once)
         with tempfile.TemporaryDirectory() as folder:
             far += one_setting(setting, options, Path(folder), results)
     print(f"\n{table(read(options.out))}")
@@ -90,15 +95,13 @@ def main(options: Options) -> int:
     return int(bool(far))
 
 
-def _scale(counts: tuple[int, int, int], scale: float) -> tuple[int, int, int]:
-    train, val, downstream = (max(1, round(scale * n)) for n in counts)
-    return train, val, downstream
-
-
 def one_setting(setting: Setting, options: Options, root: Path, results: Results) -> list[str]:
     """Run all sides in one setting; returns what differs beyond tolerance."""
     source = gather(options.photos, root / "images", setting.counts)
-    setting = replace(setting, name=f"{setting.name}, {source}")
+    name = f"{setting.name}, {source}"
+    if setting.counts != SETTINGS[setting.name].counts:
+        name += f", {setting.counts[0]} a class"
+    setting = replace(setting, name=name)
     starting_models(setting, root)
     sides = [Side("baseline", setting, root, options.device)]
     for dtype in ("fp32", "bf16") if options.bf16 else ("fp32",):

@@ -34,7 +34,7 @@ REFERENCE = {
         "engine.recipe.Recipe",
     ],
     "Metrics": ["eval.metrics.registry.metric", "eval.metrics.registry.Facts"],
-    "Errors": ["errors"],
+    "Exceptions": ["errors"],
 }
 """Title -> names below letheon whose docstrings are shown."""
 LINK = re.compile(r"(\]\()([^)#\s]+)")

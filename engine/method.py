@@ -382,14 +382,18 @@ class Method:
     """Those that `after_epoch` needs: forget, of the forget set's training images alone; the others
     are not measured, and None."""
     replaces_head: ClassVar[bool] = False
-    """True where `finish` writes a head that means something only as a whole: no mask fits it."""
+    """True where the head has another shape while it trains, or is written as a whole at the end:
+    no mask fits it."""
+    separates_forget: ClassVar[bool] = False
+    """True where an epoch reads the forget set in a pass of its own, and others in another pass."""
 
     elementwise: ClassVar[bool] = False
     """True where it touches weights and gradients element by element alone, through
     `Run.named_parameters` and `Run.weights`, and the network by forward passes of whole batches: so
     a network may be split over the ranks, each of which has a part of every tensor. Not inherited:
-    a subclass that adds an edit of its own says anew whether it is so. A phase with `parts` is
-    refused there: their gradients are not split."""
+    a subclass that adds an edit of its own says anew whether it is so. Sums over all weights come
+    from `engine/memory/products.py`; shapes are changed within `whole_network` of
+    `engine/memory/sharding.py`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Forget what a base class says of itself alone."""

@@ -21,14 +21,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.checkpoints.sweep_state import Gradients, Rows, SplitGradients, Sums
-from letheon.engine.distributed import gather_rows, sum_over_ranks
+from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.method import Loss, Run
-from letheon.engine.models.small_convolutions import library_convolutions
 from letheon.engine.numbers.split_magnitudes import split_magnitude_sum
 from letheon.engine.numbers.sweep import Part, batches, loss_name, repeat
 from letheon.loaders.batch import Batch
@@ -59,7 +58,7 @@ def _gradient_sum(run: Run, part: Part, loss: Loss) -> list[Tensor]:
     model, shards = run.model, run.shards
     # Where the network is split the backward pass itself takes the mean over the ranks.
     weight = 1 if shards is None else run.ranks.world
-    with _evaluating(model):
+    with evaluating(model):
         model.zero_grad(set_to_none=True)
         grads = Gradients(run.parameters) if shards is None else SplitGradients(shards)
         for batch in batches(run, part, f"gradient sum of {loss_name(loss)}", grads):
@@ -124,7 +123,7 @@ def _magnitude_sum(
 ) -> list[Tensor]:
     model, parameters, device = run.model, run.parameters, run.ranks.device
     name = f"{magnitude.__name__} by {by} of {loss_name(loss)}"
-    with _evaluating(model):
+    with evaluating(model):
         if run.shards is not None:
             return split_magnitude_sum(run, part, loss, by, magnitude, name)
         sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -156,7 +155,7 @@ def _add_magnitudes(
     In the weights' own number format: under autocast torch cannot vectorize the gradient.
     """
     model = run.model
-    own, other = _weights(model)
+    own, other = weights_by_name(model)
 
     def one(weights: dict[str, Tensor], *sample: Tensor) -> Tensor:
         image, label, forget, index = (tensor[None] for tensor in sample)
@@ -174,68 +173,11 @@ def _add_magnitudes(
         total += magnitude(each).sum(0)
 
 
-def _weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def weights_by_name(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The trainable parameters by name, and everything else that a functional call needs."""
     own = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
     other = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
     return own, other | dict(model.named_buffers())
-
-
-class SampleGradients:
-    """G (m, P): the gradient of each of m samples' own loss, held as its products alone.
-
-    The samples' images stay in memory, each rank's share on its own device. Computed without
-    autocast, at the weights the model has when a product is asked for.
-    """
-
-    def __init__(self, run: Run, part: Part, losses: Loss, samples: int | None = None):
-        """`losses`: (net, batch) -> (B,), one for each sample; `samples`: at most so many."""
-        self.run, self.losses = run, losses
-        self.batches = list(batches(run, part, samples=samples))
-        own = [batch.index for batch in self.batches]
-        mine = torch.cat(own) if own else run.forget.new_empty(0, dtype=torch.int64)
-        self.index, _ = gather_rows(mine, run.ranks).sort()  # (m,) int64, equal on every rank
-        self.place = torch.searchsorted(self.index, mine)  # of this rank's samples among all
-
-    def times(self, vector: Sequence[Tensor]) -> Tensor:
-        """Multiply G by a vector, one tensor per parameter: (m,) float64, equal on every rank."""
-        own, other = _weights(self.run.model)
-        tangent = dict(zip(own, vector, strict=True))
-        product = torch.zeros(len(self.index), dtype=torch.float64, device=self.index.device)
-        rows = [
-            jvp(self._of(batch, other), (own,), (tangent,))[1].detach().double()
-            for batch in self.batches
-        ]
-        if rows:
-            product[self.place] = torch.cat(rows)
-        sum_over_ranks([product], self.run.ranks)
-        return product
-
-    def transposed_times(self, coefficients: Tensor) -> list[Tensor]:
-        """Multiply the transposed G by (m,) coefficients: one tensor per parameter, as `times`."""
-        own, other = _weights(self.run.model)
-        sums = [torch.zeros_like(weight) for weight in own.values()]
-        mine = iter(coefficients[self.place].split([len(b.labels) for b in self.batches] or [0]))
-        for batch in self.batches:
-            values, back, *_ = vjp(self._of(batch, other), own)
-            grads = back(next(mine).to(values.dtype))[0]
-            for total, one in zip(sums, grads.values(), strict=True):
-                total += one.detach()
-        sum_over_ranks(sums, self.run.ranks)
-        return sums
-
-    def _of(self, batch: Batch, other: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
-        """The samples' losses as a function of the weights."""
-        model = self.run.model
-
-        def losses(weights: dict[str, Tensor]) -> Tensor:
-            def net(images: Tensor) -> Any:
-                return functional_call(model, {**weights, **other}, (images,))
-
-            with _evaluating(model), library_convolutions(model), _plain_attention():
-                return self.losses(cast(nn.Module, net), batch)
-
-        return losses
 
 
 class ClassMoments(NamedTuple):
@@ -257,7 +199,7 @@ def _class_moments(run: Run, part: Part) -> ClassMoments:
     device = run.ranks.device
     count = torch.zeros(classes, dtype=torch.float64, device=device)
     sums = torch.zeros(2, classes, width, dtype=torch.float64, device=device)
-    with _evaluating(run.model), torch.no_grad():
+    with evaluating(run.model), torch.no_grad():
         for batch in batches(run, part, "class moments", Sums(count, sums)):
             with run.precision.autocast(run.ranks.device):
                 features = run.model(batch.images).features.double()  # (B, D)
@@ -291,7 +233,7 @@ def _class_covariances(run: Run, part: Part, power: float) -> ClassCovariances:
     zeros = partial(torch.zeros, dtype=torch.float64, device=run.ranks.device)
     count, total, products = zeros(classes), zeros(classes, width), zeros(classes, width, width)
     name, own = f"class covariances {power}", Sums(count, total, products)
-    with _evaluating(run.model), torch.no_grad():
+    with evaluating(run.model), torch.no_grad():
         for batch in batches(run, part, name, own):
             with run.precision.autocast(run.ranks.device):
                 features = run.model(batch.images).features.double() ** power  # (B, D)
@@ -348,7 +290,7 @@ def _input_covariances(
         hooks.append(layer.register_forward_pre_hook(partial(add, path)))
     name = f"input covariances of {[*layers]}"
     try:
-        with _evaluating(run.model), torch.no_grad():
+        with evaluating(run.model), torch.no_grad():
             for batch in batches(run, part, name, Sums(*sums.values()), samples):
                 with run.precision.autocast(run.ranks.device):
                     listening = True
@@ -411,7 +353,7 @@ def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
     features = [torch.empty(0, head.in_features, device=device, dtype=kind)]
     labels = [torch.empty(0, dtype=torch.int64, device=device)]
     columns = (index, logits, features, labels)
-    with _evaluating(run.model), torch.no_grad():
+    with evaluating(run.model), torch.no_grad():
         for batch in batches(run, part, "outputs", Rows(columns)):
             with run.precision.autocast(device):
                 output = run.model(batch.images)
@@ -423,7 +365,7 @@ def _outputs_by_index(run: Run, part: Part) -> IndexedOutputs:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within, the mode it had afterwards."""
     was_training = model.training
     model.eval()
@@ -431,20 +373,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention by products alone within: torch's fused forms have no forward derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel  # here: it takes time to import
-
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _rows(layer: nn.Module, images: Tensor | None) -> Any:

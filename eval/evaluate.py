@@ -187,6 +187,12 @@ class Inference:
             options = replace(options, store=replace(options.store, origin=origin))
         return sweep_together(swept, loaders, ranks, options)
 
+    def store(self, entries: Sequence[Entry]) -> None:
+        """Run these models over all sets, for the outputs that are kept; none stays on a device."""
+        self.sweep(entries)
+        for entry in entries:
+            entry.model.to("cpu")
+
     def is_stored(self, entry: Entry, key: str) -> bool:
         """Tell whether this model's outputs on a set are there; equal on every rank."""
         model, options = self._swept(entry), self._options({})

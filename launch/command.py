@@ -79,6 +79,8 @@ def run_several(
     """
     with end_with_reader(), open_console(sys.argv):
         _run_on_ranks(read, main)
+    if hangs():
+        _leave(0)
 
 
 def _run_on_ranks(
@@ -127,7 +129,7 @@ def _run_on_ranks(
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit, at once where a thread hangs in the ranks' store, which Python would wait for."""
+    """Exit, at once where a thread hangs in the ranks' store: as Python ends it would abort."""
     if hangs():
         sys.stdout.flush()
         sys.stderr.flush()

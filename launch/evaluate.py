@@ -315,7 +315,10 @@ def summarize(
     files: Sequence[Path],
 ) -> Summary:
     """Say what was measured, and where the page or the tables lie."""
-    done = f"measured {len(rows)} models that were to forget {of.request.text}"
+    models = f"{len(rows)} model{'s' * (len(rows) != 1)}"
+    done = (
+        f"measured {models} that {'was' if len(rows) == 1 else 'were'} to forget {of.request.text}"
+    )
     facts = {"rows": rows, "left_out": left_out, "files": [*map(str, files)]}
     page = next((path for path in files if path.suffix == ".html"), None)
     if page is not None:

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.checkpoints.sweep_state import Rows
 from letheon.engine.distributed import gather_rows
+from letheon.engine.memory.products import sum_parts
 from letheon.engine.memory.sample_rows import SampleRows
+from letheon.engine.memory.shards import blank_batch
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.numbers.sweep import batches
 from letheon.engine.recipe import Recipe
@@ -50,7 +52,9 @@ def find_images(
     Args:
         run: the run, whose model is in evaluation mode while `search` is called.
         what: the method and all that `search` depends on besides weights, samples and seed.
-        search: a batch -> images (B, *copies, C, H, W) and int64 labels (B, *copies).
+        search: a batch -> images (B, *copies, C, H, W) and int64 labels (B, *copies). Where the
+            network is split over the ranks, each passes as often through it as the others; a rank
+            that has no batch left is asked for a blank image, which is no forget sample.
         copies: how many images of each sample; nothing where it is one.
     """
     key = (*what, run.seed, run.recipe.batch_size)
@@ -71,7 +75,9 @@ def _search(
     shape = (0, *copies, 3, model.preset.size, model.preset.size)
     images = torch.empty(shape, dtype=model.head.weight.dtype, device=device)
     rows = [[numbers], [numbers.new_empty((0, *copies))], [images]]
-    for batch in batches(run, "forget", name, Rows(rows)):
+    for batch in batches(
+        run, "forget", name, Rows(rows), blank=lambda net: search(blank_batch(net))
+    ):
         found, labels = search(batch)
         for column, value in zip(rows, (batch.index, labels, found), strict=True):
             column.append(value)
@@ -134,6 +140,7 @@ class Amun(Method):
         cost="E (N + N_f to 2 N_f) g, up to 130 N_f g once",
         source="Ebrahimpour-Boroojeny et al. 2025, alg. 1",
     )
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=0.01)
     radius: float = 0.01
     """Of the first ball, in the network's input space."""
@@ -150,6 +157,11 @@ class Amun(Method):
         require_between("steps", self.steps, 1)
         require_between("doublings", self.doublings)
 
+    @property
+    def separates_forget(self) -> bool:  # type: ignore[override]
+        """Where retain samples are read, too."""
+        return self.images == "all"
+
     def check(self, run: Run) -> None:
         """Refuse a request that leaves a set empty that is read."""
         require_samples(run, self.name, retain=self.images == "all")
@@ -161,19 +173,19 @@ class Amun(Method):
     def prepare(self, run: Run) -> AdversarialState:
         """Find the adversarial images, each rank those of its samples."""
         what = (self.name, self.radius, self.steps, self.doublings)
-        return find_images(run, what, lambda batch: self._fool(run.model, batch))
+        return find_images(run, what, lambda batch: self._fool(run, batch))
 
-    def _fool(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _fool(self, run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images that the network takes for another class, and for which."""
-        images = batch.images.clone()
+        model, images = run.model, batch.images.clone()
         radius = torch.full((len(images),), self.radius, dtype=images.dtype, device=images.device)
-        found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        found = ~batch.forget  # none yet; nothing is sought for a blank image
         for _ in range(self.doublings + 1):
             tried = attack(model, batch.images, batch.labels, radius, self.steps)
             images = torch.where(found[:, None, None, None], images, tried)
             with torch.no_grad():
                 found |= model(images).logits.argmax(dim=1) != batch.labels
-            if bool(found.all()):
+            if not int(sum_parts(run, (~found).sum())):  # on no rank whose passes must be as many
                 break
             radius = torch.where(found, radius, radius * 2)
         with torch.no_grad():

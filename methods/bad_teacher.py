@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from letheon.engine.checkpoints.method_state import State, rebuilt
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
-from letheon.engine.models.initial import fresh_seed
+from letheon.engine.models.initial import fresh_seed, require_resets
 from letheon.engine.models.teacher import teacher_output
 from letheon.engine.recipe import Recipe
 from letheon.loaders.batch import Batch
@@ -64,6 +64,10 @@ class BadTeacher(Method):
         require_range(
             retain_share=(self.retain_share, 1e-6, 1), temperature=(self.temperature, 1e-3, inf)
         )
+
+    def check(self, run: Run) -> None:
+        """Refuse a network whose weights cannot be drawn anew."""
+        require_resets(run.model)
 
     def prepare(self, run: Run) -> BadTeacherState:
         """Keep the original model and draw the untrained one."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
+from letheon.engine.memory.sharding import whole_network
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.kernels.keyed import uniform
@@ -39,21 +40,24 @@ class BoundaryExpanding(Method):
         cost="1",
         source="Chen et al. 2023",
     )
+    elementwise: ClassVar[bool] = True
+    replaces_head: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=1e-5, batch_size=64, weight_decay=0.0)
     forget_batch_norm: Literal["frozen", "recipe"] = "frozen"
     """Batch-norm while only forget samples are read; the published code has `recipe`."""
 
     def prepare(self, run: Run) -> State:
         """Add a row to the head."""
-        head = run.model.head
-        width = head.in_features
-        columns = torch.arange(width + 1, device=head.weight.device)
-        draws = uniform(run.seed, "boundary-expanding", 0, columns, 1)[:, 0]
-        row = ((2 * draws - 1) / width**0.5).to(head.weight.dtype)  # (D + 1,)
-        head.weight = nn.Parameter(torch.cat([head.weight.detach(), row[None, :width]]))
-        if head.bias is not None:
-            head.bias = nn.Parameter(torch.cat([head.bias.detach(), row[width:]]))
-        head.out_features += 1
+        with whole_network(run) as model:
+            head = model.head
+            width = head.in_features
+            columns = torch.arange(width + 1, device=head.weight.device)
+            draws = uniform(run.seed, "boundary-expanding", 0, columns, 1)[:, 0]
+            row = ((2 * draws - 1) / width**0.5).to(head.weight.dtype)  # (D + 1,)
+            head.weight = nn.Parameter(torch.cat([head.weight.detach(), row[None, :width]]))
+            if head.bias is not None:
+                head.bias = nn.Parameter(torch.cat([head.bias.detach(), row[width:]]))
+            head.out_features += 1
         return State()
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
@@ -67,8 +71,9 @@ class BoundaryExpanding(Method):
 
     def finish(self, run: Run, state: State) -> None:
         """Drop the row."""
-        head = run.model.head
-        head.weight = nn.Parameter(head.weight.detach()[:-1].clone())
-        if head.bias is not None:
-            head.bias = nn.Parameter(head.bias.detach()[:-1].clone())
-        head.out_features -= 1
+        with whole_network(run) as model:
+            head = model.head
+            head.weight = nn.Parameter(head.weight.detach()[:-1].clone())
+            if head.bias is not None:
+                head.bias = nn.Parameter(head.bias.detach()[:-1].clone())
+            head.out_features -= 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.recipe import Recipe
+from letheon.methods.distillation import require_range
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.layers import choose_layers, freeze_others
 
@@ -37,6 +39,10 @@ class CfK(Method):
     """Layers from the end that train, the head included."""
     layers: tuple[str, ...] = ()
     """Or the layers by their dotted paths: --layers layer4 fc."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        require_range(k=(self.k, 1, inf))
 
     def check(self, run: Run) -> None:
         """Refuse layers that the network does not have."""

@@ -46,9 +46,16 @@ class DualOptim(Wrapper):
     """AdamW's weight decay in the forget steps."""
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
+        """Refuse values outside their range, and an inner method without passes to tell apart."""
         require_between("forget_lr", self.forget_lr)
         require_between("forget_decay", self.forget_decay)
+        if not self.inner.separates_forget:
+            raise InputError(
+                f"got dual-optim around {self.inner.name}, which reads no forget set in a pass of "
+                "its own beside others; expected a method that does, such as scrub, spkd, sfron or "
+                "random-label in its order sequential; use one of these",
+                option="order" if hasattr(self.inner, "order") else "",
+            )
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
@@ -56,21 +63,8 @@ class DualOptim(Wrapper):
         return self.inner.elementwise
 
     def phases(self, run: Run, state: State, epoch: int) -> Sequence[Phase]:
-        """The inner method's passes, those over the forget set in a slot of their own.
-
-        Raises:
-            InputError: none reads the forget set alone, or all do.
-        """
-        phases = super().phases(run, state, epoch)
-        every = [one for phase in phases for one in (phase, phase.beside) if one is not None]
-        forget = [one for one in every if one.reads == "forget"]
-        if not forget or len(forget) == len(every):
-            names = ", ".join(f"{one.name} ({one.reads})" for one in every) or "none"
-            raise InputError(
-                f"got {self.inner.name} with the passes {names}; dual-optim wants one over the "
-                "forget set and one over others; use such a method, or its sequential order"
-            )
-        return [_apart(phase) for phase in phases]
+        """The inner method's passes, those over the forget set in a slot of their own."""
+        return [_apart(phase) for phase in super().phases(run, state, epoch)]
 
     def optimizer(self, run: Run, state: State, slot: str) -> torch.optim.Optimizer:
         """AdamW for the forget steps, else the inner method's."""

@@ -127,8 +127,9 @@ class Duck(UntilForgotten):
         require_between("second_lr", self.second_lr)
 
     def check(self, run: Run) -> None:
-        """Refuse a request that leaves a set empty."""
+        """Refuse a request that leaves a set empty, or fewer than two classes to go to."""
         require_samples(run, self.name)
+        require_two_classes(run, self.name, run.model.classes - len(run.forget_classes))
 
     def sample_bytes(self, run: Run) -> int:
         """Its outputs, and its distances and features in float64, until the targets are found."""

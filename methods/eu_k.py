@@ -10,7 +10,7 @@ import torch
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Definition, Run
-from letheon.engine.models.initial import fresh_seed, initial_copy
+from letheon.engine.models.initial import fresh_seed, initial_copy, require_resets
 from letheon.methods.cf_k import CfK
 from letheon.methods.layers import choose_layers
 
@@ -33,6 +33,11 @@ class EuK(CfK):
         cost="1/3 to 1",
         source="Goel et al. 2022",
     )
+
+    def check(self, run: Run) -> None:
+        """Refuse layers that the network does not have, or whose weights cannot be drawn anew."""
+        super().check(run)
+        require_resets(run.model)
 
     def prepare(self, run: Run) -> State:
         """Draw the layers anew and freeze the others."""

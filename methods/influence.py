@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.sweep_state import Sums
-from letheon.engine.distributed import Ranks, copy_from_first
+from letheon.engine.distributed import copy_from_first
+from letheon.engine.memory.products import sum_parts
 from letheon.engine.method import Definition, Method, Run
+from letheon.engine.numbers.sample_gradients import SampleGradients
 from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
-from letheon.engine.statistics import SampleGradients, gradient_sum
+from letheon.engine.statistics import gradient_sum
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import cross_entropy
 from letheon.methods.requirements import require_between, require_positive, require_samples
@@ -28,10 +30,10 @@ def sample_losses(net: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(net(batch.images).logits, batch.labels, reduction="none")
 
 
-def dot(a: Sequence[Tensor], b: Sequence[Tensor], ranks: Ranks) -> Tensor:
+def dot(a: Sequence[Tensor], b: Sequence[Tensor], run: Run) -> Tensor:
     """Inner product over all tensors, 0-dim float64: rank 0's, on every rank."""
     products = [(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]
-    return copy_from_first(torch.stack(products).sum(), ranks)
+    return copy_from_first(sum_parts(run, torch.stack(products).sum()), run.ranks)
 
 
 def go_through(sums: Sums, items: Callable[[int], Iterator[int]], rounds: int) -> Iterator[int]:
@@ -44,7 +46,7 @@ def conjugate_gradients(
     goal: list[Tensor],
     steps: int,
     tolerance: float,
-    ranks: Ranks,
+    run: Run,
     watch: Callable[[Sums, Callable[[int], Iterator[int]], int], Iterator[int]] = go_through,
 ) -> list[Tensor]:
     """Solve A x = goal for a symmetric positive A, known by its product with a vector.
@@ -56,7 +58,7 @@ def conjugate_gradients(
     x = [torch.zeros_like(one) for one in goal]
     residual = [one.clone() for one in goal]
     direction = [one.clone() for one in goal]
-    size = dot(residual, residual, ranks)
+    size = dot(residual, residual, run)
     end = size * tolerance**2
     sums = Sums(*x, *residual, *direction, size)
 
@@ -68,11 +70,11 @@ def conjugate_gradients(
 
     for _ in watch(sums, rounds, steps):
         image = apply(direction)
-        step = float(size / dot(direction, image, ranks))
+        step = float(size / dot(direction, image, run))
         torch._foreach_add_(x, direction, alpha=step)
         torch._foreach_sub_(residual, image, alpha=step)
         before = size.clone()
-        size.copy_(dot(residual, residual, ranks))
+        size.copy_(dot(residual, residual, run))
         torch._foreach_mul_(direction, float(size / before))
         torch._foreach_add_(direction, residual)
     return x
@@ -103,6 +105,7 @@ class Influence(Method):
         source="Izzo et al. 2021; Jia et al. 2023, eq. 3",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (0.01, 20.0)}
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=0)
     alpha: float = 1.0
     """Length of the step; 1 is Newton's."""
@@ -154,7 +157,7 @@ class Influence(Method):
 
         run = gradients.run
         watch = partial(repeat, run, "retain", f"conjugate gradients of {self!r}")
-        return conjugate_gradients(apply, goal, self.steps, self.tolerance, run.ranks, watch)
+        return conjugate_gradients(apply, goal, self.steps, self.tolerance, run, watch)
 
 
 def _recurse(gradients: SampleGradients, goal: list[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from letheon.engine.checkpoints.method_state import State, rebuilt
+from letheon.engine.memory.products import extremes
 from letheon.engine.method import Definition, Phase, Run
 from letheon.engine.recipe import Recipe
 from letheon.engine.statistics import absolute_gradient_sum
@@ -38,9 +39,8 @@ def logit_length(net: nn.Module, batch: Batch) -> Tensor:
     return torch.linalg.vector_norm(logits, dim=1).mean()
 
 
-def spread_out(importance: Tensor) -> Tensor:
+def spread_out(importance: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
     """One minus the importances of a tensor, brought to 0 to 1; 1 where all are the same."""
-    lowest, highest = importance.min(), importance.max()
     return 1 - (importance - lowest) / (highest - lowest).clamp(min=1e-30)
 
 
@@ -79,6 +79,7 @@ class L2ul(UntilForgotten):
         source="Cha et al. 2024",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.1, 100.0)}
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=100, lr=1e-3, batch_size=32, weight_decay=1e-4)
     images: int = 20
     """Adversarial images of each forget sample."""
@@ -127,7 +128,8 @@ class L2ul(UntilForgotten):
         sums = absolute_gradient_sum(run, "forget", logit_length, self.importance)
         what = (self.name, self.images, self.radius, self.step, self.steps)
         found = find_images(run, what, lambda batch: self._mislead(run, batch), (self.images,))
-        pull = [spread_out(total) for total in sums]
+        ends = zip(*extremes(run, sums), strict=True)
+        pull = [spread_out(total, *pair) for total, pair in zip(sums, ends, strict=True)]
         start = [parameter.detach().clone() for parameter in run.parameters]
         return L2ulState(found.place, found.labels, found.images, pull, start)
 

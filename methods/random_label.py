@@ -90,6 +90,11 @@ class RandomLabel(Method):
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"got alpha {self.alpha}; expected a finite number of 0 or more")
 
+    @property
+    def separates_forget(self) -> bool:  # type: ignore[override]
+        """Only in the sequential order."""
+        return self.order == "sequential"
+
     def check(self, run: Run) -> None:
         """Refuse a request that leaves no class to draw a label from."""
         if self.draw == "retained":

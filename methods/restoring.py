@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +29,7 @@ class Restoring(Method):
     What KD compares between the network and the original is `distance` of a subclass.
     """
 
+    separates_forget: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
     """Weight of the cross-entropy on the retain set."""

@@ -54,10 +54,15 @@ class SalUn(Wrapper):
     """Compatibility: only gradients are masked, so weight decay and momentum move every weight."""
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
+        """Refuse values outside their range, and an inner method that no mask fits."""
         if not 0 < self.density <= 1:
             raise InputError(
                 f"got density {self.density}; expected 0 < density <= 1", option="density"
+            )
+        if self.inner.replaces_head:
+            raise InputError(
+                f"got salun around {self.inner.name}, which replaces the head; expected a method "
+                f"that a mask fits; use {self.inner.name} alone"
             )
 
     @property
@@ -68,11 +73,6 @@ class SalUn(Wrapper):
     def check(self, run: Run) -> None:
         """Refuse a mask file that is missing, torn, or of other weights, images or requests."""
         super().check(run)
-        if self.inner.replaces_head:
-            raise InputError(
-                f"got salun around {self.inner.name}, whose head is written as a whole at the end; "
-                f"a mask would leave parts of the old one; use {self.inner.name} alone",
-            )
         require_densities(run, [self.density], "density")
         self._load(run)  # a mask that is not that of the run, before it starts
 

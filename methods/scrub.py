@@ -92,6 +92,11 @@ class Scrub(Method):
             )
 
     @property
+    def separates_forget(self) -> bool:  # type: ignore[override]
+        """As long as the climb lasts."""
+        return self.max_epochs > 0
+
+    @property
     def watches_epochs(self) -> bool:
         """Only to rewind."""
         return self.rewind

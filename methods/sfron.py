@@ -65,6 +65,7 @@ class Sfron(Method):
         source="Huang et al. 2024",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"alpha": (1.0, 500.0)}
+    separates_forget: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=9, lr=0.01, schedule="cosine")
     alpha: float = 25.0
     """Weight of the first ascent."""

@@ -49,6 +49,7 @@ class Spkd(Method):
         cost="1, then 4/3",
         source="Rethinking Unlearning for Transfer Learning, code; Tung and Mori 2019",
     )
+    separates_forget: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=15, lr=1e-5, batch_size=128)
     ce_weight: float = 10.0
     """Weight of the cross-entropy on the retain set."""

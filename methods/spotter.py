@@ -77,6 +77,7 @@ class Spotter(Method):
         source="Ha et al. 2026",
     )
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.1, 10.0)}
+    elementwise: ClassVar[bool] = True
     recipe: Recipe = Recipe(epochs=10, lr=1e-4, batch_size=128)
     share: float = 0.7
     """lambda_1: weight of the samples themselves; what is left is that of the images near them."""

@@ -16,11 +16,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+_AXE = find_spec("axe_playwright_python")  # whose driver is not used, nor imported
+AXE = Path(str(_AXE.origin)).with_name("axe.min.js") if _AXE else None
+"""axe-core, the judge of accessibility: `make extras` brings it, inside a package of its own."""
+needs_axe = pytest.mark.skipif(AXE is None, reason="needs axe-core: make extras")
 needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium on PATH")
 _PATIENCE = 120  # seconds after which a browser that says nothing is a failure
 _FLAGS = (
@@ -124,6 +129,16 @@ class Browser:
             " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def violations(self) -> list[str]:
+        """What axe-core finds wrong in the open page: impact, rule and the first place of each."""
+        assert AXE is not None
+        self.run(f"{AXE.read_text(encoding='utf-8')}; 0")
+        found: list[str] = self.run(
+            "axe.run(document, {resultTypes: ['violations']}).then((of) => of.violations.map((v) =>"
+            " `${v.impact} ${v.id}: ${v.nodes[0].html.slice(0, 200)}`))"
+        )
+        return found
 
     def picture(self) -> bytes:
         """What is seen, as PNG."""

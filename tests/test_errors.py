@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from letheon.engine.distributed import Ranks
 from letheon.errors import InputError, RunFailed, UnreadableImage
+from letheon.launch import command
 from letheon.launch.command import error_line, run_several, together
 from tests.launch_tools import ROOT, Ended, Scripts, torchrun
 
@@ -140,3 +142,15 @@ def test_the_scripts_say_the_flag(scripts: Scripts, original: Path, tmp_path: Pa
         "forget", "--weights", original, "--forget", "class:3", "--out", original, "finetune"
     )
     assert ended.code == 2 and ended.err.startswith("error: --out: got ")
+
+
+def test_a_job_that_is_done_ends_at_once_where_a_thread_hangs_in_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python's own end would abort the process, after all was saved."""
+    codes: list[int] = []
+    monkeypatch.setattr(command, "hangs", lambda: True)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(SystemExit):
+        command.run_several(lambda: [object()], lambda settings, ranks: None)
+    assert codes == [0]

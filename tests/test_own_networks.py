@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,12 @@ def test_a_run_of_ones_own_network_is_verified_and_loaded(tmp_path: Path) -> Non
         forget(tmp_path / "run", forget=[2])
     loaded = letheon.load_model(tmp_path / "run", module=Grey())
     assert equal(loaded.net.state_dict(), weights(result)) and loaded.requests
+    other = replace(loaded.preset, size=loaded.preset.size + 1)
+    assert letheon.load_model(tmp_path / "run", module=Grey(), preset=other).preset == other
+    with pytest.raises(InputError, match="size for .*, whose file says it"):
+        letheon.load_model(tmp_path / "run", module=Grey(), preset={"size": 9})
+    with pytest.raises(InputError, match="expected 99; give weights and data of the same"):
+        letheon.load_model(tmp_path / "run", module=Grey(), classes=99)
     second = forget(loaded, forget=[2])
     assert [request.classes for request in second.requests] == [(1,), (2,)]
 

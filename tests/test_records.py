@@ -195,6 +195,15 @@ def test_verify_ends_with_3_on_a_mismatch(
     found = {check["name"]: check for check in json.loads(shown.out)[str(copy)]}
     assert found["files"]["text"] == "request.json was changed" and "expected what" in shown.err
     assert call(copy, "--key", "00") == 3 and call(tmp_path) == 2
+    # What was asked for and could not be done is no success, though nothing contradicts the record.
+    versions = json.loads((copy / "versions.json").read_text())
+    (copy / "versions.json").write_text(json.dumps(versions | {"world": 2}))
+    monkeypatch.setattr(verify, "check_run", lambda *_: [])
+    capsys.readouterr()
+    assert call(copy, "--replay") == 3
+    shown = capsys.readouterr()
+    assert " replay    unknown " in shown.out
+    assert "error: got 1 of 1 runs not replayed: it ran on 2 ranks" in shown.err
 
 
 def test_a_log_shows_what_was_taken_out(run: Path, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from letheon.eval.report.write import write_report
 from letheon.launch.serving.serve import Server, Settings
-from tests.browser import needs_chromium, open_browser
+from tests.browser import needs_axe, needs_chromium, open_browser
+from tests.house import ROOT
 from tests.served import EVIL, log_passes, rows, write_folder, write_run
 
 CONTRAST = """
@@ -145,3 +147,61 @@ def test_chromium_runs_nothing_of_a_hostile_table(tmp_path: Path) -> None:
         assert any(word in str(browser.problems) for word in refusals)
         assert browser.expect("Network.loadingFailed")["blockedReason"] == "csp"
         server.shutdown()
+
+
+def write_many(out: Path) -> None:
+    """Write the page of a table with as many models as a search leaves."""
+    first, *_, last = rows()
+    many = [last | {"name": f"salun-lr{k}", "FA": k / 50, "seconds": k + 1.0} for k in range(40)]
+    write_report([first, *many], out, heading="Many")
+
+
+@pytest.mark.slow
+@needs_chromium
+@needs_axe
+def test_axe_finds_nothing_wrong_with_any_page(tmp_path: Path) -> None:
+    """axe-core 4, every rule of its own choice, on each kind of page, wide and narrow."""
+    folder = write_folder(tmp_path / "runs")
+    write_many(folder / "many")
+    with (
+        Server(Settings(folders=(folder,), port=0)) as server,
+        open_browser(tmp_path / "profile") as browser,
+    ):
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        served = [f"{server.url}{path}" for path in ("", "at/0/table", "at/0/many", "at/0/now")]
+        files = [(folder / name / "report.html").as_uri() for name in ("table", "many")]
+        for url in (*served, f"{server.url}at/0/nothing", *files):
+            for width in (1280, 390):
+                browser.open(url, width)
+                browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+                assert browser.violations() == [], (url, width)
+        # The judge does judge.
+        browser.run("document.querySelector('h1').style.color = 'rgb(160, 160, 160)'")
+        browser.run("document.querySelector('table').tabIndex = 3")
+        found = {line.partition(":")[0] for line in browser.violations()}
+        assert found == {"serious color-contrast", "serious tabindex"}
+        server.shutdown()
+
+
+SITE = ROOT / "build" / "site"
+
+
+@pytest.mark.slow
+@needs_chromium
+@needs_axe
+@pytest.mark.skipif(not SITE.is_dir(), reason="needs the site: make docs")
+def test_axe_finds_nothing_wrong_with_the_site_of_the_docs(tmp_path: Path) -> None:
+    """Pages of each kind, light and dark."""
+    with open_browser(tmp_path / "profile") as browser:
+        for name in ("index", "first-run", "methods", "reference", "notebooks/own-model-and-data"):
+            url = (SITE / f"{name}.html").as_uri()
+            for width, scheme in ((1280, "light"), (390, "light"), (1280, "dark")):
+                colors = [{"name": "prefers-color-scheme", "value": scheme}]
+                browser.call("Emulation.setEmulatedMedia", features=colors)
+                browser.open(url, width)
+                browser.run("localStorage.clear()")  # the color of the page before is kept
+                browser.open(f"{url}?{width}-{scheme}", width)
+                end = time.monotonic() + 30  # the theme adds its parts when it comes to them
+                while (found := browser.violations()) and time.monotonic() < end:
+                    time.sleep(0.1)
+                assert found == [], (name, width, scheme)

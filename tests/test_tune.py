@@ -175,10 +175,10 @@ def test_a_failed_trial_beside_one_that_was_stopped_is_not_all(
     )  # fmt: skip
     trials = [failed, pruned]
     study: Any = SimpleNamespace(list_finished=lambda: trials)
-    tune.report(case, Target(0.0, 1.0, False, ""), study)
-    printed = capsys.readouterr().err
-    assert "1 trials failed, the last one: not finite" in printed
-    assert "no trial was run to its end" in printed
+    with pytest.raises(RunFailed, match="no trial that was run to its end, of 2"):
+        tune.report(case, Target(0.0, 1.0, False, ""), study)
+    assert "1 trials failed, the last one: not finite" in capsys.readouterr().err
+    assert json.loads((tmp_path / "report.json").read_text())["best"] is None
     del trials[1]
     with pytest.raises(RunFailed, match="got 1 trials, which all failed"):
         tune.report(case, Target(0.0, 1.0, False, ""), study)

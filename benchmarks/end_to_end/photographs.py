@@ -16,6 +16,30 @@ SIZE = (300, 240)  # width, height
 CLASSES = 10
 
 
+def fit_counts(
+    photos: Path | None, counts: tuple[int, int, int], scale: float
+) -> tuple[int, int, int]:
+    """Images of each class in train, val and downstream: `counts` times `scale`, or what there is.
+
+    Where the photographs are fewer, all three shrink by one factor, so that what a setting
+    compares stays in proportion; drawn images never are.
+    """
+    train, val, downstream = counts
+    if photos is not None:
+        known = [min(map(len, _find(photos / side).values())) for side in ("train", "val")]
+        scale = min(scale, known[0] / train, known[1] / (val + downstream))
+    sizes = [max(1, int(scale * n + 1e-9)) for n in counts]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _find(folder: Path) -> dict[str, list[Path]]:
+    """The JPEGs of each class, by the names of their folders."""
+    return {
+        each.name: sorted(p for p in each.iterdir() if p.suffix.lower() in SUFFIXES)
+        for each in sorted(p for p in folder.iterdir() if p.is_dir())
+    }
+
+
 def gather(photos: Path | None, out: Path, counts: Sequence[int]) -> str:
     """Fill `out` with train/, val/ and downstream/near/ of class folders; returns their source.
 
@@ -34,16 +58,15 @@ def gather(photos: Path | None, out: Path, counts: Sequence[int]) -> str:
                     picture.save(folder / f"{i:04d}.jpg", quality=90)
         return "drawn"
     for side in ("train", "val"):
-        for folder in sorted(p for p in (photos / side).iterdir() if p.is_dir()):
-            files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        for label, files in _find(photos / side).items():
             cuts = {"train": files[: counts[0]]} if side == "train" else {
                 "val": files[: counts[1]],
                 "downstream/near": files[counts[1] : counts[1] + counts[2]],
             }  # fmt: skip
             for name, part in cuts.items():
-                (out / name / folder.name).mkdir(parents=True)
+                (out / name / label).mkdir(parents=True)
                 for file in part:
-                    shutil.copy(file, out / name / folder.name / file.name)
+                    shutil.copy(file, out / name / label / file.name)
     return photos.name
 
 

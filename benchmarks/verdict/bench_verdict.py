@@ -1,6 +1,10 @@
-"""A verdict on ten methods, and oracles: one command beside a process for each, on the digits.
+"""A verdict on ten methods, and oracles: one command beside a process for each.
 
     cd benchmarks && python -m verdict.bench_verdict --out results/verdict_cpu.csv
+    python -m verdict.bench_verdict --photos imagenette --epochs 1 --out results/verdict_cpu.csv
+
+On the digits; with `--photos` the verdict of ResNet-18 at 224 px alone, whose rows are added to the
+file.
 
 Both ways start from one original and end in the same weights; a digest tells. By processor seconds
 of whole processes, start-up included, which a neighbor moves less than the clock. The original and
@@ -19,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from end_to_end.photographs import gather
 from harness import Results, row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +32,7 @@ METHODS = (
     "neg-grad-plus", "ssd --alpha 2", "fisher", "bad-teacher",
 )  # fmt: skip
 ONE_SHOT = ("ssd", "fisher")
+FORGET = ("--forget", "class:3,8")
 ORACLES = 4
 
 
@@ -36,6 +42,10 @@ class Options:
 
     epochs: int = 2
     """of each method that trains"""
+    photos: Path | None = None
+    """folder with train/CLASS/ and val/CLASS/ of JPEGs; default: the digits"""
+    images: int = 8
+    """photographs of each class to train on; half as many are held out"""
     out: Path | None = None
     """CSV file to write; printed only, if not given"""
 
@@ -60,50 +70,93 @@ def digest(run: Path) -> str:
     return str(json.loads((run / "run.json").read_text())["weights"])
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Images, network and lengths; every command gets the same."""
+
+    name: str
+    data: object
+    model: tuple[object, ...]  # of train; default: the images' own
+    recipe: tuple[object, ...]  # of original and retrained
+    methods: tuple[object, ...]  # of each method that trains
+
+    def tails(self) -> dict[str, list[object]]:
+        """Method -> what follows `letheon forget` and its shared options."""
+        words = {text.split()[0]: text.split() for text in METHODS}
+        return {m: [*w, *(() if m in ONE_SHOT else self.methods)] for m, w in words.items()}
+
+
+def prepare(options: Options, folder: Path) -> Setting:
+    """Make the setting that the options ask for."""
+    epochs: tuple[object, ...] = ("--epochs", options.epochs)
+    if options.photos is None:
+        return Setting("digits", "digits", (), ("--epochs", 6, "--lr", 0.1), epochs)
+    source = gather(options.photos, folder / "photos", (options.images, options.images // 2, 0))
+    batch: tuple[object, ...] = ("--batch-size", 16)
+    return Setting(
+        f"resnet18, 224 px, {source}, {options.images} a class",
+        folder / "photos",
+        ("--model", "resnet18"),
+        ("--epochs", 1, "--lr", 0.1, *batch),
+        (*epochs, *batch),
+    )
+
+
+def add(results: Results, name: str, x: str, one: float, each: float) -> None:
+    """Rows of both ways, and how many times one command is faster."""
+    for variant, seconds in (("one command", one), ("a process each", each)):
+        results.add([row(name, variant, [seconds], metric="processor", unit="s", x=x,
+                         mode="train", device="cpu")])  # fmt: skip
+    results.add([row(name, "one command", [each / one], metric="ratio, processor",
+                     unit="times", x=x, mode="train", device="cpu")])  # fmt: skip
+
+
+def compare_verdicts(
+    setting: Setting, epochs: int, folder: Path, results: Results
+) -> tuple[float, float]:
+    """Measure the table of ten methods both ways; the seconds of original and retrained."""
+    tails, data = setting.tails(), ("--data", setting.data)
+    base = ("forget", *data, "--weights", folder / "original", *FORGET)
+    train = (*setting.model, *setting.recipe)
+    original = call("train", *data, *train, "--out", folder / "original")
+    joint = [word for tail in tails.values() for word in ("+", *tail)][1:]
+    one = call(*base, "--out", folder / "all", *joint)
+    each = sum(call(*base, "--out", folder / method, *tail) for method, tail in tails.items())
+    retrained = retrain(setting, folder, 1)
+    table = call(
+        "evaluate", *data, "--original", folder / "original", "--retrained", folder / "retrain-1",
+        "--runs", *(folder / "all" / method for method in tails), "--out", folder / "table",
+    )  # fmt: skip
+    x = f"{setting.name}, {len(tails)} methods, {epochs} epochs, table included"
+    add(results, "verdict", x, one + table, each + table)
+    differing = [m for m in tails if digest(folder / "all" / m) != digest(folder / m)]
+    if differing:
+        sys.exit(f"the two ways ended with other weights: {', '.join(differing)}")
+    return original, retrained
+
+
+def retrain(setting: Setting, folder: Path, seed: int) -> float:
+    """Seconds of a retrained model."""
+    base = ("forget", "--data", setting.data, "--weights", folder / "original", *FORGET)
+    out = folder / f"retrain-{seed}"
+    return call(*base, "--seed", seed, "--out", out, "retrain", *setting.recipe)
+
+
 def main(options: Options) -> None:
-    """Measure both ways of both, one after the other; exit code 1 where the weights differ."""
-    results = Results(options.out)
-    tails = {
-        text.split()[0]: [*text.split(), *(() if text.split()[0] in ONE_SHOT else
-                                           ("--epochs", options.epochs))]
-        for text in METHODS
-    }  # fmt: skip
-    train = ("--epochs", 6, "--lr", 0.1)
-
-    def add(name: str, x: str, one: float, each: float) -> None:
-        for variant, seconds in (("one command", one), ("a process each", each)):
-            results.add([row(name, variant, [seconds], metric="processor", unit="s", x=x,
-                             mode="train", device="cpu")])  # fmt: skip
-        results.add([row(name, "one command", [each / one], metric="ratio, processor",
-                         unit="times", x=x, mode="train", device="cpu")])  # fmt: skip
-
+    """Measure both ways, one after the other; exit code 1 where the weights differ."""
+    results = Results(options.out, append=options.photos is not None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        original = call("train", "--data", "digits", *train, "--out", folder / "original")
-        base = ("forget", "--weights", folder / "original", "--forget", "class:3,8")
-        joint = [word for tail in tails.values() for word in ("+", *tail)][1:]
-        one = call(*base, "--out", folder / "all", *joint)
-        each = sum(call(*base, "--out", folder / method, *tail) for method, tail in tails.items())
-
-        def retrain(seed: int) -> float:
-            return call(*base, "--seed", seed, "--out", folder / f"retrain-{seed}", "retrain",
-                        *train)  # fmt: skip
-
-        retrains = [retrain(1)]
-        table = call(
-            "evaluate", "--original", folder / "original", "--retrained", folder / "retrain-1",
-            "--runs", *(folder / "all" / method for method in tails), "--out", folder / "table",
-        )  # fmt: skip
-        x = f"digits, {len(tails)} methods, {options.epochs} epochs, table included"
-        add("verdict", x, one + table, each + table)
-        differing = [m for m in tails if digest(folder / "all" / m) != digest(folder / m)]
-        if differing:
-            sys.exit(f"the two ways ended with other weights: {', '.join(differing)}")
-        retrains += [retrain(seed) for seed in range(2, ORACLES + 1)]
-        together = call("oracles", "--data", "digits", "--forget", "class:3,8", "--count", ORACLES,
-                        "--out", folder / "oracles", *train)  # fmt: skip
-        x = f"digits, {ORACLES} retrained models, 1 original, {train[1]} epochs, outputs stored too"
-        add("oracles", x, together, original + sum(retrains))
+        setting = prepare(options, folder)
+        original, retrained = compare_verdicts(setting, options.epochs, folder, results)
+        if options.photos is not None:
+            return
+        apart = original + retrained
+        apart += sum(retrain(setting, folder, seed) for seed in range(2, ORACLES + 1))
+        together = call("oracles", "--data", setting.data, *FORGET, "--count", ORACLES,
+                        "--out", folder / "oracles", *setting.recipe)  # fmt: skip
+        x = f"digits, {ORACLES} retrained models, 1 original, 6 epochs, outputs stored too"
+        add(results, "oracles", x, together, apart)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def load_model(
             weights) or its place in the file; by default the plain one.
         tell: takes the line on what was assumed; by default it goes to stderr.
         module: the network whose weights a file of ours has, where its class is the caller's own;
-            a copy of it is filled, and what is said beside it is left aside.
+            a copy of it is filled, and `name` and `part` are left aside.
 
     Raises:
         InputError: anything amiss, in one line with the keys' names.
@@ -138,7 +138,7 @@ def load_model(
     weights = read_weights(path)
     ours = bool(weights.facts)
     if module is not None:
-        return _fill_module(path, weights, module)
+        return _fill_module(path, weights, module, preset, classes)
     if ours:
         name = _architecture(path, weights, name)
         if "." in name and not name.startswith(timm_model.PREFIX):
@@ -153,23 +153,12 @@ def load_model(
         network = _find_network(path, weights, name, part)
     default = preset_of(network.name).with_size(input_size(network.state))
     stored = _stored_preset(path, weights.facts) or config_preset(path, weights.config, default)
-    known = preset if isinstance(preset, Preset) else stored or default
-    if isinstance(preset, Mapping):
-        if ours:
-            raise InputError(
-                f"got {', '.join(preset)} for {path}, whose file says it; leave it out",
-                option=next(iter(preset), ""),
-            )
-        known = _change_preset(known, preset)
+    known = _choose_preset(path, stored or default, preset, ours)
     if network.normalize is not None:
         (r, g, b), (red, green, blue) = network.normalize
         known = dataclasses.replace(known, mean=(r, g, b), std=(red, green, blue))
     count = class_count(network.state, network.name)
-    if classes is not None and count is not None and count != classes:
-        raise InputError(
-            f"got {path}, a {network.name} of {count} classes; expected {classes}; "
-            "give weights and data of the same classes"
-        )
+    _check_classes(path, network.name, count, classes)
     model = build(network.name, count or classes or 2, preset=known)
     fill_model(model, path, network.state)
     model.class_names = _stored_names(path, weights.facts, model.classes)
@@ -186,7 +175,38 @@ def load_model(
     return model.eval()
 
 
-def _fill_module(path: Path, weights: Weights, module: nn.Module) -> Classifier:
+def _check_classes(path: Path, name: str, count: int | None, classes: int | None) -> None:
+    """Refuse a network of another number of classes than expected; None: not known, or any."""
+    if classes is not None and count is not None and count != classes:
+        raise InputError(
+            f"got {path}, a {name} of {count} classes; expected {classes}; "
+            "give weights and data of the same classes"
+        )
+
+
+def _choose_preset(
+    path: Path, known: Preset, preset: Preset | Mapping[str, Any] | None, ours: bool
+) -> Preset:
+    """Replace what the file says by the caller's preset, or single fields of it."""
+    if isinstance(preset, Preset):
+        return preset
+    if preset is None:
+        return known
+    if ours:
+        raise InputError(
+            f"got {', '.join(preset)} for {path}, whose file says it; leave it out",
+            option=next(iter(preset), ""),
+        )
+    return _change_preset(known, preset)
+
+
+def _fill_module(
+    path: Path,
+    weights: Weights,
+    module: nn.Module,
+    preset: Preset | Mapping[str, Any] | None,
+    classes: int | None,
+) -> Classifier:
     """Fill a copy of a caller's own network from a file of ours."""
     stored = _stored_preset(path, weights.facts)
     if stored is None:
@@ -202,7 +222,9 @@ def _fill_module(path: Path, weights: Weights, module: nn.Module) -> Classifier:
             f"in {path}; expected a network like it; give one of its class",
             option="model",
         )
-    model = Classifier(module, name, stored, head).float()
+    known = _choose_preset(path, stored, preset, ours=True)
+    model = Classifier(module, name, known, head).float()
+    _check_classes(path, name, model.classes, classes)
     fill_model(model, path, weights.parts[""])
     model.class_names = _stored_names(path, weights.facts, model.classes)
     model.requests = _stored_requests(path, weights.facts)

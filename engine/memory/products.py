@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from letheon.engine.distributed import sum_over_ranks
@@ -33,6 +34,20 @@ def joint_norm(run: Run, tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of one tensor per parameter as one vector, 0-dim."""
     sizes = torch.stack(torch._foreach_norm(list(tensors)))
     return sizes.norm() if run.shards is None else sum_parts(run, sizes.square().sum()).sqrt()
+
+
+def extremes(run: Run, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest number of each of one tensor per parameter, (parameters,) each."""
+    if run.shards is None:
+        pairs = [tensor.aminmax() for tensor in tensors]
+        return torch.stack([low for low, _ in pairs]), torch.stack([high for _, high in pairs])
+    # A rank may have no row of a tensor.
+    ends = torch.stack([
+        torch.stack([part.max(), -part.min()]) if part.numel() else part.new_full((2,), -torch.inf)
+        for part in tensors
+    ])  # fmt: skip
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    return -ends[:, 1], ends[:, 0]
 
 
 def kth_smallest(run: Run, tensors: Sequence[Tensor], rank: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -92,6 +93,20 @@ def shard_run(run: Run) -> None:
     for parameter in model.parameters():  # torch splits contiguous weights alone: no channels-last
         parameter.data = parameter.data.contiguous()
     run.shards = Shards(model, find_units(model), run.ranks)
+
+
+@contextmanager
+def whole_network(run: Run) -> Iterator[Classifier]:
+    """Within, change shapes of weights of the run's network, the same on every rank.
+
+    Where it is split over the ranks it is whole on their hosts within, and split anew afterwards.
+    """
+    if run.shards is None:
+        yield run.model
+        return
+    run.model, run.shards = run.shards.host_copy(), None
+    yield run.model
+    shard_run(run)
 
 
 def whole_copy(model: Classifier, device: torch.device) -> Classifier:

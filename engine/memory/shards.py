@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from letheon.engine.distributed import Ranks
 from letheon.engine.gradient_sync import Alone
 from letheon.errors import RunFailed
+from letheon.loaders.batch import Batch
 
 if TYPE_CHECKING:
     from letheon.engine.models.classifier import Classifier
-    from letheon.loaders.batch import Batch
 
 T = TypeVar("T")
 
@@ -337,11 +337,17 @@ def keep_pace(
         raise failure
 
 
-def blank_pass(model: Classifier) -> None:
-    """Take part in the other ranks' pass, with an image that counts for nothing."""
+def blank_batch(model: Classifier) -> Batch:
+    """Make a batch of one blank image, which is no forget sample and counts for nothing."""
     weight, size = next(model.parameters()), model.preset.size
     image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
-    logits = model(image).logits
+    zero = torch.zeros(1, dtype=torch.int64, device=weight.device)
+    return Batch(image, zero, zero.bool(), zero, 0)
+
+
+def blank_pass(model: Classifier) -> None:
+    """Take part in the other ranks' pass, with an image that counts for nothing."""
+    logits = model(blank_batch(model).images).logits
     if logits.requires_grad:
         (logits.sum() * 0).backward()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -32,25 +33,47 @@ def initial_copy(model: Classifier, seed: int) -> Classifier:
     Raises:
         InputError: a layer of a network of the user's own has no `reset_parameters`.
     """
-    if model.name in names() or model.name.startswith(PREFIX):
+    if _is_known(model):
         fresh = build(model.name, model.classes, seed, model.preset)
         if _shapes(fresh) == _shapes(model):
             return fresh.to(next(model.parameters()))
     fresh = copy.deepcopy(model).cpu()  # where the numbers are drawn
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        for path, layer in fresh.net.named_modules():
-            if not list(layer.parameters(recurse=False)):
-                continue
-            reset = getattr(layer, "reset_parameters", None)
-            if reset is None:
-                raise InputError(
-                    f"got {path or 'a network'} of kind {type(layer).__name__}, which cannot be "
-                    "initialized anew; expected a layer with reset_parameters; give it one",
-                    option="model",
-                )
+        for reset in _resets(fresh):
             reset()
     return fresh.to(next(model.parameters()))
+
+
+def require_resets(model: Classifier) -> None:
+    """Refuse a network of which `initial_copy` can make no untrained copy.
+
+    Raises:
+        InputError: a layer of a network of the user's own has no `reset_parameters`.
+    """
+    if not _is_known(model):
+        _resets(model)
+
+
+def _is_known(model: Classifier) -> bool:
+    return model.name in names() or model.name.startswith(PREFIX)
+
+
+def _resets(model: Classifier) -> list[Callable[[], object]]:
+    """Return what resets each layer that has weights of its own."""
+    resets = []
+    for path, layer in model.net.named_modules():
+        if not list(layer.parameters(recurse=False)):
+            continue
+        reset = getattr(layer, "reset_parameters", None)
+        if reset is None:
+            raise InputError(
+                f"got {path or 'a network'} of kind {type(layer).__name__}, which cannot be "
+                "initialized anew; expected a layer with reset_parameters; give it one",
+                option="model",
+            )
+        resets.append(reset)
+    return resets
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from letheon.engine.distributed import Ranks, gather_rows, sum_over_ranks
@@ -105,16 +106,30 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     return torch.from_numpy(np.sort(best, axis=1)).flip(1)
 
 
+def _pack(fast: Tensor, places: Tensor) -> NDArray[np.int64]:
+    """(q, n) keys of float32 scores in host memory and their positions, that order by the score.
+
+    One number of both, which numpy sorts and partitions several times as fast as it finds an order:
+    the bits of a float count upwards, those of a negative one downwards.
+    """
+    bits = fast.contiguous().numpy().view(np.int32)
+    signs = bits >> 31
+    signs &= _BELOW_SIGN
+    signs ^= bits
+    keys = signs.astype(np.int64)
+    keys <<= 32
+    keys += places.numpy()
+    return keys
+
+
 def _descending(fast: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """(q, m) float32 scores and their positions (-1: none), the largest score first."""
     if fast.is_cuda:
         order = fast.argsort(dim=1, descending=True)
         return fast.gather(1, order), places.gather(1, order)
-    # One int64 of both, which numpy sorts many times as fast as it finds an order: the bits of a
-    # float count upwards, those of a negative one downwards.
-    bits = fast.contiguous().view(torch.int32)
-    keys = ((bits ^ ((bits >> 31) & _BELOW_SIGN)).long() << 32) + (places + 1)
-    keys = torch.from_numpy(np.sort(keys.numpy(), axis=1)).flip(1)
+    sorted_keys = _pack(fast, places + 1)
+    sorted_keys.sort(axis=1)
+    keys = torch.from_numpy(sorted_keys).flip(1)
     bits = (keys >> 32).int()
     return (bits ^ ((bits >> 31) & _BELOW_SIGN)).view(torch.float32), (keys & 0xFFFFFFFF) - 1
 
@@ -122,11 +137,14 @@ def _descending(fast: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
 def _columns(values: Tensor, m: int) -> Tensor:
     """(q, m) int64 columns of the largest of (q, n) values, in no order."""
     n = values.shape[1]
-    if values.is_cuda or m >= n:
+    if values.is_cuda or m >= n or not len(values):
         return values.topk(min(m, n), dim=1, sorted=False).indices
-    rows = values.split(max(1, _PARTITIONED // n))  # few enough for their order to stay in a cache
-    parts = [np.argpartition(part.numpy(), n - m, axis=1)[:, n - m :] for part in rows]
-    return torch.from_numpy(np.concatenate(parts)) if parts else values.topk(m, dim=1).indices
+    columns, parts = torch.arange(n), []
+    for rows in values.split(max(1, _PARTITIONED // n)):  # few enough to stay in a cache
+        keys = _pack(rows, columns)
+        keys.partition(n - m, axis=1)
+        parts.append(keys[:, n - m :] & 0xFFFFFFFF)
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _top(values: Tensor, m: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@
     letheon verify runs/salun --replay
 
 One line a check; --replay trains again, in a folder that is removed, and compares the weights. Exit
-code 3 where something is not what the record says. A signed, replayable record of a run is what
-this verifies; it is no proof that a network has forgotten.
+code 3 where something is not what the record says, and where a replay that was asked for could not
+be done. A signed, replayable record of a run is what this verifies; it is no proof that a network
+has forgotten.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main(settings: Settings, ranks: Ranks) -> None:
 
     Raises:
         InputError: no folder was named.
-        RunFailed: at the end, where some do not hold.
+        RunFailed: at the end, where some do not hold, or could not be replayed.
     """
     if not settings.runs:
         raise InputError("got no run folder; expected one at least; name it: letheon verify FOLDER")
@@ -59,6 +60,9 @@ def main(settings: Settings, ranks: Ranks) -> None:
     failed = [run for run, found in checks.items() if any(c.state == "mismatch" for c in found)]
     if failed:
         raise RunFailed(f"got {', '.join(failed)}; expected what the record says; run it again")
+    replays = [found[-1] for found in checks.values()] if settings.replay else []
+    if left := [check.text for check in replays if check.state != "ok"]:
+        raise RunFailed(f"got {len(left)} of {len(replays)} runs not replayed: {left[0]}")
 
 
 def start() -> None:

@@ -168,6 +168,11 @@ def main(settings: Settings, ranks: Ranks) -> None:
                 console().show(json.dumps({"url": server.url}))
             else:
                 print(f"{server.url}  (Ctrl-C ends it)", flush=True)
+            if not server.site.look():
+                places = ", ".join(map(str, settings.folders))
+                note(
+                    f"warning: got {places}, where no run and no table is yet; the page shows them"
+                )
             server.serve_forever()
         except Stopped:
             pass

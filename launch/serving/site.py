@@ -69,6 +69,13 @@ class Site:
             "serve.js": (_FOLDER / "serve.js", SCRIPT),
         }
 
+    def look(self) -> bool:
+        """Look at the folders again; whether a run or a table is there."""
+        with self._looking:
+            for of in self.lists:
+                of.look()
+            return any(of.entries for of in self.lists)
+
     def answer(self, address: str) -> Answer:
         """Answer a request for an address; what cannot be shown is a page that says why."""
         path = address.partition("?")[0]
@@ -98,9 +105,7 @@ class Site:
 
     def _page(self, rest: str) -> str:
         if not rest:
-            with self._looking:
-                for of in self.lists:
-                    of.look()
+            self.look()
             return self._index()
         kind, _, place = rest.partition("/")
         number, _, path = place.partition("/")

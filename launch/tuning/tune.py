@@ -265,7 +265,7 @@ def report(case: Case, target: Target, study: Study) -> None:
     """Write and print what was found: report.json and, of the best trial, recipe.toml.
 
     Raises:
-        RunFailed: every run of every trial has failed, so that none is the best.
+        RunFailed: no trial was run to its end, or all runs failed, so that none is the best.
     """
     settings = case.settings
     trials = study.list_finished()
@@ -294,8 +294,10 @@ def report(case: Case, target: Target, study: Study) -> None:
     if console().json:
         console().show(json.dumps({**facts, "best": best}))
     if best is None:
-        print("no trial was run to its end; give a larger budget", file=sys.stderr)
-        return
+        raise RunFailed(
+            f"got no trial that was run to its end, of {len(rows)} that count; expected one at "
+            "least; give more trials or minutes: the search goes on"
+        )
     method = replace_settings(settings.method, best["values"])
     seeds = ", ".join(map(str, settings.seed_numbers))
     result = f"gap {best['gap']:.4f}, the mean of seeds {seeds}; {len(rows)} trials"

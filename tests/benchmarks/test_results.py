@@ -254,6 +254,66 @@ def test_mypy_reads_every_benchmark() -> None:
     assert set(told["modules"]) == scripts and folders <= set(told["packages"])
 
 
+def test_a_verdict_on_photographs_gives_both_ways_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verdict import bench_verdict as bench
+
+    for place in ("train/a", "val/a"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(9):
+            (tmp_path / "photos" / place / f"{number}.jpg").write_bytes(b"")
+    calls: list[list[str]] = []
+    odd: set[str] = set()
+
+    def call(*words: object) -> float:
+        calls.append([*map(str, words)])
+        verb, out = calls[-1][0], Path(calls[-1][calls[-1].index("--out") + 1])
+        runs = [out / m.split()[0] for m in bench.METHODS] if out.name == "all" else [out]
+        for run in runs:
+            run.mkdir(parents=True)
+            text = "odd" if run.name in odd and out.name == "all" else "same"
+            (run / "run.json").write_text(json.dumps({"weights": text}))
+        return {"all": 20.0, "table": 10.0}.get(out.name, 5.0 if verb == "forget" else 1.0)
+
+    monkeypatch.setattr(bench, "call", call)
+    options = bench.Options(epochs=1, photos=tmp_path / "photos", out=tmp_path / "out.csv")
+    bench.main(options)
+    [joint], table = [c for c in calls if "+" in c], [c for c in calls if c[0] == "evaluate"]
+    alone = [c for c in calls if c[0] == "forget" and "+" not in c and "retrain" not in c]
+    tails = [call[call.index("--out") + 2 :] for call in alone]
+    assert " + ".join(" ".join(t) for t in tails) in " ".join(joint) and len(tails) == 10
+    text = (tmp_path / "out.csv").read_text()
+    assert len(table) == 1 and "resnet18" in calls[0] and "8 a class" in text
+    rows = [r for r in csv.DictReader(text.splitlines()) if r["variant"] == "one command"]
+    assert {r["metric"]: float(r["median"]) for r in rows} == {
+        "processor": 30,
+        "ratio, processor": 2,
+    }
+    bench.main(options)  # added, not written over
+    assert (tmp_path / "out.csv").read_text().count("ratio, processor") == 2
+    odd.add("fisher")
+    with pytest.raises(SystemExit, match="other weights: fisher"):
+        bench.main(options)
+
+
+def test_a_larger_scale_ends_where_the_photographs_do(tmp_path: Path) -> None:
+    from end_to_end.photographs import fit_counts, gather
+
+    for side, count in {"train": 20, "val": 10}.items():
+        for label in "ab":
+            (tmp_path / "photos" / side / label).mkdir(parents=True)
+            for number in range(count):
+                (tmp_path / "photos" / side / label / f"{number}.jpg").write_bytes(b"")
+    photos = tmp_path / "photos"
+    assert fit_counts(photos, (6, 2, 2), 2) == fit_counts(None, (6, 2, 2), 2) == (12, 4, 4)
+    assert fit_counts(photos, (12, 3, 3), 10) == (20, 5, 5)  # val holds 10 for the last two
+    assert gather(photos, tmp_path / "out", (20, 5, 5)) == "photos"
+    found = {side: len([*(tmp_path / "out" / side).glob("*/*.jpg")])
+             for side in ("train", "val", "downstream/near")}  # fmt: skip
+    assert found == {"train": 40, "val": 10, "downstream/near": 10}
+
+
 @pytest.mark.slow
 def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -> None:
     import csv

@@ -43,8 +43,7 @@ def everything(ranks: Ranks) -> dict[str, Any]:
     runs = {}
     for name, method in cases(FROZEN, GENTLE).items():
         runs[name] = end(ranks, method, Precision("fp32"))
-        if method.elementwise:
-            runs[f"{name}, split"] = end(ranks, method, Precision("fp32", reduce="shard"))
+        runs[f"{name}, split"] = end(ranks, method, Precision("fp32", reduce="shard"))
     row = {key: value for key, value in flat(audited(ranks)).items() if "/points" not in key}
     return {"runs": runs, "row": row}
 

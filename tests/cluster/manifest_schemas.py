@@ -56,7 +56,7 @@ POD = only(
 )  # fmt: skip
 RULE = only(
     "action", action={"enum": ["Ignore", "FailJob", "Count", "FailIndex"]},
-    onPodConditions=every(only("type", type=TEXT, status=TEXT)),
+    onPodConditions=every(only("type", "status", type=TEXT, status=TEXT)),
     onExitCodes=only("operator", "values", operator={"enum": ["In", "NotIn"]},
                      values=every({"type": "integer"}), containerName=NAME),
 )  # fmt: skip

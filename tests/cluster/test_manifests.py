@@ -80,6 +80,26 @@ def test_a_manifest_has_the_keys_of_its_kind_alone(file: Path) -> None:
     assert mounted == {volume for one in documents for volume in names(one, "volumes")}
 
 
+def test_what_kubernetes_reads_fits_its_own_schemas() -> None:
+    """Of every release that the package knows; pods of a TrainJob as pods."""
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    documents = [*yaml.safe_load_all((FOLDER / "job.yaml").read_text())]
+    train = yaml.safe_load((FOLDER / "trainjob.yaml").read_text())["spec"]
+    (patch,), own = train["runtimePatches"], train["trainer"]
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    container |= {key: own[key] for key in ("image", "command", "args", "env")}
+    container["resources"] = own["resourcesPerNode"]
+    documents += [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}]
+    for document in documents:
+        for version in kubernetes.utils.all_versions():
+            kubernetes.validate(document, version, strict=True)
+        document["spec"]["numNode"] = 2
+        with pytest.raises(kubernetes.ValidationError):
+            kubernetes.validate(document, kubernetes.latest_version(), strict=True)
+
+
 def objects(part: Any) -> list[dict[str, Any]]:
     """Every object within, itself first."""
     inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()

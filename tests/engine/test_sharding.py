@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,9 +28,8 @@ from letheon.engine.runs.stop import Poll
 from letheon.engine.statistics import absolute_gradient_sum, squared_gradient_sum
 from letheon.errors import InputError, RunFailed
 from letheon.launch import mask, train
-from letheon.methods import METHODS as OURS
-from letheon.methods.amun import Amun
 from letheon.methods.bad_teacher import BadTeacher
+from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.cf_k import CfK
 from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.grad_ascent import GradAscent
@@ -74,12 +72,11 @@ METHODS: dict[str, Method] = {
 METHODS |= {
     f"every {name}": method
     for name, method in cases(replace(FROZEN, epochs=2), replace(GENTLE, epochs=2)).items()
-    if method.elementwise
 }
 FEW = [
     "penalty, adamw, micro-batches", "two halves, groups, blocks computed again", "two teachers",
     "accuracies after epochs", "every ssd", "every fisher-golatkar", "every sfron",
-    "every munba",
+    "every munba", "every amun", "every influence", "every boundary-expanding",
 ]  # fmt: skip
 SPLIT = Precision("fp32", reduce="shard")
 
@@ -228,6 +225,7 @@ ELASTIC: dict[str, Method] = {
     "masks": RESUMED,
     "snapshots": METHODS["goes back"],
     "lists, adamw": TaskVector(replace(FROZEN, epochs=4, optimizer="adamw", lr=1e-3)),
+    "a wider head": BoundaryExpanding(replace(FROZEN, epochs=4)),
     "rolled back": Finetune(replace(GROUPS, epochs=2, on_nonfinite="rollback")),
 }
 
@@ -374,9 +372,7 @@ def test_the_run_folder_and_a_mask_are_those_of_any_run(tmp_path: Path) -> None:
 
 def refusals(ranks: Ranks) -> list[str]:
     found = []
-    for method in (
-        Amun(FROZEN), SalUn(RandomLabel(replace(FROZEN, optimizer="muon"))), Own(FROZEN),
-    ):  # fmt: skip
+    for method in (SalUn(RandomLabel(replace(FROZEN, optimizer="muon"))), Own(FROZEN)):
         try:
             check_sharding(method, make_run(method, ranks))
         except InputError as error:
@@ -420,7 +416,7 @@ def tied_blocks(model: Classifier) -> None:
 
 def test_what_cannot_be_split_is_refused() -> None:
     words = (
-        "with amun", "optimizer muon", "with finetune", "weight scale is a single number",
+        "optimizer muon", "with finetune", "weight scale is a single number",
         "weight 0.0.1.weight is shared by several blocks",
         "got 2 numbers that are not finite now", "fewer samples",
     )  # fmt: skip
@@ -431,13 +427,9 @@ def test_what_cannot_be_split_is_refused() -> None:
             replace(SPLIT, **wrong)  # type: ignore[arg-type]
 
 
-def test_the_documentation_names_what_can_be_split() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
-    text = page.partition("**What can be split**")[2].partition("**Refused")[0]
-    found = {method.name for method in cases(FROZEN).values() if method.elementwise} | {"train"}
-    assert {
-        word for word in re.findall("`([a-z0-9-]+)`", text) if word in {*OURS, "train"}
-    } == found
+def test_every_method_can_be_split() -> None:
+    """As docs/cluster.md says."""
+    assert all(method.elementwise for method in [*cases(FROZEN).values(), Train(FROZEN)])
 
 
 def test_parts_are_counted_without_making_them() -> None:

@@ -45,7 +45,7 @@ def solve(run: Run) -> list[Tensor]:
     """Six of at most nine rounds, of a matrix with six eigenvalues."""
     diagonal = torch.arange(1.0, 7).repeat(3)
     goal, watch = [torch.linspace(-1, 1, 18)], partial(repeat, run, "retain", "solve")
-    return conjugate_gradients(lambda v: [diagonal * v[0]], goal, 9, 1e-6, run.ranks, watch)
+    return conjugate_gradients(lambda v: [diagonal * v[0]], goal, 9, 1e-6, run, watch)
 
 
 WORK: dict[str, Callable[[Run], Any]] = {

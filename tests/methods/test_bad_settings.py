@@ -13,10 +13,15 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError, RunFailed
+from letheon.methods.amun import Amun
 from letheon.methods.bad_teacher import BadTeacher
+from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.boundary_shrink import BoundaryShrink
 from letheon.methods.cf_k import CfK
+from letheon.methods.cmf import Cmf
 from letheon.methods.cola import Cola
+from letheon.methods.dual_optim import DualOptim
+from letheon.methods.duck import Duck
 from letheon.methods.esc import Esc
 from letheon.methods.eu_k import EuK
 from letheon.methods.finetune import Finetune
@@ -34,11 +39,13 @@ from letheon.methods.random_label import RandomLabel
 from letheon.methods.rkd import Rkd
 from letheon.methods.salun import SalUn
 from letheon.methods.salun_soft import SalUnSoft
+from letheon.methods.scar import Scar
 from letheon.methods.scrub import Scrub
 from letheon.methods.sfron import Sfron
 from letheon.methods.ssd import Ssd
 from letheon.methods.unsir import Unsir
 from letheon.methods.weight_negation import WeightNegation
+from letheon.methods.wrapper import Wrapper
 from tests.methods.cases import cases
 from tests.world import run_of
 
@@ -62,7 +69,6 @@ BAD: dict[str, tuple[Callable[[], Method], str]] = {
     "collapse beyond the end": (lambda: Cola(Recipe(epochs=2), collapse_epochs=3), "collapse"),
     "negative max epochs": (lambda: Scrub(max_epochs=-1), "max_epochs"),
     "more layers than there are": (lambda: CfK(k=9), "got k 9; expected 1 to 2"),
-    "no layer": (lambda: EuK(k=0), "got k 0"),
     "an unknown layer": (lambda: CfK(layers=("layer9",)), "'layer9', which holds no weight"),
     "an unknown layer to negate": (lambda: WeightNegation(layers=("stem",)), "'stem'"),
     "a batch of nothing": (lambda: Finetune(Recipe(batch_size=0)), "batch_size 0"),
@@ -80,9 +86,68 @@ def test_it_is_refused_in_one_line(case: str) -> None:
     assert re.search(r"\bgot\b.*\bexpected\b|\bgot\b.*;", text)
 
 
+# Refused before a network or an image is at hand.
+ALONE_BAD: dict[str, tuple[Callable[[], Method], str]] = {
+    "one pass for both sets": (lambda: DualOptim(RandomLabel()), "dual-optim around random-label"),
+    "one set": (lambda: DualOptim(Finetune()), "dual-optim around finetune"),
+    "forgotten images alone": (lambda: DualOptim(Amun(images="forget")), "dual-optim around amun"),
+    "a climb of no epochs": (lambda: DualOptim(Scrub(max_epochs=0)), "dual-optim around scrub"),
+    "no pass": (lambda: DualOptim(Ssd()), "dual-optim around ssd"),
+    "a wider head": (lambda: SalUn(BoundaryExpanding()), "salun around boundary-expanding"),
+    "another head": (lambda: SalUn(Cmf()), "salun around cmf"),
+    "no layer": (lambda: EuK(k=0), "got k 0"),
+}
+
+
+@pytest.mark.parametrize("case", ALONE_BAD)
+def test_it_is_refused_before_anything_is_read(case: str) -> None:
+    make, words = ALONE_BAD[case]
+    with pytest.raises(InputError, match=f"{words}.*expected"):
+        make()
+
+
+@pytest.mark.parametrize("method", [BadTeacher(), EuK(k=1)])
+def test_a_layer_that_cannot_be_drawn_anew_is_refused_before_the_start(method: Method) -> None:
+    class Scale(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.by * x
+
+    run = run_of(method)
+    method.check(run)
+    run.model.net = torch.nn.Sequential(Scale(), run.model.net)
+    with pytest.raises(InputError, match="got 0 of kind Scale"):
+        method.check(run)
+
+
+@pytest.mark.parametrize("method", [Duck(), Scar()])
+def test_a_single_class_that_is_kept_is_refused_before_the_start(method: Method) -> None:
+    run = run_of(method)
+    run.forget_classes = (0, 1, 2)
+    with pytest.raises(InputError, match="got 1 classes with retain samples"):
+        method.check(run)
+
+
 GENTLE = Recipe(epochs=1, lr=1e-3, batch_size=16)
 ALONE = cases(GENTLE)
 ONE = cases(replace(GENTLE, batch_size=1), replace(GENTLE, lr=1e-5, batch_size=1))
+
+
+@pytest.mark.parametrize("name", [name for name in ALONE if not isinstance(ALONE[name], Wrapper)])
+def test_what_a_method_says_of_its_passes_is_so(name: str) -> None:
+    """And dual-optim works round each that tells them apart, over all of its epochs."""
+    method = ALONE[name]
+    run = run_of(method)
+    phases = method.phases(run, method.prepare(run), 0)
+    reads = [one.reads for phase in phases for one in (phase, phase.beside) if one is not None]
+    apart = "forget" in reads and {*reads} != {"forget"}
+    assert method.separates_forget == apart
+    if apart:
+        method = replace(method, recipe=replace(method.recipe, epochs=2))
+        assert end(DualOptim(method), run_of(method)) == ""
 
 
 def end(method: Method, run: Run) -> str:

@@ -23,7 +23,6 @@ from letheon.methods.duck import Duck
 from letheon.methods.l2ul import L2ul, spread_out
 from letheon.methods.pcgrad import PcGrad
 from letheon.methods.random_label import draw_labels
-from letheon.methods.salun import SalUn
 from letheon.methods.spotter import Spotter
 from tests.methods.double import end_of, flat, gradient, gradients, join, same, step, unflat, whole
 from tests.methods.plain import (
@@ -66,14 +65,11 @@ def test_cmf_is_its_definition() -> None:
     assert torch.equal(run.model(retain.images).logits.argmax(1), cosines.argmax(1))
 
 
-def test_cmf_measures_no_accuracy_and_takes_no_mask() -> None:
+def test_cmf_measures_no_accuracy() -> None:
     """Its look after an epoch reads no forget or held-out image."""
     _, lines = trained(Cmf(replace(RECIPE, epochs=2)))
     [*looks] = [line for line in lines if line["kind"] == "after epoch"]
     assert len(looks) == 2 and all(line["forget"] is None for line in looks)
-    method = SalUn(Cmf(RECIPE), density=0.3)
-    with pytest.raises(InputError, match="got salun around cmf"):
-        method.check(run_of(method))
 
 
 def test_a_method_that_waits_for_the_forget_set_reads_it_alone() -> None:
@@ -238,7 +234,7 @@ def test_what_spotter_reads() -> None:
 
 
 def test_an_importance_without_spread_holds_evenly() -> None:
-    assert torch.equal(spread_out(torch.zeros(3)), torch.ones(3))
+    assert torch.equal(spread_out(torch.zeros(3), torch.zeros(()), torch.zeros(())), torch.ones(3))
 
 
 @pytest.mark.parametrize("until", [0.0, 1.0])

@@ -391,9 +391,6 @@ def test_what_a_method_cannot_work_with_is_refused() -> None:
     for method in (Munba(), GdrGma(), Hamu(), Sfron(), Duck(), Scar(), Amun()):
         with pytest.raises(InputError, match="got no retain samples"):
             method.check(run)
-    wrapper = DualOptim(Finetune())
-    with pytest.raises(InputError, match=r"got finetune with the passes retain \(retain\)"):
-        wrapper.phases(run_in_doubles(wrapper), wrapper.prepare(run_in_doubles(wrapper)), 0)
 
 
 @pytest.mark.parametrize("method", [Duck(until=0.0), Scar(until=0.0)])

@@ -16,9 +16,9 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.numbers.sample_gradients import SampleGradients
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
-from letheon.engine.statistics import SampleGradients
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Batch
 from letheon.methods.cf_k import CfK

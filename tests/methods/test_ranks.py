@@ -128,7 +128,7 @@ def products(ranks: Ranks) -> int:
         count[0] += 1
         return [vector[0] * scales]
 
-    conjugate_gradients(apply, [torch.ones(2)], 5, 1e-6, ranks)
+    conjugate_gradients(apply, [torch.ones(2)], 5, 1e-6, run_of(Finetune(FROZEN), ranks))
     return count[0]
 
 
