@@ -52,7 +52,7 @@ from letheon.launch.console.options import (
 from letheon.launch.console.summary import console, open_console
 from letheon.loaders.shared_work import share_by
 from letheon.methods import catalogue, inner_fields
-from letheon.processes import end_with_reader
+from letheon.processes import end_with_reader, reuse_freed_memory
 from letheon.progress import clear
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ def run_several(
     Anything else is raised, for its traceback, unless another rank has failed before. Under
     torchrun every rank that fails says why in the file that torchrun prints at its end.
     """
+    reuse_freed_memory()
     with end_with_reader(), open_console(sys.argv):
         _run_on_ranks(read, main)
     if hangs():

@@ -250,7 +250,6 @@ def test_values_out_of_range_are_refused(kind: type[Method], wrong: dict[str, ob
 def test_layers_and_micro_batches_that_do_not_fit_are_refused() -> None:
     pieces, text = replace(RECIPE, grad_accum_steps=2), "got 2 micro-batches"
     wrong: list[tuple[Method, str]] = [
-        (CfK(k=0), "expected 1 to 2"),
         (CfK(k=3), "expected 1 to 2"),
         (EuK(layers=("layer4",)), "got layer 'layer4'"),
         (WeightNegation(layers=("0", "9")), "got layer '9'"),
@@ -259,6 +258,8 @@ def test_layers_and_micro_batches_that_do_not_fit_are_refused() -> None:
     for method, text in wrong:
         with pytest.raises(InputError, match=text):
             method.check(run_of(method))
+    with pytest.raises(InputError, match="got k 0; expected 1 or more"):  # before any model
+        CfK(k=0)
 
 
 def test_no_retain_sample_is_refused_in_one_line() -> None:
