@@ -341,7 +341,7 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
 def test_the_first_run_follows_the_page() -> None:
     from end_to_end.first_run import read_commands
 
-    assert read_commands()[0] == "make forget" and len(read_commands()) > 2
+    assert read_commands(0)[0] == "make forget" and len(read_commands(0)) > 2
     page = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
     for name in ("seconds", "wheel"):
         assert page.count(f"<!-- {name}:start -->") == page.count(f"<!-- {name}:end -->") == 1
