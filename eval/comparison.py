@@ -18,8 +18,9 @@ from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.state_dict_match import BrokenWeights
 from letheon.engine.checkpoints.weights_file import hub_weights
 from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.runs.manifest import verify_records
 from letheon.engine.runs.plan import JobOptions
-from letheon.engine.runs.run_folder import FINISHED, failure_reason
+from letheon.engine.runs.run_folder import FINISHED, ORIGIN, failure_reason
 from letheon.errors import InputError
 from letheon.eval.case import DOMAIN, EARLIER
 from letheon.eval.references import (
@@ -392,6 +393,7 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
             raise InputError(
                 f"got {path}; it has no {FINISHED}: the run is unfinished; run it again"
             )
+        verify_records(path, FINISHED, "settings.json", ORIGIN)
         facts = read_sealed(path / FINISHED)
         settings = read_sealed(path / "settings.json")
     try:

@@ -79,6 +79,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
+def verify_records(folder: Path, *names: str) -> None:
+    """Verify files of a run folder by its manifest; runs of earlier versions have none.
+
+    Raises:
+        InputError: the manifest or one of the files is not what the run wrote.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    files = read_manifest(folder).get("files", {})
+    for name in names:
+        path = folder / name
+        if name in files and path.is_file() and file_digest(path) != files[name]:
+            raise InputError(
+                f"got {path}, which is not what {MANIFEST} says; expected it as the run wrote it; "
+                "restore it, or run it again"
+            )
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as content:
