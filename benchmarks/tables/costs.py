@@ -99,10 +99,10 @@ def measure(options: Options) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Options)
-    measured = measure(chosen)
+    options = tyro.cli(Options)
+    measured = measure(options)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(measured[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(measured)
-    durable.write(chosen.out, text.getvalue())
+    durable.write(options.out, text.getvalue())

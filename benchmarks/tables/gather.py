@@ -35,6 +35,8 @@ class Options:
     """Folder of the runs that are in each of them, in their order."""
     out: Path
     """CSV to write."""
+    costs: Path | None = None
+    """CSV of `tables.costs`, whose epochs of fine-tuning go to the rows of the same names."""
 
 
 def count_images(run: Path) -> int | None:
@@ -73,6 +75,10 @@ def main(options: Options) -> None:
     for table, runs in zip(options.table, options.runs, strict=True):
         for row in read_table(table, runs):
             rows.setdefault(row["name"], row)
+    if options.costs is not None:
+        with options.costs.open(newline="", encoding="utf-8") as lines:
+            for one in csv.DictReader(lines):
+                rows[one["name"]]["epochs_of_finetune"] = one["epochs_of_finetune"]
     text = io.StringIO()
     fields = dict.fromkeys(field for row in rows.values() for field in row)
     writer = csv.DictWriter(text, list(fields), lineterminator="\n")
