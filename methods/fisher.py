@@ -43,7 +43,8 @@ class Fisher(Method):
     1e-9 to 1e-7 there; the limit of 1e-3 is theirs. Their code finds the last layer by a size of 10
     in its last dimension, which is the bias of a ten-class head alone (`amplify bias`).
 
-    Every retain sample is read once. The noise is a function of the seed alone.
+    Every retain sample is read once. The noise is a function of the seed alone, and has no
+    direction: whether a class loses or gains by it is its draw (docs/methods.md).
     """
 
     name: ClassVar[str] = "fisher"
@@ -123,7 +124,8 @@ class GolatkarFisher(Method):
     output channel and kernel position; top is 1000, in the last
     layer 100. Last layer and one-dimensional weights (biases, batch-norm) have ten times the
     variance (Golatkar, Achille and Soatto 2020, eq. 8; the limits are their code's). The last
-    layer's rows of forgotten classes become noise around 0.
+    layer's rows of forgotten classes become noise around 0, which alone is enough to forget a class
+    by the answers (docs/methods.md).
 
     alpha 1e-6 is what later comparisons use. Their code takes the gradient of batches of 32 in
     place of samples, and forgets the row of a class only where 4500 or 450 samples are forgotten.

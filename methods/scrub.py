@@ -40,11 +40,11 @@ class Scrub(Method):
     the epoch whose error on the forget set is nearest to the last epoch's error on held-out
     images of the same classes (of all classes where samples are forgotten).
 
-    Published for CIFAR-10, ResNet-18: the defaults; small sets: AdamW, decay 0.1, alpha 0.5, gamma
-    1, T 2, max_epochs 3, 10 epochs. With batch-norm frozen in the climb the digits collapse even at
-    a tenth of the rate (docs/methods.md). The authors' rates fall at epochs 3, 5 and 9, here by
-    `schedule`. A port takes one step an epoch, because its optimizer stands outside the loop;
-    another has T = 1 and 200 steps.
+    Published for CIFAR-10, ResNet-18: the defaults; small sets: Adam with decay 0.1 in its gradient
+    (`adamw` decays beside it), alpha 0.5, gamma 1, T 2, max_epochs 3, 10 epochs. With batch-norm
+    frozen in the climb the digits collapse even at a tenth of the rate (docs/methods.md). The
+    authors' rates fall at epochs 3, 5 and 9, here by `schedule`. A port takes one step an epoch,
+    because its optimizer stands outside the loop; another has T = 1 and 200 steps.
     """
 
     name: ClassVar[str] = "scrub"

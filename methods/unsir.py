@@ -21,6 +21,7 @@ from letheon.engine.method import Definition, Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
+from letheon.engine.statistics import evaluating
 from letheon.errors import InputError
 from letheon.kernels.keyed import uniform
 from letheon.loaders.batch import Batch
@@ -94,18 +95,16 @@ class Unsir(Method):
                 option="forget",
             )
         net, size = run.model, run.model.preset.size
-        training, first = net.training, next(net.parameters())
+        first = next(net.parameters())
         try:
-            with torch.no_grad():
-                net.eval()(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))
+            with evaluating(net), torch.no_grad():
+                net(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(
                 f"got {net.name}, which does not take images of shape (3, {size}, {size}); unsir "
                 "learns noise of that shape; use another method",
                 option="method",
             ) from error
-        finally:
-            net.train(training)
 
     def prepare(self, run: Run) -> UnsirState:
         """Learn the noise, the same on every rank."""

@@ -5,6 +5,8 @@
 
 `verdict_p` is the p of "one of the retrained models" from the rows of metrics.json; `images_read`
 the images that training read, from the run's run.json. Both are empty where they are not known.
+Of several tables beside one another's retrained models, such as of other seeds, each model has one
+row: that of the first table that has it.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from letheon.eval.report.verdict import ORACLES, p_value
 class Options:
     """What to gather."""
 
-    table: Path
-    """Folder that `letheon evaluate --out` wrote."""
-    runs: Path
-    """Folder of the runs that are in it."""
+    table: tuple[Path, ...]
+    """Folders that `letheon evaluate --out` wrote."""
+    runs: tuple[Path, ...]
+    """Folder of the runs that are in each of them, in their order."""
     out: Path
     """CSV to write."""
+    costs: Path | None = None
+    """CSV of `tables.costs`, whose epochs of fine-tuning go to the rows of the same names."""
 
 
 def count_images(run: Path) -> int | None:
@@ -53,20 +57,33 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {row["name"]: p_value(row, retrained) for row in judged}
 
 
-def main(options: Options) -> None:
-    """Join the table with the two columns."""
-    found = json.loads((options.table / "metrics.json").read_text(encoding="utf-8"))["rows"]
-    judged = verdicts(found)
-    with (options.table / "metrics.csv").open(newline="", encoding="utf-8") as lines:
+def read_table(table: Path, runs: Path) -> list[dict[str, str]]:
+    """Read the rows of a table's CSV, with the two columns."""
+    judged = verdicts(json.loads((table / "metrics.json").read_text(encoding="utf-8"))["rows"])
+    with (table / "metrics.csv").open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     for row in rows:
-        images = count_images(options.runs / row["name"])
+        images = count_images(runs / row["name"])
         row["verdict_p"] = f"{judged[row['name']]}" if row["name"] in judged else ""
         row["images_read"] = "" if images is None else str(images)
+    return rows
+
+
+def main(options: Options) -> None:
+    """Join the tables, and each with the two columns."""
+    rows: dict[str, dict[str, str]] = {}
+    for table, runs in zip(options.table, options.runs, strict=True):
+        for row in read_table(table, runs):
+            rows.setdefault(row["name"], row)
+    if options.costs is not None:
+        with options.costs.open(newline="", encoding="utf-8") as lines:
+            for one in csv.DictReader(lines):
+                rows[one["name"]]["epochs_of_finetune"] = one["epochs_of_finetune"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    fields = dict.fromkeys(field for row in rows.values() for field in row)
+    writer = csv.DictWriter(text, list(fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(rows.values())
     durable.write(options.out, text.getvalue())
 
 

@@ -65,6 +65,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("IDI", "idi"), Column("weight dist.", "weight_distance_original", digits=3),
     ),
 }  # fmt: skip
+TABLES["forgetting-and-cost"] = (
+    *TABLES["forgetting"], Column("cost", "epochs_of_finetune", digits=2),
+)  # fmt: skip
 
 
 def read_rows(path: Path) -> Rows:

@@ -68,13 +68,25 @@ def test_a_page_has_the_verdict_and_the_images_of_each_run(tmp_path: Path) -> No
         "b": {"forget_reads": 0, "retain_reads": 7},
     }
     (tmp_path / "runs" / "bad" / "run.json").write_text(json.dumps({"reads": {"phases": phases}}))
-    main(Options(table=tmp_path / "table", runs=tmp_path / "runs", out=tmp_path / "page.csv"))
+    other = tmp_path / "other"
+    other.mkdir()
+    later = [{**rows[0], "RA": 0.5}, {"name": "bad-seed2", "role": "unlearned", "RA": 0.8}]
+    (other / "metrics.json").write_text(json.dumps({"rows": later}))
+    lines = ["name,role,RA", *(",".join(map(str, row.values())) for row in later)]
+    (other / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "costs.csv").write_text("name,epochs_of_finetune\nbad,1.25\n")
+    tables, runs = (tmp_path / "table", other), (tmp_path / "runs", other)
+    main(Options(tables, runs, tmp_path / "page.csv", tmp_path / "costs.csv"))
     with (tmp_path / "page.csv").open(newline="") as file:
         found = {row["name"]: row for row in csv.DictReader(file)}
     assert found["bad"]["verdict_p"] == "0.05"  # 1 of 20: it alone lies as far
     assert float(found["good"]["verdict_p"]) > 0.5
     assert found["original"]["verdict_p"] == ""
     assert found["bad"]["images_read"] == "50" and found["good"]["images_read"] == ""
+    assert len(found) == len(rows) + 1 and found["bad-seed2"]["RA"] == "0.8"
+    assert found["original"]["RA"] == "1.0"  # the first table's
+    costs = {name: row["epochs_of_finetune"] for name, row in found.items()}
+    assert costs["bad"] == "1.25" and not costs["good"] and not costs["bad-seed2"]
 
 
 def test_runs_of_one_method_are_a_row(tmp_path: Path) -> None:
