@@ -81,7 +81,7 @@ def check_references(entries: Sequence[Entry], request: Request) -> None:
                 "out",
                 option=entry.role,
             )
-        if entry.role == "retrained" and entry.kind not in ("", "reference"):
+        if entry.role == "retrained" and entry.kind not in ("", "reference", "training"):
             raise InputError(
                 f"got {entry.name} as a retrained model, whose record says that it is a run of "
                 f"{entry.kind}; expected one of retrain, which never saw the forget set",
@@ -176,6 +176,12 @@ def _find_other_recipes(of: Comparison) -> Iterator[Doubt]:
 def _find_missing_records(of: Comparison) -> Iterator[Doubt]:
     """Find retrained models without the record that others have of what they saw."""
     known = of.of_role("retrained")
+    if names := tuple(entry.name for entry in known if entry.kind == "training"):
+        yield Doubt(
+            names,
+            f"{_join(names)}: trained by itself, not as a retrained model of this request; that it "
+            "never saw the forget set is taken on trust",
+        )
     names = tuple(entry.name for entry in known if not entry.kind)
     if names and len(names) < len(known):
         yield Doubt(

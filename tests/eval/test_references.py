@@ -45,7 +45,6 @@ def assembled(*more: Entry) -> Any:
         (entry("r3", "retrained", "r1"), r"r1 \(retrained\) and r3 \(retrained\) of the same"),
         (entry("r3", "retrained", "o"), r"o \(original\) and r3 \(retrained\) of the same"),
         (entry("p", "original", "o"), r"o \(original\) and p \(original\) of the same"),
-        (entry("r3", "retrained", kind="training"), "r3 as a retrained .* a run of training"),
         (entry("r3", "retrained", kind="unlearning"), "a run of unlearning"),
     ],
 )
@@ -54,6 +53,11 @@ def test_what_is_no_reference_is_refused(odd: Entry, words: str) -> None:
         assembled(odd)
     assert error.value.option == odd.role
     assert assembled().warnings == []
+
+
+def test_a_model_trained_on_the_kept_images_alone_is_a_reference_on_trust() -> None:
+    (warning,) = assembled(entry("r3", "retrained", kind="training")).warnings
+    assert warning.startswith("r3: trained by itself") and "on trust" in warning
 
 
 def test_an_original_that_forgot_the_request_and_other_shapes_are_refused() -> None:
