@@ -28,8 +28,9 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import fresh_modes
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.loggers import read_lines
+from letheon.engine.runs.manifest import verify_records
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
-from letheon.engine.runs.run_folder import FINISHED, LOG, check_free
+from letheon.engine.runs.run_folder import FINISHED, LOG, ORIGIN, check_free
 from letheon.engine.runs.stop import SIGNALS, STOPPED, Stopped, last_signal, listen
 from letheon.errors import InputError
 from letheon.eval.attacks.session import measure_all
@@ -277,6 +278,7 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
         seconds = spent["prepare"] + spent["train"]
         out, kind = model.out, str(model.record.get("kind", ""))
     elif isinstance(model, str | Path):
+        verify_records(Path(model), FINISHED, ORIGIN)
         name, out, kind = Path(model).name, Path(model), read_kind(Path(model))
     else:
         name = role
