@@ -71,9 +71,11 @@ def test_earlier_requests_are_no_retain_images(
     rows = json.loads((tmp_path / "table" / "metrics.json").read_text())["rows"]
     assert [row["counts"]["RA"][1] for row in rows] == [kept, kept]
     assert all(0 <= row["earlier"]["class:id=3"] <= 1 for row in rows)
-    # Another set under the numbers of the record is refused, with both digests.
+    # Another set under the numbers of the record is refused, with both digests; a record that was
+    # edited is, by its manifest.
     facts = json.loads((tmp_path / "eight" / "run.json").read_text())
     facts["data"]["train"] = "0" * 64
+    (tmp_path / "eight" / "manifest.json").unlink()  # as a run of an earlier version
     (tmp_path / "eight" / "run.json").write_text(json.dumps(facts))
     told = ("evaluate", "--original", first, "--runs", tmp_path / "eight")
     ended = scripts(*told)
