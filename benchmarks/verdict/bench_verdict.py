@@ -79,6 +79,8 @@ class Setting:
     model: tuple[object, ...]  # of train; default: the images' own
     recipe: tuple[object, ...]  # of original and retrained
     methods: tuple[object, ...]  # of each method that trains
+    forget: tuple[str, ...] = FORGET
+    """The request; and that an original which one epoch left at chance is meant."""
 
     def tails(self) -> dict[str, list[object]]:
         """Method -> what follows `letheon forget` and its shared options."""
@@ -99,6 +101,7 @@ def prepare(options: Options, folder: Path) -> Setting:
         ("--model", "resnet18"),
         ("--epochs", 1, "--lr", 0.1, *batch),
         (*epochs, *batch),
+        (*FORGET, "--accept-chance"),
     )
 
 
@@ -116,7 +119,7 @@ def compare_verdicts(
 ) -> tuple[float, float]:
     """Measure the table of ten methods both ways; the seconds of original and retrained."""
     tails, data = setting.tails(), ("--data", setting.data)
-    base = ("forget", *data, "--weights", folder / "original", *FORGET)
+    base = ("forget", *data, "--weights", folder / "original", *setting.forget)
     train = (*setting.model, *setting.recipe)
     original = call("train", *data, *train, "--out", folder / "original")
     joint = [word for tail in tails.values() for word in ("+", *tail)][1:]
@@ -137,7 +140,7 @@ def compare_verdicts(
 
 def retrain(setting: Setting, folder: Path, seed: int) -> float:
     """Seconds of a retrained model."""
-    base = ("forget", "--data", setting.data, "--weights", folder / "original", *FORGET)
+    base = ("forget", "--data", setting.data, "--weights", folder / "original", *setting.forget)
     out = folder / f"retrain-{seed}"
     return call(*base, "--seed", seed, "--out", out, "retrain", *setting.recipe)
 
