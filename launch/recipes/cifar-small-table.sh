@@ -6,6 +6,7 @@
 #
 # FOLDER: that of cifar-small.sh. SEEDS=1,2 are two seeds, ATTACKS=0 leaves the attacks out that run the network. The same command
 # goes on with a job that was stopped.
+# DTYPE=fp32 is for a processor without instructions for bfloat16, where that is several times slower.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -26,7 +27,7 @@ one-point-contraction --epochs 1 --batch-size 64 --lr 0.01
 no-op
 CONTROLS
 # A method that ends in numbers that are not finite is named here and left out of the table.
-${LAUNCH:-python} "$here/main.py" forget --data data --weights oracles/original-seed1 --dtype bf16 --seed "${SEEDS:-1,2,3}" \
+${LAUNCH:-python} "$here/main.py" forget --data data --weights oracles/original-seed1 --dtype "${DTYPE:-bf16}" --seed "${SEEDS:-1,2,3}" \
     --forget "$forget" --out "methods-$request" --jobs "$request.jobs" || [ $? -eq 3 ]
 ${LAUNCH:-python} "$here/main.py" evaluate --data data --oracles "$oracles" --runs "methods-$request"/* --random-control \
-    --dtype bf16 --depth full --attacks "${ATTACKS:-20}" --out "table-$request" --overwrite
+    --dtype "${DTYPE:-bf16}" --depth full --attacks "${ATTACKS:-20}" --out "table-$request" --overwrite

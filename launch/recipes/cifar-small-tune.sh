@@ -5,6 +5,7 @@
 #
 # FOLDER: that of cifar-small.sh, once it has trained its original. A recipe for each method is left in
 # FOLDER/tune-REQUEST/<method>/recipe.toml. The same command goes on; several processes may run it beside each other.
+# DTYPE=fp32 is for a processor without instructions for bfloat16, where that is several times slower.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,7 +23,7 @@ sed '/^#/d' "$here/recipes/cifar-small-tune.jobs" | while read -r line; do
     [ -e "$out/recipe.toml" ] && continue
     # A method that cannot have this request, refuses a value or ends in numbers that are not finite is named and passed over.
     # shellcheck disable=SC2086
-    ${LAUNCH:-python} "$here/main.py" tune --data data --weights oracles/original-seed1 --dtype bf16 --seed 1 \
+    ${LAUNCH:-python} "$here/main.py" tune --data data --weights oracles/original-seed1 --dtype "${DTYPE:-bf16}" --seed 1 \
         --forget "$forget" --out "$out" --trials "${TRIALS:-6}" --at-once "${TRIALS:-6}" $line </dev/null ||
         echo "$name: no recipe (exit code $?)" >&2
 done

@@ -6,6 +6,7 @@
 #
 # CIFAR: train/<class>/*.jpg and test/<class>/*.jpg, unpacked; FOLDER holds the runs. COUNT=24 makes more retrained models than 20.
 # The same command goes on with a job that was stopped.
+# DTYPE=fp32 is for a processor without instructions for bfloat16, where that is several times slower.
 set -eu
 
 source=$(cd "$1" && pwd)
@@ -31,6 +32,6 @@ fi
 python -c 'import random; print(*sorted(random.Random(1).sample(range(10000), 1000)), sep="\n")' > random.txt
 
 for round in "1 class:truck" "${COUNT:-20} class:truck" "${COUNT:-20} samples:random.txt"; do
-    $launch "$here/main.py" oracles --data data --model small --dtype bf16 --epochs 15 --lr 0.1 --batch-size 64 --schedule cosine \
+    $launch "$here/main.py" oracles --data data --model small --dtype "${DTYPE:-bf16}" --epochs 15 --lr 0.1 --batch-size 64 --schedule cosine \
         --count "${round% *}" --forget "${round#* }" --out oracles
 done

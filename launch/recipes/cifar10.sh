@@ -5,6 +5,7 @@
 #
 # CIFAR: a folder or archive of CIFAR-10 images; WEIGHTS: a ResNet-20 checkpoint; FOLDER holds the
 # runs. The schedules are short, for a CPU: about an hour on two cores. LAUNCH=python runs one process.
+# DTYPE=fp32 is for a processor without instructions for bfloat16, where that is several times slower.
 set -eu
 
 source=$1
@@ -12,7 +13,7 @@ weights=$2
 out=${3:-runs/cifar10}
 here=$(cd "$(dirname "$0")/.." && pwd)
 launch=${LAUNCH:-torchrun --nproc_per_node=2}
-common="--data $out/data --weights $weights --model resnet20 --forget class:truck --dtype bf16 --overwrite --seed ${SEED:-1}"
+common="--data $out/data --weights $weights --model resnet20 --forget class:truck --dtype ${DTYPE:-bf16} --overwrite --seed ${SEED:-1}"
 
 step() {
     script=$1
