@@ -79,8 +79,7 @@ class Setting:
     model: tuple[object, ...]  # of train; default: the images' own
     recipe: tuple[object, ...]  # of original and retrained
     methods: tuple[object, ...]  # of each method that trains
-    forget: tuple[str, ...] = FORGET
-    """The request; and that an original which one epoch left at chance is meant."""
+    chance: tuple[str, ...] = ()  # says that an original which one epoch left at chance is meant
 
     def tails(self) -> dict[str, list[object]]:
         """Method -> what follows `letheon forget` and its shared options."""
@@ -101,7 +100,7 @@ def prepare(options: Options, folder: Path) -> Setting:
         ("--model", "resnet18"),
         ("--epochs", 1, "--lr", 0.1, *batch),
         (*epochs, *batch),
-        (*FORGET, "--accept-chance"),
+        ("--accept-chance",),
     )
 
 
@@ -119,7 +118,7 @@ def compare_verdicts(
 ) -> tuple[float, float]:
     """Measure the table of ten methods both ways; the seconds of original and retrained."""
     tails, data = setting.tails(), ("--data", setting.data)
-    base = ("forget", *data, "--weights", folder / "original", *setting.forget)
+    base = ("forget", *data, "--weights", folder / "original", *FORGET, *setting.chance)
     train = (*setting.model, *setting.recipe)
     original = call("train", *data, *train, "--out", folder / "original")
     joint = [word for tail in tails.values() for word in ("+", *tail)][1:]
@@ -129,6 +128,7 @@ def compare_verdicts(
     table = call(
         "evaluate", *data, "--original", folder / "original", "--retrained", folder / "retrain-1",
         "--runs", *(folder / "all" / method for method in tails), "--out", folder / "table",
+        *setting.chance,
     )  # fmt: skip
     x = f"{setting.name}, {len(tails)} methods, {epochs} epochs, table included"
     add(results, "verdict", x, one + table, each + table)
@@ -140,9 +140,10 @@ def compare_verdicts(
 
 def retrain(setting: Setting, folder: Path, seed: int) -> float:
     """Seconds of a retrained model."""
-    base = ("forget", "--data", setting.data, "--weights", folder / "original", *setting.forget)
+    base = ("forget", "--data", setting.data, "--weights", folder / "original", *FORGET)
     out = folder / f"retrain-{seed}"
-    return call(*base, "--seed", seed, "--out", out, "retrain", *setting.recipe)
+    words = ("--seed", seed, "--out", out, "retrain", *setting.recipe)
+    return call(*base, *setting.chance, *words)
 
 
 def main(options: Options) -> None:
