@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from letheon.engine.distributed import (
 )
 from letheon.engine.ranks.launchers import adopt_launcher, find_device, first_node
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.agreement import name_gpu
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
@@ -187,6 +190,38 @@ def test_one_visible_gpu_is_a_tasks_own_but_not_under_torchrun(
             find_device("auto", 3)
     else:
         assert find_device("auto", 3) == torch.device("cuda", device)
+
+
+@pytest.mark.parametrize(
+    ("variables", "local_rank", "card"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b", "TORCHELASTIC_RUN_ID": "x"}, 0, "MIG-b"),  # virtual
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b"}, 3, "MIG-b"),  # srun, mpirun
+        ({"CUDA_VISIBLE_DEVICES": " MIG-b,MIG-a"}, 1, "MIG-b"),  # CUDA shows the first alone
+        ({"CUDA_VISIBLE_DEVICES": "GPU-b"}, 1, "the whole card"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b", "TORCHELASTIC_RUN_ID": "x"}, 1, None),
+    ],
+)
+def test_parts_of_a_gpu(
+    variables: dict[str, str],
+    local_rank: int,
+    card: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two parts of one card may show its number: their names tell them apart."""
+    monkeypatch.setattr(os, "environ", dict(variables))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    known = SimpleNamespace(uuid="the whole card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    if card is None:
+        with pytest.raises(InputError, match="shows 1 GPUs; give each .* --virtual-local-rank"):
+            find_device("auto", local_rank)
+        return
+    device = find_device("auto", local_rank)
+    assert device == torch.device("cuda", 0)
+    ranks = Ranks(1, 2, local_rank, device)
+    assert name_gpu(ranks) == f"{socket.gethostname()} {card}"
 
 
 def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
