@@ -7,6 +7,7 @@ tensors.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import re
@@ -98,6 +99,7 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
     store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=longer)))
     store.set_timeout(limit)
     record_collectives(ranks.device)
+    _import_holders()
     store = _meet(store, rank, world, max(timeout, START))
     _watch = Watch(store, rank, world, timeout)
     try:
@@ -108,6 +110,17 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
         _watch = None
         if dist.is_initialized() and not hangs():
             dist.destroy_process_group()
+
+
+def _import_holders() -> None:
+    """Import, while there is no process group, the modules that would keep the one that there is.
+
+    Default arguments of their functions are the group at the time of the import, which DDP, FSDP
+    and torch.compile bring about. Gloo's threads would then outlive `destroy_process_group`, and
+    run into the end of the interpreter.
+    """
+    for name in ("nn.functional", "optim.zero_redundancy_optimizer", "fsdp.sharded_grad_scaler"):
+        importlib.import_module(f"torch.distributed.{name}")
 
 
 def _meet(store: Store, rank: int, world: int, timeout: float) -> Store:

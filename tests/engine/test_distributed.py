@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +29,7 @@ from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
 from letheon.methods.finetune import Finetune, cross_entropy
+from tests.patience import PATIENCE
 from tests.pool import on_ranks
 from tests.world import run_of
 
@@ -240,6 +243,43 @@ def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyP
 )
 def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
+
+
+LEAVE = """
+import os, pathlib, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from letheon.engine.distributed import join_ranks
+assert "torch._dynamo" not in sys.modules
+with join_ranks("cpu") as ranks:
+    import torch.distributed.fsdp, torch.distributed.optim
+    net = DistributedDataParallel(torch.nn.Linear(2, 2))
+    net(torch.ones(1, 2)).sum().backward()
+    del net
+    assert "torch._dynamo" in sys.modules
+names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(sorted(name.strip() for name in names if "gloo" in name))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """Though torch's modules that are first imported within it have it for a default argument."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for one in started:
+        out, err = one.communicate(timeout=PATIENCE)
+        assert (one.returncode, out) == (0, "[]\n"), err
 
 
 def in_an_existing_group(ranks: Ranks) -> tuple[int, int, float, bool]:
