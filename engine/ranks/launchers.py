@@ -30,7 +30,7 @@ def find_device(name: str, local_rank: int) -> torch.device:
     if torch.cuda.device_count() == 1 and _sees_its_gpu_alone():
         local_rank = 0  # each task sees its own GPU alone
     if local_rank >= torch.cuda.device_count():
-        mend = "give each rank its own by torchrun --virtual-local-rank" if visible_slice() else ""
+        mend = "give each rank its own by torchrun's virtual local ranks" if visible_slice() else ""
         raise InputError(
             f"got local rank {local_rank}; this machine shows {torch.cuda.device_count()} GPUs; "
             + (mend or "start fewer processes on it")

@@ -218,7 +218,7 @@ def test_parts_of_a_gpu(
     known = SimpleNamespace(uuid="the whole card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
     if card is None:
-        with pytest.raises(InputError, match="shows 1 GPUs; give each .* --virtual-local-rank"):
+        with pytest.raises(InputError, match="shows 1 GPUs; give each .* virtual local ranks"):
             find_device("auto", local_rank)
         return
     device = find_device("auto", local_rank)
