@@ -7,11 +7,12 @@ tensors.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -98,6 +99,7 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
     store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=longer)))
     store.set_timeout(limit)
     record_collectives(ranks.device)
+    _import_holders()
     store = _meet(store, rank, world, max(timeout, START))
     _watch = Watch(store, rank, world, timeout)
     try:
@@ -108,6 +110,17 @@ def _join_group(ranks: Ranks, timeout: float) -> Iterator[None]:
         _watch = None
         if dist.is_initialized() and not hangs():
             dist.destroy_process_group()
+
+
+def _import_holders() -> None:
+    """Import, while there is no process group, the modules that would keep the one that there is.
+
+    Default arguments of their functions are the group at the time of the import, which DDP, FSDP
+    and torch.compile bring about. Gloo's threads would then outlive `destroy_process_group`, and
+    run into the end of the interpreter.
+    """
+    for name in ("nn.functional", "optim.zero_redundancy_optimizer", "fsdp.sharded_grad_scaler"):
+        importlib.import_module(f"torch.distributed.{name}")
 
 
 def _meet(store: Store, rank: int, world: int, timeout: float) -> Store:
@@ -233,17 +246,84 @@ def gather_tensors(own: dict[str, Tensor], ranks: Ranks) -> list[dict[str, Tenso
     """
     heads = gather_objects({k: (tuple(v.shape), v.dtype) for k, v in own.items()}, ranks)
     if not ranks.main:
-        for tensor in own.values():
-            if tensor.numel():
-                dist.send(tensor.detach().cpu().reshape(-1).view(torch.uint8), 0)
+        for name, tensor in own.items():
+            _send({name: tensor.detach().cpu()}, 0)
         return []
     everyone = [{name: tensor.detach().to("cpu", copy=True) for name, tensor in own.items()}]
+    return everyone + [_receive(head, rank) for rank, head in enumerate(heads[1:], 1)]
+
+
+def gather_in_turn(own: dict[str, Tensor], ranks: Ranks) -> Iterator[dict[str, Tensor]]:
+    """Copy the other ranks' own tensors, on the host, to the first one's: one rank's at a time.
+
+    On the first rank yields those of rank 1, 2, ...; the next rank sends once the caller is done
+    with one, and no collective waits meanwhile. Elsewhere yields nothing, and is over once this
+    rank's are sent. Every rank must exhaust it.
+    """
+    heads = gather_objects({k: (tuple(v.shape), v.dtype) for k, v in own.items()}, ranks)
+    turns = _Turns(ranks)
+    if not ranks.main:
+        turns.wait()
+        _send(own, 0)
+        return
     for rank, head in enumerate(heads[1:], 1):
-        everyone.append({k: torch.empty(shape, dtype=dtype) for k, (shape, dtype) in head.items()})
-        for tensor in everyone[-1].values():
-            if tensor.numel():
-                dist.recv(tensor.view(-1).view(torch.uint8), rank)
-    return everyone
+        turns.give(rank)
+        yield _receive(head, rank)
+
+
+def scatter_in_turn(parts: Iterable[dict[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+    """Give each other rank its tensors, on the host, of those that the first rank makes in turn.
+
+    Args:
+        parts: those of rank 1, 2, ...; asked for on the first rank alone, one at a time.
+        ranks: the job.
+
+    Returns:
+        This rank's; nothing on the first.
+    """
+    turns = _Turns(ranks)
+    if not ranks.main:
+        turns.wait()
+        head: list[Any] = [None]
+        dist.recv_object_list(head, 0, device=torch.device("cpu"))
+        return _receive(head[0], 0)
+    for rank, part in enumerate(parts, 1):
+        turns.give(rank)
+        head = [{k: (tuple(v.shape), v.dtype) for k, v in part.items()}]
+        dist.send_object_list(head, rank, device=torch.device("cpu"))
+        _send(part, rank)
+    return {}
+
+
+def _send(tensors: dict[str, Tensor], rank: int) -> None:
+    for tensor in tensors.values():
+        if tensor.numel():
+            dist.send(tensor.reshape(-1).view(torch.uint8), rank)
+
+
+def _receive(head: dict[str, Any], rank: int) -> dict[str, Tensor]:
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in head.items()}
+    for tensor in tensors.values():
+        if tensor.numel():
+            dist.recv(tensor.view(-1).view(torch.uint8), rank)
+    return tensors
+
+
+class _Turns:
+    """The ranks' turns, which the first rank gives; by the store, as `wait_for_ranks`."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._place, self._rank = f"letheon/turn/{next(_MEETINGS)}", ranks.rank
+        self._store = dist.distributed_c10d._get_default_store()
+
+    def give(self, rank: int) -> None:
+        self._store.add(f"{self._place}/{rank}", 1)
+
+    def wait(self) -> None:
+        seconds = 0.001
+        while not self._store.add(f"{self._place}/{self._rank}", 0):
+            time.sleep(seconds)
+            seconds = min(1.0, 1.1 * seconds)
 
 
 def scatter_objects(parts: Sequence[T], ranks: Ranks) -> T:

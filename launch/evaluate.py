@@ -229,7 +229,10 @@ def main(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
         heads = [entry.model.head for entry in of.entries]
         values = sum(head.in_features + head.out_features for head in heads)
         sizes = {key: len(images) for key, images in of.sets.items()}
-        plan = describe_sweeps(f"{len(heads)} models", sizes, settings.dry_run, values)
+        tensors = [t for entry in of.entries for t in entry.model.state_dict().values()]
+        weights = sum(tensor.nbytes for tensor in tensors)
+        name = f"{len(heads)} models"
+        plan = describe_sweeps(name, sizes, settings.dry_run, values, weights)
         console().show_text("plan", plan)
         return
     outs = [] if settings.out is None else [settings.out]

@@ -13,7 +13,6 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,12 +21,13 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE, wait_for
+
 _AXE = find_spec("axe_playwright_python")  # whose driver is not used, nor imported
 AXE = Path(str(_AXE.origin)).with_name("axe.min.js") if _AXE else None
 """axe-core, the judge of accessibility: `make extras` brings it, inside a package of its own."""
 needs_axe = pytest.mark.skipif(AXE is None, reason="needs axe-core: make extras")
 needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium on PATH")
-_PATIENCE = 120  # seconds after which a browser that says nothing is a failure
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -70,7 +70,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            assert select.select([self._read], [], [], _PATIENCE)[0], "the browser says nothing"
+            assert select.select([self._read], [], [], PATIENCE)[0], "the browser says nothing"
             part = os.read(self._read, 2**20)
             assert part, "the browser has ended"
             self._buffer += part
@@ -88,22 +88,17 @@ class Browser:
 
     def wait(self, script: str) -> None:
         """Until an expression is true."""
-        end = time.monotonic() + _PATIENCE
-        while not self.run(script):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.05)
+        wait_for(lambda: self.run(script), script)
 
     def expect(self, method: str) -> dict[str, Any]:
         """Wait until an event has come, and return what it says; the first of its kind."""
-        end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            for event in self.events:
-                if event["method"] == method:
-                    said: dict[str, Any] = event["params"]
-                    return said
+
+        def said() -> list[dict[str, Any]]:
             self.run("0")  # events come before its answer
-            time.sleep(0.05)
-        raise AssertionError(f"never came: {method}")
+            return [event["params"] for event in self.events if event["method"] == method]
+
+        wait_for(said, method)
+        return said()[0]
 
     def open(self, url: str, width: int, height: int = 900) -> None:
         """Load a page at a width in pixels."""
@@ -189,7 +184,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
         browser = Browser(read, write)
         yield browser
         browser.close()
-        process.wait(_PATIENCE)
+        process.wait(PATIENCE)
     finally:
         for fd in (read, write):
             os.close(fd)

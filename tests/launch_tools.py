@@ -20,6 +20,7 @@ from letheon.launch.jobs import run as run_script
 from letheon.launch.records import dispose, verify
 from letheon.launch.serving import serve
 from letheon.launch.tuning import recipes, tune
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -90,7 +91,7 @@ def torchrun(ranks: int, script: str, *args: object) -> Ended:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={ranks}", str(ROOT / "launch" / f"{script}.py")]
     ended = subprocess.run(
-        [*command, *map(str, args)], capture_output=True, text=True, timeout=300,
+        [*command, *map(str, args)], capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     return Ended(ended.returncode, ended.stdout, ended.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from letheon.engine.loop import run_method
 from letheon.engine.method import Method
@@ -171,6 +172,9 @@ def test_the_scripts_print_the_plan_and_write_nothing(scripts: Scripts, tmp_path
     ended = scripts("evaluate", "--data", "digits", "--original", out, "--forget", "class:3",
                     "--dry-run", "4")  # fmt: skip
     assert ended.code == 0 and "train: 1438 images (359 to 360 a rank)" in ended.out, ended.err
+    size = sum(value.nbytes for value in load_file(out / "weights.safetensors").values())
+    told = f"networks in memory of each rank's host: {size / 2**20:,.1f} MiB a rank"
+    assert told in ended.out, ended.out
     assert sorted(tmp_path.rglob("*")) == before
     assert "dry_run" in json.loads((out / "settings.json").read_text())
 

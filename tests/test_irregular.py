@@ -34,12 +34,13 @@ from letheon.loaders.views import order_classes
 from letheon.methods.saliency import load_masks
 from tests.fuzz.parsers import PARSERS, data, files_of
 from tests.fuzz.records import make_record
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
     """A reader that hangs is a failure, not a hanging suite."""
-    signal.alarm(60)
+    signal.alarm(PATIENCE)
     yield
     signal.alarm(0)
 
@@ -98,7 +99,7 @@ def test_no_parser_waits_for_a_fifo(name: str, tmp_path: Path) -> None:
         if child == 0:
             code = 1
             try:
-                signal.alarm(30)
+                signal.alarm(PATIENCE)
                 PARSERS[name].read(now)
                 code = 0
             except LetheonError:

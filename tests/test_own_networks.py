@@ -26,6 +26,7 @@ from letheon.errors import InputError
 from letheon.launch.records.checks import check_run
 from letheon.loaders.batch import Batch
 from letheon.methods.train import Train
+from tests.patience import PATIENCE
 
 LABELS = torch.arange(40) % 4
 IMAGES = (
@@ -188,7 +189,7 @@ def test_calls_that_overlap_in_threads_compute_in_float32_and_put_the_default_ba
     def overlap() -> None:
         with second:
             entered.set()
-            go_on.wait(60)
+            go_on.wait(PATIENCE)
             seen.append(torch.get_default_dtype())
 
     torch.set_default_dtype(torch.float64)
@@ -196,7 +197,7 @@ def test_calls_that_overlap_in_threads_compute_in_float32_and_put_the_default_ba
         thread = threading.Thread(target=overlap)
         with first:
             thread.start()
-            assert entered.wait(60)
+            assert entered.wait(PATIENCE)
         go_on.set()
         thread.join()
         assert seen == [torch.float32] and torch.get_default_dtype() == torch.float64

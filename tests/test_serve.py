@@ -28,6 +28,7 @@ from letheon.launch.serving.serve import HEADERS, Server, Settings, is_own_host
 from letheon.launch.serving.site import Answer, Site
 from letheon.regular import open_folder, read_regular
 from tests.launch_tools import Scripts
+from tests.patience import PATIENCE
 from tests.served import EVIL, log_passes, rows, write_folder, write_run
 
 
@@ -350,7 +351,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 def ask(server: Server, method: str, address: str, *hosts: str) -> http.client.HTTPResponse:
-    line = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    line = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
     line.putrequest(method, address, skip_host=True)
     for host in hosts:
         line.putheader("Host", host)
@@ -418,8 +419,8 @@ def test_it_starts_with_an_address_and_ends_with_a_signal(folder: Path) -> None:
         assert it.stdout is not None and it.stderr is not None
         url = it.stdout.readline().split()[0]
         port, base = url.removeprefix("http://127.0.0.1:").split("/", 1)
-        line = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        line = http.client.HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)
         line.request("GET", f"/{base}")
         assert line.getresponse().status == 200
         it.terminate()
-        assert it.wait(60) == 0 and it.stderr.read() == ""
+        assert it.wait(PATIENCE) == 0 and it.stderr.read() == ""

@@ -116,6 +116,11 @@ class StateFolder(_StateFiles):
         self.wait()
         self._write = self._writer.submit(self._save, state)
 
+    def write(self, state: RunState) -> None:
+        """Write a state now; raises as `save`."""
+        self.wait()
+        self._save(state)
+
     def wait(self) -> None:
         """Wait until the last state is on disk; raises as `save`."""
         write, self._write = self._write, None
@@ -244,7 +249,7 @@ def save_on_first(folder: StateFolder, state: RunState | None, ranks: Ranks) -> 
         RunFailed: on every rank: the last write failed.
     """
     own = state
-    _agree("" if own is None else problem_of(lambda: folder.save(own)), ranks)
+    fail_together("" if own is None else problem_of(lambda: folder.save(own)), ranks)
 
 
 def wait_on_first(folder: StateFolder, ranks: Ranks) -> None:
@@ -252,10 +257,11 @@ def wait_on_first(folder: StateFolder, ranks: Ranks) -> None:
     call, raises as before."""  # noqa: D205, D209
     problem = problem_of(folder.wait)
     wait_for_ranks(ranks)  # a slow disk is no timeout
-    _agree(problem, ranks)
+    fail_together(problem, ranks)
 
 
-def _agree(problem: str, ranks: Ranks) -> None:
+def fail_together(problem: str, ranks: Ranks) -> None:
+    """Raise `RunFailed` on every rank where any has a problem (`problem_of`)."""
     if first := next(filter(None, gather_objects(problem, ranks)), ""):
         raise RunFailed(first) from OSError(first)
 

@@ -7,35 +7,47 @@
 A preparation that was stopped is done again from the same weights; a pass of it that had been saved
 gets back the sums and the random state of each rank, and skips the batches that are in them. So it
 ends bitwise as if it had not been stopped, on as many ranks.
+
+The first rank writes all files, and holds one other rank's share at a time:
+
+    000001.*              what the passes are, and the first rank's share
+    part-0003/000001.*    the share of rank 3; a state without one of its parts is none
 """
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from letheon.engine.checkpoints.run_state import (
     RunState,
     StateFolder,
     copy_to_host,
+    fail_together,
+    problem_of,
     read_random,
     save_on_first,
     set_random,
     wait_on_first,
 )
-from letheon.engine.distributed import gather_tensors, scatter_objects
+from letheon.engine.distributed import Ranks, gather_in_turn, scatter_in_turn, scatter_objects
 from letheon.engine.memory.shards import Shards
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, signals_wait, stop
+from letheon.errors import RunFailed
 
 T = TypeVar("T")
+_TOKEN = "token"  # of a state and its parts
 
 
 class Sums:
@@ -113,6 +125,73 @@ class _Sweep:
     position: int = 0  # rounds that are over
 
 
+class _Shares:
+    """What each rank has of a preparation, in files that the first rank writes and reads."""
+
+    def __init__(self, place: Path, ranks: Ranks) -> None:
+        self._place, self._ranks = place, ranks
+        self.own = StateFolder(place)
+        self._parts = [StateFolder(place / f"part-{rank:04d}") for rank in range(ranks.world)]
+
+    def save(self, own: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Save every rank's tensors, on the host, which nobody changes; raises `RunFailed`."""
+        if self._ranks.world > 1:
+            token = secrets.token_hex(8)  # the first rank's counts
+            problem = problem_of(self.own.wait)  # or the last state would lose its parts
+            for rank, tensors in enumerate(gather_in_turn(own, self._ranks), 1):
+                write = partial(self._parts[rank].write, RunState(tensors, {_TOKEN: token}))
+                problem = problem or problem_of(write)
+            fail_together(problem, self._ranks)
+            facts = {**facts, _TOKEN: token}
+        save_on_first(self.own, RunState(own, facts) if self._ranks.main else None, self._ranks)
+
+    def load(self, known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Find the newest whole state whose facts are `known`; its facts and this rank's tensors.
+
+        Without one both are empty. Parts of states that never became whole are replaced first.
+        """
+        ranks, found = self._ranks, None
+        if ranks.main:
+            found, damaged = self.own.load(lambda facts: self._is_whole(facts, known))
+            for line in damaged:
+                print(line, file=sys.stderr)
+        facts: dict[str, Any] = scatter_objects([found.facts if found else {}] * ranks.world, ranks)
+        if not facts or ranks.world == 1:
+            return facts, found.tensors if found else {}
+        parts = (self._read(rank, facts[_TOKEN]) for rank in range(1, ranks.world))
+        others = scatter_in_turn(parts, ranks)
+        return facts, found.tensors if found else others
+
+    def _is_whole(self, facts: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+        if any(facts.get(name) != value for name, value in known.items()):
+            return False
+        for part in self._parts[1:]:
+            if part.find(_has(facts[_TOKEN]), verify=True) is None:
+                raise ValueError(f"it lacks {part.path.name}")
+        return True
+
+    def _read(self, rank: int, token: str) -> dict[str, Tensor]:
+        path = self._parts[rank].find(_has(token))
+        if path is None:
+            raise RunFailed(f"got no {self._parts[rank].path} any more; run again")
+        return load_file(path)
+
+    def clear(self) -> None:
+        """Remove all files, those of other numbers of ranks, too."""
+        for place in self._place.glob("part-*"):
+            StateFolder(place).clear()
+        self.own.clear()
+
+
+def _has(token: str) -> Callable[[Mapping[str, Any]], bool]:
+    def accept(facts: Mapping[str, Any]) -> bool:
+        if facts.get(_TOKEN) != token:
+            raise ValueError("part of another state")
+        return True
+
+    return accept
+
+
 class Sweeps:
     """The passes of one preparation, one after another or one within another; on every rank.
 
@@ -124,8 +203,9 @@ class Sweeps:
 
     def __init__(self, folder: Path | None, poll: Poll, out: Path) -> None:
         """Save in `folder` when `poll` says so; None only stops. `out` is named to people."""
-        self._folder, self.out = None if folder is None else StateFolder(folder), out
         self._poll, self._ranks = poll, poll.ranks
+        self._shares = None if folder is None else _Shares(folder, poll.ranks)
+        self.out = out
         self._records: dict[str, tuple[int, list[Tensor]]] = {}  # key -> position, on the host
         self._open: list[_Sweep] = []
         self._deferred = False
@@ -142,18 +222,13 @@ class Sweeps:
             origin: what the sums depend on besides weights, samples and batches, ready for JSON;
                 read on the first rank.
         """
-        self._origin, ranks = origin, self._ranks
-        parts: list[tuple[dict[str, Any], dict[str, Tensor]]] = [({}, {})] * ranks.world
-        if ranks.main and self._folder is not None:
-            known = {"world": ranks.world, "origin": origin}
-            found, damaged = self._folder.load(
-                lambda facts: all(facts.get(name) == value for name, value in known.items())
+        self._origin = origin
+        facts: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        if self._shares is not None:
+            facts, tensors = self._shares.load(
+                {"world": self._ranks.world, "origin": origin, "shares": True}
             )
-            for line in damaged:
-                print(line, file=sys.stderr)
-            if found is not None:
-                parts = [(found.facts, found.below(str(rank))) for rank in range(ranks.world)]
-        facts, tensors = scatter_objects(parts, ranks)
         for number, (key, position, count) in enumerate(facts.get("passes", ())):
             self._records[key] = position, [tensors[f"{number}.{k}"] for k in range(count)]
         self._before, self.history = facts.get("seconds", 0.0), facts.get("history", [])
@@ -196,13 +271,13 @@ class Sweeps:
     def close(self) -> None:
         """Wait until all is on disk, and let the sums go. Every rank must call."""
         self._records.clear()
-        if self._folder is not None:
-            wait_on_first(self._folder, self._ranks)
+        if self._shares is not None:
+            wait_on_first(self._shares.own, self._ranks)
 
     def clear(self) -> None:
         """Remove what was saved, on the first rank."""
-        if self._ranks.main and self._folder is not None:
-            self._folder.clear()
+        if self._ranks.main and self._shares is not None:
+            self._shares.clear()
 
     def _start(self, name: str, sums: Sums, rounds: int) -> _Sweep:
         outer = self._open[-1] if self._open else None
@@ -231,9 +306,9 @@ class Sweeps:
 
     def _save(self, word: int) -> None:
         """Save all passes under way and before, where `word` says so; stop where it says that."""
-        if self._folder is None and word == STOP:
+        if self._shares is None and word == STOP:
             stop(f"{self.out}: in its preparation, which is made again")
-        if self._folder is None or word == GO_ON:
+        if self._shares is None or word == GO_ON:
             return
         for one in self._open:
             self._keep(one)
@@ -242,19 +317,16 @@ class Sweeps:
             for number, (_, tensors) in enumerate(self._records.values())
             for k, tensor in enumerate(tensors)
         }
-        everyone = gather_tensors(own, self._ranks)
         passes = [[key, position, len(ts)] for key, (position, ts) in self._records.items()]
         facts = {
-            "world": self._ranks.world, "origin": self._origin, "passes": passes,
+            "world": self._ranks.world, "origin": self._origin, "shares": True, "passes": passes,
             "seconds": self.seconds + time.perf_counter() - self._started,
             "history": self.history,
         }  # fmt: skip
-        tensors = {f"{r}.{name}": t for r, mine in enumerate(everyone) for name, t in mine.items()}
-        state = RunState(tensors, facts) if self._ranks.main else None
-        save_on_first(self._folder, state, self._ranks)
+        self._shares.save(own, facts)
         self._poll.reset()
         if word == STOP:
-            wait_on_first(self._folder, self._ranks)
+            wait_on_first(self._shares.own, self._ranks)
             one = self._open[-1]
             stop(
                 f"{self.out}: saved in its preparation, after {one.position} of {one.rounds} "

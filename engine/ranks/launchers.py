@@ -30,11 +30,21 @@ def find_device(name: str, local_rank: int) -> torch.device:
     if torch.cuda.device_count() == 1 and _sees_its_gpu_alone():
         local_rank = 0  # each task sees its own GPU alone
     if local_rank >= torch.cuda.device_count():
+        mend = "give each rank its own by torchrun's virtual local ranks" if visible_slice() else ""
         raise InputError(
             f"got local rank {local_rank}; this machine shows {torch.cuda.device_count()} GPUs; "
-            "start fewer processes on it"
+            + (mend or "start fewer processes on it")
         )
     return torch.device("cuda", local_rank)
+
+
+def visible_slice() -> str:
+    """The part of a GPU (MIG instance) that this process sees; "" where it sees whole ones.
+
+    Of several that CUDA_VISIBLE_DEVICES names CUDA shows the first alone.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    return first if first.startswith("MIG-") else ""
 
 
 def _sees_its_gpu_alone() -> bool:

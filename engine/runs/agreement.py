@@ -23,6 +23,7 @@ from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.method import Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.ranks.launchers import visible_slice
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.run_folder import code_digest
 from letheon.errors import InputError, LetheonError
@@ -96,11 +97,15 @@ def agree_on_start(ranks: Ranks, problem: LetheonError | None, facts: Facts) -> 
 
 
 def name_gpu(ranks: Ranks) -> str:
-    """Name the GPU of this rank: its host and the card's own number; "" on a CPU or alone."""
+    """Name the GPU of this rank, its host before it; "" on a CPU or alone.
+
+    By the card's own number; a part of a card (MIG), which may show the number of the whole, by
+    the name that CUDA_VISIBLE_DEVICES has for it.
+    """
     if ranks.world == 1 or ranks.device.type != "cuda":
         return ""
-    card = torch.cuda.get_device_properties(ranks.device)
-    return f"{socket.gethostname()} {card.uuid}"
+    card = visible_slice() or torch.cuda.get_device_properties(ranks.device).uuid
+    return f"{socket.gethostname()} {card}"
 
 
 def describe_shared_gpus(gpus: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from letheon.loaders.order import share
 
 Parts = Generator[dict[str, Tensor], None, None]
 """One rank's part of a pass, column by column, in parts."""
-_HELD_BYTES = 256 * 2**20  # on a device, before a part of the results is moved to the host
+_HELD_BYTES = 64 * 2**20  # on a device, before a part of the results is moved to the host
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _read_parts(
     options: Sequence[InferenceOptions],
     saver: PartSaver | None,
 ) -> Iterator[Part]:
-    """Run this rank's part of a pass of several models, by about 256 MiB of answers or less.
+    """Run this rank's part of a pass of several models, by about 64 MiB of answers or less.
 
     With a saver what it has is yielded first, and these batches are not read.
     """
@@ -136,7 +136,7 @@ def read_answers(
     options: InferenceOptions,
     saver: PartSaver | None = None,
 ) -> Parts:
-    """Run this rank's part of a pass; results come on the host, by at most about 256 MiB.
+    """Run this rank's part of a pass; results come on the host, by at most about 64 MiB.
 
     Yields:
         Columns by the names of `columns`, all with the same rows.

@@ -65,7 +65,7 @@ class Store:
     """What the rounding of outputs depends on, such as the batch size; for passes to go on."""
     interval: tuple[float, int] = (0.0, 0)
     """Seconds and batches after which a pass is saved; 0: never by these. It is also saved when
-    256 MiB of answers are held, and when a signal comes."""
+    64 MiB of answers are held, and when a signal comes."""
 
 
 class Swept(NamedTuple):

@@ -240,7 +240,9 @@ def as_text(run: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def describe_sweeps(name: str, sets: Mapping[str, int], world: int, values: int = 0) -> str:
+def describe_sweeps(
+    name: str, sets: Mapping[str, int], world: int, values: int = 0, weights: int = 0
+) -> str:
     """Return lines on passes that read each image of some sets once.
 
     Args:
@@ -248,6 +250,7 @@ def describe_sweeps(name: str, sets: Mapping[str, int], world: int, values: int 
         sets: the images of each.
         world: ranks.
         values: float32 numbers of an image that are held, on the rank that read it.
+        weights: bytes of all networks, which lie on the host of every rank.
     """
     lines = [f"{name} on {world} rank{'s' * (world > 1)}:"]
     most = 0
@@ -258,6 +261,8 @@ def describe_sweeps(name: str, sets: Mapping[str, int], world: int, values: int 
     if values:
         held = 4 * values * most
         lines.append(f"  outputs in memory a rank, at most: {held / GIB:.3f} GiB in float32")
+    if weights:
+        lines.append(f"  networks in memory of each rank's host: {weights / 2**20:,.1f} MiB a rank")
     return "\n".join(lines)
 
 

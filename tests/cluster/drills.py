@@ -7,12 +7,16 @@ import os
 from pathlib import Path
 
 from tests.launch_tools import ROOT
+from tests.patience import PATIENCE
 
 TRAIN = (
     "--data", "digits", "--model", "small", "--lr", "0.05", "--device", "cpu",
-    "--save-every", "15steps", "--timeout", "90",
+    "--save-every", "15steps", "--timeout", str(PATIENCE),
 )  # fmt: skip
 SCRIPT = str(ROOT / "launch" / "train.py")
+HELD = str(ROOT / "tests" / "cluster" / "beds" / "held_train.py")
+"""The same, which waits in the middle while the file that `HOLD` names is there."""
+HOLD = "LETHEON_HOLD"
 
 
 def newest_state(out: Path) -> int:

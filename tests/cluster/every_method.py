@@ -17,6 +17,7 @@ from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from tests.eval.test_ranks import audited, flat
 from tests.methods.cases import cases
+from tests.patience import PATIENCE
 from tests.world import run_of
 
 # As tests/methods/test_ranks.py: batches of 7 over 41 images, uneven on 2, on 3 and on 4 ranks.
@@ -50,7 +51,7 @@ def everything(ranks: Ranks) -> dict[str, Any]:
 
 def main() -> None:
     """Write what there is to compare to the file that the first argument names."""
-    with join_ranks("cpu", 300) as ranks:
+    with join_ranks("cpu", PATIENCE) as ranks:
         found = everything(ranks)
         if ranks.main:
             durable.write(Path(sys.argv[1]), json.dumps(found))

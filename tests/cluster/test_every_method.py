@@ -12,8 +12,8 @@ import torch
 
 from letheon.engine.distributed import Ranks
 from tests.cluster import every_method
-from tests.cluster.slurm_bed import wait_for
-from tests.cluster.two_hosts import Hosts, missing
+from tests.cluster.beds.two_hosts import Hosts, missing
+from tests.patience import wait_for
 from tests.pool import on_ranks
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,6 @@ def test_two_hosts(
         )
         for host, count in enumerate(ranks)
     ]
-    wait_for(lambda: all(agent.poll() is not None for agent in agents), "end", 500)
+    wait_for(lambda: all(agent.poll() is not None for agent in agents), "end")
     assert [agent.returncode for agent in agents] == [0, 0], log.read_text()[-4000:]
     compare(json.loads(out.read_text()), alone)

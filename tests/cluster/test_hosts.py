@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.drills import TRAIN, newest_state, note, weights_of
-from tests.cluster.slurm_bed import wait_for
-from tests.cluster.two_hosts import Hosts, missing
+from tests.cluster.beds.two_hosts import Hosts, missing
+from tests.cluster.drills import HELD, HOLD, TRAIN, newest_state, note, weights_of
 from tests.launch_tools import torchrun
+from tests.patience import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 EPOCHS = ("--epochs", "40")
@@ -40,21 +40,20 @@ class Job:
 
     def __init__(self, hosts: Hosts, tmp_path: Path) -> None:
         self.hosts, self.out, self.log = hosts, tmp_path / "run", tmp_path / "log"
+        self.hold = tmp_path / "hold"
+        self.hold.write_text("4")
         self.started = time.monotonic()
         self.agents = [self.start(host) for host in (0, 1)]
 
     def start(self, host: int, meeting: str = "job") -> subprocess.Popen[str]:
         args = (*TRAIN, *EPOCHS, "--out", str(self.out))
-        return self.hosts.start(host, meeting, *args, log=self.log)
+        return self.hosts.start(
+            host, meeting, *args, log=self.log, script=HELD, env={HOLD: str(self.hold)}
+        )
 
     def wait_for_save(self) -> None:
-        before = newest_state(self.out)
-
-        def saved() -> bool:
-            assert not (self.out / "run.json").exists(), "it was over before the fault"
-            return newest_state(self.out) > before
-
-        wait_for(saved, "further state")
+        """Until the run has saved a state, after which it waits."""
+        wait_for(lambda: newest_state(self.out) > 0, "state")
 
     def finish(self, whole: tuple[str, float], fault: str) -> None:
         """Wait for the end, and compare; the row of the table.
@@ -64,8 +63,8 @@ class Job:
         """
         turns = 0
         while True:
-            wait_for(lambda: all(agent.poll() is not None for agent in self.agents), "end", 300)
-            wait_for(lambda: not self.hosts.processes(), "end of every process", 40)
+            wait_for(lambda: all(agent.poll() is not None for agent in self.agents), "end")
+            wait_for(lambda: not self.hosts.processes(), "end of every process")
             if [agent.returncode for agent in self.agents] == [0, 0]:
                 break
             turns += 1
@@ -82,6 +81,7 @@ def test_a_killed_agent_comes_back(hosts: Hosts, whole: tuple[str, float], tmp_p
     job.wait_for_save()
     job.agents[1].kill()
     job.agents[1].wait()
+    job.hold.unlink()
     job.agents[1] = job.start(1)
     job.finish(whole, "an agent killed and started again")
 
@@ -93,6 +93,7 @@ def test_a_link_that_is_cut_for_a_while(
     job = Job(hosts, tmp_path)
     job.wait_for_save()
     hosts.link("down")
+    job.hold.unlink()
     time.sleep(20)
     hosts.link("up")
     job.finish(whole, "link cut for 20 s")
@@ -100,4 +101,6 @@ def test_a_link_that_is_cut_for_a_while(
 
 def test_a_slow_side(hosts: Hosts, whole: tuple[str, float], tmp_path: Path) -> None:
     hosts.slow_down(1, "20mbit")
-    Job(hosts, tmp_path).finish(whole, "one side at 20 Mbit/s")
+    job = Job(hosts, tmp_path)
+    job.hold.unlink()
+    job.finish(whole, "one side at 20 Mbit/s")

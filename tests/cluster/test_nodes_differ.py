@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cluster.drills import SCRIPT, note
 from tests.launch_tools import ROOT, Scripts
+from tests.patience import PATIENCE
 from tests.test_bad_input import images as pictures
 
 
@@ -54,7 +55,7 @@ def start_both(
         )
         for line in lines
     ]  # fmt: skip
-    words = [one.communicate(timeout=300)[1] for one in running]
+    words = [one.communicate(timeout=PATIENCE)[1] for one in running]
     return [(one.returncode, text) for one, text in zip(running, words, strict=True)]
 
 

@@ -13,26 +13,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.drills import SCRIPT, TRAIN, newest_state, note, weights_of
-from tests.cluster.slurm_bed import wait_for
+from tests.cluster.drills import HELD, HOLD, TRAIN, newest_state, note, weights_of
 from tests.launch_tools import ROOT, torchrun
+from tests.patience import PATIENCE, SILENCE, wait_for
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ]  # fmt: skip
 
 
-def start(out: Path, log: Path, *args: str) -> subprocess.Popen[str]:
-    """One agent of two ranks; the shared store of torch's default stays."""
+def start(out: Path, log: Path, *args: str, timeout: float = PATIENCE) -> subprocess.Popen[str]:
+    """One agent of two ranks, held in the middle; the shared store of torch's default stays."""
     env = {k: v for k, v in os.environ.items() if k != "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
+    hold = out.with_name("hold")
+    hold.write_text("2")
+    env |= {HOLD: str(hold), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with log.open("w") as file:
         return subprocess.Popen(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2",
-                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", *args, SCRIPT,
-                *TRAIN[:-2], "--epochs", "40", "--timeout", "12", "--out", str(out),
+                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", *args, HELD,
+                *TRAIN[:-2], "--epochs", "40", "--timeout", str(timeout), "--out", str(out),
             ],
-            stdout=file, stderr=file, text=True, cwd=ROOT, env={**env, "OMP_NUM_THREADS": "1"},
+            stdout=file, stderr=file, text=True, cwd=ROOT, env=env,
         )  # fmt: skip
 
 
@@ -63,7 +66,8 @@ def test_a_killed_rank_is_started_again_in_the_same_command(victim: int, tmp_pat
     agent = start(out, log, "--max-restarts=3")
     wait_for_state(agent, out, log)
     os.kill(ranks_of(agent)[victim], signal.SIGKILL)
-    assert agent.wait(300) == 0, log.read_text()[-3000:]
+    out.with_name("hold").unlink()
+    assert agent.wait(PATIENCE) == 0, log.read_text()[-3000:]
     seconds = time.monotonic() - started
     facts = json.loads((out / "run.json").read_text())
     assert facts["resumed"]
@@ -78,13 +82,14 @@ def test_a_killed_rank_is_started_again_in_the_same_command(victim: int, tmp_pat
 
 def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    agent = start(out, log, "--shutdown-timeout=5")
+    agent = start(out, log, "--shutdown-timeout=5", timeout=SILENCE)
     wait_for_state(agent, out, log)
     stopped = ranks_of(agent)[1]
     os.kill(stopped, signal.SIGSTOP)
+    out.with_name("hold").unlink()
     started = time.monotonic()
     try:
-        assert agent.wait(120) == 1
+        assert agent.wait(PATIENCE) == 1
     finally:
         if Path(f"/proc/{stopped}").exists() and agent.poll() is None:
             os.kill(stopped, signal.SIGKILL)
@@ -94,4 +99,5 @@ def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
     assert "loop.py" in (out / "stacks" / "rank-0.txt").read_text()
     assert not Path(f"/proc/{stopped}").exists()
     lost = time.monotonic() - started
-    note("one host x 2 ranks", "SIGSTOP of a rank, --timeout 12", "named, ends, stacks", lost)
+    fault = f"SIGSTOP of a rank, --timeout {SILENCE}"
+    note("one host x 2 ranks", fault, "named, ends, stacks", lost)

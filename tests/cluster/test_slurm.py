@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.drills import SCRIPT, TRAIN, newest_state, note, weights_of
-from tests.cluster.slurm_bed import Bed, missing, wait_for
+from tests.cluster.beds.slurm_bed import Bed, missing
+from tests.cluster.drills import HELD, HOLD, SCRIPT, TRAIN, newest_state, note, weights_of
 from tests.launch_tools import ROOT, torchrun
+from tests.patience import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 BATCH = str(ROOT / "launch" / "slurm" / "forget.sbatch")
@@ -40,9 +41,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
 
 
 def submit(bed: Bed, out: Path, *options: str) -> str:
+    """A job of four ranks that waits in the middle while the file `hold` beside `out` is there."""
+    hold = out.with_name("hold")
+    hold.write_text("4")
     return bed.submit(
-        "--nodes=2", *options, BATCH, SCRIPT, *TRAIN, "--epochs", EPOCHS, "--out", str(out),
+        "--nodes=2", *options, BATCH, HELD, *TRAIN, "--epochs", EPOCHS, "--out", str(out),
         RANKS="2", PYTHON=sys.executable, HEAD="127.0.0.1", OMP_NUM_THREADS="1",
+        GRACE=str(PATIENCE), PYTHONPATH=str(ROOT), **{HOLD: str(hold)},
     )  # fmt: skip
 
 
@@ -52,7 +57,7 @@ def log_of(bed: Bed) -> str:
 
 def check_alive(bed: Bed, job: str, *bad: str) -> None:
     """Fail where a job is over for good; one that is queued again looks so, for a time."""
-    for _ in range(30):
+    for _ in range(300):
         state = bed.field(job, "JobState")
         if state not in bad:
             return
@@ -70,13 +75,19 @@ def wait_for_save(bed: Bed, job: str, out: Path, after: int) -> None:
     wait_for(saved, f"state after {after}")
 
 
-def finish(bed: Bed, job: str) -> None:
+def restarts(bed: Bed, job: str) -> int:
+    return int(bed.field(job, "Restarts"))
+
+
+def finish(bed: Bed, job: str, after: int = 0) -> None:
+    """Until the job has ended well, and was queued again more often than `after`."""
+
     def done() -> bool:
         bed.hurry(job)
         check_alive(bed, job, "FAILED", "CANCELLED")
-        return bed.field(job, "JobState") == "COMPLETED"
+        return bed.field(job, "JobState") == "COMPLETED" and restarts(bed, job) > after
 
-    wait_for(done, "end of the job", 400)
+    wait_for(done, "end of the job")
 
 
 def test_a_job_is_preempted_loses_a_node_and_ends_equal(
@@ -89,24 +100,26 @@ def test_a_job_is_preempted_loses_a_node_and_ends_equal(
 
     before = newest_state(out)
     other = bed.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true")
-    wait_for(lambda: bed.field(other, "JobState") == "COMPLETED", "end of the other job", 120)
+    wait_for(lambda: bed.field(other, "JobState") == "COMPLETED", "end of the other job")
     assert "saved after step" in log_of(bed)
     assert newest_state(out) > before  # saved for the signal
     wait_for_save(bed, job, out, newest_state(out))
 
     before = newest_state(out)
     bed.kill_node("n2")
-    wait_for(lambda: bed.field(job, "Restarts") == "2", "second requeue", 150)
+    out.with_name("hold").unlink()
+    wait_for(lambda: restarts(bed, job) >= 2, "second requeue")
     bed.start_node("n2")
-    finish(bed, job)
+    finish(bed, job, 1)
     assert weights_of(out) == whole[0]
     assert "already done" not in log_of(bed)
     lost = time.monotonic() - started - whole[1]
     note("SLURM, 2 nodes x 2 ranks", "preempted, then a node lost", "equal weights", lost)
 
     stamp = (out / "weights.safetensors").stat().st_mtime_ns
+    turns = restarts(bed, job)
     bed.run("scontrol", "requeue", job)
-    finish(bed, job)
+    finish(bed, job, turns)
     assert "already done by the same command" in log_of(bed)
     assert (out / "weights.safetensors").stat().st_mtime_ns == stamp
     note("SLURM, 2 nodes x 2 ranks", "queued again after its end", "already done", 0)
@@ -114,13 +127,18 @@ def test_a_job_is_preempted_loses_a_node_and_ends_equal(
 
 
 def test_a_job_whose_time_is_up_goes_on(bed: Bed, whole: tuple[str, float], tmp_path: Path) -> None:
-    """The warning comes within a minute, SLURM's shortest limit; the next turn may be longer."""
+    """The limit is set once the run has saved; the warning comes within its last 55 seconds."""
     out = tmp_path / "run"
     started = time.monotonic()
-    job = submit(bed, out, "--time=1", "--signal=USR1@55")
-    wait_for(lambda: bed.field(job, "Restarts") != "0", "requeue", 180)
+    job = submit(bed, out, "--time=600", "--signal=USR1@55")
+    wait_for_save(bed, job, out, 0)
+    hours, minutes, _ = bed.field(job, "RunTime").split(":")
+    limit = 60 * int(hours) + int(minutes) + 2
+    bed.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+    wait_for(lambda: restarts(bed, job) > 0, "requeue")
     assert "stopped: " in log_of(bed)
-    bed.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+    out.with_name("hold").unlink()
+    bed.run("scontrol", "update", f"JobId={job}", "TimeLimit=600")
     finish(bed, job)
     assert weights_of(out) == whole[0]
     lost = time.monotonic() - started - whole[1]
@@ -132,5 +150,5 @@ def test_bad_input_is_not_queued_again(bed: Bed, tmp_path: Path) -> None:
         "--nodes=2", BATCH, SCRIPT, *TRAIN, "--data", "nowhere", "--out", str(tmp_path / "run"),
         RANKS="1", PYTHON=sys.executable, HEAD="127.0.0.1",
     )  # fmt: skip
-    wait_for(lambda: bed.field(job, "JobState") == "FAILED", "refusal", 120)
+    wait_for(lambda: bed.field(job, "JobState") == "FAILED", "refusal")
     assert bed.field(job, "ExitCode") == "2:0" and bed.field(job, "Restarts") == "0"

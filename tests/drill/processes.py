@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 120.0
-"""Seconds after which a child that has not ended counts as one that hangs."""
+from tests.patience import PATIENCE
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +24,12 @@ from letheon.engine.distributed import (
 )
 from letheon.engine.ranks.launchers import adopt_launcher, find_device, first_node
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs.agreement import name_gpu
 from letheon.engine.statistics import gradient_sum
 from letheon.errors import InputError, RunFailed
 from letheon.loaders.order import share
 from letheon.methods.finetune import Finetune, cross_entropy
+from tests.patience import PATIENCE
 from tests.pool import on_ranks
 from tests.world import run_of
 
@@ -189,6 +195,38 @@ def test_one_visible_gpu_is_a_tasks_own_but_not_under_torchrun(
         assert find_device("auto", 3) == torch.device("cuda", device)
 
 
+@pytest.mark.parametrize(
+    ("variables", "local_rank", "card"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b", "TORCHELASTIC_RUN_ID": "x"}, 0, "MIG-b"),  # virtual
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b"}, 3, "MIG-b"),  # srun, mpirun
+        ({"CUDA_VISIBLE_DEVICES": " MIG-b,MIG-a"}, 1, "MIG-b"),  # CUDA shows the first alone
+        ({"CUDA_VISIBLE_DEVICES": "GPU-b"}, 1, "the whole card"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b", "TORCHELASTIC_RUN_ID": "x"}, 1, None),
+    ],
+)
+def test_parts_of_a_gpu(
+    variables: dict[str, str],
+    local_rank: int,
+    card: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two parts of one card may show its number: their names tell them apart."""
+    monkeypatch.setattr(os, "environ", dict(variables))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    known = SimpleNamespace(uuid="the whole card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    if card is None:
+        with pytest.raises(InputError, match="shows 1 GPUs; give each .* virtual local ranks"):
+            find_device("auto", local_rank)
+        return
+    device = find_device("auto", local_rank)
+    assert device == torch.device("cuda", 0)
+    ranks = Ranks(1, 2, local_rank, device)
+    assert name_gpu(ranks) == f"{socket.gethostname()} {card}"
+
+
 def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     spread = {**MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
     monkeypatch.setattr(os, "environ", dict(spread))
@@ -205,6 +243,43 @@ def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyP
 )
 def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
+
+
+LEAVE = """
+import os, pathlib, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from letheon.engine.distributed import join_ranks
+assert "torch._dynamo" not in sys.modules
+with join_ranks("cpu") as ranks:
+    import torch.distributed.fsdp, torch.distributed.optim
+    net = DistributedDataParallel(torch.nn.Linear(2, 2))
+    net(torch.ones(1, 2)).sum().backward()
+    del net
+    assert "torch._dynamo" in sys.modules
+names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(sorted(name.strip() for name in names if "gloo" in name))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """Though torch's modules that are first imported within it have it for a default argument."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for one in started:
+        out, err = one.communicate(timeout=PATIENCE)
+        assert (one.returncode, out) == (0, "[]\n"), err
 
 
 def in_an_existing_group(ranks: Ranks) -> tuple[int, int, float, bool]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from letheon.engine.checkpoints.model_file import load_model, weights_digest
 from letheon.engine.distributed import Ranks
@@ -33,6 +34,7 @@ from letheon.methods.boundary_expanding import BoundaryExpanding
 from letheon.methods.cf_k import CfK
 from letheon.methods.finetune import Finetune, cross_entropy
 from letheon.methods.grad_ascent import GradAscent
+from letheon.methods.influence import Influence
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.lotus import Lotus
 from letheon.methods.random_label import RandomLabel
@@ -446,3 +448,26 @@ def test_parts_are_counted_without_making_them() -> None:
     assert count_parts(head, 2)[1] == 4 * 3 * (48 + 4)  # weights, gradient, and what is sent of it
     single_number(head)
     assert count_parts(head, 2)[0] == 4 * (24 + 2 + 1)
+
+
+def transformer(ranks: Ranks, split: bool) -> dict[str, Tensor]:
+    """Weights after `influence`, a long step, of two transformer blocks in float64."""
+    method = Influence(Recipe(epochs=0, batch_size=7), alpha=5.0, samples=20)
+    run = run_of(method, ranks)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = VisionTransformer(8, 4, 2, 2, 16, 32, num_classes=4)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    net.double().register_forward_pre_hook(lambda module, given: (given[0].double(),))
+    run.model, run.precision = Classifier(net, "vit", PRESET), SPLIT if split else Precision("fp32")
+    run_method(method, run, lambda kind, **of: None)
+    return host_state(run.model, ranks)
+
+
+def test_influence_of_a_transformer_differs_by_rounding_alone() -> None:
+    """In float32 its solver turns rounding into 2e-7 to 2e-5; in float64 a fault would be seen."""
+    whole, split = transformer(Ranks(), False), on_ranks(2, transformer, True)[0]
+    assert whole.keys() == split.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(split[key], value, atol=1e-12, rtol=0, msg=key)

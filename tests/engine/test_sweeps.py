@@ -14,16 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from letheon.engine import statistics
-from letheon.engine.checkpoints.sweep_state import Rows, Sweeps
+from letheon.engine.checkpoints import sweep_state
+from letheon.engine.checkpoints.sweep_state import Rows, Sums, Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
 from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
-from letheon.engine.runs.stop import Poll, Stopped, defer, listen, signals_wait
+from letheon.engine.runs.stop import SAVE, Poll, Stopped, defer, listen, signals_wait
 from letheon.launch import mask
 from letheon.loaders.batch import Batch
 from letheon.methods.amun import Amun
@@ -140,6 +142,61 @@ def test_on_two_ranks(tmp_path: Path) -> None:
     names = ["gradients", "outputs", "conjugate gradients", "two passes, then one of them again"]
     for found in on_ranks(2, each_on_ranks, tmp_path, names):
         assert all(len(one) == 1 and one[0] >= 1 for one in found)
+
+
+def break_off(ranks: Ranks, folder: Path, stop: int) -> bool:
+    """Whether the search for adversarial images was broken off after so many batches."""
+    return compute("adversarial", BreakAt(ranks, 1, stop), folder) is None
+
+
+def go_on(ranks: Ranks, folder: Path) -> tuple[bool, int]:
+    """Whether the search ends as it should, and how many batches it read again of this rank's."""
+    whole = compute("adversarial", Poll(ranks), None)
+    ended = compute("adversarial", Poll(ranks), folder)
+    assert whole is not None and ended is not None
+    same = all(torch.equal(a, b) for a, b in zip(whole[0], ended[0], strict=True))
+    return same, whole[1] - ended[1]
+
+
+def write_parts_alone(ranks: Ranks, folder: Path) -> None:
+    """As a process that is killed once the other ranks' shares are on disk, and not its own."""
+    poll = Poll(ranks)
+    sweeps = Sweeps(folder, poll, folder)
+    sweeps.load({"images": run_of(METHOD, ranks).images})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_state, "save_on_first", lambda *args: None)
+        poll.after_step = lambda: SAVE  # type: ignore[method-assign]
+        for _ in sweeps.watch("another", Sums(torch.zeros(3)), lambda skip: iter(range(1)), 1):
+            pass
+
+
+def test_each_rank_has_a_file_and_the_first_holds_no_others_rows(tmp_path: Path) -> None:
+    """What a rank has found lies in a file of its own, and comes back to it."""
+    assert all(on_ranks(3, break_off, tmp_path, 1))
+    folders = [tmp_path, tmp_path / "part-0001", tmp_path / "part-0002"]
+    newest = [max(folder.glob("*.safetensors")) for folder in folders]
+    names = [{*load_file(file)} for file in newest]
+    assert names[0] == names[1] == names[2]
+    rows = [sum(v.numel() for v in load_file(file).values()) for file in newest]
+    assert max(rows) < 0.5 * sum(rows)
+    assert all(same and again > 0 for same, again in on_ranks(3, go_on, tmp_path))
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_shares_without_the_first_ranks_replace_nothing(kills: int, tmp_path: Path) -> None:
+    assert all(on_ranks(2, break_off, tmp_path, 1))
+    for _ in range(kills):
+        on_ranks(2, write_parts_alone, tmp_path)
+    assert all(same and again > 0 for same, again in on_ranks(2, go_on, tmp_path))
+
+
+def test_a_state_without_a_part_is_none(tmp_path: Path) -> None:
+    assert all(on_ranks(2, break_off, tmp_path, 1))
+    for file in (tmp_path / "part-0001").glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    assert on_ranks(2, go_on, tmp_path) == [(True, 0)] * 2
 
 
 def test_other_sums_are_not_taken(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from letheon.eval.probes.embedding import embed
 from letheon.eval.report import definitions, pictures, schema, write
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_json, as_latex, as_markdown
+from tests.patience import PATIENCE
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "docs" / "metrics.schema.json").read_text(encoding="utf-8")
@@ -423,7 +424,7 @@ def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) 
     url = (tmp_path / "frame.html").as_uri()
     dom = subprocess.run(
         [*base, "--virtual-time-budget=10000", "--dump-dom", url],
-        capture_output=True, text=True, timeout=300, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     ).stdout  # fmt: skip
     told = dict(re.findall(r'data-(\w+)="(\d+)"', dom))
     assert int(told["wide"]) <= width
@@ -431,7 +432,7 @@ def test_chromium_renders_the_page_without_overflow(width: int, tmp_path: Path) 
     shot = tmp_path / "shot.png"
     subprocess.run(
         [*base, f"--window-size={max(width, 500)},9000", f"--screenshot={shot}", url],
-        capture_output=True, timeout=300, check=True,
+        capture_output=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     ink = np.asarray(Image.open(shot).convert("L"))[: int(told["tall"]), :width] < 200
     bands = np.array_split(ink, 10)

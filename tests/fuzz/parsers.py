@@ -63,10 +63,12 @@ from tests.fuzz.image_sets import (
     noise,
 )
 from tests.fuzz.mutate import mutate, mutate_json
+from tests.patience import PATIENCE
 
 MEMORY = 2**31
 """Bytes a parser may take beyond what the imported packages have."""
 SECONDS = 20
+"""Seconds of processor time, which other processes do not add to, that a parser may take."""
 SAFE = tuple(map(str, (Path("/dev/null"), Path("/dev/tty"))))
 
 
@@ -394,7 +396,8 @@ def fuzz(name: str, count: int, seed: int, folder: Path, watch: Watch) -> Iterat
             )
             (now / victim).write_bytes((mutate_json if is_json else mutate)(base[victim], rng))
         problem = ""
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(PATIENCE)
         watch.allowed = folder.resolve()
         try:
             parser.read(now)
@@ -404,6 +407,7 @@ def fuzz(name: str, count: int, seed: int, folder: Path, watch: Watch) -> Iterat
         except BaseException:
             problem = traceback.format_exc()
         watch.allowed = None
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         if watch.crimes:
             problem += "\n".join(watch.crimes)
@@ -421,7 +425,7 @@ def fuzz(name: str, count: int, seed: int, folder: Path, watch: Watch) -> Iterat
 
 
 def _late(number: int, frame: object) -> None:
-    raise TimeoutError(f"over {SECONDS} s")
+    raise TimeoutError(f"over {SECONDS} s of computing, or {PATIENCE} s of waiting")
 
 
 def main(count: int, seed: int, folder: Path, names: list[str]) -> None:
@@ -429,6 +433,7 @@ def main(count: int, seed: int, folder: Path, names: list[str]) -> None:
     faulthandler.enable()
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGPROF, _late)
     watch = Watch()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +20,7 @@ from letheon.loaders.formats.beton_set import open_betons, write_betons
 from letheon.loaders.open import open_domains
 from tests.launch_tools import ROOT
 from tests.loaders.hanging_images import COUNT, HangingImages
-
-
-def poll(what: str, condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds; fails after two minutes, which a busy machine never needs."""
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
+from tests.patience import PATIENCE, wait_for
 
 
 def lives(pid: int) -> bool:
@@ -55,18 +46,19 @@ def test_helpers_die_with_their_parent_and_parts_are_used_again(tmp_path: Path) 
     try:
         for kind, count in (("loader", 2), ("alone", 1)):
             folder, process = tmp_path / kind, started[kind]
-            poll(
-                "helpers at work",
+            wait_for(
                 lambda f=folder, n=count, p=process: (  # type: ignore[misc]
                     len(list(f.iterdir())) == n or p.poll() is not None
                 ),
+                "helpers at work",
             )
             helpers[kind] = [int(file.name) for file in folder.iterdir()]
             assert len(helpers[kind]) == count and all(map(lives, helpers[kind]))
         started["loader"].kill()
         os.killpg(started["alone"].pid, signal.SIGINT)  # as a terminal does
-        poll("helpers gone", lambda: not any(map(lives, helpers["loader"] + helpers["alone"])))
-        said = started["alone"].communicate(timeout=120)[1]
+        everyone = helpers["loader"] + helpers["alone"]
+        wait_for(lambda: not any(map(lives, everyone)), "end of the helpers")
+        said = started["alone"].communicate(timeout=PATIENCE)[1]
         assert started["alone"].returncode == prepare.STOPPED == 75
         assert said.startswith("stopped by SIGINT") and said.count("\n") == 1, said
     finally:

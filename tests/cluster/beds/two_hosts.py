@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.cluster.drills import SCRIPT
 from tests.launch_tools import ROOT
@@ -60,6 +62,7 @@ class Hosts:
         ranks: int = 2,
         script: str = SCRIPT,
         restarts: int = 3,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.Popen[str]:
         """Start one agent with its ranks on a host; `meeting` names the job."""
         agent = [
@@ -74,7 +77,7 @@ class Hosts:
         with log.open("a") as file:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, text=True, cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env},
             )  # fmt: skip
         self.agents.append(process)
         return process

@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from tests.patience import wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 NODES = ("n1", "n2")
@@ -40,14 +41,15 @@ MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 SwitchType=switch/none
-KillWait=30
-SlurmdTimeout=15
+KillWait=3600
+SlurmdTimeout=60
+MessageTimeout=60
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27001 CPUs=4 RealMemory=4000
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27002 CPUs=4 RealMemory=4000
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=30
+PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=3600
 PartitionName=high Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 
@@ -58,14 +60,6 @@ def missing() -> str:
         return "needs root"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     return f"needs apt-get install slurmctld slurmd slurm-client munge ({absent})" if absent else ""
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
-    """Poll until a condition holds; fails with `what` after so many seconds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"no {what} in {seconds} s"
-        time.sleep(0.2)
 
 
 class Bed:
@@ -91,7 +85,7 @@ class Bed:
         self.run("slurmctld", "-i")
         for node in NODES:
             self.start_node(node)
-        wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D") == "idle 2", "two idle nodes", 60)
+        wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D") == "idle 2", "two idle nodes")
 
     def run(self, *command: str) -> str:
         """Run one command of SLURM, and return what it prints."""
@@ -154,7 +148,7 @@ class Bed:
             if file.exists():
                 pid = int(file.read_text())
                 _kill(pid, signal.SIGTERM)
-                wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"end of {name}", 60)
+                wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"end of {name}")
         for pid, _ in list(self.processes()):
             _kill(pid)
 
