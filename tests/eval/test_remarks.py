@@ -31,8 +31,8 @@ def table() -> list[dict[str, Any]]:
     """An original and retrained models that answer alike, but for the last ones."""
     kinds = {"classes": list("abcd"), "forgotten": [1]}
     attacks = ("attack_prompt", "attack_quantized", "attack_retain_only")
-    original = {"name": "o", "role": "original", **kinds, "RA": 0.9, "FA": 1.0, "UA": 0.0, "TRA": 0.9,
-                "TFA": 0.95, **dict.fromkeys(attacks, 1.0)}  # fmt: skip
+    original = {"name": "o", "role": "original", **kinds, "RA": 0.9, "FA": 1.0, "UA": 0.0}
+    original |= {"TRA": 0.9, "TFA": 0.95, **dict.fromkeys(attacks, 1.0)}
     rows = []
     for i in range(COUNT):
         wave = 0.01 * ((7 * i) % COUNT) / COUNT
