@@ -42,7 +42,7 @@ def count_once(value: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
 def refuse_micro_batches(
     run: Run, mend: str = "use one micro-batch", reads: Reads = "retain"
 ) -> None:
-    """Refuse micro-batches where a loss compares all samples of a batch, and ranks without one.
+    """Refuse micro-batches where a loss joins all samples of a batch, and ranks without one.
 
     `reads` is what the pass with that loss reads.
 
@@ -51,13 +51,13 @@ def refuse_micro_batches(
     """
     if run.recipe.grad_accum_steps > 1:
         raise InputError(
-            f"got {run.recipe.grad_accum_steps} micro-batches with similarities over the whole "
+            f"got {run.recipe.grad_accum_steps} micro-batches with a loss over the whole "
             f"batch; {mend}",
             option="grad_accum_steps",
         )
     if run.fewest_parts(Stream(reads)) < run.ranks.world:
         raise InputError(
-            f"got a {reads} batch of fewer samples than {run.ranks.world} ranks with similarities "
+            f"got a {reads} batch of fewer samples than {run.ranks.world} ranks with a loss "
             "over the whole batch, to which every rank adds; start fewer ranks or use another "
             "batch size",
             option="batch_size",

@@ -14,22 +14,39 @@ SHOWN = 10
 """Strata of a kind that are shown, those of the most images."""
 
 
+def _away(row: Row, kind: str, name: str, retrained: Sequence[Row]) -> tuple[float, bool] | None:
+    """Distance of a stratum from the other retrained models', and whether that accuses the row."""
+    own = row["strata"].get(kind, {}).get(name)
+    others = [
+        other["strata"][kind][name]["confidence"]
+        for other in retrained
+        if other["name"] != row["name"] and name in other["strata"].get(kind, {})
+    ]
+    if own is None or len(others) < LEAST - 1:
+        return None
+    away = deviation(own["confidence"], np.array(others))
+    return away, abs(away) > tolerance(len(others))
+
+
 def _cell(row: Row, kind: str, name: str, retrained: Sequence[Row]) -> str:
     """Accuracy in per cent, with its distance in the retrained models' standard deviations."""
     own = row["strata"].get(kind, {}).get(name)
     if own is None:
         return "–"
     text = f"{own['accuracy']:.1%}"
-    others = [
-        other["strata"][kind][name]["confidence"]
-        for other in retrained
-        if other["name"] != row["name"] and name in other["strata"].get(kind, {})
-    ]
-    if len(others) < LEAST - 1:
+    found = _away(row, kind, name, retrained)
+    if found is None:
         return text
-    away = deviation(own["confidence"], np.array(others))
+    away, accused = found
     shown = "> 99" if isinf(away) or abs(away) > 99 else f"{away:+.1f}"
-    return f"**{text} ({shown})**" if abs(away) > tolerance(len(others)) else f"{text} ({shown})"
+    return f"**{text} ({shown})**" if accused else f"{text} ({shown})"
+
+
+def _rate(kind: str, name: str, retrained: Sequence[Row]) -> str:
+    """How many of the retrained models a stratum accuses, each beside the others."""
+    found = [_away(row, kind, name, retrained) for row in retrained]
+    accused = [one[1] for one in found if one is not None]
+    return f"{sum(accused)} of {len(accused)}" if accused else "–"
 
 
 def list_strata(rows: Sequence[Row]) -> Iterator[str]:
@@ -50,4 +67,6 @@ def list_strata(rows: Sequence[Row]) -> Iterator[str]:
         for row in having:
             cells = (_cell(row, kind, name, retrained) for name in names)
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        rates = (_rate(kind, name, retrained) for name in names)
+        lines.append(f"| *retrained models in bold* | {' | '.join(rates)} |")
         yield "\n".join(lines)

@@ -20,6 +20,7 @@ from letheon.eval.audit.false_positives import (
     tolerance,
 )
 from letheon.eval.audit.originals import list_places
+from letheon.eval.audit.remarks import list_remarks, remark_facts
 from letheon.eval.audit.strata import list_strata
 from letheon.eval.metrics.reference import Band, Row
 from letheon.eval.report.definitions import define, format_title
@@ -36,6 +37,11 @@ _ORIGINALS = (
     "numbers that tell them from the retrained models: in whose prediction interval does a model "
     "lie? What is within the originals' own spread is no sign of forgetting. A model made from the "
     "original often has a CKA to it above that of another original: it is still that network."
+)
+_REMARKS = (
+    "Each retrained model is judged as if it had unlearned, with itself left out. What is said of "
+    f"more than {LEVEL:.0%} of them is in bold: it is no evidence against a model. A remark by "
+    "itself is held to that level; that any of several is said of a retrained model is likelier."
 )
 SHOWN = 12
 """Metrics that accuse a model, of which the table names the strongest."""
@@ -109,6 +115,9 @@ def as_audit(rows: Sequence[Row]) -> str:
             "## In units of the retrained models' spread",
             "\n".join(_spreads(rows, retrained)),
         ]
+    if lines := list(list_remarks(rows)):
+        title = "## How often each remark is said of a retrained model"
+        parts += [title, _REMARKS, "\n".join(lines)]
     if lines := list(list_places(rows)):
         parts += ["## Beside originals of other seeds", _ORIGINALS, "\n".join(lines)]
     if tables := list(list_strata(rows)):
@@ -123,12 +132,13 @@ def as_audit(rows: Sequence[Row]) -> str:
 
 
 def as_audit_json(rows: Sequence[Row]) -> str:
-    """Write audit.json: false positives by metric, deviations by model, taus of all pairs."""
+    """Write audit.json: false positives by metric and remark, deviations, taus of all pairs."""
     retrained = [row for row in rows if row["role"] == "retrained"]
     found, ranks = false_positives(rows), agreement(rows)
     document: dict[str, Any] = {
         "level": LEVEL,
         "false_positives": list(as_facts(found)),
+        "remarks": remark_facts(rows),
         "deviations": {
             row["name"]: {
                 key: None if isinf(value) else value

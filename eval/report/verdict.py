@@ -200,6 +200,30 @@ def _is_one(row: Row, retrained: Sequence[Row]) -> str:
     return f"{like} one of the {count} retrained models, p = {p:.3f}"
 
 
+def judge_one(row: Row, rows: Sequence[Row]) -> str:
+    """Say of one model what the retrained models, the originals and the canaries tell of it.
+
+    Args:
+        row: of the model.
+        rows: of the table, each with "name" and "role".
+
+    Returns:
+        Nothing where there are neither retrained models nor canaries.
+    """
+    retrained = [other for other in rows if other["role"] == "retrained"]
+    originals = [other for other in rows if other["role"] == "original"]
+    words = []
+    if retrained and originals:
+        words.append(_side(row, originals, retrained))
+    if retrained:
+        words.append(_is_one(row, retrained))
+    if placed := describe_places(row, rows):
+        words.append(placed)
+    if all(row.get(key) is not None for key in _RECALLED):
+        words.append(_recall(row, rows))
+    return "; ".join(words)
+
+
 def judge(rows: Sequence[Row]) -> list[str]:
     """Write a line for each model that was to forget, one for all of whom the same is said.
 
@@ -209,21 +233,10 @@ def judge(rows: Sequence[Row]) -> list[str]:
     Args:
         rows: of a table, each with "name" and "role".
     """
-    retrained = [row for row in rows if row["role"] == "retrained"]
-    originals = [row for row in rows if row["role"] == "original"]
     lines: dict[str, list[str]] = {}
     for row in _unlearned_rows(rows):
-        words = []
-        if retrained and originals:
-            words.append(_side(row, originals, retrained))
-        if retrained:
-            words.append(_is_one(row, retrained))
-        if placed := describe_places(row, rows):
-            words.append(placed)
-        if all(row.get(key) is not None for key in _RECALLED):
-            words.append(_recall(row, rows))
-        if words:
-            lines.setdefault("; ".join(words), []).append(str(row["name"]))
+        if words := judge_one(row, rows):
+            lines.setdefault(words, []).append(str(row["name"]))
     doubts = dict.fromkeys(text for row in rows for text in row.get("doubts") or ())
     return [f"beware: {text}" for text in doubts] + [
         f"{', '.join(names)}: {'each ' if len(names) > 1 else ''}{text}"

@@ -349,7 +349,8 @@ def test_what_was_read_is_what_the_page_says() -> None:
         lines = trained(method)[1]
         return [(x["forget_read"], x["retain_read"]) for x in lines if x["kind"] == "phase"]
 
-    for one in (Munba(THREE), GdrGma(THREE), PcGrad(THREE), Hamu(THREE), Duck(THREE, until=0.0)):
+    moved = (Duck(THREE, until=0.0), Scar(THREE, until=0.0))
+    for one in (Munba(THREE), GdrGma(THREE), PcGrad(THREE), Hamu(THREE), *moved):
         assert read(one) == [(31, 31)]
     assert read(Sfron(THREE, every=2)) == [(0, 31), (20, 0)]
     assert read(Amun(THREE, radius=1.0)) == [(10, 31), (10, 0)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -221,3 +223,32 @@ def test_an_empty_set_is_refused() -> None:
         run.forget = torch.full_like(run.forget, mask)
         with pytest.raises(InputError, match="got no (forget|retain) samples"):
             method.check(run)
+
+
+# Method -> how often it looks at each forget and each retain image, of 10 and 31.
+LOOKS: dict[str, tuple[Method, set[int], set[int]]] = {
+    "ssd": (Ssd(ONCE, alpha=1.2), {2}, {1}),
+    "lfssd": (Lfssd(ONCE, alpha=1.05), {2}, {1}),
+    "fisher": (Fisher(ONCE), {0}, {1}),
+    "fisher-golatkar": (GolatkarFisher(ONCE), {0}, {4}),  # once a class
+    "influence": (Influence(ONCE, samples=41, steps=1), {1}, {2}),
+    "kodge": (Kodge(ONCE, samples=1000), {1}, {1}),
+    "esc": (Esc(ONCE, share=0.2), {1}, {0}),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_an_edit_looks_at(name: str) -> None:
+    method, forget, retain = LOOKS[name]
+    run, looks = run_of(method), torch.zeros(41, dtype=torch.long)
+    sweep = run.loader.sweep
+
+    def counted(indices: Any = None, skip: int = 0) -> Iterator[Batch]:
+        for batch in sweep(indices, skip):
+            looks.index_add_(0, batch.index, torch.ones_like(batch.index))
+            yield batch
+
+    run.loader.sweep = counted  # type: ignore[method-assign]
+    method.prepare(run)
+    found = [set(looks[part].tolist()) for part in (run.forget, ~run.forget)]
+    assert found == [forget, retain]

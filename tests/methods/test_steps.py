@@ -1,4 +1,4 @@
-"""Each method's whole run against the definition written out in a few lines of autograd."""
+"""Each method's whole run against its definition in float64, to 1e-10, and what it read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.head_distillation import HeadDistillation
 from letheon.methods.l1_sparse import L1Sparse
 from letheon.methods.random_label import RandomLabel, draw_labels
+from letheon.methods.retrain import Retrain
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
-from tests.world import FORGOTTEN, masks_of, network, run_of, trained
+from tests.methods.plain import original, run_in_doubles, train_in_doubles
+from tests.world import FORGOTTEN, network, run_of, trained
 
 RECIPE = Recipe(epochs=2, lr=0.02, batch_size=8, weight_decay=0.01, batch_norm="frozen")
 
@@ -36,7 +38,7 @@ def reference(
     masks: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Plain SGD with momentum and decay, written out: the weights at the end."""
-    model, recipe = network().eval(), run.recipe
+    model, recipe = original(), run.recipe
     weights = list(model.parameters())
     start = [w.detach().clone() for w in weights]
     velocity: list[Tensor | None] = [None] * len(weights)
@@ -77,7 +79,7 @@ def similarity(model: torch.nn.Module, batch: Batch, epoch: int, squared: bool) 
         return gram / gram.norm(dim=1, keepdim=True)
 
     f = model(batch.images).features
-    teacher = network().eval()(batch.images).features.detach()
+    teacher = original()(batch.images).features.detach()
     distance = (normalised(f) - normalised(teacher)).norm()
     sp = (distance**2 if squared else distance) / len(f) ** 2
     return 2.0 * ce(model, batch, epoch) + 50.0 * sp
@@ -90,7 +92,17 @@ def bounded(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
     return -losses[low].sum() / len(losses) if low.any() else 0 * losses.sum()
 
 
+def relabeled_half(model: torch.nn.Module, batch: Batch, epoch: int) -> Tensor:
+    """The mean over the relabeled half, and half as much of that over the retain half."""
+    u = uniform(0, "random-label", epoch, batch.index, 1)[:, 0]
+    others = torch.tensor([[c for c in range(4) if c != int(y)] for y in batch.labels])
+    labels = torch.where(batch.forget, others[torch.arange(len(u)), (u * 3).long()], batch.labels)
+    losses = F.cross_entropy(model(batch.images).logits, labels, reduction="none")
+    return (losses[batch.forget].sum() + 0.5 * losses[~batch.forget].sum()) / len(losses)
+
+
 CASES: dict[str, tuple[Method, list[tuple[str, Callable[..., Tensor]]]]] = {
+    "retrain": (Retrain(RECIPE), [("retain", ce)]),
     "finetune": (Finetune(RECIPE), [("retain", ce)]),
     "grad-ascent": (GradAscent(RECIPE), [("forget", lambda *a: -ce(*a))]),
     "grad-ascent-bounded": (
@@ -98,6 +110,10 @@ CASES: dict[str, tuple[Method, list[tuple[str, Callable[..., Tensor]]]]] = {
         [("forget", lambda *a: bounded(*a))],
     ),
     "random-label": (RandomLabel(RECIPE), [("mixed", relabeled)]),
+    "random-label-paired": (
+        RandomLabel(RECIPE, order="paired", alpha=0.5),
+        [("paired", relabeled_half)],
+    ),
     "random-label-sequential": (
         RandomLabel(RECIPE, order="sequential"),
         [("forget", relabeled), ("retain", ce)],
@@ -113,37 +129,50 @@ CASES: dict[str, tuple[Method, list[tuple[str, Callable[..., Tensor]]]]] = {
 }
 
 
+COUNTS = {"retain": (0, 31), "forget": (10, 0), "mixed": (10, 31), "paired": (31, 31)}
+"""Forget and retain samples that a pass of each stream reads."""
+
+
+def assert_defined(
+    method: Method, streams: list[str], expected: Callable[[Run], list[Tensor]]
+) -> None:
+    """The weights agree to 1e-10 with those of the definition, and the passes' counts."""
+    run, reads = train_in_doubles(method)
+    for ours, theirs in zip(run.model.parameters(), expected(run), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    assert reads == [COUNTS[stream] for stream in streams] * method.recipe.epochs
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_method_is_its_definition(name: str) -> None:
     method, losses = CASES[name]
-    run, _ = trained(method)
-    for ours, theirs in zip(run.model.parameters(), reference(run, losses), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_defined(method, [stream for stream, _ in losses], lambda run: reference(run, losses))
 
 
 def test_l1_sparse_is_its_definition() -> None:
     method = L1Sparse(replace(RECIPE, epochs=3), alpha=0.01, free_epochs=1)
-    run, _ = trained(method)
-    expected = reference(run, [("retain", ce)], lambda epoch: [0.01, 0.005, 0.0][epoch])
-    for ours, theirs in zip(run.model.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    falling = [0.01, 0.005, 0.0]
+    assert_defined(
+        method, ["retain"], lambda run: reference(run, [("retain", ce)], falling.__getitem__)
+    )
 
 
 def test_head_distillation_is_its_definition() -> None:
-    run, _ = trained(HeadDistillation(RECIPE))
-
     def masked(model: Classifier, batch: Batch, epoch: int) -> Tensor:
         with torch.no_grad():
-            goal = network().eval()(batch.images).logits
+            goal = original()(batch.images).logits
             goal[:, list(FORGOTTEN)] = -torch.inf
         log_q = model(batch.images).logits.log_softmax(dim=1)
         return -(goal.softmax(dim=1) * log_q).sum(dim=1).mean()
 
-    head = {id(p) for p in run.model.head.parameters()}
-    moving = [torch.full_like(p, id(p) in head, dtype=torch.bool) for p in run.model.parameters()]
-    expected = reference(run, [("mixed", masked)], masks=moving)
-    for ours, theirs in zip(run.model.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    net = original()
+    head = {id(p) for p in net.head.parameters()}
+    moving = [torch.full_like(p, id(p) in head, dtype=torch.bool) for p in net.parameters()]
+    assert_defined(
+        HeadDistillation(RECIPE),
+        ["mixed"],
+        lambda run: reference(run, [("mixed", masked)], masks=moving),
+    )
 
 
 def test_head_distillation_leaves_the_encoder_as_it_was() -> None:
@@ -160,10 +189,10 @@ def test_head_distillation_leaves_the_encoder_as_it_was() -> None:
 
 def test_salun_is_its_definition() -> None:
     method = SalUn(RandomLabel(RECIPE), density=0.4)
-    run, _ = trained(method)
-    expected = reference(run, [("mixed", relabeled)], masks=masks_of(method))
-    for ours, theirs in zip(run.model.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    masks = list(method.prepare(run_in_doubles(method)).masks.values())
+    assert_defined(
+        method, ["mixed"], lambda run: reference(run, [("mixed", relabeled)], masks=masks)
+    )
 
 
 @pytest.mark.parametrize("draw", ["other", "retained", "any"])
