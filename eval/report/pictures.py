@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from letheon.eval.report.definitions import define, format_value
 from letheon.eval.report.plots import (
@@ -310,7 +312,7 @@ def domain_matrix(prepared: Prepared) -> Picture:
         values = [[line.get(column) for column in columns] for line in table.values()]
         return Panel(row["name"], list(table), columns, values)
 
-    svg = heat([panel_of(row) for row in shown], ("tested on", "neighbours from"))
+    svg = heat(_join_retrained(shown, panel_of), ("tested on", "neighbours from"))
     caption = "k-NN accuracy in per cent: neighbours of one domain vote on images of another."
     alt = f"Heat maps of k-NN accuracy, domain by domain, for {_names(shown)}."
     return embed_svg(title, caption, svg, alt)
@@ -322,14 +324,33 @@ def knn_confusion(prepared: Prepared) -> Picture:
     shown = select_rows(prepared, key)
     if not shown:
         return Picture(title, f'Left out: no model\'s row has "{key}".')
-    panels = [
-        Panel(row["name"], row[key]["rows"], row[key]["columns"], row[key]["shares"])
-        for row in shown
-    ]
-    svg = heat(panels, ("called", "forgotten class"))
+
+    def panel_of(row: Row) -> Panel:
+        table = row[key]
+        return Panel(row["name"], table["rows"], table["columns"], table["shares"])
+
+    svg = heat(_join_retrained(shown, panel_of), ("called", "forgotten class"))
     caption = "What nearest neighbours in feature space call each forgotten class, in per cent."
     alt = f"Heat maps of what forgotten classes are called, for {_names(shown)}."
     return embed_svg(title, caption, svg, alt)
+
+
+def _join_retrained(rows: Sequence[Row], panel_of: Callable[[Row], Panel]) -> list[Panel]:
+    """Lay out a panel a row; several retrained models of equal headings share one, their mean."""
+    shared: dict[Any, list[Panel]] = {}
+    for row in rows:
+        panel = panel_of(row)
+        alike = (tuple(panel.rows), tuple(panel.columns)) if row["role"] == "retrained" else None
+        shared.setdefault(alike or row["name"], []).append(panel)
+    panels = []
+    for of in shared.values():
+        one = of[0]
+        if len(of) > 1:
+            cells = zip(*(np.array(panel.values, float) for panel in of), strict=True)
+            mean = [np.mean(lines, axis=0).tolist() for lines in cells]
+            one = Panel(f"retrained, mean of {len(of)}", one.rows, one.columns, mean)
+        panels.append(one)
+    return panels
 
 
 def _names(rows: list[Row]) -> str:
@@ -340,6 +361,9 @@ def embeddings(prepared: Prepared) -> Picture:
     """Draw t-SNE of the forgotten classes before (original) and after."""
     title, key = "t-SNE of the forgotten classes, before and after", "embedding"
     shown = select_rows(prepared, key)
+    first = next((row for row in prepared.of_role("retrained") if row.get(key)), None)
+    several = sum(row["role"] == "retrained" for row in shown)
+    shown = [row for row in shown if row is first or row["role"] != "retrained"]
     if len(shown) < 2 or shown[0]["role"] != "original":
         return Picture(title, f'Left out: "{key}" is needed of the original and of another model.')
     known = next((row["classes"] for row in prepared.rows if row.get("classes")), None)
@@ -357,6 +381,8 @@ def embeddings(prepared: Prepared) -> Picture:
         "Colored: held-out images of the forgotten classes; grey: of others. Each model is "
         "embedded by itself: look whether the classes stand apart, not where."
     )
+    if several > 1:
+        caption += f" Of {several} retrained models the first."
     alt = f"Embeddings of {', '.join(looks_of)} in {_names(shown)}."
     return embed_svg(title, caption, clouds(panels, looks_of), alt)
 

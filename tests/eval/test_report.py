@@ -285,6 +285,36 @@ def test_the_same_rows_give_the_same_bytes(written: dict[str, str], tmp_path: Pa
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == written["report.html"]
 
 
+def test_several_retrained_models_share_one_heat_map_and_one_cloud(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pictures of a panel a model do not grow with the retrained ones; theirs holds the mean."""
+    panels: list[Any] = []
+    monkeypatch.setattr(pictures, "heat", lambda of, labels: panels.append(of) or "")
+    monkeypatch.setattr(pictures, "clouds", lambda of, looks: panels.append(of) or "")
+    rows = full()
+    rows[2]["domain_matrix"]["A"]["B"] = None  # not known of one, so not of the mean
+    prepared = prepare(rows, {}, None)
+    of_domains = pictures.domain_matrix(prepared)
+    pictures.knn_confusion(prepared)
+    of_clouds = pictures.embeddings(prepared)
+    domains, confusion, points = panels
+    others = ["Original", "SalUn | $50_% <b>", "Head distillation"]
+    for of in (domains, confusion):
+        assert {panel.title for panel in of} == {*others, "retrained, mean of 3"} and len(of) == 4
+    [mean] = [panel.values for panel in domains if panel.title.startswith("retrained")]
+    for i, one in enumerate("AB"):
+        for j, to in enumerate("AB"):
+            known = [row["domain_matrix"][one][to] for row in rows[1:4]]
+            if None in known:
+                assert np.isnan(mean[i][j])
+            else:
+                assert mean[i][j] == pytest.approx(sum(known) / 3)
+    assert [panel.title for panel in points] == ["Original", "Retrained 0", *others[1:]]
+    assert "Of 3 retrained models the first" in of_clouds.caption
+    assert "Retrained 2" in of_domains.alt
+
+
 def test_missing_ingredients_are_excused_not_drawn(tmp_path: Path) -> None:
     write.write_report([{"name": "alone", "knn": 0.5}], tmp_path)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
