@@ -267,9 +267,24 @@ def _one_line() -> Iterator[None]:
                 parts[-1] += line.strip("│| ").split()
         bodies = [" ".join(part) for part in parts if part]
         body = [text for text in bodies if "helptext" not in text][-1]
-        raise InputError(
-            f"{body.rstrip('.')}; letheon {script_name()} --help lists what there is"
-        ) from None
+        body = _say_expected(body.rstrip("."))
+        raise InputError(f"{body}; letheon {script_name()} --help lists what there is") from None
+
+
+_MISREAD = (
+    (r"invalid literal for int\(\) with base 10: '(.*)'", "a whole number"),
+    (r"could not convert string to float: '(.*)'", "a number"),
+    (r"Could not find valid parse for arguments: \[(.*)\]", "values of another kind"),
+)
+"""What the parser says of a value that it cannot read, and what it wanted."""
+
+
+def _say_expected(body: str) -> str:
+    """Say what was got and expected where the parser only says how it failed."""
+    for text, expected in _MISREAD:
+        if found := re.fullmatch(rf"Error parsing (\S+): {text}", body):
+            return f"got {found[1]} {found[2]}; expected {expected}"
+    return body
 
 
 def method_choice() -> Any:
