@@ -245,8 +245,10 @@ def measure(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
         lambda one: comparison_facts(settings, one.request, one.opened or one.data, ranks),
     )
     notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
-    for line in notes if ranks.main else ():
-        say(line)
+    if ranks.main:
+        slower = settings.precision.resolve(ranks.device).slower(ranks.device)
+        for line in filter(None, (*notes, slower)):
+            say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
     measuring = _measuring(settings, comparison, ranks, finished)
     before = together(ranks, lambda: find_same_table(settings, measuring, keep))

@@ -31,7 +31,7 @@ from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.factory import kind_of
 from letheon.methods.saliency import mask_facts, require_densities, saliency_masks, save_masks
-from letheon.progress import note
+from letheon.progress import note, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
         plan, run = together(
             ranks, lambda: settings.plan(ranks, opened), lambda one: plan_facts(*one)
         )
+        if ranks.main and (slower := run.precision.slower(ranks.device)):
+            say(slower)
         if run.splits:
             shard_run(run)
         else:
