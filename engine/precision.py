@@ -127,23 +127,6 @@ class Precision:
         line = f"dtype {dtype}: a product in bf16 is {gain:.2f} times as fast as in fp32 here"
         return replace(self, dtype=dtype), f"{line}; bf16 is taken from {LEAST_GAIN} on"
 
-    def slower(self, device: torch.device) -> str:
-        """Say that the named format is slower than fp32 on this device; "" where it is not.
-
-        A CPU is measured, once a process; what is computed does not depend on it.
-        """
-        if self.dtype != "bf16":
-            return ""
-        if device.type == "cuda":
-            if torch.cuda.is_bf16_supported(including_emulation=False):
-                return ""
-            return "dtype bf16: this GPU has no instructions for it; use --dtype fp16 or fp32"
-        gain = bf16_gain()
-        if gain >= 1:
-            return ""
-        text = f"a product in bf16 is {gain:.2g} times as fast as in fp32 on this CPU"
-        return f"dtype bf16: {text}; use --dtype fp32"
-
     def reduction(self, world: int) -> Literal["none", "ddp", "flat", "shard"]:
         """Choose how `world` ranks average their gradients; one rank may ask for flat buffers."""
         if self.reduce == "shard":
@@ -183,6 +166,24 @@ class Precision:
     def scales_loss(self) -> bool:
         """Whether gradients need loss scaling to survive the number format."""
         return self.dtype == "fp16"
+
+
+def say_slower(precision: Precision, device: torch.device) -> str:
+    """Say that the named format is slower than fp32 on this device; "" where it is not.
+
+    A CPU is measured, once a process; what is computed does not depend on it.
+    """
+    if precision.dtype != "bf16":
+        return ""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return ""
+        return "dtype bf16: this GPU has no instructions for it; use --dtype fp16 or fp32"
+    gain = bf16_gain()
+    if gain >= 1:
+        return ""
+    text = f"a product in bf16 is {gain:.2g} times as fast as in fp32 on this CPU"
+    return f"dtype bf16: {text}; use --dtype fp32"
 
 
 @cache

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from letheon.engine.distributed import Ranks, gather_objects
-from letheon.engine.precision import Precision, bf16_gain
+from letheon.engine.precision import Precision, bf16_gain, say_slower
 from letheon.engine.runs.agreement import describe_shared_gpus, name_gpu
 from letheon.engine.runs.run_folder import revision, versions
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -178,7 +178,7 @@ def _devices(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
         "device", "ok",
         f"{card.name}, {card.total_memory / GIB:.0f} GiB, sm_{card.major}{card.minor}, NCCL {nccl}",
     )  # fmt: skip
-    if slower := Precision("bf16").slower(ranks.device):
+    if slower := say_slower(Precision("bf16"), ranks.device):
         yield Finding("bf16", "ok", f"{slower}; --dtype auto computes in fp32")
     if len(kinds) > 1:
         return

@@ -34,6 +34,7 @@ from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.models.original_check import Look, check_original
+from letheon.engine.precision import say_slower
 from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
@@ -246,7 +247,7 @@ def measure(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
     )
     notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
     if ranks.main:
-        slower = settings.precision.resolve(ranks.device).slower(ranks.device)
+        slower = say_slower(settings.precision, ranks.device)
         for line in filter(None, (*notes, slower)):
             say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)

@@ -26,7 +26,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.batch_norm import check_kinds
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
-from letheon.engine.precision import Precision
+from letheon.engine.precision import Precision, say_slower
 from letheon.engine.ranks.flight import write_flights_to
 from letheon.engine.ranks.watch import PLACE, STACKS
 from letheon.engine.recipe import Recipe
@@ -125,7 +125,7 @@ class Plan:
         data, forget = self.split
         notes = list_notes({"train": data.train})
         precision = self.job.precision.resolve(ranks.device)
-        if ranks.main and (slower := precision.slower(ranks.device)):
+        if ranks.main and (slower := say_slower(precision, ranks.device)):
             notes.append(slower)
         if like is not None and not _same_images(like, data.train):
             like = None

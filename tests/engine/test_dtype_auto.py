@@ -14,7 +14,7 @@ from letheon.engine import precision as module
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Run
-from letheon.engine.precision import LEAST_GAIN, Precision, bf16_gain
+from letheon.engine.precision import LEAST_GAIN, Precision, bf16_gain, say_slower
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.run_folder import Record
 from letheon.methods.finetune import Finetune
@@ -88,7 +88,7 @@ def test_a_cuda_device_takes_bf16_where_it_has_it(
     for tune_step in (False, True):
         precision = Precision(tune_step=tune_step).resolve(cuda)
         assert precision == Precision(dtype, tune_step=tune_step)  # type: ignore[arg-type]
-    slower = Precision("bf16").slower(cuda)
+    slower = say_slower(Precision("bf16"), cuda)
     assert slower == "" if has_bf16 else slower.endswith("use --dtype fp16 or fp32")
 
 
@@ -106,7 +106,7 @@ def test_a_format_that_is_slower_here_is_taken_and_said(
     dtype: str, gain: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "bf16_gain", lambda: gain)
-    line = Precision(dtype).slower(CPU)  # type: ignore[arg-type]
+    line = say_slower(Precision(dtype), CPU)  # type: ignore[arg-type]
     assert line == (f"dtype bf16: a product in bf16 is {said}" if said else "")
 
 
@@ -175,7 +175,7 @@ def test_every_command_that_computes_says_so_once(
 ) -> None:
     monkeypatch.setattr(module, "bf16_gain", lambda: 0.02)
     monkeypatch.setattr(Precision, "autocast", lambda *_: nullcontext())  # it would take a minute
-    said = Precision("bf16").slower(CPU)
+    said = say_slower(Precision("bf16"), CPU)
     base, slow = ("--data", "digits", "--device", "cpu"), ("--dtype", "bf16")
     start, request = tmp_path / "start", ("--forget", "class:3")
     commands = {
