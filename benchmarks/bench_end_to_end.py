@@ -174,7 +174,7 @@ def _step(side: Side, step: str, methods: Sequence[str]) -> list[Any] | None:
         done = side.together(methods)
     else:
         done = side.evaluate(methods) if step == "evaluate" else side.forget(step)
-    return done and [done.wall, done.cpu, done.parts]
+    return None if done is None else [done.wall, done.cpu, done.parts]
 
 
 def timings(
