@@ -178,12 +178,12 @@ def say_slower(precision: Precision, device: torch.device) -> str:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return ""
-        return "dtype bf16: this GPU has no instructions for it; use --dtype fp16 or fp32"
+        return "dtype bf16: this GPU has no instructions for it; use dtype fp16 or fp32"
     gain = bf16_gain()
     if gain >= 1:
         return ""
     text = f"a product in bf16 is {gain:.2g} times as fast as in fp32 on this CPU"
-    return f"dtype bf16: {text}; use --dtype fp32"
+    return f"dtype bf16: {text}; use dtype fp32"
 
 
 @cache

@@ -57,10 +57,10 @@ class Journal:
 
 
 @contextmanager
-def work_folder(kept: Path | None) -> Iterator[Path]:
-    """The folder that is kept, or one that goes at the end."""
-    if kept is not None:
-        yield kept
+def work_folder(folder: Path | None) -> Iterator[Path]:
+    """The folder, which is kept; without one, another that goes at the end."""
+    if folder is not None:
+        yield folder
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory() as other:
+        yield Path(other)

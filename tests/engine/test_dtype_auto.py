@@ -89,14 +89,14 @@ def test_a_cuda_device_takes_bf16_where_it_has_it(
         precision = Precision(tune_step=tune_step).resolve(cuda)
         assert precision == Precision(dtype, tune_step=tune_step)  # type: ignore[arg-type]
     slower = say_slower(Precision("bf16"), cuda)
-    assert slower == "" if has_bf16 else slower.endswith("use --dtype fp16 or fp32")
+    assert slower == "" if has_bf16 else slower.endswith("use dtype fp16 or fp32")
 
 
 @pytest.mark.parametrize(
     ("dtype", "gain", "said"),
     [
-        ("bf16", 0.019, "0.019 times as fast as in fp32 on this CPU; use --dtype fp32"),
-        ("bf16", 0.49, "0.49 times as fast as in fp32 on this CPU; use --dtype fp32"),
+        ("bf16", 0.019, "0.019 times as fast as in fp32 on this CPU; use dtype fp32"),
+        ("bf16", 0.49, "0.49 times as fast as in fp32 on this CPU; use dtype fp32"),
         ("bf16", 1.0, ""),
         ("fp32", 0.019, ""),
         ("auto", 0.019, ""),
