@@ -19,7 +19,7 @@ SOLVER = "each round of a solver that stops by what it finds"
 PLACES: dict[str, str] = {
     "engine/health.py:check_finite": EPOCH,
     "engine/health.py:measure_pair": ONCE,
-    "engine/loop.py:_feed_epoch": EPOCH,
+    "engine/loop.py:_place": EPOCH,
     "engine/memory/sample_rows.py:SampleRows.share": ONCE,
     "engine/memory/sharding.py:whole_copy": ONCE,
     "engine/memory/shards.py:copy_to_first": SAVE,
