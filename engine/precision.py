@@ -190,7 +190,7 @@ def say_slower(precision: Precision, device: torch.device) -> str:
 def bf16_gain() -> float:
     """Measure how many times as fast as in fp32 this CPU multiplies two matrices in bf16.
 
-    One thread and its own processor time, so that neighbours matter little; takes some 30 ms, 0.3 s
+    One thread and its own processor time, so that neighbours matter little; takes some 30 ms, 0.2 s
     where there are no instructions for bf16, and draws no random numbers.
     """
     pairs = [torch.ones(_SIDE, _SIDE, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
