@@ -2,30 +2,34 @@
 
     python benchmarks/bench_end_to_end.py                       # drawn images
     python benchmarks/bench_end_to_end.py --photos imagenette   # train/<class>/, val/<class>/
+    python benchmarks/bench_end_to_end.py --photos imagenette --scale 10 --resume build/end
     python benchmarks/bench_end_to_end.py --device cuda --ranks 8 --out results/end_to_end_gpu.csv
 
 FT, GA, SalUn and SPKD, then one table of the original, the retrained and the four. Each is a
 process of its own, the sides in turn; a setting is repeated as often as `--repeats` and `--minutes`
-allow. Each process is a row ("process") as soon as it ends; the summary follows. The exit code is 1
-where ours in float32 differs from the baseline beyond tolerance.
+allow. Each process is a row ("process") as soon as it ends; the summary follows. With `--resume`
+the same command goes on behind the last process that ended. The exit code is 1 where ours in
+float32 differs from the baseline beyond tolerance.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from baseline.training import Name
+from end_to_end.journal import Journal, work_folder
 from end_to_end.photographs import fit_counts, gather
 from end_to_end.sides import METHODS, TOGETHER, Setting, Side, Spent, starting_models
-from harness import PARTS, Results, Row, row
+from harness import PARTS, Results, Row, describe_cpu, revision, row
 from plot import read, table
 from safetensors.torch import load_file
 
@@ -74,13 +78,24 @@ class Options:
     """Processes of ours, by torchrun; the baseline knows one device."""
     bf16: bool = True
     """Ours in bfloat16 too; its differences are shown, not judged."""
+    resume: Path | None = None
+    """Folder of images, models and what has been measured, which is kept; a call that was cut off
+    goes on from there, and adds its rows to those of `out`."""
 
 
 def main(options: Options) -> int:
     """Run all, write the rows, print the ratios; the exit code."""
-    results = Results(options.out)
+    with work_folder(options.resume) as folder:
+        facts = asdict(options) | {"resume": "", "revision": revision(), "device": describe_cpu()}
+        journal = Journal(folder, {key: str(value) for key, value in facts.items()})
+        return compare(options, folder, journal)
+
+
+def compare(options: Options, folder: Path, journal: Journal) -> int:
+    """As `main`, in a folder to work in."""
+    results = Results(options.out, append=journal.goes_on)
     far: list[str] = []
-    for name in options.settings:
+    for number, name in enumerate(options.settings):
         setting = SETTINGS[name]
         once = () if options.every else setting.once
         counts = fit_counts(options.photos, setting.counts, options.scale)
@@ -88,40 +103,56 @@ def main(options: Options) -> int:
         text = f"{name}: train, val and downstream of {counts} images a class"
         print(f"{text}; the photographs are too few for {goal}" if fewer else text, flush=True)
         setting = replace(setting, counts=counts, once=once)
-        with tempfile.TemporaryDirectory() as folder:
-            far += one_setting(setting, options, Path(folder), results)
+        place = folder / f"setting-{number}"
+        far += journal.keep(
+            f"setting {name}", partial(one_setting, setting, options, place, results, journal)
+        )
+        shutil.rmtree(
+            place, ignore_errors=True
+        )  # its images and models; what was measured is in the journal
     print(f"\n{table(read(options.out))}")
     print("\n".join(f"beyond tolerance: {text}" for text in far))
     return int(bool(far))
 
 
-def one_setting(setting: Setting, options: Options, root: Path, results: Results) -> list[str]:
+def one_setting(
+    setting: Setting, options: Options, root: Path, results: Results, journal: Journal
+) -> list[str]:
     """Run all sides in one setting; returns what differs beyond tolerance."""
-    source = gather(options.photos, root / "images", setting.counts)
+    start = f"start {setting.name}"
+    if start not in journal:
+        shutil.rmtree(root, ignore_errors=True)
+        gather(options.photos, root / "images", setting.counts)
+    source = "drawn" if options.photos is None else options.photos.name
     name = f"{setting.name}, {source}"
     if setting.counts != SETTINGS[setting.name].counts:
         name += f", {setting.counts[0]} a class"
     setting = replace(setting, name=name)
-    starting_models(setting, root)
+    journal.keep(start, partial(starting_models, setting, root))
     sides = [Side("baseline", setting, root, options.device)]
     for dtype in ("fp32", "bf16") if options.bf16 else ("fp32",):
         sides.append(
             Side(f"ours {dtype}", setting, root, options.device, dtype, options.ranks)
         )  # fmt: skip
     spent: dict[tuple[str, str], list[Spent]] = {}
-    start = time.perf_counter()
+    begun, earlier = time.perf_counter(), 0.0  # seconds of processes that an earlier call ran
     for repeat in range(options.repeats):
         now = [m for m in (*options.methods, TOGETHER) if not repeat or m not in setting.once]
         last = (runs[-1].wall for (_, step), runs in spent.items() if step not in setting.once)
-        if repeat and time.perf_counter() - start + sum(last) > 60 * options.minutes:
+        if repeat and time.perf_counter() - begun + earlier + sum(last) > 60 * options.minutes:
             break
         for step in ("prepare", *now, "evaluate"):
             for side in sides if repeat % 2 == 0 else reversed(sides):
-                done = _step(side, step, options.methods)
-                if done is not None:
-                    spent.setdefault((side.name, step), []).append(done)
+                key = f"{setting.name}: {step}, {side.name}, repeat {repeat}"
+                known = key in journal
+                done = journal.keep(key, partial(_step, side, step, options.methods))
+                if done is None:
+                    continue
+                spent.setdefault((side.name, step), []).append(Spent(*done))
+                earlier += done[0] if known else 0.0
+                if not known:
                     x = f"{setting.name}: {step}"
-                    results.add([_row(side.name, [done.wall], "process", "s", x, options.device)])
+                    results.add([_row(side.name, [done[0]], "process", "s", x, options.device)])
     far = []
     names = [side.name for side in sides]
     results.add(timings(setting, names, spent, options.device, options.methods))
@@ -133,14 +164,17 @@ def one_setting(setting: Setting, options: Options, root: Path, results: Results
     return far
 
 
-def _step(side: Side, step: str, methods: Sequence[str]) -> Spent | None:
+def _step(side: Side, step: str, methods: Sequence[str]) -> list[Any] | None:
+    """What one process took, as JSON keeps it; from nothing, whatever one cut off has left."""
     folder = {"prepare": "prepared", "evaluate": "table"}.get(step, step)
     shutil.rmtree(side.place / folder, ignore_errors=True)
     if step == "prepare":
-        return side.prepare()
-    if step == TOGETHER:
-        return side.together(methods)
-    return side.evaluate(methods) if step == "evaluate" else side.forget(step)
+        done = side.prepare()
+    elif step == TOGETHER:
+        done = side.together(methods)
+    else:
+        done = side.evaluate(methods) if step == "evaluate" else side.forget(step)
+    return None if done is None else [done.wall, done.cpu, done.parts]
 
 
 def timings(

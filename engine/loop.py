@@ -21,48 +21,40 @@ sample once whatever the number of ranks.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from letheon.engine.checkpoints.loop_state import (
     Course,
     collect,
     pass_state,
-    restore,
     share_state,
 )
 from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import tensors_digest, weights_digest
+from letheon.engine.checkpoints.run_state import RunState
 from letheon.engine.compiled import CodeFile, Start, cache_watch
-from letheon.engine.distributed import gather_objects, require_equal, sum_over_ranks
-from letheon.engine.health import check_finite, explain_step, measure_accuracies
+from letheon.engine.distributed import require_equal
+from letheon.engine.health import check_finite, measure_accuracies
 from letheon.engine.memory.sharding import check_sharding, shard_run
 from letheon.engine.memory.shards import own_parts
-from letheon.engine.method import BackTo, Decision, Method, Phase, Run
-from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
-from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
-from letheon.engine.numbers.tally import Tally, audit
-from letheon.engine.ranks.watch import PLACE
-from letheon.engine.runs.progress import Progress, Shown, TrainingLine
-from letheon.engine.step import Step, assemble
+from letheon.engine.method import BackTo, Decision, Method, Run
+from letheon.engine.passes.one_pass import Log, Pass, goes_back
+from letheon.engine.runs.progress import TrainingLine
+from letheon.engine.step import assemble
 from letheon.errors import RunFailed
-from letheon.loaders.batch import Batch, Loader, Stream
+from letheon.loaders.batch import Loader
 from letheon.progress import say
-from letheon.spans import span
 
 if TYPE_CHECKING:
     from letheon.engine.checkpoints.saver import Saver
 
-Log = Callable[..., None]
-"""Called as log(kind, **numbers); a no-op on all ranks but the first."""
+Shapes = dict[str, tuple[int, ...]]
+"""Of a network's weights and statistics, by key."""
 
 
 @dataclass
@@ -117,8 +109,34 @@ def passes(
     What lies before, between and after the passes is done here, and `seconds` filled in. Raises as
     `run_method`.
     """
-    run.epoch = run.epoch.to(run.ranks.device)
     known = len(run.notes)
+    shapes = _place(method, run, saver)
+    course = _prepare(method, run, seconds)
+    for note in run.notes[known:]:
+        log("note", text=note)
+    code, cache = CodeFile(run.precision.compile_file, run.ranks.main), cache_watch()
+    run.sweeps = None
+    saved = saver.start(course) if saver is not None else None
+    for epoch in range(course.epoch, run.recipe.epochs):
+        saved = yield from _feed_epoch(method, course, epoch, saved, log, saver)
+        code.save()
+        check_finite(run, f"after step {course.steps}, the end of epoch {epoch}")
+        if saver is not None and epoch + 1 < run.recipe.epochs and _shapes(run) == shapes:
+            saver.note_finite(epoch)
+        if _decide(method, course, epoch, log) != "go on":
+            break
+        course.epoch, course.phase = epoch + 1, 0
+        if saver is not None and course.epoch < run.recipe.epochs:
+            saver.after_epoch()
+    course.step.finish()
+    seconds.compile, seconds.start = course.step.compile_seconds, cache()
+    seconds.train -= seconds.compile
+    _finish(method, course, shapes)
+
+
+def _place(method: Method, run: Run, saver: Saver | None) -> Shapes:
+    """Before the method's first word: device, number format, split; the network's shapes then."""
+    run.epoch = run.epoch.to(run.ranks.device)
     if saver is not None:
         saver.prepare(run)
     _settle_precision(run)
@@ -127,7 +145,11 @@ def passes(
         shard_run(run)
     else:
         run.precision.apply(run.model, run.ranks.device)
-    shapes = _shapes(run)
+    return _shapes(run)
+
+
+def _prepare(method: Method, run: Run, seconds: Seconds) -> Course:
+    """Let the method prepare, on the clock; then the step that all its phases share."""
     started = time.perf_counter()
     state = method.prepare(run) or State()
     state_dict(state)  # a field that cannot be saved is refused before the first step
@@ -137,55 +159,62 @@ def passes(
     seconds.prepare = time.perf_counter() - started
     if run.sweeps is not None:
         seconds.prepare += run.sweeps.seconds
-    step = assemble(method, run, state)
-    course = Course(run, step, state, seconds, sources)
-    for note in run.notes[known:]:
-        log("note", text=note)
-    code, cache = CodeFile(run.precision.compile_file, run.ranks.main), cache_watch()
-    run.sweeps = None
-    saved = saver.start(course) if saver is not None else None
-    for epoch in range(course.epoch, run.recipe.epochs):
-        run.epoch.fill_(epoch)
-        run.epoch_number = epoch
-        phases = method.phases(run, state, epoch)
-        for number, phase in enumerate(phases):
-            if number < course.phase:
-                continue  # before the run was stopped
-            later = len(phases) - 1 - number
-            before, saved = saved, None
-            if before is None and run.recipe.on_nonfinite == "rollback":
-                before = share_state(collect(course), run.ranks)
-                if before is not None and saver is not None:
-                    saver.note_log(before)
-            course.anchor = before
-            turn: Pass | None = None
-            while turn is None or _goes_back(turn, course, saver):
-                earlier, turn = turn, Pass(run, step, phase, epoch, later, log, sources)
-                if before is not None and (own := pass_state(before, run.ranks)) is not None:
-                    turn.load_state_dict(*own)
-                if earlier is not None:
-                    turn.bad = earlier.bad
-                course.now = one = turn
-                yield one
-            one.close()
-            course.now, course.phase = None, number + 1
-            course.steps += one.steps
-            seconds.train += time.perf_counter() - one.started
-            seconds.together = max(seconds.together, one.together)
-        code.save()
-        check_finite(run, f"after step {course.steps}, the end of epoch {epoch}")
-        if saver is not None and epoch + 1 < run.recipe.epochs and _shapes(run) == shapes:
-            saver.note_finite(epoch)
-        decision = _decide(method, run, state, epoch, course.snapshots, log)
-        if decision != "go on":
-            break
-        course.epoch, course.phase = epoch + 1, 0
-        if saver is not None and course.epoch < run.recipe.epochs:
-            saver.after_epoch()
-    step.finish()
-    seconds.compile, seconds.start = step.compile_seconds, cache()
-    seconds.train -= seconds.compile
-    method.finish(run, state)
+    return Course(run, assemble(method, run, state), state, seconds, sources)
+
+
+def _feed_epoch(
+    method: Method,
+    course: Course,
+    epoch: int,
+    saved: RunState | None,
+    log: Log,
+    saver: Saver | None,
+) -> Generator[Pass, None, RunState | None]:
+    """Yield the passes of one epoch, a pass again where it is rolled back.
+
+    The first pass goes on from `saved`, the state that was found; returned where none has.
+    """
+    run = course.run
+    run.epoch.fill_(epoch)
+    run.epoch_number = epoch
+    phases = method.phases(run, course.state, epoch)
+    for number, phase in enumerate(phases):
+        if number < course.phase:
+            continue  # before the run was stopped
+        later = len(phases) - 1 - number
+        before, saved = saved, None
+        if before is None and run.recipe.on_nonfinite == "rollback":
+            before = share_state(collect(course), run.ranks)
+            if before is not None and saver is not None:
+                saver.note_log(before)
+        course.anchor = before
+        turn: Pass | None = None
+        while turn is None or goes_back(turn, course, saver):
+            earlier = turn
+            turn = Pass(run, course.step, phase, epoch, later, log, course.sources)
+            if before is not None and (own := pass_state(before, run.ranks)) is not None:
+                turn.load_state_dict(*own)
+            if earlier is not None:
+                turn.bad = earlier.bad
+            course.now = turn
+            yield turn
+        turn.close()
+        _count(course, turn, number)
+    return saved
+
+
+def _count(course: Course, one: Pass, number: int) -> None:
+    """A pass is over: the next state that is saved begins behind it."""
+    course.now, course.phase = None, number + 1
+    course.steps += one.steps
+    course.seconds.train += time.perf_counter() - one.started
+    course.seconds.together = max(course.seconds.together, one.together)
+
+
+def _finish(method: Method, course: Course, shapes: Shapes) -> None:
+    """After the last epoch: the method's last word, and what must hold of the weights."""
+    run = course.run
+    method.finish(run, course.state)
     if hasattr(run.model, "extra"):
         del run.model.extra
     _check_shapes(method, run, shapes)
@@ -201,22 +230,16 @@ def _require_equal(run: Run, what: str) -> None:
     require_equal(run.ranks, what, digest)
 
 
-def _decide(
-    method: Method,
-    run: Run,
-    state: State,
-    epoch: int,
-    snapshots: list[dict[str, Tensor]],
-    log: Log,
-) -> Decision:
+def _decide(method: Method, course: Course, epoch: int, log: Log) -> Decision:
     """Ask the method what comes after an epoch, if it has an answer; go back where it says so."""
     if not method.watches_epochs:
         return "go on"
+    run, snapshots = course.run, course.snapshots
     if method.goes_back:
         net = own_parts(run.model.net.state_dict())
         snapshots.append({key: value.cpu().clone() for key, value in net.items()})
     accuracies = measure_accuracies(run, method.reads_accuracies)
-    decision = method.after_epoch(run, state, accuracies)
+    decision = method.after_epoch(run, course.state, accuracies)
     log("after epoch", epoch=epoch, decision=str(decision), **accuracies._asdict())
     if isinstance(decision, BackTo):
         if not 0 <= decision.epoch < len(snapshots):
@@ -249,11 +272,11 @@ def _open_sources(method: Method, run: Run) -> dict[str, Loader]:
     return {name: run.open_images(images) for name, images in found.items() if run.open_images}
 
 
-def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+def _shapes(run: Run) -> Shapes:
     return {key: tuple(value.shape) for key, value in run.model.net.state_dict().items()}
 
 
-def _check_shapes(method: Method, run: Run, before: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(method: Method, run: Run, before: Shapes) -> None:
     """Refuse a model whose keys or shapes are not those it started with."""
     after = _shapes(run)
     odd = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
@@ -263,235 +286,3 @@ def _check_shapes(method: Method, run: Run, before: dict[str, tuple[int, ...]]) 
             f"{len(odd) - 1} more); expected {before.get(odd[0])}, as the network had; "
             "the method's finish must remove or merge what it added"
         )
-
-
-class Pass:
-    """One phase of one epoch: it is begun, fed all its batches and closed."""
-
-    def __init__(
-        self,
-        run: Run,
-        step: Step,
-        phase: Phase,
-        epoch: int,
-        later: int,
-        log: Log,
-        sources: dict[str, Loader],
-    ):
-        self.run, self.step, self.phase, self.log = run, step, phase, log
-        self.epoch = epoch
-        self.later = later  # passes that follow in the same epoch
-        self.loader = sources.get(phase.source, run.loader)
-        self.stream = run.stream(phase)
-        self.steps = self.loader.steps(self.stream)
-        self.together = 1  # runs that are fed in this pass
-        self.losses: dict[str, float] = {}  # mean loss by phase, once it is closed
-        self._tallies = [Tally(phase, self.steps)]
-        if phase.beside is not None:
-            self._tallies.append(Tally(phase.beside, -(-self.steps // phase.every)))
-        self._sources = sources
-        self._saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        self.skip = 0  # steps that were taken before the run was stopped
-        self.bad: Nonfinite = {}  # steps that an earlier turn has found, and this one leaves out
-
-    @property
-    def shareable(self) -> bool:
-        """True where its batches are those of one stream of the training set."""
-        return self.phase.source == "train" and self.phase.beside is None
-
-    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
-        """This rank's batches of the phase, each with that of the phase beside it."""
-        main = self.loader.train(self.stream, self.epoch, self.skip)
-        if self.phase.beside is None:
-            yield from zip(main, repeat(None), strict=False)
-            return
-        loader, stream = _reading(self, 1)
-        others = loader.train(stream, self.epoch, -(-self.skip // self.phase.every))
-        for position, batch in enumerate(main, self.skip):
-            yield batch, next(others) if position % self.phase.every == 0 else None
-        assert next(others, None) is None
-
-    def begin(self) -> None:
-        """Before the first batch."""
-        set_mode(self.run, self.phase)
-        for tally in self._tallies:
-            tally.start(self.run)
-        self.compiled = self.step.compile_seconds
-        self.progress = _progress(self)
-        self.started = time.perf_counter()
-        for number, tally in enumerate(self._tallies):
-            tally.ask_for_rows(*_reading(self, number), self.epoch)
-        if self._saved is not None:
-            _continue(self, self._tallies, *self._saved)
-            self._saved = None
-
-    @property
-    def position(self) -> int:
-        """Steps taken, those before the run was stopped among them."""
-        return getattr(self._tallies[0], "position", self.skip)
-
-    @property
-    def doomed(self) -> bool:
-        """Whether the pass has met a bad step for which it will be rolled back; waits."""
-        rolls = self.run.recipe.on_nonfinite == "rollback"
-        return rolls and any(tally.list_bad() for tally in self._tallies)
-
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """This rank's tensors in the middle of the pass, and values that are ready for JSON.
-
-        Only the first rank's values are complete: it alone writes lines of progress.
-        """
-        return self._saved or _collect(self, self._tallies)  # saved: not begun again yet
-
-    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on where `state_dict` was asked, once the pass begins."""
-        self._saved = (tensors, values)
-        self.skip = values["tallies"][0]["position"]
-        self.bad = {int(number): steps for number, steps in values.get("bad", {}).items()}
-
-    @span("compute")
-    def take(self, batch: Batch, other: Batch | None = None) -> None:
-        """One optimization step on this rank's part of the next global batch.
-
-        `other` is that of the phase beside, which takes a step of its own after it.
-        """
-        PLACE.start_step(f"phase {self.phase.name} of epoch {self.epoch}")
-        tallies = iter(self._tallies)
-        for number, part in enumerate((batch, other)):
-            if part is not None:
-                tally = next(tallies)
-                if tally.position in self.bad.get(number, ()):
-                    tally.position += 1
-                else:
-                    self._take(tally, tally.attach_rows(part.to(self.run.ranks.device)))
-
-    def _take(self, tally: Tally, batch: Batch) -> None:
-        run, phase = self.run, tally.phase
-        if len(self._tallies) > 1:
-            set_mode(run, phase)
-        moment = self.epoch + tally.position / tally.steps
-        tally.rate = self.step.method.rate(run, phase.slot, moment)
-        with explain_step(run, phase, batch):
-            loss = self.step.take(phase, batch, tally.rate)
-        of_forget = run.forget[batch.index].sum() if phase.source == "train" else None
-        tally.add(loss, batch, of_forget, self.step.bad)
-        if self.progress is not None and tally is self._tallies[0]:
-            self.progress.step(tally.position, tally.sums, tally.rate)
-
-    def samples(self, number: int, position: int) -> list[int]:
-        """Numbers of the samples of a step of this pass (1: of the phase beside it), all ranks'.
-
-        They follow from seed, epoch and position. Every rank must call.
-        """
-        loader, stream = _reading(self, number)
-        batch = next(iter(loader.train(stream, self.epoch, position)))
-        everyone = gather_objects(batch.index.tolist(), self.run.ranks)
-        return [index for own in everyone for index in own]
-
-    def shown(self, name: str = "") -> Shown:
-        """What the line of progress shows of it; `name` is that of one of several runs."""
-        phase, epochs, tally = self.phase.name, self.run.recipe.epochs, self._tallies[0]
-        return Shown(name, phase, self.epoch, epochs, self.later, lambda: tally.sums, self.losses)
-
-    def close(self) -> None:
-        """After the last batch: one look at what they added up to."""
-        compiling = self.step.compile_seconds - self.compiled
-        if self.progress is not None:
-            self.progress.read()
-        for tally in self._tallies:
-            sum_over_ranks([tally.sums, *tally.counts], self.run.ranks)
-            tally.record(self.run)
-        for number, tally in enumerate(self._tallies):
-            bad = sorted({*self.bad.get(number, ()), *tally.list_bad()})
-            report(self, number, tally.phase.name, bad)
-        if not all(freezes_batch_norm(self.run, tally.phase) for tally in self._tallies):
-            idle = any(tally.phase.name in self.step.idle for tally in self._tallies)
-            parts = sum(tally.parts for tally in self._tallies)
-            average_batch_norm(self.run, parts if idle else None)
-        for number, tally in enumerate(self._tallies):
-            _close(self, number, tally, compiling)
-
-
-def _reading(one: Pass, number: int) -> tuple[Loader, Stream]:
-    """What the phase (1: the one beside it) reads, and from where."""
-    phase = one._tallies[number].phase
-    stream, loader = one.run.stream(phase), one._sources.get(phase.source, one.run.loader)
-    return loader, stream._replace(share=1.0, steps=one._tallies[1].steps) if number else stream
-
-
-def _goes_back(one: Pass, course: Course, saver: Saver | None) -> bool:
-    """After the last batch: whether the pass is to be done again, from the course's anchor."""
-    if one.run.recipe.on_nonfinite != "rollback":
-        return False
-    bad = leave_out(one.bad, [tally.list_bad() for tally in one._tallies], one.skip)
-    if bad == one.bad:
-        return False
-    assert course.anchor is not None
-    one.bad = bad
-    course.now = None
-    one.step.optimizers.clear()  # those that this pass has made; the others are restored
-    restore(course, course.anchor)
-    if saver is not None:
-        saver.cut_log(course.anchor)
-    return True
-
-
-def _close(one: Pass, number: int, tally: Tally, compiling: float) -> None:
-    run, phase = one.run, tally.phase
-    total, samples, forget, retain = tally.sums.tolist()
-    elapsed = time.perf_counter() - one.started - compiling
-    mean = total / samples if samples else math.nan
-    one.losses[phase.name] = mean
-    one.log(
-        "phase",
-        epoch=one.epoch,
-        phase=phase.name,
-        reads=phase.reads,
-        loss=mean if math.isfinite(mean) else str(mean),
-        forget_read=int(forget),
-        retain_read=int(retain),
-        lr=tally.rate,
-        dtype=run.precision.dtype,
-        seconds=elapsed,
-        compile_seconds=compiling,
-        images_per_second=samples / elapsed,
-        **({"together": one.together} if one.together > 1 else {}),
-        **({"source": phase.source} if phase.source != "train" else {}),
-    )
-    audit(phase, int(forget), int(retain))
-    if not math.isfinite(mean):
-        report_first(one, number, tally, mean)
-
-
-def _progress(one: Pass) -> Progress | None:
-    """Lines while the pass runs, where the recipe asks for them: the first rank's samples."""
-    if not one.run.recipe.log_every or not one.run.ranks.main:
-        return None
-    write = partial(one.log, "steps", epoch=one.epoch, phase=one.phase.name)
-    return Progress(one.run.recipe.log_every, write)
-
-
-def _collect(one: Pass, tallies: list[Tally]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `_continue` gives back to a pass."""
-    parts = [tally.state_dict(f"{k}.") for k, tally in enumerate(tallies)]
-    if one.progress is not None:
-        one.progress.read()
-    return {name: tensor for tensors, _ in parts for name, tensor in tensors.items()}, {
-        "tallies": [values for _, values in parts],
-        "progress": None if one.progress is None else list(one.progress.before),
-        "seconds": time.perf_counter() - one.started,
-        "compiling": one.step.compile_seconds - one.compiled,
-        **({"bad": {str(k): v for k, v in one.bad.items()}} if one.bad else {}),
-    }
-
-
-def _continue(
-    one: Pass, tallies: list[Tally], tensors: dict[str, Tensor], values: dict[str, Any]
-) -> None:
-    """Give a pass that has begun again the sums and clocks it was stopped with."""
-    for k, tally in enumerate(tallies):
-        tally.load_state_dict(tensors, values["tallies"][k], f"{k}.")
-    if one.progress is not None and values["progress"] is not None:
-        one.progress.before = (values["progress"][0], values["progress"][1])
-    one.started -= values["seconds"]
-    one.compiled -= values["compiling"]

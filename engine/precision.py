@@ -25,6 +25,7 @@ LEAST_PIXELS = 64
 """Smaller images gain little from bf16 on a CPU, or lose."""
 
 _SIDE, _REPEATS = 512, 6  # of the matrices that are multiplied; the best of so many counts
+_CLEAR = 8  # times as long as in fp32: the first product in bf16 says enough
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Precision:
     """How the step computes. Weights, optimizer state and statistics stay float32 always."""
 
     dtype: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a CUDA device that has it, else fp32."""
+    """auto: bf16 on a CUDA device that has it, else fp32. A format that is slower than fp32 on the
+    device is taken where it is named, and said."""
     channels_last: bool = True
     """Store activations and weights channels-last (NHWC)."""
     compile: Literal["off", "blocks", "default", "max"] = "off"
@@ -96,7 +98,9 @@ class Precision:
         """
         dtype = self.dtype
         if dtype == "auto" and device.type == "cuda":
-            dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            # A device before Ampere computes bf16 too, by other instructions and far more slowly.
+            has = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = "bf16" if has else "fp32"
         elif dtype == "auto" and not self.tune_step:
             dtype = "fp32"
         if dtype in ("fp16", "tf32") and device.type != "cuda":
@@ -164,18 +168,39 @@ class Precision:
         return self.dtype == "fp16"
 
 
+def say_slower(precision: Precision, device: torch.device) -> str:
+    """Say that the named format is slower than fp32 on this device; "" where it is not.
+
+    A CPU is measured, once a process; what is computed does not depend on it.
+    """
+    if precision.dtype != "bf16":
+        return ""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return ""
+        return "dtype bf16: this GPU has no instructions for it; use dtype fp16 or fp32"
+    gain = bf16_gain()
+    if gain >= 1:
+        return ""
+    text = f"a product in bf16 is {gain:.2g} times as fast as in fp32 on this CPU"
+    return f"dtype bf16: {text}; use dtype fp32"
+
+
 @cache
 def bf16_gain() -> float:
     """Measure how many times as fast as in fp32 this CPU multiplies two matrices in bf16.
 
-    One thread and its own processor time, so that neighbours matter little; takes some 30 ms, and
-    draws no random numbers.
+    One thread and its own processor time, so that neighbours matter little; takes some 30 ms, 0.2 s
+    where there are no instructions for bf16, and draws no random numbers.
     """
     pairs = [torch.ones(_SIDE, _SIDE, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        best = [min(_seconds(one) for _ in range(_REPEATS)) for one in pairs]
+        best = [min(_seconds(one) for _ in range(_REPEATS)) for one in pairs[:1]]
+        best.append(_seconds(pairs[1]))
+        if best[1] < _CLEAR * best[0]:  # else no repeat makes it the faster one
+            best[1] = min(best[1], *(_seconds(pairs[1]) for _ in range(_REPEATS - 1)))
     finally:
         torch.set_num_threads(threads)
     return best[0] / best[1]

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from letheon.engine.distributed import Ranks, gather_objects
+from letheon.engine.precision import Precision, bf16_gain, say_slower
 from letheon.engine.runs.agreement import describe_shared_gpus, name_gpu
 from letheon.engine.runs.run_folder import revision, versions
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -157,6 +158,11 @@ def _devices(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
         built = torch.version.cuda
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         text = f"cpu, {torch.get_num_threads()} threads of {cores} cores a rank"
+        gain = bf16_gain()
+        advice = "" if gain >= 1 else "; --dtype auto computes in fp32, name no bf16"
+        yield Finding(
+            "bf16", "ok", f"a product is {gain:.2g} times as fast as in fp32{advice}", differs=True
+        )
         if built and torch.cuda.is_available():
             yield Finding("device", "ok", text)
         else:
@@ -172,6 +178,8 @@ def _devices(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
         "device", "ok",
         f"{card.name}, {card.total_memory / GIB:.0f} GiB, sm_{card.major}{card.minor}, NCCL {nccl}",
     )  # fmt: skip
+    if slower := say_slower(Precision("bf16"), ranks.device):
+        yield Finding("bf16", "ok", f"{slower}; --dtype auto computes in fp32")
     if len(kinds) > 1:
         return
     if shared := describe_shared_gpus(gather_objects(name_gpu(ranks), ranks)):

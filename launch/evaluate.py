@@ -34,6 +34,7 @@ from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.models.original_check import Look, check_original
+from letheon.engine.precision import say_slower
 from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
@@ -248,8 +249,10 @@ def measure(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
         lambda one: comparison_facts(settings, one.request, one.opened or one.data, ranks),
     )
     notes = [*list_notes(comparison.sets), *(f"warning: {line}" for line in comparison.warnings)]
-    for line in notes if ranks.main else ():
-        say(line)
+    if ranks.main:
+        slower = say_slower(settings.precision, ranks.device)
+        for line in filter(None, (*notes, slower)):
+            say(line)
     finished = None if settings.rows_folder is None else FinishedRows(settings.rows_folder, ranks)
     measuring = _measuring(settings, comparison, ranks, finished)
     before = together(ranks, lambda: find_same_table(settings, measuring, keep))

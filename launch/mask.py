@@ -18,6 +18,7 @@ from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
 from letheon.engine.memory.sharding import check_weights, shard_run
 from letheon.engine.method import Run
+from letheon.engine.precision import say_slower
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.plan import Plan
@@ -31,7 +32,7 @@ from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.factory import kind_of
 from letheon.methods.saliency import mask_facts, require_densities, saliency_masks, save_masks
-from letheon.progress import note
+from letheon.progress import note, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ def main(settings: Settings, ranks: Ranks) -> None:
         plan, run = together(
             ranks, lambda: settings.plan(ranks, opened), lambda one: plan_facts(*one)
         )
+        if ranks.main and (slower := say_slower(run.precision, ranks.device)):
+            say(slower)
         if run.splits:
             shard_run(run)
         else:

@@ -15,9 +15,9 @@ import torch
 from letheon.engine import compiled
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import Pass
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
+from letheon.engine.passes.one_pass import Pass
 from letheon.engine.precision import Precision
 from letheon.engine.step import Step, assemble
 from letheon.kernels.keyed import uniform

@@ -7,9 +7,12 @@ others that was not measured here is named as cited, and no ratio is taken of it
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 UNKNOWN = "not measured"
+JOB = re.compile(r"resnet18, 224 px, [^,]*imagenette[^,]*?(?:, (\d+) a class)?: all, one pass")
+ONCE = "6"  # photographs of each class at scale 1
 
 
 class Numbers:
@@ -36,6 +39,23 @@ def show(text: str, *numbers: float) -> str:
     if any(number != number for number in numbers):
         return UNKNOWN
     return text.format(*numbers)
+
+
+def whole_jobs(results: Path) -> list[tuple[str, str, str]]:
+    """Where the end-to-end rows at 224 px are: file, x, and images of each class in training.
+
+    Those of `bench_end_to_end --scale` name their number, in a file of their own or in the same.
+    """
+    scaled = sorted(path.name for path in results.glob("end_to_end_cpu_x*.csv"))
+    names = ("end_to_end_cpu.csv", *scaled)
+    found: dict[tuple[str, str, str], None] = {}
+    for name in names:
+        path = results / name
+        for line in csv.DictReader(path.open(newline="")) if path.is_file() else ():
+            match = JOB.fullmatch(line["x"])
+            if match and (line["variant"], line["metric"]) == ("ours fp32", "wall"):
+                found[name, line["x"], match[1] or ONCE] = None
+    return [*found] or [(names[0], "resnet18, 224 px", ONCE)]
 
 
 def opening(results: Path) -> str:
@@ -75,12 +95,15 @@ def opening(results: Path) -> str:
             "one command, then the table: {:.0f} s",
             "verdict_cpu.csv", ("a process each", "one command"), "processor", "digits, 10 methods",
         ),
-        pair(
-            "verdict on four methods, ResNet-18 at 224 px, two cores",
-            "the field's scripts: {:.0f} s",
-            "one command, then the table: {:.0f} s",
-            "end_to_end_cpu.csv", ("baseline", "ours fp32"), "wall",
-            "resnet18, 224 px, imagenette-224: all, one pass",
+        *(
+            pair(
+                "verdict on four methods, ResNet-18 at 224 px, "
+                f"{count} photographs a class, two cores",
+                "the field's scripts: {:.0f} s",
+                "one command, then the table: {:.0f} s",
+                file, ("baseline", "ours fp32"), "wall", x,
+            )
+            for file, x, count in whole_jobs(results)
         ),
         pair(
             "verdict on ten methods, ResNet-18 at 224 px, one core",

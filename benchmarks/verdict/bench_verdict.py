@@ -1,10 +1,11 @@
 """A verdict on ten methods, and oracles: one command beside a process for each.
 
     cd benchmarks && python -m verdict.bench_verdict --out results/verdict_cpu.csv
-    python -m verdict.bench_verdict --photos imagenette --epochs 1 --out results/verdict_cpu.csv
+    python -m verdict.bench_verdict --photos imagenette --epochs 1 --resume ../build/verdict \
+        --out results/verdict_cpu.csv
 
 On the digits; with `--photos` the verdict of ResNet-18 at 224 px alone, whose rows are added to the
-file.
+file. With `--resume` the same command goes on behind the last command of letheon that ended.
 
 Both ways start from one original and end in the same weights; a digest tells. By processor seconds
 of whole processes, start-up included, which a neighbor moves less than the clock. The original and
@@ -16,15 +17,17 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
+from end_to_end.journal import Journal, work_folder
 from end_to_end.photographs import gather
-from harness import Results, row
+from harness import Results, describe_cpu, revision, row
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = (
@@ -48,10 +51,17 @@ class Options:
     """photographs of each class to train on; half as many are held out"""
     out: Path | None = None
     """CSV file to write; printed only, if not given"""
+    resume: Path | None = None
+    """folder of images, models and what has been measured, which is kept; a call that was cut off
+    goes on from there"""
 
 
 def call(*words: object) -> float:
-    """Processor seconds of one command of letheon, with all of its processes."""
+    """Processor seconds of one command of letheon, with all of its processes.
+
+    It begins from nothing: what one that was cut off has left in its folder is removed.
+    """
+    shutil.rmtree(Path(str(words[words.index("--out") + 1])), ignore_errors=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     verb, *rest = map(str, words)
     command = [sys.executable, "-m", "letheon.launch.main", verb, "--device", "cpu", *rest]
@@ -92,7 +102,9 @@ def prepare(options: Options, folder: Path) -> Setting:
     epochs: tuple[object, ...] = ("--epochs", options.epochs)
     if options.photos is None:
         return Setting("digits", "digits", (), ("--epochs", 6, "--lr", 0.1), epochs)
-    source = gather(options.photos, folder / "photos", (options.images, options.images // 2, 0))
+    photos = folder / "photos"
+    shutil.rmtree(photos, ignore_errors=True)  # of a call that was cut off
+    source = gather(options.photos, photos, (options.images, options.images // 2, 0))
     batch: tuple[object, ...] = ("--batch-size", 16)
     return Setting(
         f"resnet18, 224 px, {source}, {options.images} a class",
@@ -114,19 +126,22 @@ def add(results: Results, name: str, x: str, one: float, each: float) -> None:
 
 
 def compare_verdicts(
-    setting: Setting, epochs: int, folder: Path, results: Results
+    setting: Setting, epochs: int, folder: Path, results: Results, journal: Journal
 ) -> tuple[float, float]:
     """Measure the table of ten methods both ways; the seconds of original and retrained."""
     tails, data = setting.tails(), ("--data", setting.data)
     base = ("forget", *data, "--weights", folder / "original", *FORGET, *setting.chance)
     train = (*setting.model, *setting.recipe)
-    original = call("train", *data, *train, "--out", folder / "original")
+    original = measure(journal, "train", *data, *train, "--out", folder / "original")
     joint = [word for tail in tails.values() for word in ("+", *tail)][1:]
-    one = call(*base, "--out", folder / "all", *joint)
-    each = sum(call(*base, "--out", folder / method, *tail) for method, tail in tails.items())
-    retrained = retrain(setting, folder, 1)
-    table = call(
-        "evaluate", *data, "--original", folder / "original", "--retrained", folder / "retrain-1",
+    one = measure(journal, *base, "--out", folder / "all", *joint)
+    each = sum(
+        measure(journal, *base, "--out", folder / method, *tail) for method, tail in tails.items()
+    )
+    retrained = retrain(setting, folder, 1, journal)
+    table = measure(
+        journal, "evaluate", *data,
+        "--original", folder / "original", "--retrained", folder / "retrain-1",
         "--runs", *(folder / "all" / method for method in tails), "--out", folder / "table",
         *setting.chance,
     )  # fmt: skip
@@ -138,27 +153,33 @@ def compare_verdicts(
     return original, retrained
 
 
-def retrain(setting: Setting, folder: Path, seed: int) -> float:
+def retrain(setting: Setting, folder: Path, seed: int, journal: Journal) -> float:
     """Seconds of a retrained model."""
     base = ("forget", "--data", setting.data, "--weights", folder / "original", *FORGET)
     out = folder / f"retrain-{seed}"
     words = ("--seed", seed, "--out", out, "retrain", *setting.recipe)
-    return call(*base, *setting.chance, *words)
+    return measure(journal, *base, *setting.chance, *words)
+
+
+def measure(journal: Journal, *words: object) -> float:
+    """As `call`, once: a command is known by the folder that it writes."""
+    return journal.keep(Path(str(words[words.index("--out") + 1])).name, partial(call, *words))
 
 
 def main(options: Options) -> None:
     """Measure both ways, one after the other; exit code 1 where the weights differ."""
     results = Results(options.out, append=options.photos is not None)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    facts = {"epochs": options.epochs, "photos": str(options.photos), "images": options.images}
+    with work_folder(options.resume) as folder:
+        journal = Journal(folder, {**facts, "revision": revision(), "device": describe_cpu()})
         setting = prepare(options, folder)
-        original, retrained = compare_verdicts(setting, options.epochs, folder, results)
+        original, retrained = compare_verdicts(setting, options.epochs, folder, results, journal)
         if options.photos is not None:
             return
         apart = original + retrained
-        apart += sum(retrain(setting, folder, seed) for seed in range(2, ORACLES + 1))
-        together = call("oracles", "--data", setting.data, *FORGET, "--count", ORACLES,
-                        "--out", folder / "oracles", *setting.recipe)  # fmt: skip
+        apart += sum(retrain(setting, folder, seed, journal) for seed in range(2, ORACLES + 1))
+        together = measure(journal, "oracles", "--data", setting.data, *FORGET, "--count", ORACLES,
+                           "--out", folder / "oracles", *setting.recipe)  # fmt: skip
         x = f"digits, {ORACLES} retrained models, 1 original, 6 epochs, outputs stored too"
         add(results, "oracles", x, together, apart)
 

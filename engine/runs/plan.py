@@ -26,7 +26,7 @@ from letheon.engine.method import Method, Run
 from letheon.engine.models.batch_norm import check_kinds
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.original_check import Look, check_original
-from letheon.engine.precision import Precision
+from letheon.engine.precision import Precision, say_slower
 from letheon.engine.ranks.flight import write_flights_to
 from letheon.engine.ranks.watch import PLACE, STACKS
 from letheon.engine.recipe import Recipe
@@ -124,6 +124,9 @@ class Plan:
         preset = self.model.preset
         data, forget = self.split
         notes = list_notes({"train": data.train})
+        precision = self.job.precision.resolve(ranks.device)
+        if ranks.main and (slower := say_slower(precision, ranks.device)):
+            notes.append(slower)
         if like is not None and not _same_images(like, data.train):
             like = None
 
@@ -143,7 +146,7 @@ class Plan:
             forget_classes=self.request.classes if self.request is not None else (),
             request=self.request.digest if self.request is not None else "",
             images=digest,
-            precision=self.job.precision.resolve(ranks.device),
+            precision=precision,
             notes=notes,
             held_out=lambda: self._held_out(ranks),
             open_images=open_images,

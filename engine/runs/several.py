@@ -14,11 +14,12 @@ import torch.distributed as dist
 
 from letheon.engine.checkpoints.saver import SaveOptions, Saver
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import Log, Seconds
+from letheon.engine.loop import Seconds
 from letheon.engine.memory.sharding import count_parts
 from letheon.engine.method import Method, Run
 from letheon.engine.models.teacher import Teachers
 from letheon.engine.numbers.image_memory import ImageMemory
+from letheon.engine.passes.one_pass import Log
 from letheon.engine.runs.origin import Start, plan_start
 from letheon.engine.runs.plan import (
     Plan,

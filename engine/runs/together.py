@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from letheon.engine.checkpoints.run_state import read_random, set_random
 from letheon.engine.checkpoints.saver import Saver
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import Log, Pass, Seconds, passes
+from letheon.engine.loop import Seconds, passes
 from letheon.engine.method import Method, Run
+from letheon.engine.passes.one_pass import Log, Pass
 from letheon.engine.runs.progress import TrainingLine
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, check, stop
 from letheon.errors import InputError, RunFailed

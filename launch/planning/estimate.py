@@ -129,8 +129,9 @@ def estimate(
     kept = peak_bytes(NamedPlan("", Train(recipe), plan, run, Path()))
     memory = kept + count_activations(model, share)
     yield (
-        f"a step takes {1e3 * times.fixed:.2f} ms and {1e6 * times.image:.1f} us an image (probes "
-        f"of {sizes[0]} and {sizes[1]} images a rank), {1e3 * exposed:.2f} ms of all-reduce"
+        f"a step in {run.precision.dtype} takes {1e3 * times.fixed:.2f} ms and "
+        f"{1e6 * times.image:.1f} us an image (probes of {sizes[0]} and {sizes[1]} images a rank), "
+        f"{1e3 * exposed:.2f} ms of all-reduce"
     )
     yield f"{job.batch_size / seconds:.0f} images/s on {world} ranks of {job.nodes} nodes"
     yield f"{steps * seconds / 3600:.3f} hours for {job.epochs} epochs of {total} images"

@@ -21,9 +21,10 @@ from typing import Any, ClassVar, Literal
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks, gather_objects
-from letheon.engine.loop import Log, Seconds
+from letheon.engine.loop import Seconds
 from letheon.engine.method import Accuracies, Decision, Method, Run
 from letheon.engine.models.teacher import Teachers
+from letheon.engine.passes.one_pass import Log
 from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.several import NamedPlan, group_by_memory
 from letheon.engine.runs.stop import Poll, defer

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +119,34 @@ def test_a_cell_that_nobody_measured_says_so(tmp_path: Path) -> None:
     lines = opening(tmp_path).splitlines()
     assert lines[2].endswith("s of processor time | fast recipe: 100 s, no less accurate | 5.0 |")
     assert all("not measured" in line and "nan" not in line for line in lines[3:])
+
+
+@pytest.mark.parametrize("file", ["end_to_end_cpu.csv", "end_to_end_cpu_x10.csv"])
+def test_a_run_of_another_scale_stands_beside_the_first(tmp_path: Path, file: str) -> None:
+    from tables.opening import opening
+
+    x = "resnet18, 224 px, imagenette-224{}: all, one pass"
+    first, scaled = (
+        [
+            ("end_to_end", "baseline", "wall", x.format(of), 100.0 * times),
+            ("end_to_end", "ours fp32", "process", x.format(of), 1.0),
+            ("end_to_end", "ours fp32", "wall", x.format(of), 25.0 * times),
+        ]
+        for of, times in (("", 1.0), (", 60 a class", 8.0))
+    )
+    if file == "end_to_end_cpu.csv":
+        results(tmp_path / file, *first, *scaled)
+    else:
+        results(tmp_path / "end_to_end_cpu.csv", *first)
+        results(tmp_path / file, *scaled)
+    found = [line for line in opening(tmp_path).splitlines() if "four methods" in line]
+    assert [line.split(" | ")[1:] for line in found] == [
+        ["the field's scripts: 100 s", "one command, then the table: 25 s", "4.0 |"],
+        ["the field's scripts: 800 s", "one command, then the table: 200 s", "4.0 |"],
+    ]
+    assert "6 photographs a class" in found[0] and "60 photographs a class" in found[1]
+    (tmp_path / "end_to_end_cpu.csv").unlink()
+    assert "four methods" in opening(tmp_path)
 
 
 JOBS = ("spkd", "all")
@@ -304,9 +335,84 @@ def test_a_verdict_on_photographs_gives_both_ways_the_same_words(
     }
     bench.main(options)  # added, not written over
     assert (tmp_path / "out.csv").read_text().count("ratio, processor") == 2
+    kept = replace(options, resume=tmp_path / "kept")
+    bench.main(kept)
+    count = len(calls)
+    bench.main(kept)  # all of it is known
+    assert len(calls) == count
+    (run,) = tmp_path.glob("kept/fisher")
+    shutil.rmtree(run)
+    lines = (tmp_path / "kept" / "journal.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "kept" / "journal.jsonl").write_text(
+        "".join(line for line in lines if not line.startswith('["fisher"'))
+    )
+    bench.main(kept)
+    assert len(calls) == count + 1 and "fisher" in calls[-1]
     odd.add("fisher")
     with pytest.raises(SystemExit, match="other weights: fisher"):
         bench.main(options)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_an_end_to_end_run_goes_on_behind_the_last_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Cut off before process `stop`, it ends with the rows of one that was not, each once."""
+    import bench_end_to_end as bench
+    from plot import read
+
+    left = [10**6]
+    started: list[str] = []
+
+    def step(side: Any, step: str, methods: Any) -> list[Any] | None:
+        if (side.name, step) == ("baseline", "together") or step == "prepare":
+            return None
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        started.append(f"{side.name} {step}")
+        return [len(side.name) + 2.0, 1.0, {"compute": 1.0}]
+
+    made: list[Path] = []
+    monkeypatch.setattr(bench, "_step", step)
+    monkeypatch.setattr(bench, "starting_models", lambda setting, root: made.append(root))
+    monkeypatch.setattr(bench, "gather", lambda photos, out, counts: out.mkdir(parents=True))
+    monkeypatch.setattr(bench, "differences", lambda *_: [])
+
+    def run(name: str) -> list[tuple[str, ...]]:
+        bench.main(
+            bench.Options(
+                out=tmp_path / f"{name}.csv", settings=("small, 64 px",), methods=("ft", "spkd"),
+                repeats=2, bf16=False, resume=tmp_path / name,
+            )
+        )  # fmt: skip
+        columns = ("variant", "metric", "x", "median", "n")
+        return [tuple(r[c] for c in columns) for r in read(tmp_path / f"{name}.csv")]
+
+    whole, processes = run("whole"), [*started]
+    started.clear(), made.clear()
+    left[0] = stop
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    left[0] = 10**6
+    assert run("cut") == whole
+    assert started == processes and len(made) == 1
+    assert run("cut") == whole and started == processes  # nothing is left to do
+    with pytest.raises(SystemExit, match="name a new folder"):
+        bench.main(bench.Options(out=tmp_path / "cut.csv", resume=tmp_path / "cut"))
+
+
+def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
+    from end_to_end.journal import NAME, Journal
+
+    first = Journal(tmp_path, {"a": 1})
+    assert not first.goes_on and first.keep("one", lambda: [1.5]) == [1.5]
+    with (tmp_path / NAME).open("a") as file:
+        file.write('["two", [2')
+    again = Journal(tmp_path, {"a": 1})
+    assert again.goes_on and again.keep("one", lambda: [0.0]) == [1.5] and "two" not in again
+    assert again.keep("two", lambda: None) is None
+    assert "two" in Journal(tmp_path, {"a": 1})
 
 
 def test_a_larger_scale_ends_where_the_photographs_do(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from letheon import durable
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
 from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import Log, Seconds
+from letheon.engine.loop import Seconds
 from letheon.engine.method import Accuracies, BackTo, Decision, Method, Phase, Run, State
+from letheon.engine.passes.one_pass import Log
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs import stop as stop_module

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import Log, run_method
+from letheon.engine.loop import run_method
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.models.teacher import (
@@ -18,6 +18,7 @@ from letheon.engine.models.teacher import (
     frozen_copy,
     teacher_features,
 )
+from letheon.engine.passes.one_pass import Log
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.together import Member, run_together

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from letheon.engine.checkpoints.method_state import State
 from letheon.engine.distributed import Ranks
-from letheon.engine.loop import Log, Seconds, run_method
+from letheon.engine.loop import Seconds, run_method
 from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.teacher import Teachers
+from letheon.engine.passes.one_pass import Log
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import check

@@ -1,0 +1,1 @@
+"""The passes over the data that a run is made of."""
