@@ -69,6 +69,7 @@ setup(
         "dev": [
             "pyyaml>=6",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "mypy>=1.14",
             "build>=1.2",

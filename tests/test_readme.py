@@ -202,7 +202,8 @@ def test_every_option_in_prose_exists(page: Path) -> None:
     """Inline code that begins with two dashes; `migration.md` names other people's options."""
     if page.name == "migration.md":
         return
-    known = frozenset({"help", "version", "standalone", "nproc_per_node", "nnodes", "max_restarts"})
+    torchrun = {"standalone", "nproc_per_node", "nnodes", "max_restarts", "virtual_local_rank"}
+    known = frozenset({"help", "version", *torchrun})
     known = known.union(*(options_of(name) for name in SCRIPTS))
     sources = "\n".join(p.read_text() for p in (ROOT / "benchmarks").glob("*.py"))
     for code in re.findall(r"`(--[a-z][^`]*)`", page.read_text(encoding="utf-8")):

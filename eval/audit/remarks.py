@@ -30,7 +30,7 @@ REMARKS = {
 
 
 @dataclass(frozen=True)
-class Said:
+class Frequency:
     """How often one remark is said of a retrained model."""
 
     remark: str
@@ -43,7 +43,7 @@ class Said:
         return exact_interval(len(self.models), self.judged)
 
 
-def count_remarks(rows: Sequence[Row]) -> list[Said]:
+def count_remarks(rows: Sequence[Row]) -> list[Frequency]:
     """Judge each retrained model against the others, and count each of `REMARKS`, then any of them.
 
     Args:
@@ -60,11 +60,11 @@ def count_remarks(rows: Sequence[Row]) -> list[Said]:
         judged = {**row, "role": "unlearned"}
         lines[str(row["name"])] = judge_one(judged, [r if r is not row else judged for r in rows])
     found = [
-        Said(title, tuple(name for name, line in lines.items() if words in line), len(lines))
+        Frequency(title, tuple(name for name, line in lines.items() if words in line), len(lines))
         for words, title in REMARKS.items()
     ]
     every = {name for each in found for name in each.models}
-    return [*found, Said("any of them", tuple(n for n in lines if n in every), len(lines))]
+    return [*found, Frequency("any of them", tuple(n for n in lines if n in every), len(lines))]
 
 
 def list_remarks(rows: Sequence[Row]) -> Iterator[str]:
