@@ -93,7 +93,7 @@ def main(options: Options) -> int:
 
 def compare(options: Options, folder: Path, journal: Journal) -> int:
     """As `main`, in a folder to work in."""
-    results = Results(options.out, append=journal.goes_on)
+    results = Results(options.out, append=journal.goes_on, once=journal.goes_on)
     far: list[str] = []
     for number, name in enumerate(options.settings):
         setting = SETTINGS[name]
@@ -150,9 +150,8 @@ def one_setting(
                     continue
                 spent.setdefault((side.name, step), []).append(Spent(*done))
                 earlier += done[0] if known else 0.0
-                if not known:
-                    x = f"{setting.name}: {step}"
-                    results.add([_row(side.name, [done[0]], "process", "s", x, options.device)])
+                x = f"{setting.name}: {step}"
+                results.add([_row(side.name, [done[0]], "process", "s", x, options.device)])
     far = []
     names = [side.name for side in sides]
     results.add(timings(setting, names, spent, options.device, options.methods))

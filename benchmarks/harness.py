@@ -11,12 +11,14 @@ that a run that is cut off loses nothing. A results file is never edited by hand
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -130,9 +132,15 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 class Results:
     """A results file that grows row by row; every row is printed too."""
 
-    def __init__(self, path: Path | None, append: bool = False) -> None:
-        """Begin the file anew, or go on with what is there. None prints only."""
+    def __init__(self, path: Path | None, append: bool = False, once: bool = False) -> None:
+        """Begin the file anew, or go on with what is there. None prints only.
+
+        With `once` a row that the file holds is not added again, for a benchmark that goes on.
+        """
         self.path = path
+        self._there: Counter[str] = Counter()
+        if once and append and path is not None and path.exists():
+            self._there = Counter(path.read_text().splitlines())
         self.rows: list[Row] = []
         if path is not None and not (append and path.exists()):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,9 +152,14 @@ class Results:
         new = []
         for r in rows:
             new.append(r)
-            if self.path is not None:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="").writerow(astuple(r))
+            line = text.getvalue()
+            if self._there[line]:
+                self._there[line] -= 1
+            elif self.path is not None:
                 with self.path.open("a", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerow(astuple(r))
+                    file.write(f"{line}\n")
                     file.flush()
                     os.fsync(file.fileno())
             show(r)
@@ -224,15 +237,19 @@ def describe_versions() -> str:
 
 @cache
 def revision() -> str:
-    """The short commit of this checkout, with + where files differ from it; "" outside git."""
+    """The short commit of this checkout, with + where files differ from it; "" outside git.
+
+    Results are not counted: a benchmark that writes its own is of the revision it began with.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         )
         dirty = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"],
+            capture_output=True, text=True,
+        )  # fmt: skip
     except OSError:
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

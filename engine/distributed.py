@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -253,45 +253,60 @@ def gather_tensors(own: dict[str, Tensor], ranks: Ranks) -> list[dict[str, Tenso
     return everyone + [_receive(head, rank) for rank, head in enumerate(heads[1:], 1)]
 
 
-def gather_in_turn(own: dict[str, Tensor], ranks: Ranks) -> Iterator[dict[str, Tensor]]:
+def gather_in_turn(
+    own: dict[str, Tensor], ranks: Ranks
+) -> Generator[dict[str, Tensor], None, None]:
     """Copy the other ranks' own tensors, on the host, to the first one's: one rank's at a time.
 
-    On the first rank yields those of rank 1, 2, ...; the next rank sends once the caller is done
-    with one, and no collective waits meanwhile. Elsewhere yields nothing, and is over once this
-    rank's are sent. Every rank must exhaust it.
+    On the first rank yields those of rank 1, 2, ..., which the caller clears; the next rank sends
+    once it is done with one, and no collective waits meanwhile. Elsewhere yields nothing, and is
+    over once the first rank is. Every rank must exhaust it, and the first close it where it fails.
+
+    Raises:
+        RunFailed: on the other ranks: the first one failed.
     """
     heads = gather_objects({k: (tuple(v.shape), v.dtype) for k, v in own.items()}, ranks)
     turns = _Turns(ranks)
     if not ranks.main:
         turns.wait()
         _send(own, 0)
+        turns.wait_for_end()
         return
-    for rank, head in enumerate(heads[1:], 1):
-        turns.give(rank)
-        yield _receive(head, rank)
+    with turns:
+        for rank, head in enumerate(heads[1:], 1):
+            turns.give(rank)
+            yield _receive(head, rank)
 
 
 def scatter_in_turn(parts: Iterable[dict[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Give each other rank its tensors, on the host, of those that the first rank makes in turn.
 
     Args:
-        parts: those of rank 1, 2, ...; asked for on the first rank alone, one at a time.
+        parts: those of rank 1, 2, ...; asked for on the first rank alone, and cleared, one at a
+            time.
         ranks: the job.
 
     Returns:
         This rank's; nothing on the first.
+
+    Raises:
+        RunFailed: on the other ranks: the first one failed.
     """
     turns = _Turns(ranks)
     if not ranks.main:
         turns.wait()
         head: list[Any] = [None]
         dist.recv_object_list(head, 0, device=torch.device("cpu"))
-        return _receive(head[0], 0)
-    for rank, part in enumerate(parts, 1):
-        turns.give(rank)
-        head = [{k: (tuple(v.shape), v.dtype) for k, v in part.items()}]
-        dist.send_object_list(head, rank, device=torch.device("cpu"))
-        _send(part, rank)
+        own = _receive(head[0], 0)
+        turns.wait_for_end()
+        return own
+    with turns:
+        for rank, part in enumerate(parts, 1):
+            turns.give(rank)
+            head = [{k: (tuple(v.shape), v.dtype) for k, v in part.items()}]
+            dist.send_object_list(head, rank, device=torch.device("cpu"))
+            _send(part, rank)
+            part.clear()
     return {}
 
 
@@ -310,18 +325,37 @@ def _receive(head: dict[str, Any], rank: int) -> dict[str, Tensor]:
 
 
 class _Turns:
-    """The ranks' turns, which the first rank gives; by the store, as `wait_for_ranks`."""
+    """The ranks' turns, which the first rank gives; by the store, as `wait_for_ranks`.
+
+    The first rank enters it: the others learn of its end, or that it failed.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._place, self._rank = f"letheon/turn/{next(_MEETINGS)}", ranks.rank
         self._store = dist.distributed_c10d._get_default_store()
 
+    def __enter__(self) -> None:
+        """The first rank begins."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._store.add(f"{self._place}/{'end' if kind is None else 'failed'}", 1)
+
     def give(self, rank: int) -> None:
         self._store.add(f"{self._place}/{rank}", 1)
 
     def wait(self) -> None:
+        self._wait_for(str(self._rank))
+
+    def wait_for_end(self) -> None:
+        self._wait_for("end")
+
+    def _wait_for(self, sign: str) -> None:
         seconds = 0.001
-        while not self._store.add(f"{self._place}/{self._rank}", 0):
+        while not self._store.add(f"{self._place}/{sign}", 0):
+            if self._store.add(f"{self._place}/failed", 0):
+                raise RunFailed(
+                    "the first rank failed as the ranks took turns; its own message says why"
+                )
             time.sleep(seconds)
             seconds = min(1.0, 1.1 * seconds)
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.engine.checkpoints.run_state import StateFolder
 from letheon.engine.checkpoints.saver import SaveOptions
-from letheon.engine.checkpoints.sweep_state import Sweeps
+from letheon.engine.checkpoints.sweep_state import Sweeps, clear_preparation
 from letheon.engine.distributed import Ranks
 from letheon.engine.memory.sharding import check_weights, shard_run
 from letheon.engine.method import Run
@@ -119,9 +118,9 @@ def remove_old_state(out: Path) -> None:
     for state in (state_folder(out), ranking_folder(out)):
         if not (out.is_file() and state.is_dir()):
             continue
-        files = [*state.iterdir()]
+        files = [file for file in state.rglob("*") if file.is_file()]
         if all(file.stat().st_mtime_ns <= out.stat().st_mtime_ns for file in files):
-            StateFolder(state).clear()
+            clear_preparation(state)
 
 
 def summarize(settings: Settings, plan: Plan) -> Summary:

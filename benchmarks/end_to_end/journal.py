@@ -58,9 +58,9 @@ class Journal:
 
 @contextmanager
 def work_folder(folder: Path | None) -> Iterator[Path]:
-    """The folder, which is kept; without one, another that goes at the end."""
+    """The folder, which is kept, as a whole path; without one, another that goes at the end."""
     if folder is not None:
-        yield folder
+        yield folder.resolve()  # its processes have another working directory
         return
     with tempfile.TemporaryDirectory() as other:
         yield Path(other)

@@ -168,10 +168,10 @@ def measure(journal: Journal, *words: object) -> float:
 
 def main(options: Options) -> None:
     """Measure both ways, one after the other; exit code 1 where the weights differ."""
-    results = Results(options.out, append=options.photos is not None)
     facts = {"epochs": options.epochs, "photos": str(options.photos), "images": options.images}
     with work_folder(options.resume) as folder:
         journal = Journal(folder, {**facts, "revision": revision(), "device": describe_cpu()})
+        results = Results(options.out, options.photos is not None, once=journal.goes_on)
         setting = prepare(options, folder)
         original, retrained = compare_verdicts(setting, options.epochs, folder, results, journal)
         if options.photos is not None:

@@ -187,6 +187,7 @@ class StateFolder(_StateFiles):
             except (OSError, ValueError, KeyError):
                 self._damaged.add(number)
                 continue
+            self._damaged.discard(number)  # of another state, when it was last looked for
             return file
         return None
 

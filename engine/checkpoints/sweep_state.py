@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,13 @@ from letheon.engine.checkpoints.run_state import (
     set_random,
     wait_on_first,
 )
-from letheon.engine.distributed import Ranks, gather_in_turn, scatter_in_turn, scatter_objects
+from letheon.engine.distributed import (
+    Ranks,
+    gather_in_turn,
+    scatter_in_turn,
+    scatter_objects,
+    wait_for_ranks,
+)
 from letheon.engine.memory.shards import Shards
 from letheon.engine.runs.stop import GO_ON, STOP, Poll, defer, signals_wait, stop
 from letheon.errors import RunFailed
@@ -138,9 +145,12 @@ class _Shares:
         if self._ranks.world > 1:
             token = secrets.token_hex(8)  # the first rank's counts
             problem = problem_of(self.own.wait)  # or the last state would lose its parts
-            for rank, tensors in enumerate(gather_in_turn(own, self._ranks), 1):
-                write = partial(self._parts[rank].write, RunState(tensors, {_TOKEN: token}))
-                problem = problem or problem_of(write)
+            wait_for_ranks(self._ranks)
+            with closing(gather_in_turn(own, self._ranks)) as others:
+                for rank, tensors in enumerate(others, 1):
+                    write = partial(self._parts[rank].write, RunState(tensors, {_TOKEN: token}))
+                    problem = problem or problem_of(write)
+                    tensors.clear()  # before there is room for the next rank's
             fail_together(problem, self._ranks)
             facts = {**facts, _TOKEN: token}
         save_on_first(self.own, RunState(own, facts) if self._ranks.main else None, self._ranks)
@@ -155,6 +165,7 @@ class _Shares:
             found, damaged = self.own.load(lambda facts: self._is_whole(facts, known))
             for line in damaged:
                 print(line, file=sys.stderr)
+        wait_for_ranks(ranks)
         facts: dict[str, Any] = scatter_objects([found.facts if found else {}] * ranks.world, ranks)
         if not facts or ranks.world == 1:
             return facts, found.tensors if found else {}
@@ -178,9 +189,14 @@ class _Shares:
 
     def clear(self) -> None:
         """Remove all files, those of other numbers of ranks, too."""
-        for place in self._place.glob("part-*"):
-            StateFolder(place).clear()
-        self.own.clear()
+        self.own.wait()
+        clear_preparation(self._place)
+
+
+def clear_preparation(place: Path) -> None:
+    """Remove what was saved of a preparation, every rank's share."""
+    for folder in (*place.glob("part-*"), place):
+        StateFolder(folder).clear()
 
 
 def _has(token: str) -> Callable[[Mapping[str, Any]], bool]:

@@ -312,9 +312,10 @@ def domain_matrix(prepared: Prepared) -> Picture:
         values = [[line.get(column) for column in columns] for line in table.values()]
         return Panel(row["name"], list(table), columns, values)
 
-    svg = heat(_join_retrained(shown, panel_of), ("tested on", "neighbours from"))
+    panels = _join_retrained(shown, panel_of)
+    svg = heat(panels, ("tested on", "neighbours from"))
     caption = "k-NN accuracy in per cent: neighbours of one domain vote on images of another."
-    alt = f"Heat maps of k-NN accuracy, domain by domain, for {_names(shown)}."
+    alt = f"Heat maps of k-NN accuracy, domain by domain, for {_titles(panels)}."
     return embed_svg(title, caption, svg, alt)
 
 
@@ -329,14 +330,18 @@ def knn_confusion(prepared: Prepared) -> Picture:
         table = row[key]
         return Panel(row["name"], table["rows"], table["columns"], table["shares"])
 
-    svg = heat(_join_retrained(shown, panel_of), ("called", "forgotten class"))
+    panels = _join_retrained(shown, panel_of)
+    svg = heat(panels, ("called", "forgotten class"))
     caption = "What nearest neighbours in feature space call each forgotten class, in per cent."
-    alt = f"Heat maps of what forgotten classes are called, for {_names(shown)}."
+    alt = f"Heat maps of what forgotten classes are called, for {_titles(panels)}."
     return embed_svg(title, caption, svg, alt)
 
 
 def _join_retrained(rows: Sequence[Row], panel_of: Callable[[Row], Panel]) -> list[Panel]:
-    """Lay out a panel a row; several retrained models of equal headings share one, their mean."""
+    """Lay out a panel a row; several retrained models of equal headings share one, their mean.
+
+    A cell that one of them lacks is unknown in it.
+    """
     shared: dict[Any, list[Panel]] = {}
     for row in rows:
         panel = panel_of(row)
@@ -353,8 +358,8 @@ def _join_retrained(rows: Sequence[Row], panel_of: Callable[[Row], Panel]) -> li
     return panels
 
 
-def _names(rows: list[Row]) -> str:
-    return ", ".join(row["name"] for row in rows)
+def _titles(panels: Sequence[Panel | Cloud]) -> str:
+    return ", ".join(panel.title for panel in panels)
 
 
 def embeddings(prepared: Prepared) -> Picture:
@@ -383,7 +388,7 @@ def embeddings(prepared: Prepared) -> Picture:
     )
     if several > 1:
         caption += f" Of {several} retrained models the first."
-    alt = f"Embeddings of {', '.join(looks_of)} in {_names(shown)}."
+    alt = f"Embeddings of {', '.join(looks_of)} in {_titles(panels)}."
     return embed_svg(title, caption, clouds(panels, looks_of), alt)
 
 

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -308,6 +310,7 @@ def test_a_verdict_on_photographs_gives_both_ways_the_same_words(
             (tmp_path / "photos" / place / f"{number}.jpg").write_bytes(b"")
     calls: list[list[str]] = []
     odd: set[str] = set()
+    pace = [1.0]
 
     def call(*words: object) -> float:
         calls.append([*map(str, words)])
@@ -317,7 +320,8 @@ def test_a_verdict_on_photographs_gives_both_ways_the_same_words(
             run.mkdir(parents=True)
             text = "odd" if run.name in odd and out.name == "all" else "same"
             (run / "run.json").write_text(json.dumps({"weights": text}))
-        return {"all": 20.0, "table": 10.0}.get(out.name, 5.0 if verb == "forget" else 1.0)
+        seconds = {"all": 20.0, "table": 10.0}.get(out.name, 5.0 if verb == "forget" else 1.0)
+        return pace[0] * seconds
 
     monkeypatch.setattr(bench, "call", call)
     options = bench.Options(epochs=1, photos=tmp_path / "photos", out=tmp_path / "out.csv")
@@ -333,13 +337,17 @@ def test_a_verdict_on_photographs_gives_both_ways_the_same_words(
         "processor": 30,
         "ratio, processor": 2,
     }
+    pace[0] = 3.0
     bench.main(options)  # added, not written over
     assert (tmp_path / "out.csv").read_text().count("ratio, processor") == 2
-    kept = replace(options, resume=tmp_path / "kept")
+    monkeypatch.chdir(tmp_path)
+    kept = replace(options, resume=Path("kept"))  # as a user writes it
+    pace[0] = 7.0
     bench.main(kept)
-    count = len(calls)
-    bench.main(kept)  # all of it is known
-    assert len(calls) == count
+    assert all(Path(c[c.index("--out") + 1]).is_absolute() for c in calls)
+    count, text = len(calls), (tmp_path / "out.csv").read_text()
+    bench.main(kept)  # all of it is known, and no row is doubled
+    assert len(calls) == count and (tmp_path / "out.csv").read_text() == text
     (run,) = tmp_path.glob("kept/fisher")
     shutil.rmtree(run)
     lines = (tmp_path / "kept" / "journal.jsonl").read_text().splitlines(keepends=True)
@@ -400,6 +408,46 @@ def test_an_end_to_end_run_goes_on_behind_the_last_process(
     assert run("cut") == whole and started == processes  # nothing is left to do
     with pytest.raises(SystemExit, match="name a new folder"):
         bench.main(bench.Options(out=tmp_path / "cut.csv", resume=tmp_path / "cut"))
+
+
+def test_a_row_that_was_lost_comes_back_and_none_is_doubled(tmp_path: Path) -> None:
+    """Two repeats may take equally long; a file that was cut off gets what it lacks."""
+    from harness import Results, row
+
+    rows = [row("a", "b", [seconds], metric="process", device="cpu") for seconds in (2, 2, 3)]
+    whole = Results(tmp_path / "out.csv")
+    whole.add(rows)
+    lines = (tmp_path / "out.csv").read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    for left in range(1, 5):
+        (tmp_path / "out.csv").write_text("".join(lines[:left]))
+        Results(tmp_path / "out.csv", append=True, once=True).add(rows)
+        assert (tmp_path / "out.csv").read_text() == "".join(lines)
+
+
+def test_its_own_rows_do_not_change_the_revision_of_a_benchmark(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "harness.py", folder)
+    for file in (folder / "results" / "a.csv", tmp_path / "engine.py"):
+        file.write_text("before")
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    def revision() -> str:
+        code = "import harness; print(harness.revision())"
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return ended.stdout.strip()
+
+    git("init", "-q"), git("add", "."), git("commit", "-qm", "one")
+    clean = revision()
+    (folder / "results" / "a.csv").write_text("rows")
+    assert revision() == clean and not clean.endswith("+")
+    (tmp_path / "engine.py").write_text("after")
+    assert revision() == f"{clean}+"
 
 
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from torch.utils._pytree import tree_leaves
 
 from letheon.engine import statistics
 from letheon.engine.checkpoints import sweep_state
+from letheon.engine.checkpoints.run_state import RunState, StateFolder
 from letheon.engine.checkpoints.sweep_state import Rows, Sums, Sweeps
-from letheon.engine.distributed import Ranks
+from letheon.engine.distributed import Ranks, gather_in_turn, scatter_in_turn
 from letheon.engine.method import Run
 from letheon.engine.numbers.sweep import repeat
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.stop import SAVE, Poll, Stopped, defer, listen, signals_wait
+from letheon.errors import RunFailed
+from letheon.folders import state_folder
 from letheon.launch import mask
 from letheon.loaders.batch import Batch
 from letheon.methods.amun import Amun
@@ -158,16 +164,22 @@ def go_on(ranks: Ranks, folder: Path) -> tuple[bool, int]:
     return same, whole[1] - ended[1]
 
 
-def write_parts_alone(ranks: Ranks, folder: Path) -> None:
-    """As a process that is killed once the other ranks' shares are on disk, and not its own."""
+def save_again(ranks: Ranks, folder: Path) -> None:
+    """Load what was saved, and save it beside another pass."""
     poll = Poll(ranks)
     sweeps = Sweeps(folder, poll, folder)
     sweeps.load({"images": run_of(METHOD, ranks).images})
+    poll.after_step = lambda: SAVE  # type: ignore[method-assign]
+    for _ in sweeps.watch("another", Sums(torch.zeros(3)), lambda skip: iter(range(1)), 1):
+        pass
+    sweeps.close()
+
+
+def write_parts_alone(ranks: Ranks, folder: Path) -> None:
+    """As a process that is killed once the other ranks' shares are on disk, and not its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_state, "save_on_first", lambda *args: None)
-        poll.after_step = lambda: SAVE  # type: ignore[method-assign]
-        for _ in sweeps.watch("another", Sums(torch.zeros(3)), lambda skip: iter(range(1)), 1):
-            pass
+        save_again(ranks, folder)
 
 
 def test_each_rank_has_a_file_and_the_first_holds_no_others_rows(tmp_path: Path) -> None:
@@ -182,12 +194,94 @@ def test_each_rank_has_a_file_and_the_first_holds_no_others_rows(tmp_path: Path)
     assert all(same and again > 0 for same, again in on_ranks(3, go_on, tmp_path))
 
 
+def test_the_first_rank_holds_one_other_share_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ranks 1 to 3 send theirs to a first rank without them: when one comes the last is gone."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def gather(own: object, ranks: Ranks) -> Iterator[dict[str, torch.Tensor]]:
+        for _ in range(3):
+            assert all(one() is None for one in held)
+            share = {"rows": torch.ones(4)}
+            held.append(weakref.ref(share["rows"]))
+            yield share
+            del share
+
+    monkeypatch.setattr(sweep_state, "gather_in_turn", gather)
+    for name in ("wait_for_ranks", "fail_together", "save_on_first"):
+        monkeypatch.setattr(sweep_state, name, lambda *args: None)
+    shares = sweep_state._Shares(tmp_path, Ranks(0, 4))
+    shares.save({"rows": torch.ones(4)}, {})
+    assert len(held) == 3 and len([*tmp_path.glob("part-*/*.safetensors")]) == 3
+
+
+def fail_in_turn(ranks: Ranks, give: bool) -> str:
+    """What a rank says where the first one fails as it gives or takes shares, then a sum of all."""
+    share = {"rows": torch.full((3,), float(ranks.rank))}
+
+    def parts() -> Iterator[dict[str, torch.Tensor]]:
+        yield {**share}
+        raise RunFailed("a damaged file")
+
+    try:
+        if give:
+            scatter_in_turn(parts(), ranks)
+        else:
+            with closing(gather_in_turn(share, ranks)) as others:
+                for _ in others:
+                    raise RunFailed("a full disk")
+    except RunFailed as error:
+        assert sum_of(ranks) == 3
+        return str(error)
+    return ""
+
+
+def sum_of(ranks: Ranks) -> float:
+    total = torch.tensor([float(ranks.rank)])
+    torch.distributed.all_reduce(total)
+    return float(total)
+
+
+@pytest.mark.parametrize(("give", "reason"), [(True, "a damaged file"), (False, "a full disk")])
+def test_a_first_rank_that_fails_in_between_lets_the_others_go(give: bool, reason: str) -> None:
+    first, *others = on_ranks(3, fail_in_turn, give)
+    assert first == reason and all("the first rank failed" in text for text in others)
+
+
 @pytest.mark.parametrize("kills", [1, 2, 3])
 def test_shares_without_the_first_ranks_replace_nothing(kills: int, tmp_path: Path) -> None:
     assert all(on_ranks(2, break_off, tmp_path, 1))
     for _ in range(kills):
         on_ranks(2, write_parts_alone, tmp_path)
     assert all(same and again > 0 for same, again in on_ranks(2, go_on, tmp_path))
+
+
+def test_a_share_in_use_stays_until_the_next_is_whole(tmp_path: Path) -> None:
+    """The newest state has lost a share; a kill in the save after it leaves the one before."""
+    assert all(on_ranks(2, break_off, tmp_path, 1))
+    on_ranks(2, save_again, tmp_path)
+    newest = max((tmp_path / "part-0001").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    on_ranks(2, write_parts_alone, tmp_path)
+    assert all(same and again > 0 for same, again in on_ranks(2, go_on, tmp_path))
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_every_ranks_share_goes_once_the_mask_is_written(newer: bool, tmp_path: Path) -> None:
+    """A share that is newer than the mask is of another command, and stays."""
+    out = tmp_path / "mask.safetensors"
+    out.write_bytes(b"a mask")
+    state = state_folder(out)
+    for place in (state, state / "part-0001"):
+        StateFolder(place).write(RunState({"a": torch.ones(1)}, {}))
+    for file in state.rglob("*"):
+        os.utime(file, (1, 1))
+    if newer:
+        os.utime(next((state / "part-0001").glob("*.safetensors")))
+        os.utime(out, (2, 2))
+    mask.remove_old_state(out)
+    assert state.exists() == newer and out.exists()
 
 
 def test_a_state_without_a_part_is_none(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def test_each_remark_is_counted_of_the_retrained_models_it_is_said_of() -> None:
     assert stats.binom.cdf(1, COUNT, high) == pytest.approx(0.025)
 
 
+def test_two_that_are_as_near_the_original_are_on_no_side() -> None:
+    rows = table()
+    rows[1]["closer_to_retrained"] = 0.0  # as of the one that is closer to the original
+    found = {each.remark: each.models for each in count_remarks(rows)}
+    closer = f"r{COUNT - len(ODD) + [*ODD].index('closer to the original model')}"
+    assert found["no side: as near as models of the other side"] == ("r0", closer)
+    assert found["closer to the original model"] == ()
+
+
 def test_the_audit_has_the_remarks_and_marks_those_that_are_no_evidence() -> None:
     rows = table()
     text = as_audit(rows)
