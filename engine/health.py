@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,9 +17,14 @@ from letheon.engine.method import Accuracies, Phase, Run
 from letheon.engine.numbers.sweep import sweep
 from letheon.errors import LetheonError, RunFailed
 from letheon.loaders.batch import Batch, Loader
+from letheon.progress import say
 
 SAMPLES = 1_000
 """Retain images that the look for a collapse reads, at most."""
+SHARE = 100
+"""A look within a run reads one retain image in so many, at most."""
+FEWEST = 100
+"""Images that such a look within a run reads, at least, to be worth its word."""
 
 
 def check_finite(run: Run, moment: str) -> None:
@@ -84,14 +89,39 @@ def measure_pair(
     return forget, others
 
 
-def collapse_warning(run: Run) -> str | None:
+def watch_collapse(run: Run, log: Callable[..., None], moment: str) -> bool:
+    """After an epoch with another to come: whether the network has collapsed; then it is said.
+
+    Read are `SAMPLES` retain images, at most; without `on_collapse` stop one in `SHARE`, at most,
+    and none where that is fewer than `FEWEST`. Every rank must call.
+
+    Raises:
+        RunFailed: on every rank, where `on_collapse` is stop.
+    """
+    stops = run.recipe.on_collapse == "stop"
+    images = int((~run.forget).sum())
+    count = min(SAMPLES, images if stops else images // SHARE)
+    if count < FEWEST and not stops:
+        return False
+    text = collapse_warning(run, count)
+    if text is None:
+        return False
+    if stops:
+        raise RunFailed(f"{moment}: {text}; on_collapse warn would go on")
+    log("warning", text=f"{moment}: {text}")
+    if run.ranks.main:
+        say(f"warning: {moment}: {text}; on_collapse stop ends such a run")
+    return True
+
+
+def collapse_warning(run: Run, most: int = SAMPLES) -> str | None:
     """A line about a network that does no better on retain images than naming one class always.
 
-    Up to `SAMPLES` retain images of the training set, evenly spread over it, in evaluation mode;
+    Up to `most` retain images of the training set, evenly spread over it, in evaluation mode;
     the same on every rank.
     """
     retain = (~run.forget).nonzero().flatten()
-    rows = torch.linspace(0, len(retain) - 1, min(len(retain), SAMPLES)).long()
+    rows = torch.linspace(0, len(retain) - 1, min(len(retain), most)).long()
     counts = torch.zeros(run.model.classes + 1, dtype=torch.float64, device=run.ranks.device)
     failures = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
     try:

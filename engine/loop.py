@@ -39,7 +39,7 @@ from letheon.engine.checkpoints.model_file import tensors_digest, weights_digest
 from letheon.engine.checkpoints.run_state import RunState
 from letheon.engine.compiled import CodeFile, Start, cache_watch
 from letheon.engine.distributed import require_equal
-from letheon.engine.health import check_finite, measure_accuracies
+from letheon.engine.health import check_finite, measure_accuracies, watch_collapse
 from letheon.engine.memory.sharding import check_sharding, shard_run
 from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import BackTo, Decision, Method, Run
@@ -83,8 +83,9 @@ def run_method(
         at the end.
 
     Raises:
-        RunFailed: on every rank: a phase's mean loss or a weight is not finite, a retain phase met
-            a forget sample, the ranks' weights differ, or the method left its model changed.
+        RunFailed: on every rank: a loss or a weight is not finite, a retain phase met a forget
+            sample, the ranks' weights differ, the method left its model changed, or the network
+            collapsed and the recipe says stop.
         Stopped: a signal came, and the state is saved.
     """
     seconds = Seconds()
@@ -120,9 +121,12 @@ def passes(
     for epoch in range(course.epoch, run.recipe.epochs):
         saved = yield from _feed_epoch(method, course, epoch, saved, log, saver)
         code.save()
-        check_finite(run, f"after step {course.steps}, the end of epoch {epoch}")
-        if saver is not None and epoch + 1 < run.recipe.epochs and _shapes(run) == shapes:
-            saver.note_finite(epoch)
+        moment = f"after step {course.steps}, the end of epoch {epoch}"
+        check_finite(run, moment)
+        if epoch + 1 < run.recipe.epochs:
+            collapsed = not method.from_scratch and watch_collapse(run, log, moment)
+            if saver is not None and not collapsed and _shapes(run) == shapes:
+                saver.note_finite(epoch)
         if _decide(method, course, epoch, log) != "go on":
             break
         course.epoch, course.phase = epoch + 1, 0

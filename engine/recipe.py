@@ -56,6 +56,10 @@ class Recipe:
     """What a loss or gradient that is not finite does. stop: the run ends after that pass; skip:
     the step is taken back, which costs a copy of the weights a step; rollback: the pass is
     repeated without the step, which costs one a pass. Steps and samples are recorded."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What happens where a network that started from an original does no better on retain images
+    than naming one class always, with epochs to come. stop: the run ends after that epoch, looked
+    for after each; warn: it is said, after epochs of which the look is at most a hundredth."""
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """local: each rank's own batch statistics, running ones averaged over ranks each epoch;
     sync: statistics of the global batch (CUDA); frozen: running statistics, unchanged."""
@@ -89,30 +93,7 @@ class Recipe:
                 f"got warmup {self.warmup} for {self.epochs} epochs; expected at most the epochs"
             )
 
-        self._check_group()
-
-    def _check_group(self) -> None:
-        group = self.batch_norm_group
-        if not group:
-            return
-        if self.batch_norm != "local":
-            raise InputError(
-                f"got batch-norm groups of {group} with batch-norm {self.batch_norm}; expected "
-                "batch-norm local, whose batches they divide; leave one of them out",
-                option="batch_norm_group",
-            )
-        if self.batch_size % group:
-            raise InputError(
-                f"got batch-norm groups of {group} in batches of {self.batch_size}; expected a "
-                f"batch size that they divide; take {group * max(1, self.batch_size // group)}",
-                option="batch_norm_group",
-            )
-        if 0 < self.rank_batch < group:
-            raise InputError(
-                f"got batch-norm groups of {group} and at most {self.rank_batch} images at once; "
-                "expected room for a group, which is computed at once; take smaller groups",
-                option="batch_norm_group",
-            )
+        _check_group(self)
 
     def divide_batch(self, world: int) -> Recipe:
         """Return the recipe with the micro-batches that `world` ranks need to keep `rank_batch`.
@@ -166,6 +147,30 @@ class Recipe:
         if self.momentum:
             sgd.register_step_pre_hook(fill_momenta)
         return sgd
+
+
+def _check_group(recipe: Recipe) -> None:
+    group = recipe.batch_norm_group
+    if not group:
+        return
+    if recipe.batch_norm != "local":
+        raise InputError(
+            f"got batch-norm groups of {group} with batch-norm {recipe.batch_norm}; expected "
+            "batch-norm local, whose batches they divide; leave one of them out",
+            option="batch_norm_group",
+        )
+    if recipe.batch_size % group:
+        raise InputError(
+            f"got batch-norm groups of {group} in batches of {recipe.batch_size}; expected a "
+            f"batch size that they divide; take {group * max(1, recipe.batch_size // group)}",
+            option="batch_norm_group",
+        )
+    if 0 < recipe.rank_batch < group:
+        raise InputError(
+            f"got batch-norm groups of {group} and at most {recipe.rank_batch} images at once; "
+            "expected room for a group, which is computed at once; take smaller groups",
+            option="batch_norm_group",
+        )
 
 
 def fill_momenta(sgd: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

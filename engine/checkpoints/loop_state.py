@@ -23,6 +23,7 @@ from letheon.engine.gradient_sync import Buckets, Flat
 from letheon.engine.memory.part_files import PART, cut_whole, whole_rows
 from letheon.engine.memory.shards import own_parts
 from letheon.engine.method import Phase, Run
+from letheon.engine.numbers.nonfinite import LossWatch
 from letheon.engine.step import Step, rehearse
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Loader
@@ -36,6 +37,8 @@ Tensors = dict[str, Tensor]
 
 class Part(Protocol):
     """A pass under way, as far as its state goes."""
+
+    watch: LossWatch
 
     @property
     def position(self) -> int:
@@ -72,6 +75,11 @@ class Course:
     """The pass under way; None between two."""
     anchor: RunState | None = None
     """Where a pass that is rolled back is repeated from, if such passes are; on every rank."""
+
+    @property
+    def position(self) -> int:
+        """Steps, those of the pass under way among them."""
+        return self.steps + (self.now.position if self.now is not None else 0)
 
     @property
     def between(self) -> bool:

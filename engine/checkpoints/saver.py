@@ -28,6 +28,7 @@ from letheon.engine.checkpoints.run_state import (
 )
 from letheon.engine.checkpoints.sweep_state import Sweeps
 from letheon.engine.distributed import Ranks
+from letheon.engine.health import check_finite
 from letheon.engine.memory.part_files import PART, TOKEN, PartFiles
 from letheon.engine.memory.shards import host_state
 from letheon.engine.method import Run
@@ -139,9 +140,12 @@ class Saver:
 
         Raises:
             Stopped: a signal came; the state is on disk.
-            RunFailed: the last state could not be written.
+            RunFailed: the last state could not be written, or numbers are not finite: what was
+                saved before stays.
         """
-        word = self.poll.after_step()
+        course = self._course
+        assert course is not None
+        word = self.poll.after_step(lambda: course.now is not None and course.now.watch.broken())
         if word != GO_ON:
             self.save()
             self.poll.reset()
@@ -160,20 +164,20 @@ class Saver:
             self.poll.reset()
 
     def note_finite(self, epoch: int) -> None:
-        """Keep the weights at the end of an epoch, all finite, on the first rank's host."""
+        """Keep the weights at the end of an epoch, all sound, on the first rank's host."""
         assert self._course is not None
         weights = host_state(self._course.run.model, self.ranks)
         if self.ranks.main:
             self._finite = (epoch, weights)
 
     def fail(self, reason: Exception) -> None:
-        """Mark the run as failed; keep the weights of the last epoch that ended in finite ones."""
+        """Mark the run as failed; keep the weights of the last epoch that ended in sound ones."""
         if self._finite is not None and self._course is not None:
             epoch, weights = self._finite
             model, path = self._course.run.model, self.record.folder / LAST_FINITE
             with suppress(RunFailed):  # a full disk: the reason itself is what counts
                 save_model(path, model, {"epoch": str(epoch)}, weights)
-                note(f"{path}: the weights at the end of epoch {epoch}, the last that are finite")
+                note(f"{path}: the weights at the end of epoch {epoch}, the last that are sound")
         self.record.fail(reason)
 
     @property
@@ -181,7 +185,7 @@ class Saver:
         """Where the run is, for people."""
         course = self._course
         assert course is not None
-        taken = course.steps + (course.now.position if course.now is not None else 0)
+        taken = course.position
         if course.now is not None and course.now.doomed and course.anchor is not None:
             taken = course.anchor.position
         return f"{self.record.folder}: saved after step {taken}, in epoch {course.epoch}"
@@ -204,6 +208,7 @@ class Saver:
         if course.now is not None and course.now.doomed:
             state = course.anchor
         else:
+            _refuse_unsound(course)
             state = collect(course)
             if self.ranks.main and state is not None:
                 self.note_log(state)
@@ -224,6 +229,13 @@ class Saver:
         """The weights are safe: let the last write end; its failure is no longer one of the run."""
         for problem in filter(None, [problem_of(self.states.wait), problem_of(self.parts.wait)]):
             print(f"warning: {self.record.folder}: {problem}", file=sys.stderr)
+
+
+def _refuse_unsound(course: Course) -> None:
+    """Raise RunFailed on every rank where a loss or a weight is not finite; nothing is saved."""
+    if course.now is not None:
+        course.now.watch.refuse()
+    check_finite(course.run, f"after step {course.position}")
 
 
 def open_saver(record: Record, poll: Poll, resume: bool, overrides: Sequence[str] = ()) -> Saver:

@@ -6,6 +6,7 @@ takes the whole pass back and repeats it without the step. No step waits for the
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -14,8 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from letheon.engine.checkpoints.method_state import State, state_dict
+from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.memory.shards import own_part
 from letheon.engine.method import Run
+from letheon.engine.runs.progress import HostCopy
 from letheon.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -158,6 +161,39 @@ def report_first(one: Source, number: int, tally: Tally, mean: float) -> NoRetur
         f"{tally.rate:g}; the first loss that is not finite was that of step {position + 1} of "
         f"{tally.steps}, of samples {_few(samples)}; expected finite numbers; lower lr or epochs"
     )
+
+
+class LossWatch:
+    """Looks for a loss that is not finite while a pass runs, where such a loss ends the run."""
+
+    def __init__(self, one: Source, tallies: Sequence[Tally]) -> None:
+        """Look at the tallies of a pass, which may not have begun yet."""
+        self._one, self._tallies = one, tallies
+        self._copy = HostCopy()
+
+    def broken(self) -> bool:
+        """Whether one of this rank was not finite when this was asked before; never waits."""
+        begun = [tally for tally in self._tallies if tally.ready]
+        if self._copy.sent and not self._copy.ready:
+            return False
+        first = self._copy.read() if self._copy.sent else []
+        if begun:
+            self._copy.send(torch.stack([tally.broken for tally in begun]))
+        return any(map(operator.lt, first, [tally.steps for tally in begun]))
+
+    def refuse(self) -> None:
+        """End the run if one was not finite, before the end of the pass; waits.
+
+        Every rank must call.
+
+        Raises:
+            RunFailed: on every rank, with the first such step and its samples.
+        """
+        for number, tally in enumerate(self._tallies):
+            if tally.ready and tally.first_broken(self._one.run) < tally.steps:
+                sums = tally.sums.clone()
+                sum_over_ranks([sums], self._one.run.ranks)
+                report_first(self._one, number, tally, float(sums[0] / sums[1]))
 
 
 def _few(samples: Sequence[int]) -> str:

@@ -107,6 +107,11 @@ class Tally:
                 if isinstance(tensor, Tensor):
                     yield f"{name}.{k}", tensor
 
+    @property
+    def ready(self) -> bool:
+        """Whether its pass has begun."""
+        return hasattr(self, "broken")
+
     def first_broken(self, run: Run) -> int:
         """The first step, counted from zero, whose loss was not finite on some rank."""
         if run.ranks.world > 1:

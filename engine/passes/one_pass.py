@@ -16,7 +16,7 @@ from letheon.engine.distributed import gather_objects, sum_over_ranks
 from letheon.engine.health import explain_step
 from letheon.engine.method import Phase, Run
 from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_norm, set_mode
-from letheon.engine.numbers.nonfinite import Nonfinite, leave_out, report, report_first
+from letheon.engine.numbers.nonfinite import LossWatch, Nonfinite, leave_out, report, report_first
 from letheon.engine.numbers.tally import Tally, audit
 from letheon.engine.ranks.watch import PLACE
 from letheon.engine.runs.progress import Progress, Shown
@@ -58,6 +58,7 @@ class Pass:
         self._sources = sources
         self._saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.skip = 0  # steps that were taken before the run was stopped
+        self.watch = LossWatch(self, self._tallies)
         self.bad: Nonfinite = {}  # steps that an earlier turn has found, and this one leaves out
 
     @property

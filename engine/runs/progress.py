@@ -37,6 +37,11 @@ class HostCopy:
         """Whether `read` would not wait."""
         return self._host is not None and (self._done is None or self._done.query())
 
+    @property
+    def sent(self) -> bool:
+        """Whether something was sent that was not read."""
+        return self._host is not None
+
     def read(self) -> list[float]:
         """Return the numbers that were sent; waits for them where they are still on their way."""
         assert self._host is not None

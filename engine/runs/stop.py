@@ -119,7 +119,7 @@ class Poll:
         self.ranks, self._seconds, self._every = ranks, seconds, steps
         self._steps = 0
         self.reset()
-        self._started = time.monotonic()
+        self._started = self._looked = time.monotonic()
         self._next = 1  # step after which the ranks ask each other
         self._sent: tuple[Any, Tensor] | None = None
 
@@ -127,24 +127,34 @@ class Poll:
         """Count from now on, after a save."""
         self._saved, self._saved_steps = time.monotonic(), self._steps
 
-    def after_step(self) -> int:
-        """Say what is due: GO_ON, SAVE or STOP; the same on every rank after the same step."""
+    def after_step(self, broken: Callable[[], bool] = lambda: False) -> int:
+        """Say what is due: GO_ON, SAVE or STOP; the same on every rank after the same step.
+
+        Args:
+            broken: whether something is amiss on this rank for which a save would be refused; it
+                must not wait. The save is then due at once.
+        """
         self._steps += 1
         by_steps = bool(self._every) and self._steps - self._saved_steps >= self._every
-        wish = self._wish() if self.ranks.world == 1 else self._exchange()
+        wish = self._wish(broken) if self.ranks.world == 1 else self._exchange(broken)
         return max(wish, SAVE if by_steps else GO_ON)
 
     def after_epoch(self) -> int:
         """The same at the end of an epoch, where a tenth of the seconds is enough; it may wait."""
-        return max(gather_objects(self._wish(0.1), self.ranks))
+        return max(gather_objects(self._wish(share=0.1), self.ranks))
 
-    def _wish(self, share: float = 1.0) -> int:
+    def _wish(self, broken: Callable[[], bool] = lambda: False, share: float = 1.0) -> int:
         if _listener.signal:
             return STOP
-        late = time.monotonic() - self._saved >= share * self._seconds
+        now = time.monotonic()
+        if now - self._looked >= SECONDS_BETWEEN_POLLS:
+            self._looked = now
+            if broken():
+                return SAVE
+        late = now - self._saved >= share * self._seconds
         return SAVE if self._seconds and late and self.ranks.main else GO_ON
 
-    def _exchange(self) -> int:
+    def _exchange(self, broken: Callable[[], bool]) -> int:
         if self._sent is not None:
             work, answer = self._sent
             work.wait()
@@ -157,7 +167,7 @@ class Poll:
             if self.ranks.main:
                 pace = (time.monotonic() - self._started) / self._steps
                 interval = max(1, min(64, int(SECONDS_BETWEEN_POLLS / max(pace, 1e-6))))
-            wishes = torch.tensor([self._wish(), interval], dtype=torch.int64)
+            wishes = torch.tensor([self._wish(broken), interval], dtype=torch.int64)
             work = dist.all_reduce(wishes, dist.ReduceOp.MAX, async_op=True)
             self._sent = (work, wishes)
         return GO_ON

@@ -99,7 +99,10 @@ def run_together(
 
 def _save(jobs: Sequence[_Job], poll: Poll) -> None:
     """Save all runs where it is time to."""
-    word = poll.after_step()
+    # All are asked, so that each one's next answer is on its way.
+    word = poll.after_step(
+        lambda: any([job.now is not None and job.now.watch.broken() for job in jobs])
+    )
     if word == GO_ON:
         return
     savers = [job.saver for job in jobs if job.now is not None and job.saver is not None]

@@ -98,9 +98,9 @@ class _Counter:
 
             before = Poll.after_step
 
-            def after_step(poll: Poll) -> int:
+            def after_step(poll: Poll, *broken: Callable[[], bool]) -> int:
                 self.add()
-                return before(poll)
+                return before(poll, *broken)
 
             Poll.after_step = after_step  # type: ignore[method-assign]
             return

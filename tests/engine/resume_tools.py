@@ -34,12 +34,12 @@ class BreakAt(Poll):
         super().__init__(ranks, steps=every)
         self.taken, self.last = 0, last
 
-    def after_step(self) -> int:
+    def after_step(self, *broken: Callable[[], bool]) -> int:
         """Count, too."""
         self.taken += 1
         if self.taken > self.last:
             raise Break
-        return super().after_step()
+        return super().after_step(*broken)
 
 
 def attempt(

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from letheon.engine import health
+from letheon.engine.checkpoints.run_state import RunState
+from letheon.engine.checkpoints.saver import open_saver
 from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.method import Phase, Run, State
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.recipe import Recipe
+from letheon.engine.runs import stop as stop_module
+from letheon.engine.runs.run_folder import LAST_FINITE, STATE, Record
+from letheon.engine.runs.stop import Poll
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
 from letheon.methods.task_vectors import NegMerge
-from tests.engine.resume_tools import differing
+from tests.engine.resume_tools import BreakAt, differing
 from tests.pool import on_ranks
 from tests.world import run_of, weights
 
@@ -161,3 +169,106 @@ def test_a_run_that_diverges_ends() -> None:
     run = run_of(Always(recipe))
     with pytest.raises(RunFailed, match="rolled back"):
         run_method(Always(recipe), run)
+
+
+class Nan(Finetune):
+    """Fine-tuning whose loss is not finite from step `AT` of the only epoch on."""
+
+    AT = 3
+
+    def phases(self, run: Run, state: State, epoch: int) -> list[Phase]:
+        (phase,) = super().phases(run, state, epoch)
+        met = iter(range(10**6))
+
+        def loss(net: Classifier, batch: Batch) -> Tensor:
+            value = phase.loss(net, batch)
+            assert isinstance(value, Tensor)
+            return value * (torch.nan if next(met) >= self.AT else 1.0)
+
+        return [replace(phase, loss=loss)]
+
+
+def stop_early(ranks: Ranks, folder: Path, every: int) -> tuple[str, int, list[int]]:
+    """What ends the run, after how many steps, and the positions of the states it leaves."""
+    recipe = Recipe(epochs=1, lr=0.02, batch_size=2, batch_norm="frozen")
+    method = Nan(recipe)
+    run = run_of(method, ranks)
+    record = Record(folder, ranks, {})
+    poll = BreakAt(ranks, every, 10**6)
+    saver = open_saver(record, poll, resume=False)
+    with pytest.raises(RunFailed) as caught:
+        run_method(method, run, record.log, saver)
+    saver.wait()
+    states = sorted((folder / STATE).glob("*.json")) if ranks.main else []
+    found = [json.loads(path.read_text()) for path in states]
+    return str(caught.value), poll.taken, [RunState({}, one).position for one in found]
+
+
+def on_each(ranks: Ranks, folder: str, every: int) -> tuple[str, int, list[int]]:
+    stop_module.SECONDS_BETWEEN_POLLS = 0  # of this process of the pool
+    try:
+        return stop_early(ranks, Path(folder) / f"{ranks.world}", every)
+    finally:
+        stop_module.SECONDS_BETWEEN_POLLS = 0.5
+
+
+@pytest.mark.parametrize("every", [1, 2, 10**6])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_broken_run_ends_within_its_pass_and_no_broken_state_is_saved(
+    tmp_path: Path, world: int, every: int
+) -> None:
+    """By the next save, or, where none is due, by the look between two steps."""
+    ends = on_ranks(world, on_each, str(tmp_path), every)
+    for text, taken, _ in ends:
+        assert f"not finite was that of step {Nan.AT + 1} of" in text
+        assert Nan.AT < taken <= Nan.AT + 5 < 15
+    assert all(position <= Nan.AT for position in ends[0][2])
+    assert bool(ends[0][2]) == (every <= Nan.AT)
+
+
+class Collapse(Finetune):
+    """Fine-tuning that ends its second epoch with a network that names one class always."""
+
+    def edit_weights(self, run: Run, state: State, phase: Phase) -> None:
+        if run.epoch_number == 1:
+            run.model.head.weight.data.zero_()
+
+
+def collapse_on(ranks: Ranks, folder: str) -> tuple[str, bool]:
+    """What ends the run, and whether what it leaves are the weights of its first epoch."""
+    recipe = Recipe(epochs=4, lr=0.02, batch_size=7, on_collapse="stop", batch_norm="frozen")
+    out = Path(folder) / f"{ranks.world}"
+    run = run_of(Collapse(recipe), ranks)
+    saver = open_saver(Record(out, ranks, {}), Poll(ranks), resume=False)
+    with pytest.raises(RunFailed) as caught:
+        run_method(Collapse(recipe), run, saver.record.log, saver)
+    saver.fail(caught.value)
+    sound = run_of(Finetune(replace(recipe, epochs=1)), ranks)
+    run_method(Finetune(sound.recipe), sound)
+    kept = load_file(out / LAST_FINITE) if ranks.main else weights(sound)
+    return str(caught.value), all(
+        torch.equal(kept[name], value) for name, value in weights(sound).items()
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_network_that_collapses_ends_its_run(tmp_path: Path, world: int) -> None:
+    for text, equal in on_ranks(world, collapse_on, str(tmp_path)):
+        assert "the end of epoch 1: the network collapsed: its accuracy on" in text and equal
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_a_collapse_is_said_when_it_happens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, share: int
+) -> None:
+    """Where enough images are a small enough share of an epoch: here all are, and half are not."""
+    recipe = Recipe(epochs=4, lr=0.02, batch_size=7, batch_norm="frozen")
+    run = run_of(Collapse(recipe))
+    monkeypatch.setattr(health, "FEWEST", int((~run.forget).sum()))
+    monkeypatch.setattr(health, "SHARE", share)
+    lines: list[dict[str, Any]] = []
+    run_method(Collapse(recipe), run, lambda kind, **facts: lines.append({"kind": kind, **facts}))
+    told = [line["text"] for line in lines if line["kind"] == "warning"]
+    assert bool(told) == (share == 1)
+    assert all("the end of epoch 1: the network collapsed" in text for text in told[:1])
+    assert capsys.readouterr().err.count("the network collapsed") == len(told)

@@ -160,7 +160,7 @@ def test_several_runs_of_one_pass(stop: int, tmp_path: Path) -> None:
 
 def test_a_stop_of_many_runs_names_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Now(Poll):
-        def after_step(self) -> int:
+        def after_step(self, *_: object) -> int:
             return STOP
 
     monkeypatch.setattr(stop_module._listener, "stopped", False)

@@ -325,11 +325,11 @@ def test_a_mask_goes_on(
     class Breaks(Poll):
         taken = 0
 
-        def after_step(self) -> int:
+        def after_step(self, *broken: Callable[[], bool]) -> int:
             self.taken += 1
             if self.taken > 3:
                 raise Stopped("on purpose")
-            return super().after_step()
+            return super().after_step(*broken)
 
     with monkeypatch.context() as patch:
         patch.setattr(mask, "Poll", Breaks)
@@ -352,10 +352,10 @@ def test_a_mask_goes_on(
 
 def test_a_signal_saves_within_the_pass(tmp_path: Path) -> None:
     class Signals(BreakAt):
-        def after_step(self) -> int:
+        def after_step(self, *broken: Callable[[], bool]) -> int:
             if self.taken == 0:
                 signal.raise_signal(signal.SIGTERM)
-            return super().after_step()
+            return super().after_step(*broken)
 
     with listen(), pytest.raises(Stopped, match="saved in its preparation, after 1 of 2 batches"):
         compute("gradients", Signals(Ranks(), 0, sys.maxsize), tmp_path)
