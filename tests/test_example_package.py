@@ -27,11 +27,11 @@ weights, out = sys.argv[1:]
 
 class Breaks(Poll):
     steps = 0
-    def after_step(self):
+    def after_step(self, *broken):
         self.steps += 1
         if self.steps > 5:
             raise Stopped("on purpose")
-        return super().after_step()
+        return super().after_step(*broken)
 
 def call(name, *words):
     sys.argv = ["forget", "--weights", weights, "--forget", "class:3", "--device", "cpu",

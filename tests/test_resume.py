@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     class Breaks(Poll):
         taken = 0
 
-        def after_step(self) -> int:
+        def after_step(self, *broken: Callable[[], bool]) -> int:
             self.taken += 1
             if self.taken > last:
                 raise Stopped("on purpose")
-            return super().after_step()
+            return super().after_step(*broken)
 
     for module in (plan, several):
         monkeypatch.setattr(module, "Poll", Breaks)
@@ -59,11 +60,11 @@ class Waits(Poll):
 
     taken = 0
 
-    def after_step(self) -> int:
+    def after_step(self, *broken: Callable[[], bool]) -> int:
         self.taken += 1
         while self.taken == 5 and not last_signal():
             time.sleep(0.01)
-        return super().after_step()
+        return super().after_step(*broken)
 
 
 def train_and_wait(*args: object) -> None:

@@ -116,7 +116,7 @@ def test_a_search_finds_what_forgets_and_goes_on(
     assert len(first["trials"]) == 1 and first["trials"][0]["values"]["lr"] == 0.03
     assert first["target"]["forget"] == 0 and "no retrained model" in first["knowledge"]
     with monkeypatch.context() as signal:
-        signal.setattr(stop.Poll, "after_step", lambda poll: stop.STOP)
+        signal.setattr(stop.Poll, "after_step", lambda poll, *_: stop.STOP)
         again = ("tune", "--weights", original, "--out", out, *words, "--trials", 3, *method)
         ended = scripts(*again)
         ssd = scripts("tune", "--weights", original, "--out", tmp_path / "ssd", *words[:2], "ssd")

@@ -169,7 +169,7 @@ def save_again(ranks: Ranks, folder: Path) -> None:
     poll = Poll(ranks)
     sweeps = Sweeps(folder, poll, folder)
     sweeps.load({"images": run_of(METHOD, ranks).images})
-    poll.after_step = lambda: SAVE  # type: ignore[method-assign]
+    poll.after_step = lambda *_: SAVE  # type: ignore[method-assign]
     for _ in sweeps.watch("another", Sums(torch.zeros(3)), lambda skip: iter(range(1)), 1):
         pass
     sweeps.close()

@@ -58,9 +58,9 @@ def sweep(
     counts: list[int] = []
 
     class Strikes(Poll):
-        def after_step(self) -> int:
+        def after_step(self, *broken: Callable[[], bool]) -> int:
             word = strike(len(counts))
-            return super().after_step() if word is None else word
+            return super().after_step(*broken) if word is None else word
 
     nets = [build("small", CLASSES, seed=seed) for seed in range(models)]
     swept = [Swept(str(k), net, f"w{k}", stages(net)[:k]) for k, net in enumerate(nets)]

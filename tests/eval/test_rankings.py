@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +115,11 @@ def test_a_run_goes_on_with_its_ranking(
     class Signals(Poll):
         taken = 0
 
-        def after_step(self) -> int:
+        def after_step(self, *broken: Callable[[], bool]) -> int:
             self.taken += 1
             if self.taken == 4:
                 signal.raise_signal(signal.SIGTERM)
-            return super().after_step()
+            return super().after_step(*broken)
 
     with monkeypatch.context() as patch:
         patch.setattr(options, "Poll", Signals)

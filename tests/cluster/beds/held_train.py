@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from letheon.engine.runs import plan
@@ -24,11 +25,11 @@ class Held(Poll):
 
     taken = 0
 
-    def after_step(self) -> int:
+    def after_step(self, *broken: Callable[[], bool]) -> int:
         self.taken += 1
         while self.taken == STEPS and self._is_held() and not last_signal():
             time.sleep(0.02)
-        return super().after_step()
+        return super().after_step(*broken)
 
     def _is_held(self) -> bool:
         file = Path(os.environ[HOLD])
