@@ -41,6 +41,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 SwitchType=switch/none
+MinJobAge=86400
 KillWait=3600
 SlurmdTimeout=60
 MessageTimeout=60
