@@ -38,7 +38,7 @@ from letheon.engine.precision import say_slower
 from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import (
@@ -195,7 +195,7 @@ class Settings(JobOptions):
             )
         if self.page and not draws():
             raise InputError(
-                "got no matplotlib, which draws the report; pip install '.[report]' in the checkout"
+                f"got no matplotlib; expected it, which draws the report; {install_extra('report')}"
             )
         first = [] if self.original is None else [self.original]
         found = open_comparison(
