@@ -29,7 +29,7 @@ from letheon.engine.distributed import Ranks, gather_objects
 from letheon.engine.precision import Precision, bf16_gain, say_slower
 from letheon.engine.runs.agreement import describe_shared_gpus, name_gpu
 from letheon.engine.runs.run_folder import revision, versions
-from letheon.errors import InputError, LetheonError, RunFailed
+from letheon.errors import InputError, LetheonError, RunFailed, install_extra
 from letheon.kernels.keyed import permutation
 from letheon.launch.command import run_command
 from letheon.launch.console.summary import console
@@ -262,7 +262,7 @@ def _libraries(settings: Settings, ranks: Ranks) -> Iterator[Finding]:
     codecs = jpeg.available()
     yield Finding(
         "JPEG decoder", "ok" if codecs[0] != "pillow" else "warning", f"{', '.join(codecs)}",
-        "" if codecs[0] != "pillow" else "the extra [fast] decodes faster: pip install '.[fast]'",
+        "" if codecs[0] != "pillow" else f"simplejpeg decodes faster; {install_extra('fast')}",
     )  # fmt: skip
     optional = {"ffcv": "ffcv", "nvidia.dali": "dali", "faiss": "faiss", "matplotlib": "report"}
     there = {name for name in optional if _is_importable(name)}

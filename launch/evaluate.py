@@ -21,7 +21,7 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from letheon.engine.precision import say_slower
 from letheon.engine.runs.agreement import comparison_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import check_free, versions
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 from letheon.eval.attacks.session import measure_all
 from letheon.eval.case import Conditions
 from letheon.eval.comparison import (
@@ -56,9 +56,10 @@ from letheon.eval.report.pictures import select_rows
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_text
 from letheon.eval.report.write import MARK, replace_tables, settle_tables, write_report
-from letheon.folders import can_replace
+from letheon.folders import can_replace, free_path
 from letheon.launch.command import run_command, together
-from letheon.launch.console.summary import Summary, command_line, console, data_words
+from letheon.launch.console.following import changed_options, command_line
+from letheon.launch.console.summary import Summary, console
 from letheon.launch.ensembles.oracles import find_oracles
 from letheon.launch.jobs.find_runs import find_runs
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
@@ -192,9 +193,9 @@ class Settings(JobOptions):
             raise InputError(
                 "got no folder for --report, --depth full or --relearn; name one", option="out"
             )
-        if self.page and importlib.util.find_spec("matplotlib") is None:
+        if self.page and not draws():
             raise InputError(
-                "got no matplotlib, which draws the report; pip install '.[report]' in the checkout"
+                f"got no matplotlib; expected it, which draws the report; {install_extra('report')}"
             )
         first = [] if self.original is None else [self.original]
         found = open_comparison(
@@ -207,6 +208,11 @@ class Settings(JobOptions):
             check_images(found.entries, found.opened)
         self.extent.check(found, self.seed)
         return found
+
+
+def draws() -> bool:
+    """Whether matplotlib is there, which draws the report."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def main(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
@@ -330,11 +336,27 @@ def summarize(
     if page is not None:
         return Summary("evaluate", done, facts, page.absolute().as_uri())
     out = None if settings.out is None else str(settings.out.absolute())
-    if settings.folder is None:
-        return Summary("evaluate", done, facts, out)
-    words = [*data_words(settings.data), settings.folder, "--report", "--out"]
-    following = command_line("evaluate", [*words, settings.folder / "table"])
-    return Summary("evaluate", done, facts, out, following)
+    return Summary("evaluate", done, facts, out, _following(settings))
+
+
+def _following(settings: Settings) -> str | None:
+    """Write the command that makes the page of a folder's runs; None where nothing draws it."""
+    if settings.folder is None or not draws():
+        return None
+    named = {one.name for one in fields(settings)} - {
+        "folder", "original", "retrained", "runs", "report", "out", "overwrite"
+    }  # fmt: skip
+    words: list[object] = [settings.folder, *changed_options(settings, named)]
+    found = find_runs(settings.folder)  # what else was named is named again
+    if settings.original is not None and found.originals != (settings.original,):
+        words += ["--original", settings.original]
+    for flag, ours, theirs in (
+        ("--retrained", settings.retrained, found.retrained),
+        ("--runs", settings.runs, found.runs),
+    ):
+        words += [flag, *ours] if ours != theirs else []
+    out = free_path(settings.folder / "table")
+    return command_line("evaluate", [*words, "--report", "--out", out])
 
 
 def _measuring(

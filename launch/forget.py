@@ -39,13 +39,15 @@ from letheon.launch.command import (
     run_several,
     together,
 )
-from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
+from letheon.launch.console.following import changed_options, command_line, free_beside
+from letheon.launch.console.summary import Summary, console, read_facts
 from letheon.launch.joblist import flags_of, job_names, read_jobs, split
 from letheon.launch.options import Forgetting, Opened, open_ranking, open_together
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.launch.tuning.recipe_file import expand_recipes
+from letheon.loaders.options import OF_IMAGES
 from letheon.methods import catalogue
 
 FEW = 10  # classes of a request that the last line names
@@ -111,28 +113,39 @@ def main(settings: Settings, ranks: Ranks) -> None:
         )
         ranking.clear()
     if ranks.main:
-        console().close(summarize(settings, [settings], plan))
+        console().close(summarize(settings, [settings], [plan]))
 
 
-def summarize(settings: Settings, runs: Sequence[Settings], plan: Plan) -> Summary:
+def summarize(settings: Settings, runs: Sequence[Settings], plans: Sequence[Plan]) -> Summary:
     """Say which runs forgot what, and how they are evaluated; `settings` holds the asked folder."""
-    request = plan.request
-    assert request is not None
-    count, images = int(plan.split[1].sum()), len(plan.data.train)
+    requests = [plan.request for plan in plans if plan.request is not None]
+    counts = [int(plan.split[1].sum()) for plan in plans]
+    images = len(plans[0].data.train)
     names = ", ".join(one.method.name for one in runs)
-    done = f"{names}: forgot {_say_request(plan)}, {count:,} of {images:,} images"
-    folders = {one.out.name: read_facts(one.out) for one in runs}
-    facts = {"request": request.text, "forget_images": count, "images": images, "runs": folders}
+    pairs = zip(plans, counts, strict=True)
+    said = list(dict.fromkeys(f"{_say_request(p)}, {n:,} of {images:,} images" for p, n in pairs))
+    more = f"; and {len(said) - FEW} other requests" if len(said) > FEW else ""
+    done = f"{names}: forgot {'; '.join(said[:FEW])}{more}"
+    folders = {
+        one.out.name: {"request": request.text, "forget_images": count, **read_facts(one.out)}
+        for one, request, count in zip(runs, requests, counts, strict=True)
+    }
+    facts = {
+        "request": requests[0].text, "forget_images": counts[0], "images": images, "runs": folders
+    }  # fmt: skip
+    # Only runs of one request are compared with each other.
+    like = [r for r, q in zip(runs, requests, strict=True) if q.numbers == requests[0].numbers]
     roles = {
-        flag: [one.out for one in runs if (one.method.kind == "reference") == reference]
+        flag: [one.out for one in like if (one.method.kind == "reference") == reference]
         for flag, reference in (("--retrained", True), ("--runs", False))
     }
     following = command_line(
         "evaluate",
         [
-            *data_words(settings.data), "--original", settings.weights,
+            *changed_options(settings, [*OF_IMAGES, "checkpoint", "accept_chance"]),
+            "--original", settings.weights,
             *(word for flag, outs in roles.items() if outs for word in (flag, *outs)),
-            "--out", settings.out.with_name("table"),
+            "--out", free_beside(settings.out, "table"),
         ],
     )  # fmt: skip
     return Summary("forget", done, facts, str(settings.out.absolute()), following)
@@ -204,7 +217,7 @@ def main_of_several(runs: Sequence[Settings], ranks: Ranks) -> None:
             train_all(jobs, ranks, each[0].saving, each[0].overwrite)
             ranking.clear()
         if ranks.main:
-            console().close(summarize(runs[0], each, jobs[0].plan))
+            console().close(summarize(runs[0], each, [job.plan for job in jobs]))
 
 
 def _print_plans(runs: Sequence[Settings], ranks: Ranks) -> None:

@@ -25,12 +25,15 @@ from letheon.engine.runs.run_folder import check_free_file, source_facts
 from letheon.engine.runs.stop import Poll
 from letheon.folders import ranking_folder, state_folder
 from letheon.launch.command import run_command, together
-from letheon.launch.console.summary import Summary, command_line, console, data_words
-from letheon.launch.options import Forgetting, Opened, open_ranking, open_together
+from letheon.launch.console.following import changed_options, command_line, free_beside
+from letheon.launch.console.summary import Summary, console
+from letheon.launch.options import OF_REQUEST, Forgetting, Opened, open_ranking, open_together
 from letheon.launch.planning.dry_run import check_world, describe_sweeps
 from letheon.launch.records.claim import claim
 from letheon.loaders.factory import kind_of
+from letheon.loaders.options import OF_IMAGES
 from letheon.methods.saliency import mask_facts, require_densities, saliency_masks, save_masks
+from letheon.methods.salun import SalUn
 from letheon.progress import note, say
 
 
@@ -128,12 +131,15 @@ def summarize(settings: Settings, plan: Plan) -> Summary:
     assert plan.request is not None
     count = len(settings.densities)
     done = f"ranked the weights of {plan.model.name} for {plan.request.text}: {count} masks"
+    usual = SalUn.density
+    density = min(settings.densities, key=lambda one: abs(one - usual))
     following = command_line(
         "forget",
         [
-            *data_words(settings.data), "--weights", settings.weights, "--forget", settings.forget,
-            "--out", settings.out.with_name("salun"), "salun", "--mask", settings.out,
-            "random-label",
+            *changed_options(settings, [*OF_IMAGES, "seed", *OF_REQUEST]),
+            "--weights", settings.weights, "--forget", settings.forget,
+            "--out", free_beside(settings.out, "salun"), "salun", "--mask", settings.out,
+            *([] if density == usual else ["--density", density]), "random-label",
         ],
     )  # fmt: skip
     facts = {"densities": settings.densities, "request": plan.request.text}

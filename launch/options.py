@@ -27,6 +27,9 @@ from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, resolve, score_of
 from letheon.progress import note
 
+OF_REQUEST = ("checkpoint", "downstream", "relearn_earlier", "accept_chance")
+"""Names of the options beside --weights and --forget that say which request is meant."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetting(JobOptions):

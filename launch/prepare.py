@@ -23,8 +23,10 @@ from typing import Any, Literal, NoReturn
 from letheon.engine.distributed import Ranks
 from letheon.engine.runs.stop import SIGNALS, STOPPED
 from letheon.errors import InputError
+from letheon.folders import free_path
 from letheon.launch.command import run_command
-from letheon.launch.console.summary import Summary, command_line, console
+from letheon.launch.console.following import command_line
+from letheon.launch.console.summary import Summary, console
 from letheon.loaders.datasets.image_set import Data
 from letheon.loaders.formats.arrays_writer import prepare
 from letheon.loaders.formats.beton_set import write_betons
@@ -107,7 +109,10 @@ def _prepare(settings: Settings) -> None:
     images = ", ".join(f"{count:,} images of {part}" for part, count in counts.items())
     named = f", named in {settings.out}" if left_out else ""
     done = f"prepared {images} ({left_out} unreadable left out{named})"
-    following = command_line("train", ["--data", settings.out, "--out", "runs/original"])
+    following = None  # domains are for evaluate and top:K, beside a model that is there
+    if isinstance(source, Data):
+        out = free_path(Path("runs/original"))
+        following = command_line("train", ["--data", settings.out, "--out", out])
     facts = {"counts": counts, "left_out": left_out}
     console().close(Summary("prepare", done, facts, str(settings.out.absolute()), following))
 

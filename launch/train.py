@@ -28,11 +28,14 @@ from letheon.engine.runs.run_folder import check_free
 from letheon.engine.runs.signature import check_key
 from letheon.launch.api import plan_training
 from letheon.launch.command import parse, run_several, together
-from letheon.launch.console.summary import Summary, command_line, console, data_words, read_facts
+from letheon.launch.console.following import changed_options, command_line, free_beside
+from letheon.launch.console.summary import Summary, console, read_facts
 from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.loaders.canaries import CanaryOptions, draw_canaries, plant
+from letheon.loaders.forget_request import name_some_class
+from letheon.loaders.options import OF_IMAGES
 from letheon.methods.train import Train
 
 
@@ -98,14 +101,16 @@ def summarize(settings: Settings, plan: Plan) -> Summary:
     images, name, epochs = len(plan.data.train), plan.model.name, plan.recipe.epochs
     duration = f"{epochs} epoch{'s' * (epochs != 1)}"
     done = f"trained {name} for {duration} on {images:,} images of {settings.data}"
-    first = plan.data.classes[0]
-    following = command_line(
-        "forget",
-        [
-            *data_words(settings.data), "--weights", settings.out, "--forget", f"class:{first}",
-            "--out", settings.out.with_name("salun"), "salun", "random-label",
-        ],
-    )  # fmt: skip
+    following = None
+    if (some_class := name_some_class(plan.data)) is not None:
+        following = command_line(
+            "forget",
+            [
+                *changed_options(settings, OF_IMAGES), "--weights", settings.out, "--forget",
+                f"class:{some_class}", "--out", free_beside(settings.out, "salun"), "salun",
+                "random-label",
+            ],
+        )  # fmt: skip
     out = str(settings.out.absolute())
     facts = {
         "model": name,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires
 
 
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -16,6 +19,23 @@ def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=2, cutoff=cutoff)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def install_extra(extra: str) -> str:
+    """Write the command that installs what an extra of Letheon's brings, wherever it came from.
+
+    It names the packages, as the installed Letheon does: for its users there is no checkout.
+
+    Args:
+        extra: its name in setup.py, such as ``mlflow``.
+    """
+    try:
+        known = requires("letheon") or ()
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return f"pip install '.[{extra}]' in the checkout"
+    own = re.compile(rf"\bextra == ['\"]{re.escape(extra)}['\"]")
+    packages = [line.partition(";")[0].strip() for line in known if own.search(line)]
+    return f"pip install {shlex.join(packages)}"
 
 
 class LetheonError(Exception):

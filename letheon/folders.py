@@ -162,6 +162,16 @@ def ranking_folder(out: Path) -> Path:
     return _beside(out, "ranking")
 
 
+def free_path(wish: Path) -> Path:
+    """Return `wish`, or `wish`-2, -3, ...: the first at which nothing lies or is on its way."""
+    kinds = ("new", "old", "state", "ranking", "lock")
+    count, path = 1, wish
+    while any(os.path.lexists(one) for one in (path, *(_beside(path, kind) for kind in kinds))):
+        count += 1
+        path = wish.with_name(f"{wish.name}-{count}")
+    return path
+
+
 def clear_new_folder(out: Path) -> None:
     """Delete the folder that was to replace `out`, if there is one.
 

@@ -137,6 +137,24 @@ def _parse_classes(text: str, data: Data) -> list[int]:
     return [_class(token, index, data, text) for token in tokens if token]
 
 
+def name_some_class(data: Data) -> str | None:
+    """Name a class that can be forgotten, as `class:` takes it: by its name, else by its id.
+
+    Returns:
+        The first class that has training images; None where there are not two.
+    """
+    present = np.unique(data.train.true_labels)
+    if len(present) < 2:
+        return None
+    first = int(present[0])
+    name = data.classes[first]
+    try:
+        known = name.isprintable() and resolve(f"class:{name}", data).classes == (first,)
+    except InputError:  # a name that means several classes, or an id of another
+        known = False
+    return name if known else f"id={first}"
+
+
 def _first_classes(
     text: str, present: NDArray[np.int64], seed: int | None, ranking: Sequence[int] | None
 ) -> list[int]:

@@ -92,3 +92,7 @@ class DataOptions:
         if self.unreadable == "error":
             return domains
         return {name: drop_unreadable(images) for name, images in domains.items()}
+
+
+OF_IMAGES = tuple(one.name for one in dataclasses.fields(DataOptions) if one.name != "seed")
+"""Names of the options that say the same to every command on a set of images."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from letheon import errors
 from letheon.engine.distributed import Ranks
-from letheon.errors import InputError, RunFailed, UnreadableImage
+from letheon.errors import InputError, RunFailed, UnreadableImage, install_extra
 from letheon.launch import command
 from letheon.launch.command import error_line, run_several, together
 from tests.launch_tools import ROOT, Ended, Scripts, torchrun
@@ -154,3 +157,30 @@ def test_a_job_that_is_done_ends_at_once_where_a_thread_hangs_in_the_store(
     with pytest.raises(SystemExit):
         command.run_several(lambda: [object()], lambda settings, ranks: None)
     assert codes == [0]
+
+
+def test_how_to_install_is_said_to_users_of_a_wheel_and_of_a_checkout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert install_extra("report") == "pip install 'matplotlib>=3.10'"
+    assert install_extra("faiss") == "pip install 'faiss-cpu>=1.9'"  # and not faiss-gpu
+
+    def missing(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(errors, "requires", missing)
+    assert install_extra("report") == "pip install '.[report]' in the checkout"
+
+
+def test_every_missing_package_is_installed_by_the_same_words() -> None:
+    """What else says `pip install` would hold for a checkout alone; each extra is a known one."""
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    own: list[str] = []
+    named: set[str] = set()
+    for folder in ("letheon", "engine", "eval", "kernels", "launch", "loaders", "methods"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            text = file.read_text(encoding="utf-8")
+            own += [str(file.relative_to(ROOT))] * ("pip install" in text)
+            named |= set(re.findall(r"install_extra\('(\w+)'\)", text))
+    assert own == ["letheon/errors.py"]
+    assert len(named) > 8 and all(f'"{extra}": [' in setup for extra in named)

@@ -157,5 +157,7 @@ def test_onnx_computes_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not missing("onnx"), reason="onnx is installed")
 def test_without_onnx_the_mend_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"pip install '\.\[onnx\]'"):
+    with pytest.raises(
+        InputError, match=r"pip install 'onnx>=1\.17' 'onnxscript>=0\.3' 'onnxruntime>=1\.20'$"
+    ):
         forms.write_onnx(tmp_path / "a.onnx", model("small"))

@@ -263,3 +263,26 @@ def test_the_readme_shows_every_script_and_method() -> None:
 def test_every_method_is_explained() -> None:
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in METHODS)
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The fenced blocks of Python in a page, one after another."""
+    return re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("README.md", marks=pytest.mark.slow), "docs/python.md"]
+)
+def test_the_python_of_a_page_runs_as_it_stands(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each block in an empty folder, with no names but its own; where it says epochs, with one."""
+    blocks = python_blocks(ROOT / name)
+    assert blocks
+    for place, block in enumerate(blocks):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        exec(re.sub(r"\bepochs=\d+", "epochs=1", block), {"__name__": "__main__"})
+        assert "FA %" in capsys.readouterr().out
+        assert [*folder.iterdir()]  # what the block says it leaves

@@ -7,7 +7,7 @@ import importlib.util
 from torch import nn
 
 from letheon.engine.checkpoints.hub_config import timm_preset
-from letheon.errors import InputError, suggest
+from letheon.errors import InputError, install_extra, suggest
 from letheon.loaders.preset import Preset
 
 PREFIX = "timm:"
@@ -72,7 +72,8 @@ def _check_name(name: str) -> str:
     kind = name.removeprefix(PREFIX)
     if not is_installed():
         raise InputError(
-            f"got model {name}, and timm is not installed; pip install '.[timm]' in the checkout",
+            f"got model {name}, and timm is not installed; expected it, which builds the network; "
+            f"{install_extra('timm')}",
             option="model",
         )
     import timm

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from letheon import durable
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 from letheon.regular import open_regular
 from letheon.sealed import parse_json
 
@@ -287,8 +287,8 @@ class TrackingOptions:
         """Refuse a tracker that is not installed, on every rank, before anything is written."""
         if self.tracker not in ("auto", "none") and find_spec(self.tracker) is None:
             raise InputError(
-                f"got tracker {self.tracker}, which is not installed; "
-                f"pip install '.[{self.tracker}]' in the checkout",
+                f"got tracker {self.tracker}, which is not installed; expected it; "
+                f"{install_extra(self.tracker)}",
                 option="tracker",
             )
 

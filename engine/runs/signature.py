@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 from letheon.regular import LARGEST, read_regular
 
 
@@ -75,6 +75,7 @@ def _library() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise InputError(
-            "got no cryptography, which signs; pip install '.[sign]' in the checkout", option="sign"
+            f"got no package cryptography; expected it, which signs; {install_extra('sign')}",
+            option="sign",
         ) from error
     return serialization, ed25519

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 
 # Okabe and Ito 2008, distinguished by any color vision; their yellow is too faint on white.
 # Colors and markers have lengths without a common factor, so 45 models look different.
@@ -92,8 +92,8 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "got no matplotlib, which draws the report's pictures; "
-            "pip install '.[report]' in the checkout, or write the tables alone with page=False"
+            "got no matplotlib; expected it, which draws the report's pictures; "
+            f"{install_extra('report')}, or write the tables alone with page=False"
         ) from error
 
 

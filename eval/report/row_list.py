@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.tables import as_csv, as_text, legend, summary_grid
 from letheon.eval.report.write import write_report
@@ -39,7 +39,7 @@ class Rows(list[dict[str, Any]]):
             import pandas
         except ImportError:
             raise InputError(
-                "got no pandas, which makes the frame; pip install '.[pandas]' in the checkout"
+                f"got no pandas; expected it, which makes the frame; {install_extra('pandas')}"
             ) from None
         text = io.StringIO(as_csv(prepare(self, self.left_out)))
         texts = dict.fromkeys(("name", "role", "weights"), str)  # a run may be called 001 or NA

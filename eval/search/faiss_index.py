@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, install_extra
 from letheon.kernels.keyed import permutation
 
 _TRAINED = 64  # rows a list that the clustering sees
@@ -25,7 +25,7 @@ def is_installed() -> bool:
 def _faiss() -> Any:
     if not is_installed():
         raise InputError(
-            "got backend faiss, which is not installed; pip install '.[faiss]' in the checkout"
+            f"got backend faiss, which is not installed; expected it; {install_extra('faiss')}"
         )
     import faiss
 

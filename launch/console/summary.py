@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,20 +117,6 @@ def bold(text: str) -> str:
     """Set in bold on a terminal, unless NO_COLOR is set (no-color.org)."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain or not sys.stdout.isatty() else f"\x1b[1m{text}\x1b[0m"
-
-
-def command_line(name: str, words: Sequence[object]) -> str:
-    """Write a command as this process was started: by `letheon`, or by the script's path."""
-    start = sys.argv[0]
-    if start.startswith("letheon ") or not start.endswith(".py"):
-        return f"letheon {name} {shlex.join(map(str, words))}"
-    script = Path(start).with_name(f"{name}.py")
-    return f"python {shlex.quote(str(script))} {shlex.join(map(str, words))}"
-
-
-def data_words(data: str) -> list[str]:
-    """Write the option of a data set, where it is not the default."""
-    return [] if data == "digits" else ["--data", data]
 
 
 def read_facts(out: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from letheon import durable
 from letheon.engine.checkpoints.key_names import restore_names
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.models.timm_model import PREFIX, timm_network
-from letheon.errors import InputError, RunFailed
+from letheon.errors import InputError, RunFailed, install_extra
 
 ENDINGS = {
     "safetensors": (".safetensors",),
@@ -111,8 +111,8 @@ def write_onnx(path: Path, model: Classifier) -> str:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise InputError(
-                f"got form onnx, and {package} is not installed; the extra [onnx] "
-                "brings both: pip install '.[onnx]'",
+                f"got form onnx, and {package} is not installed; expected it; "
+                f"{install_extra('onnx')}",
                 option="form",
             )
     net = model.plain_net().eval().cpu()
@@ -132,8 +132,8 @@ def _compare_onnx(path: Path, net: nn.Module, images: Tensor) -> str:
     """Compare the logits of onnxruntime with the network's, on the CPU."""
     if importlib.util.find_spec("onnxruntime") is None:
         return (
-            "warning: outputs not compared, since onnxruntime is not installed; the extra [onnx] "
-            "brings it"
+            "warning: outputs not compared, since onnxruntime is not installed; "
+            f"{install_extra('onnx')}"
         )
     import onnxruntime
 

@@ -29,7 +29,7 @@ from letheon.engine.runs.plan import Plan
 from letheon.engine.runs.several import NamedPlan, group_by_memory
 from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, run_together
-from letheon.errors import InputError, RunFailed
+from letheon.errors import InputError, RunFailed, install_extra
 from letheon.launch.tuning.objective import Target, accuracies
 from letheon.launch.tuning.ranges import Range, replace_settings
 from letheon.loaders.batch import Loader
@@ -224,8 +224,7 @@ def load_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise InputError(
-            f"got no package optuna ({error}); expected it for a search; install Letheon with its "
-            "extra `tune`"
+            f"got no package optuna ({error}); expected it for a search; {install_extra('tune')}"
         ) from error
     return optuna
 

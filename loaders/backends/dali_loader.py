@@ -22,7 +22,7 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from torch import Tensor
 
-from letheon.errors import InputError, UnreadableImage
+from letheon.errors import InputError, UnreadableImage, install_extra
 from letheon.loaders.backends.base import prefetch
 from letheon.loaders.backends.memory import free_bytes, to_device
 from letheon.loaders.backends.resident_loader import SHARE
@@ -72,8 +72,8 @@ class DaliLoader(BetonLoader):
         super().__init__(*args, **kwargs)
         if not is_installed():
             raise InputError(
-                "got the loader dali, and nvidia-dali is not installed, expected it; install the "
-                "extra 'dali', or use the loader beton",
+                "got the loader dali, and nvidia-dali is not installed, expected it; "
+                f"{install_extra('dali')}, or use the loader beton",
                 option="loader",
             )
         crop_boxes.check(self.preset, "dali")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError, UnreadableImage
+from letheon.errors import InputError, UnreadableImage, install_extra
 from letheon.loaders.datasets.files import sample_numbers
 from letheon.loaders.datasets.image_set import Data, ImageSet, number_classes
 from letheon.loaders.datasets.label_files import COLUMNS, sort_classes
@@ -118,7 +118,7 @@ def open_arrow(path: Path) -> Data | dict[str, ImageSet] | None:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
             f"got {path}, a set of the Hugging Face datasets library, expected pyarrow to read it; "
-            "pip install '.[hub]' in the checkout"
+            f"{install_extra('hub')}"
         )
     sets: dict[str, ImageSet] = {}
     unlabeled: list[str] = []

@@ -112,7 +112,9 @@ def test_a_network_of_timm_by_name(tmp_path: Path) -> None:
 
 def test_without_timm_the_mend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="timm is not installed; pip install") as caught:
+    with pytest.raises(
+        InputError, match="timm is not installed; expected it, .*; pip install 'timm>="
+    ) as caught:
         preset_of("timm:resnet18")
     assert caught.value.option == "model"
 
