@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.patience import wait_for
@@ -22,7 +24,8 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={bed}/munge/socket
 CryptoType=crypto/munge
-SlurmctldPort=27000
+SlurmctldPort={ports[0]}
+FirstJobId={first}
 StateSaveLocation={bed}/state
 SlurmdSpoolDir={bed}/spool.%n
 SlurmctldPidFile={bed}/slurmctld.pid
@@ -48,8 +51,8 @@ MessageTimeout=60
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27001 CPUs=4 RealMemory=4000
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=27002 CPUs=4 RealMemory=4000
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
 PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=3600
 PartitionName=high Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
@@ -75,7 +78,12 @@ class Bed:
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        (folder / "slurm.conf").write_text(_CONF.format(bed=folder))
+        # Ports and numbers of jobs that no other bed of this machine has.
+        conf = _CONF.format(
+            bed=folder, ports=free_ports(3), first=1 + 10 * (os.getpid() % 1_000_000)
+        )
+        (folder / "slurm.conf").write_text(conf)
+        self._waits: dict[str, float] = {}  # job -> when it was first seen to be queued again
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         munge = folder / "munge"
         self.run(
@@ -108,8 +116,13 @@ class Bed:
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
     def hurry(self, job: str) -> bool:
-        """Let a job that was queued again start now, not in two minutes; true once it runs."""
-        if self.field(job, "JobState") == "PENDING":
+        """Let a job that was queued again start soon, not in two minutes; true once it runs.
+
+        Nodes refuse a turn that starts in the second in which the last one was taken back.
+        """
+        if self.field(job, "JobState") != "PENDING":
+            self._waits.pop(job, None)
+        elif time.monotonic() - self._waits.setdefault(job, time.monotonic()) > 5:
             subprocess.run(
                 ["scontrol", "update", f"JobId={job}", "StartTime=now"], env=self.env, check=False,
                 capture_output=True,
@@ -152,6 +165,15 @@ class Bed:
                 wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"end of {name}")
         for pid, _ in list(self.processes()):
             _kill(pid)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports that nobody listens at."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _parent(pid: int) -> int:
