@@ -115,7 +115,7 @@ def passes(
         log("note", text=note)
     code, cache = CodeFile(run.precision.compile_file, run.ranks.main), cache_watch()
     run.sweeps = None
-    course.found = saver.start(course) if saver is not None else None
+    course.origin = saver.start(course) if saver is not None else None
     for epoch in range(course.epoch, run.recipe.epochs):
         yield from _feed_epoch(method, course, epoch, log, saver)
         code.save()
@@ -176,7 +176,7 @@ def _feed_epoch(
         if number < course.phase:
             continue  # before the run was stopped
         later = len(phases) - 1 - number
-        before, course.found = course.found, None
+        before, course.origin = course.origin, None
         if before is None and run.recipe.on_nonfinite == "rollback":
             before = share_state(collect(course), run.ranks)
             if before is not None and saver is not None:

@@ -70,7 +70,7 @@ class Course:
     """Weights at the ends of epochs, for a method that may go back to one."""
     now: Part | None = None
     """The pass under way; None between two."""
-    found: RunState | None = None
+    origin: RunState | None = None
     """What the first pass goes on from, where the run was stopped before; it takes it."""
     anchor: RunState | None = None
     """Where a pass that is rolled back is repeated from, if such passes are; on every rank."""

@@ -42,6 +42,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SwitchType=switch/none
 KillWait=3600
+MinJobAge=86400
 SlurmdTimeout=60
 MessageTimeout=60
 PreemptType=preempt/partition_prio
