@@ -22,7 +22,7 @@ sample once whatever the number of ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,6 @@ from letheon.engine.checkpoints.loop_state import (
 )
 from letheon.engine.checkpoints.method_state import State, state_dict
 from letheon.engine.checkpoints.model_file import tensors_digest, weights_digest
-from letheon.engine.checkpoints.run_state import RunState
 from letheon.engine.compiled import CodeFile, Start, cache_watch
 from letheon.engine.distributed import require_equal
 from letheon.engine.health import check_finite, measure_accuracies, watch_collapse
@@ -117,9 +116,9 @@ def passes(
         log("note", text=note)
     code, cache = CodeFile(run.precision.compile_file, run.ranks.main), cache_watch()
     run.sweeps = None
-    saved = saver.start(course) if saver is not None else None
+    course.origin = saver.start(course) if saver is not None else None
     for epoch in range(course.epoch, run.recipe.epochs):
-        saved = yield from _feed_epoch(method, course, epoch, saved, log, saver)
+        yield from _feed_epoch(method, course, epoch, log, saver)
         code.save()
         moment = f"after step {course.steps}, the end of epoch {epoch}"
         check_finite(run, moment)
@@ -167,16 +166,11 @@ def _prepare(method: Method, run: Run, seconds: Seconds) -> Course:
 
 
 def _feed_epoch(
-    method: Method,
-    course: Course,
-    epoch: int,
-    saved: RunState | None,
-    log: Log,
-    saver: Saver | None,
-) -> Generator[Pass, None, RunState | None]:
+    method: Method, course: Course, epoch: int, log: Log, saver: Saver | None
+) -> Iterator[Pass]:
     """Yield the passes of one epoch, a pass again where it is rolled back.
 
-    The first pass goes on from `saved`, the state that was found; returned where none has.
+    The first pass goes on from the state that was found.
     """
     run = course.run
     run.epoch.fill_(epoch)
@@ -186,7 +180,7 @@ def _feed_epoch(
         if number < course.phase:
             continue  # before the run was stopped
         later = len(phases) - 1 - number
-        before, saved = saved, None
+        before, course.origin = course.origin, None
         if before is None and run.recipe.on_nonfinite == "rollback":
             before = share_state(collect(course), run.ranks)
             if before is not None and saver is not None:
@@ -204,7 +198,6 @@ def _feed_epoch(
             yield turn
         turn.close()
         _count(course, turn, number)
-    return saved
 
 
 def _count(course: Course, one: Pass, number: int) -> None:

@@ -77,7 +77,7 @@ class Subject:
     """A model and its passes."""
 
     passes: Passes
-    model: Classifier | None = None  # weight distances need it
+    network: Callable[[], Classifier] | None = None  # opens it; weight distances need it
     seconds: float | None = None  # of forgetting
     runs: int = 1  # trained together, whose steps the clock counted too
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.engine.checkpoints.model_file import load_model, weights_digest
+from letheon.engine.checkpoints.model_file import load_model, note, weights_digest
 from letheon.engine.checkpoints.options import CheckpointOptions
 from letheon.engine.checkpoints.state_dict_match import BrokenWeights
 from letheon.engine.checkpoints.weights_file import hub_weights
+from letheon.engine.memory.shards import copy_on_meta
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.manifest import verify_records
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, ORIGIN, failure_reason
 from letheon.errors import InputError
 from letheon.eval.case import DOMAIN, EARLIER
+from letheon.eval.inference.networks import Shelf, Source
 from letheon.eval.references import (
     FORGETTING,
     check_references,
@@ -51,7 +54,6 @@ _FIRST_EDITION = {
     "Spkd": ("spkd", "unlearning"),
 }
 """The class names that run.json held before it had a kind -> name and kind of the method."""
-_TOGETHER = 16  # models on the device at once
 _NOT_THE_METHOD = (
     "seed", "out", "overwrite", "device", "workers", "loader", "caches", "unreadable",
     "keeping",  # the first edition's name of caches
@@ -65,6 +67,7 @@ class Entry:
     name: str
     role: str  # original, retrained, control, unlearned
     model: Classifier
+    """Without its numbers where `source` gives the network."""
     weights: str  # digest of the weights that were loaded
     seconds: float | None = None  # of forgetting: preparation and training
     together: int = 1  # runs that this clock counts, where one pass fed several
@@ -77,6 +80,20 @@ class Entry:
     start: str = ""  # digest of the weights that forgetting began with, where a record names it
     kind: str = ""  # of the run, where a record names it: training, reference, unlearning, control
     recipe: Mapping[str, Any] = field(default_factory=dict)  # of training, where settings name it
+    source: Callable[[], Classifier] | None = field(default=None, compare=False)
+
+    def open(self) -> Classifier:
+        """Open the network with its numbers, on the host; let it go as soon as its turn is over.
+
+        Raises:
+            InputError: its file cannot be read any more, or was changed.
+        """
+        if self.source is None:
+            return self.model
+        found, known = self.source(), self.model
+        found.class_names, found.requests = known.class_names, known.requests
+        found.canaries = known.canaries
+        return found
 
 
 @dataclass(frozen=True)
@@ -163,28 +180,6 @@ class Comparison:
         return np.zeros(len(labels), dtype=bool)
 
 
-def group_entries(entries: Sequence[Entry], images: int, room: int) -> list[list[Entry]]:
-    """Group neighbors of one preset whose outputs fit in memory: these see each image at once.
-
-    Args:
-        entries: in order, which stays.
-        images: how many rows of outputs a model has in memory.
-        room: bytes for the outputs of a group; one model is a group whatever it needs.
-    """
-    groups: list[list[Entry]] = []
-    held = 0
-    for entry in entries:
-        head = entry.model.head
-        size = 4 * images * (head.in_features + head.out_features)
-        held += size
-        alike = groups and groups[-1][0].model.preset == entry.model.preset
-        if not alike or held > room or len(groups[-1]) == _TOGETHER:
-            groups.append([])
-            held = size
-        groups[-1].append(entry)
-    return groups
-
-
 def open_comparison(
     job: JobOptions,
     originals: Sequence[Path],
@@ -195,8 +190,9 @@ def open_comparison(
     downstream: str | None,
     other_images: bool = False,
 ) -> Comparison:
-    """Load every model and open every set; canaries are planted unless these are other images.
+    """Check every model and open every set; canaries are planted unless these are other images.
 
+    Each network is read, verified and let go: `Entry.open` reads it again when its turn comes.
     Of several originals the others are compared with the first, or with the one that all runs were
     made from.
 
@@ -217,10 +213,10 @@ def open_comparison(
             option=unused[0],
         )
     names = _names([path for path, _ in paths])
-    entries, left_out = [], {}
+    entries, left_out, shelf = [], {}, Shelf()
     for (path, role), name in zip(paths, names, strict=True):
         try:
-            entries.append(_entry(path, name, role, checkpoint))
+            entries.append(_entry(path, name, role, checkpoint, shelf))
         except _Broken as error:
             left_out[name] = str(error)
     if not entries:
@@ -337,8 +333,12 @@ def check_images(entries: Sequence[Entry], data: Data | None) -> None:
 def _random(entries: Sequence[Entry], seed: int) -> Entry:
     """Build a network of the first entry's architecture with new weights."""
     known = entries[0].model
+
+    def make() -> Classifier:
+        return build(known.name, known.classes, seed, known.preset).eval()
+
     try:
-        model = build(known.name, known.classes, seed, known.preset).eval()
+        model = make()
     except InputError as error:
         raise InputError(
             f"got {known.name}, of which no untrained network can be built; expected an "
@@ -351,7 +351,9 @@ def _random(entries: Sequence[Entry], seed: int) -> Entry:
             f"got a run named {RANDOM} beside the random control; rename the run's folder",
             option="random_control",
         )
-    return Entry(RANDOM, "control", model, weights_digest(model), seed=seed)
+    return Entry(
+        RANDOM, "control", copy_on_meta(model), weights_digest(model), seed=seed, source=make
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -377,7 +379,7 @@ class _Broken(InputError):
     """A model that cannot be measured, though nothing is wrong with the others."""
 
 
-def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> Entry:
+def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions, shelf: Shelf) -> Entry:
     facts: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     run = path.is_dir() and hub_weights(path) is None
@@ -396,8 +398,15 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
         verify_records(path, FINISHED, "settings.json", ORIGIN)
         facts = read_sealed(path / FINISHED)
         settings = read_sealed(path / "settings.json")
+
+    def load(tell: Callable[[str], object]) -> Classifier:
+        if run:
+            return load_model(path, name=checkpoint.model, tell=tell)
+        return checkpoint.load(path, tell)
+
+    source = Source(name, partial(load, lambda line: None), shelf)
     try:
-        loaded = load_model(path, name=checkpoint.model) if run else checkpoint.load(path)
+        loaded = replace(source, read=partial(load, note))()
     except BrokenWeights as error:
         raise _Broken(str(error)) from error
     digest = weights_digest(loaded)
@@ -419,9 +428,10 @@ def _entry(path: Path, name: str, role: str, checkpoint: CheckpointOptions) -> E
     own_stream = isinstance(of_method, dict) and of_method.get("share_seed") is False
     alike = {k: v for k, v in settings.items() if k not in _NOT_THE_METHOD} | {"run": method}
     return Entry(
-        name, role or known, loaded, digest, spent if runs == 1 else None, runs, seed,
+        name, role or known, copy_on_meta(loaded), digest, spent if runs == 1 else None, runs, seed,
         facts.get("data", {}), facts.get("images", {}), json.dumps(alike, sort_keys=True),
         own_stream, read_start(path), kind if facts else "", read_recipe(settings),
+        replace(source, weights=digest),
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.engine.distributed import Ranks, agree, gather_rows
+from letheon.engine.distributed import Ranks
 from letheon.engine.memory.sharding import split_copy, whole_copy
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.runs.plan import JobOptions
@@ -23,8 +22,9 @@ from letheon.engine.runs.run_folder import device_name, source_facts
 from letheon.errors import InputError
 from letheon.eval.case import Case, Conditions, Peers, Subject
 from letheon.eval.checks import check_finite
-from letheon.eval.comparison import RANDOM, Comparison, Entry, group_entries
+from letheon.eval.comparison import RANDOM, Comparison, Entry
 from letheon.eval.finished_rows import FinishedRow, FinishedRows
+from letheon.eval.inference.networks import find_room, group_entries, work_together
 from letheon.eval.inference.passes import (
     Passes,
     Store,
@@ -42,7 +42,6 @@ from letheon.eval.probes.information import BALANCED
 from letheon.eval.references import Doubt, list_doubts
 from letheon.eval.related_images import find_related
 from letheon.eval.row_builder import Row, add_stage, build_row
-from letheon.loaders.backends.memory import group_rooms
 from letheon.loaders.batch import Loader
 from letheon.progress import Items, clear, note, show
 from letheon.regular import read_text
@@ -155,47 +154,61 @@ class Inference:
             return split_copy(model, self.ranks)
         return whole_copy(model, self.ranks.device)
 
-    def groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
-        """Divide models into those swept together; the same on every rank."""
-        if self.splits:
+    def groups(self, entries: Sequence[Entry], world: int = 0) -> list[list[Entry]]:
+        """Divide models into those swept together, the same on every rank; for `world` ranks."""
+        world = world or self.ranks.world
+        if self.job.precision.reduction(world) == "shard":
             return [[entry] for entry in entries]
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memory = min([whole, *group_rooms()])
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        room = int(gather_rows(torch.tensor([memory // (8 * local)]), self.ranks).min())
         sizes = [len(images) for images in self.comparison.sets.values()]
         cached = self.extent.cache is not None  # on disk, but for this rank's part of one set
-        images = -(-(max(sizes) if cached else sum(sizes)) // self.ranks.world)
-        return group_entries(entries, images, room)
+        images = -(-(max(sizes) if cached else sum(sizes)) // world)
+        return group_entries(entries, images, find_room(self.ranks))
+
+    def open(self, entries: Sequence[Entry]) -> list[Classifier]:
+        """Open networks on this rank's host; every rank must call.
+
+        Raises:
+            InputError: one of any rank cannot be read, on every rank.
+        """
+        return work_together(lambda: [entry.open() for entry in entries], self.ranks)
+
+    def open_one(self, entry: Entry) -> Classifier:
+        """Open a network; every rank must call where networks are split, and gets any's error."""
+        return self.open([entry])[0] if self.splits else entry.open()
 
     def sweep(self, entries: Sequence[Entry]) -> list[Passes]:
-        """Run these models over all sets, with their layers at full depth."""
+        """Run these models over all sets, with their layers at full depth.
+
+        Networks are opened here and let go, and not opened where all of their outputs are stored.
+        """
         ranks, extent, of = self.ranks, self.extent, self.comparison
         loaders = {key: self.loader(key, entries[0], ranks) for key in of.sets}
         parts: dict[str, list[int]] = {}
         if extent.full:
             loaders[BALANCED] = loaders["train"]
             parts[BALANCED] = self.balanced_rows()
-        swept = [self._swept(entry) for entry in entries]
-        if self.splits:
-            swept = [each._replace(model=self.place(each.model)) for each in swept]
-        for each in swept:
-            each.model.to(ranks.device)
         options = self._options(parts)
         if options.store is not None:
             origin = {"batch": self.batch_size, "loader": self.job.loader, **source_facts()}
             options = replace(options, store=replace(options.store, origin=origin))
-        return sweep_together(swept, loaders, ranks, options)
+        new = [e for e in entries if not all(self.is_stored(e, key, options) for key in loaders)]
+        names, opened = [entry.name for entry in new], self.open(new)
+        if self.splits:  # one network, of which this rank's part alone is kept
+            opened = [self.place(opened.pop()) for _ in names]
+        networks = dict(zip(names, opened, strict=True))
+        swept = [self._swept(entry) for entry in entries]
+        swept = [each._replace(model=networks.get(each.name, each.model)) for each in swept]
+        try:
+            for model in opened:
+                model.to(ranks.device)
+            return sweep_together(swept, loaders, ranks, options)
+        finally:
+            for model in opened if not self.splits else ():
+                model.to("cpu")
 
-    def store(self, entries: Sequence[Entry]) -> None:
-        """Run these models over all sets, for the outputs that are kept; none stays on a device."""
-        self.sweep(entries)
-        for entry in entries:
-            entry.model.to("cpu")
-
-    def is_stored(self, entry: Entry, key: str) -> bool:
+    def is_stored(self, entry: Entry, key: str, options: SweepOptions | None = None) -> bool:
         """Tell whether this model's outputs on a set are there; equal on every rank."""
-        model, options = self._swept(entry), self._options({})
+        model, options = self._swept(entry), options or self._options({})
         cache = cache_of(model, options.store, key)
         return cache is not None and cache.is_stored(self.ranks, options.of_set(key, model.taps))
 
@@ -206,7 +219,9 @@ class Inference:
     def _options(self, parts: Mapping[str, Sequence[int]]) -> SweepOptions:
         precision = self.job.precision.resolve(self.ranks.device)
         flip, shift = self.extent.flip, self.extent.shift
-        return SweepOptions(precision, flip, shift, parts, self._store())
+        return SweepOptions(
+            precision, flip, shift, parts, _store_of(self.comparison, self.extent, self.interval)
+        )
 
     def subjects(self, entries: Sequence[Entry]) -> dict[str, Subject | InputError]:
         """Name -> model with its passes; an error in its place where outputs are not finite."""
@@ -220,15 +235,15 @@ class Inference:
                 if self.extent.full and self.extent.critic == "layers":
                     passes.keep("information", self._critic_information(entry))
                 runs = entry.together
-                subjects[entry.name] = Subject(passes, entry.model, entry.seconds, runs)
-            entry.model.to("cpu")
+                subjects[entry.name] = Subject(passes, entry.open, entry.seconds, runs)
         return subjects
 
     def _critic_information(self, entry: Entry) -> dict[str, float]:
         rows = self.balanced_rows()
         images, _ = self.read("train", entry, rows)
         member = torch.from_numpy(self.comparison.forget_mask("train"))[rows]
-        return critic_by_layer(entry.model, stages(entry.model), images, member, self.ranks)
+        [model] = self.open([entry])
+        return critic_by_layer(model, stages(model), images, member, self.ranks)
 
     def loader(self, key: str, entry: Entry, ranks: Ranks) -> Loader:
         """Open a set as this model reads it."""
@@ -244,20 +259,6 @@ class Inference:
         """
         alone = Ranks(device=self.ranks.device)
         return _read(lambda: self.loader(key, entry, alone), rows, self)
-
-    def _store(self) -> Store | None:
-        if self.extent.cache is None:
-            return None
-        sets = {}
-        for key, one in self.comparison.sets.items():
-            mask = self.comparison.forget_mask(key).tobytes()
-            digest = hashlib.sha256(one.digest.encode() + mask).hexdigest()
-            sets[key] = (digest, len(one))
-        images = {key: one.digest for key, one in self.comparison.sets.items()}
-        return Store(
-            self.extent.cache, {**sets, BALANCED: sets["train"]},
-            {**images, BALANCED: images["train"]}, interval=self.interval,
-        )  # fmt: skip
 
     def balanced_rows(self) -> list[int]:
         """Sample forget images, and as many others; the same for every model."""
@@ -280,6 +281,21 @@ class Inference:
             images, labels = _read(open_loader, source.indices, self)
             parts.append((images, source.numbers[labels]))
         return torch.cat([images for images, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _store_of(of: Comparison, extent: Extent, interval: tuple[float, int]) -> Store | None:
+    if extent.cache is None:
+        return None
+    sets = {}
+    for key, one in of.sets.items():
+        mask = of.forget_mask(key).tobytes()
+        digest = hashlib.sha256(one.digest.encode() + mask).hexdigest()
+        sets[key] = (digest, len(one))
+    images = {key: one.digest for key, one in of.sets.items()}
+    return Store(
+        extent.cache, {**sets, BALANCED: sets["train"]},
+        {**images, BALANCED: images["train"]}, interval=interval,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -471,14 +487,7 @@ def _read(
     """Read samples; where networks are split an error of one rank is one of all."""
     if not of.splits:
         return read_images(open_loader(), rows)
-    found: list[tuple[Tensor, Tensor]] = []
-    problem = None
-    try:
-        found.append(read_images(open_loader(), rows))
-    except InputError as error:
-        problem = str(error)
-    agree(of.ranks, problem)  # the others would wait in the next pass
-    return found[0]
+    return work_together(lambda: read_images(open_loader(), rows), of.ranks)
 
 
 def read_images(loader: Loader, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

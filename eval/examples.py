@@ -97,13 +97,14 @@ def _outputs(
     alone = Ranks(device=torch.device("cpu") if read.splits else read.ranks.device)
     for entry in entries:
         loader = read.loader(key, entry, alone)
-        model = entry.model.to(alone.device).eval()
+        model = entry.open().to(alone.device).eval()
         with torch.no_grad():
             images, _ = read_images(loader, rows)
             parts = [model(part.to(alone.device)) for part in images.split(read.batch_size)]
         logits = torch.cat([part.logits.float().cpu() for part in parts])
         features = torch.cat([part.features.float().cpu() for part in parts])
-        entry.model.to("cpu")
+        model.to("cpu")
+        del model  # before the next one is opened
         yield entry.name, logits, features
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,6 +24,7 @@ from letheon.engine.checkpoints import model_file
 from letheon.engine.checkpoints.model_file import weights_digest
 from letheon.engine.distributed import Ranks, gather_objects, join_ranks
 from letheon.engine.memory.sharding import check_sharding
+from letheon.engine.memory.shards import copy_on_meta
 from letheon.engine.method import Method, Run
 from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.precision import fresh_modes
@@ -43,6 +45,7 @@ from letheon.eval.comparison import (
     plant_canaries,
 )
 from letheon.eval.evaluate import Extent, Measuring
+from letheon.eval.inference.networks import Shelf, Source
 from letheon.eval.references import read_kind, read_start
 from letheon.eval.report.row_list import Rows
 from letheon.launch.arguments.networks import align, check_images, check_trainable, open_model
@@ -238,17 +241,19 @@ def evaluate(
             data = open_images(call, train, test)
             if not models:
                 raise InputError("got no model; expected original, retrained or unlearned")
-            networks = [open_model(model, data, preset) for _, model in models]
-            data = align(networks[0], data)
-            entries: list[Entry] = []
-            for (role, model), network in zip(models, networks, strict=True):
+            images, shelf, entries = data, Shelf(), list[Entry]()
+            for role, model in models:
+                quiet = partial(open_model, model, images, preset, lambda line: None)
+                source = Source("", quiet, shelf)
+                network = open_model(model, images, preset)
+                data = data if entries else align(network, data)
                 if network.classes != len(data.classes):
                     raise InputError(
                         f"got a model of {network.classes} classes beside one of "
                         f"{len(data.classes)}; compare models of one data set",
                         option=role,
                     )
-                entries.append(_entry(model, role, network.eval(), [e.name for e in entries]))
+                entries.append(_entry(model, role, network, source, [e.name for e in entries]))
             data = plant_canaries(entries, data)
             domains = {} if downstream is None else call.open_domains(downstream)
             request = resolve_request(forget, data, call.seed)
@@ -269,7 +274,9 @@ def _as_list(models: Model | Sequence[Model] | None) -> list[Model]:
     return [*models] if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
 
 
-def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) -> Entry:
+def _entry(
+    model: Model, role: str, network: Classifier, source: Source, others: Sequence[str]
+) -> Entry:
     """Name a model of a comparison after its method, folder or class, with a number if need be."""
     seconds, seed, out, kind = None, None, None, ""
     if isinstance(model, Result):
@@ -285,9 +292,11 @@ def _entry(model: Model, role: str, network: Classifier, others: Sequence[str]) 
     known = [other for other in others if other == name or other.startswith(f"{name}-")]
     name = f"{name}-{len(known) + 1}" if known else name
     start = "" if out is None else read_start(out)
+    digest = weights_digest(network)
     return Entry(
-        name, role, network, weights_digest(network), seconds, seed=seed, start=start, kind=kind
-    )
+        name, role, copy_on_meta(network.eval()), digest, seconds, seed=seed, start=start,
+        kind=kind, source=replace(source, name=name, weights=digest),
+    )  # fmt: skip
 
 
 def load_model(path: str | Path, **options: Any) -> Classifier:

@@ -50,6 +50,7 @@ from letheon.eval.comparison import (
 from letheon.eval.evaluate import Extent, Measuring, Table
 from letheon.eval.examples import find_examples
 from letheon.eval.finished_rows import ROWS, FinishedRows
+from letheon.eval.inference.networks import count_held
 from letheon.eval.report.definitions import define_all
 from letheon.eval.report.facts import describe_comparison
 from letheon.eval.report.pictures import select_rows
@@ -236,8 +237,8 @@ def main(settings: Settings, ranks: Ranks, keep: bool = False) -> None:
         heads = [entry.model.head for entry in of.entries]
         values = sum(head.in_features + head.out_features for head in heads)
         sizes = {key: len(images) for key, images in of.sets.items()}
-        tensors = [t for entry in of.entries for t in entry.model.state_dict().values()]
-        weights = sum(tensor.nbytes for tensor in tensors)
+        inference = _measuring(settings, of, Ranks(device=ranks.device)).inference
+        weights = count_held(inference.groups(of.entries, settings.dry_run))
         name = f"{len(heads)} models"
         plan = describe_sweeps(name, sizes, settings.dry_run, values, weights)
         console().show_text("plan", plan)
@@ -384,7 +385,8 @@ def check_originals(settings: Settings, of: Comparison, measuring: Measuring) ->
 
         loader, mask = open_as(entry.model.preset), torch.from_numpy(forget)
         splits = measuring.inference.splits
-        model = measuring.inference.place(entry.model) if splits else entry.model
+        [model] = measuring.inference.open([entry])
+        model = measuring.inference.place(model) if splits else model
         check_original(Look(model, loader, mask, precision, ranks, open_as))
 
 

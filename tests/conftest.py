@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.launch_tools import Scripts
+from tests.patience import STDERR, showing_stacks
 
 # The networks are too small for a second thread, which would wait for the first, in a loop.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # Only a machine that stops could tell whether a file is on the disk; one that is closed is refused.
 os.fsync = os.fstat  # type: ignore[assignment]
+
+
+def pytest_configure() -> None:
+    """Name standard error for who writes stacks, while pytest does not hold it."""
+    os.environ.setdefault(STDERR, f"/proc/{os.getpid()}/fd/{os.dup(2)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Show where a test is that takes minutes, so that a hang is seen long before it ends."""
+    with showing_stacks():
+        return (yield)
 
 
 def pytest_collection_finish() -> None:

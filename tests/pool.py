@@ -16,6 +16,7 @@ import torch
 import torch.multiprocessing as mp
 
 from letheon.engine.distributed import Ranks, join_ranks
+from tests.patience import showing_stacks
 
 
 def _free_port() -> int:
@@ -34,7 +35,9 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
         while (job := pipe.recv()) is not None:
             work, args = job
             try:
-                pipe.send((work(ranks, *args), None))
+                with showing_stacks():
+                    result = work(ranks, *args)
+                pipe.send((result, None))
             except BaseException:
                 pipe.send((None, traceback.format_exc()))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from letheon.engine.distributed import Ranks
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
-from letheon.eval.evaluate import Extent, Inference
+from letheon.eval.evaluate import Extent
 from letheon.launch import evaluate
 from letheon.launch.ensembles import oracles
 from letheon.methods.retrain import Retrain
@@ -56,25 +55,6 @@ def test_an_ensemble_grows_and_evaluate_reads_its_outputs(tmp_path: Path) -> Non
     first, second = rows[:2]
     assert first["cka_original"] == pytest.approx(1) and second["cka_original"] < 0.999
     assert (tmp_path / "table" / "audit.md").is_file()
-
-
-def test_no_model_stays_on_the_device_once_its_outputs_are_stored(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Network:
-        place = "cpu"
-
-        def to(self, device: str) -> None:
-            self.place = device
-
-    def sweep(_: Inference, entries: list[SimpleNamespace]) -> None:
-        for entry in entries:
-            entry.model.to("cuda")
-
-    monkeypatch.setattr(Inference, "sweep", sweep)
-    entries = [SimpleNamespace(model=Network()) for _ in range(2)]
-    Inference.store(object.__new__(Inference), entries)  # type: ignore[arg-type]
-    assert [entry.model.place for entry in entries] == ["cpu", "cpu"]
 
 
 def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,9 @@ def sweep(scene: Scene) -> list[Passes]:
 def rows(scene: Scene) -> Any:
     """A full row of all metrics, and a quick one under the seed's conditions."""
     passes = sweep(scene)
-    subjects = [Subject(each, scene.network(seed, CPU)) for seed, each in enumerate(passes)]
+    subjects = [
+        Subject(each, partial(scene.network, seed, CPU)) for seed, each in enumerate(passes)
+    ]
     names = tuple(f"class {c}" for c in range(CLASSES))
     peers = Peers(subjects[0], (subjects[1], subjects[2]), passes[3], (GONE,), names)
     full = build_row(Case(subjects[4], peers, ranks=scene.ranks), "full").as_dict()

@@ -73,6 +73,8 @@ class Course:
     """Weights at the ends of epochs, for a method that may go back to one."""
     now: Part | None = None
     """The pass under way; None between two."""
+    origin: RunState | None = None
+    """What the first pass goes on from, where the run was stopped before; it takes it."""
     anchor: RunState | None = None
     """Where a pass that is rolled back is repeated from, if such passes are; on every rank."""
 
@@ -190,6 +192,13 @@ def pass_state(saved: RunState, ranks: Ranks) -> tuple[Tensors, dict[str, Any]] 
     if saved.facts["between"]:
         return None
     return saved.below(f"rank.{ranks.rank}.pass"), saved.facts["pass"]
+
+
+def without_weights(saved: RunState, ranks: Ranks) -> RunState:
+    """Return what `pass_state` reads of a state, so that all else of it can be let go."""
+    place = f"rank.{ranks.rank}.pass"
+    own = {f"{place}.{name}": tensor.clone() for name, tensor in saved.below(place).items()}
+    return RunState(own, saved.facts)
 
 
 def choices(run: Run, step: Step) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from letheon.engine.checkpoints.model_file import load_model
+from letheon.engine.checkpoints.model_file import load_model, note
 from letheon.engine.models.classifier import Classifier
 from letheon.loaders.preset import Resize
 
@@ -39,6 +40,7 @@ class CheckpointOptions:
         fields = dataclasses.asdict(self).items()
         return {k: v for k, v in fields if k not in ("model", "part") and v is not None}
 
-    def load(self, path: Path) -> Classifier:
-        """Load a checkpoint as these options say; `load_model` has what is refused."""
-        return load_model(path, name=self.model, preset=self.changes or None, part=self.part)
+    def load(self, path: Path, tell: Callable[[str], object] = note) -> Classifier:
+        """Load a checkpoint as these options say; `load_model` has `tell` and what is refused."""
+        changes = self.changes or None
+        return load_model(path, name=self.model, preset=changes, part=self.part, tell=tell)

@@ -17,6 +17,7 @@ from letheon.engine.checkpoints.loop_state import (
     repeat_choices,
     restore,
     share_state,
+    without_weights,
 )
 from letheon.engine.checkpoints.model_file import save_model
 from letheon.engine.checkpoints.run_state import (
@@ -122,7 +123,10 @@ class Saver:
         return {**place, "world": world, "overrides": list(self.overrides)}
 
     def start(self, course: Course) -> RunState | None:
-        """Before the first step: the course becomes that of the state that was found, if any."""
+        """Before the first step: the course becomes that of the state that was found, if any.
+
+        Returns what the first pass goes on from; with weights only where it may be rolled back.
+        """
         self._course = course
         self._sweeps.close()
         defer(True)
@@ -132,6 +136,8 @@ class Saver:
             restore(course, found)
             found.facts["world"] = self.ranks.world  # if its pass is repeated, it is saved again
             self.cut_log(found)
+            if course.run.recipe.on_nonfinite != "rollback":
+                found = without_weights(found, self.ranks)
         self.poll.reset()
         return found
 

@@ -87,8 +87,8 @@ class Lessons:
             images, labels = self._read(before, "train", needed.tolist())
             places = [torch.searchsorted(needed, numbers) for numbers in steps]
             self._rates[preset] = rate_of(
-                before.model, [(images[at], labels[at]) for at in places], read.ranks.device,
-                read.place,
+                read.open_one(before), [(images[at], labels[at]) for at in places],
+                read.ranks.device, read.place,
             )  # fmt: skip
         return self._rates.get(preset, RATES[0])
 
@@ -162,7 +162,7 @@ def relearn_table(of: Measuring, table: Table, lessons: Lessons) -> None:
         preset = entry.model.preset
         lesson = known[preset] = known.get(preset) or lessons.read_lesson(entry)
         try:
-            return curves(entry.model, lesson, of.ranks.device, of.inference.place)
+            return curves(of.inference.open_one(entry), lesson, of.ranks.device, of.inference.place)
         except RunFailed as error:  # one that diverges as it learns leaves the others their curves
             return str(error)
 
@@ -200,8 +200,9 @@ def attack_table(of: Measuring, table: Table, lessons: Lessons) -> None:
         targets = known[preset] = known.get(preset) or lessons.read_targets(entry)
         # One that reads images in another way cannot be asked the same.
         alike = before is not None and before.model.preset == preset
-        original = before.model if before is not None and alike else None
-        return attack(entry.model, original, targets, of.ranks.device, of.inference.place, line)
+        read = of.inference
+        original = read.open_one(before) if before is not None and alike else None
+        return attack(read.open_one(entry), original, targets, of.ranks.device, read.place, line)
 
     for name, result in _of_rows(of, table, "attack", make).items():
         add_stage(next(row for row in table.rows if row.name == name), result)

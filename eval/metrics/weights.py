@@ -40,19 +40,24 @@ def weight_distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
 
 def _distances(case: Case, others: Sequence[Subject]) -> tuple[float, dict[str, float]]:
     """Relative distance of all weights, and distance of each tensor, to the mean over `others`."""
-    if case.subject.model is None or any(other.model is None for other in others):
-        raise NotMeasurable("got outputs without their model; expected its weights")
-    own = dict(case.subject.model.named_parameters())
-    by_tensor, whole = [], []
-    for other in others:
-        assert other.model is not None
-        weights = dict(other.model.named_parameters())
-        distances = weight_distance(own, weights)
-        size = torch.stack([p.detach().double().norm() for p in weights.values()]).norm()
-        length = torch.tensor(list(distances.values())).double().norm()
-        by_tensor.append(distances)
-        whole.append(float(length / size))
+    own = _weights(case.subject)
+    by_tensor, whole = zip(*(_distance(own, other) for other in others), strict=True)
     return fmean(whole), {name: fmean(each[name] for each in by_tensor) for name in own}
+
+
+def _distance(own: Mapping[str, Tensor], other: Subject) -> tuple[dict[str, float], float]:
+    """Distance of each tensor, and of all relative to the other's; its network is let go."""
+    weights = _weights(other)
+    distances = weight_distance(own, weights)
+    size = torch.stack([p.detach().double().norm() for p in weights.values()]).norm()
+    length = torch.tensor(list(distances.values())).double().norm()
+    return distances, float(length / size)
+
+
+def _weights(of: Subject) -> dict[str, Tensor]:
+    if of.network is None:
+        raise NotMeasurable("got outputs without their model; expected its weights")
+    return dict(of.network().named_parameters())
 
 
 def _to_original(case: Case) -> tuple[float, dict[str, float]]:

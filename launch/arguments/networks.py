@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,14 @@ from letheon.loaders.views import align_labels, model_classes, unwrap
 
 
 def open_model(
-    model: Model, data: Data, preset: Preset | Mapping[str, Any] | None = None
+    model: Model,
+    data: Data,
+    preset: Preset | Mapping[str, Any] | None = None,
+    tell: Callable[[str], object] = model_file.note,
 ) -> Classifier:
     """Load, or copy, a model as the classifier that the engine works on, in float32.
+
+    `tell` takes the line on what is assumed of a file from elsewhere.
 
     Raises:
         InputError: no such file, no preset for a plain network, one that cannot be copied or whose
@@ -34,11 +39,11 @@ def open_model(
     """
     given = None if preset is None else build_preset(preset)
     if isinstance(model, Result):
-        own = open_model(model.model, data, given or model.preset)
+        own = open_model(model.model, data, given or model.preset, tell)
         own.requests, own.canaries = model.requests, model.canaries
         return own
     if isinstance(model, str | Path):
-        own = model_file.load_model(Path(model), preset=given)
+        own = model_file.load_model(Path(model), preset=given, tell=tell)
     elif isinstance(model, Classifier):
         own = copy.deepcopy(model)
         own.preset = given or own.preset

@@ -160,7 +160,7 @@ def store_outputs(settings: Settings, ranks: Ranks) -> None:
         size, interval = settings.method.recipe.batch_size, settings.saving.interval
         inference = Inference(settings, found, extent, size, ranks, interval)
         for group in inference.groups(found.entries):
-            inference.store(group)
+            inference.sweep(group)
 
 
 def main(settings: Settings, ranks: Ranks) -> None:

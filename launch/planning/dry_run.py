@@ -250,7 +250,7 @@ def describe_sweeps(
         sets: the images of each.
         world: ranks.
         values: float32 numbers of an image that are held, on the rank that read it.
-        weights: bytes of all networks, which lie on the host of every rank.
+        weights: bytes of the networks that the host of a rank holds at once, at most.
     """
     lines = [f"{name} on {world} rank{'s' * (world > 1)}:"]
     most = 0
@@ -262,7 +262,9 @@ def describe_sweeps(
         held = 4 * values * most
         lines.append(f"  outputs in memory a rank, at most: {held / GIB:.3f} GiB in float32")
     if weights:
-        lines.append(f"  networks in memory of each rank's host: {weights / 2**20:,.1f} MiB a rank")
+        lines.append(
+            f"  networks in memory of each rank's host, at most: {weights / 2**20:,.1f} MiB a rank"
+        )
     return "\n".join(lines)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from letheon import durable
+from letheon.engine.checkpoints import saver as saver_module
+from letheon.engine.checkpoints.loop_state import Course
 from letheon.engine.checkpoints.run_state import RunState, StateFolder
 from letheon.engine.checkpoints.saver import SaveOptions, Saver, open_saver
 from letheon.engine.distributed import Ranks
@@ -82,6 +86,44 @@ def test_every_method(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
     stops = [9, 2] if name == "influence" else [3, 2]  # within its conjugate gradients
     assert differing(method, run_with(method, Ranks()), tmp_path, stops, every=2) == []
+
+
+class Watched(Finetune):
+    """Asks within its steps which tensors of the state that was found are still alive."""
+
+    def edit_grads(self, run: Run, state: State, phase: Phase) -> None:
+        gc.collect()
+        alive.append({name for name, tensor in found.items() if tensor() is not None})
+
+
+found: dict[str, weakref.ref[torch.Tensor]] = {}
+alive: list[set[str]] = []
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "rollback"])
+def test_a_loaded_state_is_let_go(
+    on_nonfinite: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before the first step after it; but where the pass may have to be done again."""
+    recipe = replace(RECIPE, momentum=0.9, on_nonfinite=on_nonfinite)  # type: ignore[arg-type]
+    make = run_with(Watched(recipe), Ranks())
+    before = saver_module.restore
+
+    def restore(course: Course, saved: RunState) -> None:
+        found.update({name: weakref.ref(tensor) for name, tensor in saved.tensors.items()})
+        before(course, saved)
+
+    monkeypatch.setattr(saver_module, "restore", restore)
+    found.clear()
+    assert attempt(Watched(recipe), make, tmp_path / "run", BreakAt(Ranks(), 1, 3), False) is None
+    alive.clear()
+    assert attempt(Watched(recipe), make, tmp_path / "run", Poll(Ranks()), True) is not None
+    kinds = {name.partition(".")[0] for name in found}
+    assert {"model", "optimizer"} <= kinds and alive
+    if on_nonfinite == "rollback":
+        assert alive[0] == set(found) and not alive[-1] & set(found)
+    else:
+        assert not any(alive)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import roc_auc_score
 
-from letheon.engine.models.classifier import Classifier, build
+from letheon.engine.models.classifier import build
 from letheon.errors import InputError
 from letheon.eval.case import Case, Peers, Subject
 from letheon.eval.checks import check_finite
@@ -52,7 +53,7 @@ def subject(name: str, seed: int, classes_of: int = CLASSES) -> Subject:
     sets = {"train": outputs(160, seed * 10, 1), "test": outputs(90, seed * 10 + 1, 2, taps=True)}
     strength = 1.0 if name == "original" else 0.2
     sets[BALANCED] = outputs(80, seed * 10 + 2, 3, taps=True, strength=strength)
-    return Subject(Passes(name, sets, name), build("small", classes_of, seed))
+    return Subject(Passes(name, sets, name), partial(build, "small", classes_of, seed))
 
 
 def peers(**changes: object) -> Peers:
@@ -110,13 +111,11 @@ def test_every_key_is_its_definition() -> None:
     assert others.original is not None
     assert row["idi"] == pytest.approx(idi(bits(model), mean, bits(others.original)).value)
 
-    def flat(of: Classifier) -> torch.Tensor:
-        return torch.cat([p.detach().double().flatten() for p in of.parameters()])
+    def flat(of: Subject) -> torch.Tensor:
+        assert of.network is not None
+        return torch.cat([p.detach().double().flatten() for p in of.network().parameters()])
 
-    moved = [
-        float((flat(model.model) - flat(o.model)).norm() / flat(o.model).norm())
-        for o in others.retrained
-    ]
+    moved = [float((flat(model) - flat(o)).norm() / flat(o).norm()) for o in others.retrained]
     assert row["weight_distance_retrained"] == pytest.approx(np.mean(moved))
     assert row["head_confusion"]["rows"] == ["bee"]
     assert len(row["embedding"]["points"]) == len(row["embedding"]["labels"])
@@ -125,7 +124,7 @@ def test_every_key_is_its_definition() -> None:
 def test_the_original_measured_again_has_index_one_and_distance_zero() -> None:
     others = peers()
     assert others.original is not None
-    again = Subject(others.original.passes, others.original.model)
+    again = Subject(others.original.passes, others.original.network)
     row = full(again, others)
     assert row["idi"] == pytest.approx(1) and row["weight_distance_original"] == 0
 

@@ -11,7 +11,8 @@ import torch
 from letheon.engine.distributed import Ranks
 from letheon.engine.models.classifier import build
 from letheon.errors import InputError
-from letheon.eval.comparison import Entry, group_entries
+from letheon.eval.comparison import Entry
+from letheon.eval.inference.networks import group_entries
 from letheon.eval.inference.passes import Store, SweepOptions, Swept, sweep_together
 from letheon.eval.inference.taps import stages
 from letheon.eval.outputs import Outputs
@@ -83,7 +84,9 @@ def test_each_image_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_have_one_preset_and_fit_in_memory() -> None:
     model = build("small", CLASSES)
     other = build("small", CLASSES, preset=Preset(64))
-    row = 4 * (model.head.in_features + CLASSES)
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    of_one = 4 * 100 * (model.head.in_features + CLASSES) + 2 * 4 * numbers  # with its copy
+    of_one += 2 * 4 * sum(t.dtype == torch.int64 for t in model.state_dict().values())
     entries = [Entry(str(i), "", net, "") for i, net in enumerate([model] * 5 + [other] * 2)]
 
     def sizes(room: int) -> list[int]:
@@ -91,6 +94,6 @@ def test_groups_have_one_preset_and_fit_in_memory() -> None:
         assert [e for group in groups for e in group] == entries
         return [len(group) for group in groups]
 
-    assert sizes(1000 * row) == [5, 2]
-    assert sizes(200 * row) == [2, 2, 1, 2]
+    assert sizes(10 * of_one) == [5, 2]
+    assert sizes(2 * of_one) == [2, 2, 1, 2]
     assert sizes(0) == [1] * 7
