@@ -46,7 +46,6 @@ SlurmdParameters=config_overrides
 SwitchType=switch/none
 MinJobAge=86400
 KillWait=3600
-MinJobAge=86400
 SlurmdTimeout=60
 MessageTimeout=60
 PreemptType=preempt/partition_prio
