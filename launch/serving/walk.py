@@ -35,7 +35,7 @@ _LOCK = re.compile(r"\.(.+)\.lock")  # of an output, beside it
 
 @dataclass
 class Listing:
-    """What is same of the names in a folder, as they were at `stamp`."""
+    """What is known of the names in a folder, as they were at `stamp`."""
 
     stamp: tuple[int, int]
     """Number and time of the folder; nothing of it holds where they have changed."""
