@@ -1,8 +1,8 @@
 """Print a script's --help as it was printed before, which needs no import of torch.
 
 The text lies in the user's cache folder, under a digest of all it depends on: the sizes and times
-of Letheon's source files, the versions, the arguments, and how the terminal looks. Where another package adds methods or
-metrics nothing is saved, since their source is not ours to watch.
+of Letheon's source files, the versions, the arguments, and how the terminal looks. Where another
+package adds methods or metrics nothing is saved, since their source is not ours to watch.
 """
 
 from __future__ import annotations
