@@ -1,8 +1,8 @@
 """Print a script's --help as it was printed before, which needs no import of torch.
 
-The text lies in the user's cache folder, under a digest of all it depends on: Letheon's source,
-the versions, the arguments, and how the terminal looks. Where another package adds methods or
-metrics nothing is saved, since their source is not ours to watch.
+The text lies in the user's cache folder, under a digest of all it depends on: the sizes and times
+of Letheon's source files, the versions, the arguments, and how the terminal looks. Where another
+package adds methods or metrics nothing is saved, since their source is not ours to watch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
 KINDS = ("*.py", "*.toml")
 PAGES = ("methods", "completion")
 """Commands that print nothing but help."""
+NARROWEST, WIDEST = 40, 100
+"""Columns of a page of help: a terminal that is wider or narrower shows the same text."""
 _KEEP = 64  # texts: other widths, commands and methods
 
 
@@ -101,15 +103,16 @@ def _file(args: Sequence[str]) -> Path | None:
 
 def _digest(args: Sequence[str]) -> str:
     """SHA-256 in hex over all that the text depends on."""
-    looks = [os.environ.get(name) for name in ("TERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS")]
+    looks = [os.environ.get(name) for name in ("TERM", "NO_COLOR", "FORCE_COLOR")]
     facts = (*args, *looks, sys.version, version("tyro"), os.cpu_count())
-    width = shutil.get_terminal_size().columns
+    width = min(max(shutil.get_terminal_size((80, 24)).columns, NARROWEST), WIDEST)
     total = hashlib.sha256(repr((facts, sys.stdout.isatty(), width)).encode())
     for name in ("letheon", *(f"letheon.{folder}" for folder in FOLDERS)):
         spec = find_spec(name)
         for root in (spec and spec.submodule_search_locations) or ():
             for path in sorted(one for kind in KINDS for one in Path(root).rglob(kind)):
-                total.update(f"{path}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+                of = path.stat()
+                total.update(f"{path} {of.st_ino} {of.st_size} {of.st_mtime_ns}\n".encode())
     return total.hexdigest()
 
 

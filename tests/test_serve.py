@@ -23,7 +23,7 @@ import pytest
 
 from letheon.errors import InputError
 from letheon.eval.report.write import write_report
-from letheon.launch.serving import run_list
+from letheon.launch.serving import walk
 from letheon.launch.serving.serve import HEADERS, Server, Settings, is_own_host
 from letheon.launch.serving.site import Answer, Site
 from letheon.regular import open_folder, read_regular
@@ -299,9 +299,9 @@ def test_what_is_damaged_is_a_row_with_the_reason(hostile: Path) -> None:
 def test_no_more_names_are_read_than_are_looked_at(
     hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_list, "_MOST", 5)
-    with contextlib.closing(run_list._walk(open_folder(hostile), "")) as folders:
-        assert len(next(folders)[2]) == 6
+    monkeypatch.setattr(walk, "MOST", 5)
+    with contextlib.closing(walk.walk(open_folder(hostile))) as folders:
+        assert next(folders).listing.count == 6
     assert "There is more" in index(Site([hostile])).words
 
 

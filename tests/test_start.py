@@ -114,6 +114,15 @@ def test_help_is_printed_anew_where_anything_differs(
     assert show("forget", "--help") == 5
 
 
+def test_all_wide_terminals_share_a_text(
+    show: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page has at most 100 columns, and at least 40."""
+    for columns, runs in ((300, 1), (101, 1), (100, 1), (99, 2), (40, 3), (20, 3)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert show("forget", "--help") == runs
+
+
 def test_no_help_is_saved_of_mistakes_options_and_plugins(
     show: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

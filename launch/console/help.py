@@ -21,6 +21,7 @@ from letheon.launch.console.options import (
 )
 from letheon.launch.console.summary import bold
 from letheon.methods import catalogue, inner_fields
+from letheon.saved_help import NARROWEST, WIDEST
 
 MOST = 10
 """Options that the first part shows."""
@@ -53,7 +54,7 @@ def show_help(script: str, settings: type, words: Sequence[str]) -> str:
 
 def page_width() -> int:
     """Columns of a page: those of the terminal, from 40 to 100."""
-    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 100)
+    return min(max(shutil.get_terminal_size((80, 24)).columns, NARROWEST), WIDEST)
 
 
 def _describe_script(script: str, settings: type, width: int) -> Iterator[str]:

@@ -7,33 +7,38 @@ are read, and what is not as Letheon writes it becomes a reason in a row.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from letheon.engine.runs.loggers import TENSORBOARD, parse_lines
-from letheon.engine.runs.run_folder import FAILED, FINISHED, LOG, ORIGIN, STATE
+from letheon.engine.runs.loggers import parse_lines
+from letheon.engine.runs.run_folder import FAILED, FINISHED, LOG
 from letheon.errors import InputError
 from letheon.eval.finished_rows import ROWS
 from letheon.eval.metrics.reference import Band, Reference
 from letheon.eval.report.write import PAGE
 from letheon.folders import lock_holder
+from letheon.launch.serving import walk as walking
+from letheon.launch.serving.walk import (
+    FILES,
+    RECORDS,
+    REQUEST,
+    SETTINGS,
+    TABLE,
+    VERSIONS,
+    Listing,
+    join,
+    walk,
+)
 from letheon.regular import open_folder, open_regular
 from letheon.sealed import expect_shape, read_sealed
 
-TABLE = "metrics.json"
-SETTINGS, REQUEST, VERSIONS = "settings.json", "request.json", "versions.json"
-_RECORDS = {FINISHED, FAILED, ORIGIN, SETTINGS, LOG}  # a folder with one of these is a run's
-_FILES = (*_RECORDS, REQUEST, VERSIONS, TABLE, PAGE)
 _LARGEST = 2**24  # bytes of a file
 _LOG_END, _LINES = 2**22, 12  # bytes of a log that are read, from its end; reports that stay
-_DEPTH, _MOST = 5, 200_000  # folders in one another; names that are looked at
 _ROWS, _COLUMNS = 300, 200  # of a table
 _TEXT = 300  # characters of a fact
-_LOCK = re.compile(r"\.(.+)\.lock")  # of an output, beside it
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class RunList:
     Attributes:
         entries: what was found at the last look.
         more: whether there is more than is looked at.
+        revision: how often a look found something else than the one before.
     """
 
     def __init__(self, root: Path) -> None:
@@ -93,105 +99,82 @@ class RunList:
         self.root = root.resolve()
         self.entries: dict[str, Run | Table] = {}
         self.more = False
+        self.revision = 0
         self._known: _Known = {}
+        self._listings: dict[str, Listing] = {}
 
-    def look(self) -> None:
-        """Look at the whole folder again."""
-        found = self._look()
-        self._known, self.entries, self.more = found
+    def look(self, whole: bool = True) -> None:
+        """Look at the whole folder again.
+
+        Args:
+            whole: False: at the times of the folders, and at the files of runs that are not
+                finished. That misses a file that is written over in its place, which Letheon
+                itself does with the log of a run alone.
+        """
+        known, entries, more, listings = self._look(listings={} if whole else self._listings)
+        self.revision += (entries, more) != (self.entries, self.more)
+        self._known, self.entries, self.more, self._listings = known, entries, more, listings
 
     def find(self, path: str) -> Run | Table | None:
         """Look again at one folder alone, and return what it is; None where it is no run or table.
 
         Only the folders on the way are listed, and only its own files are read.
         """
-        known, found, _ = self._look(path)
+        known, found, *_ = self._look(path)
         self._known |= known
         return found.get(path)
 
-    def _look(self, only: str | None = None) -> tuple[_Known, dict[str, Run | Table], bool]:
-        """Return what is read once, what was found, and whether there is more."""
+    def _look(
+        self, only: str | None = None, listings: Mapping[str, Listing] | None = None
+    ) -> tuple[_Known, dict[str, Run | Table], bool, dict[str, Listing]]:
+        """Return what is read once, what was found, whether there is more, and the listings."""
         known: _Known = {}
         found: dict[str, Run | Table] = {}
         holders: dict[str, str] = {}
-        measured: dict[str, int] = {}
+        seen: dict[str, Listing] = {}
         count = 0
-        for path, folder, names, links in _walk(open_folder(self.root), "", only=only):
-            count += len(names)
-            if count > _MOST:
+        for path, folder, of, same in walk(open_folder(self.root), listings, only):
+            seen[path] = of
+            count += of.count
+            if count > walking.MOST:
                 break
-            if only in (None, path) and (TABLE in names or _RECORDS & names):
-                stamp = _stamp(folder)
-                if path not in self._known or self._known[path][0] != stamp:
-                    entry = read_table(folder) if TABLE in names else read_run(folder)
-                    known[path] = stamp, entry
-                else:
-                    known[path] = self._known[path]
+            if only in (None, path) and (TABLE in of.files or RECORDS & of.files):
+                known[path] = self._entry(path, folder, of, same)
                 found[path] = known[path][1]
-            if path.endswith(ROWS):
-                measured[path.removesuffix(ROWS)] = sum(name.endswith(".json") for name in names)
-            for name in links:
-                found[_join(path, name)] = Run("not read", "a link; serve what it leads to")
-            for match in filter(None, map(_LOCK.fullmatch, names)):
-                if only in (None, _join(path, match[1]), _join(path, f".{match[1]}.new")) and (
-                    holder := lock_holder(match[1], folder)
+            for name in of.links:
+                found[join(path, name)] = Run("not read", "a link; serve what it leads to")
+            for name, new in of.locks.items():
+                if only in (None, join(path, name), join(path, new)) and (
+                    holder := lock_holder(name, folder)
                 ):
-                    new = f".{match[1]}.new"  # replaces what is there
-                    holders[_join(path, new if new in names else match[1])] = holder
+                    holders[join(path, new)] = holder
         for path, holder in holders.items():
             entry = found.get(path, Run(""))
-            if path in measured:
-                holder += f", {measured[path]} rows are finished"
+            if (rows := seen.get(f"{path}{ROWS}")) is not None:
+                holder += f", {rows.rows} rows are finished"
             if isinstance(entry, Table):
                 found[path] = replace(entry, note=holder)
             else:
                 found[path] = replace(entry, state="running", note=holder)
-        return known, found, count > _MOST
+        return known, found, count > walking.MOST, seen
+
+    def _entry(self, path: str, folder: int, of: Listing, same: bool) -> tuple[Any, Run | Table]:
+        """Return the stamp of a folder's files and what they say; read where they have changed."""
+        old = self._known.get(path)
+        if old and same and (isinstance(old[1], Table) or old[1].state == "finished"):
+            return old
+        stamp = _stamp(folder, of.files)
+        if old and old[0] == stamp:
+            return old
+        return stamp, read_table(folder) if TABLE in of.files else read_run(folder)
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name
-
-
-def _walk(
-    folder: int, path: str, depth: int = 0, only: str | None = None
-) -> Iterator[tuple[str, int, set[str], list[str]]]:
-    """Yield folders: path, descriptor, the names in it, and other links than `_FILES`.
-
-    With `only` those on the way to this path alone, and what an evaluation keeps beside it. Names
-    beyond `_MOST` of one folder are not read. The descriptor is closed at the end.
-    """
-    names, below, links = set(), [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                names.add(entry.name)
-                if len(names) > _MOST:
-                    break
-                with suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        below.append(entry.name)
-                    elif entry.is_symlink() and entry.name not in _FILES:
-                        links.append(entry.name)
-        yield path, folder, names, links
-        for name in sorted(below if depth < _DEPTH else ()):
-            hidden = name.startswith(".") and not name.endswith(".new")
-            if hidden or name in (STATE, TENSORBOARD):
-                continue
-            place = _join(path, name)
-            on_the_way = only is None or f"{only}/".startswith(f"{place}/")
-            if not on_the_way and place != f"{only}{ROWS}":
-                continue
-            with suppress(OSError):
-                yield from _walk(open_folder(name, folder), place, depth + 1, only)
-    finally:
-        os.close(folder)
-
-
-def _stamp(folder: int) -> Any:
+def _stamp(folder: int, names: Collection[str] = FILES) -> Any:
     """Tell name, number, size and time of each file of a folder: differs when one of them does."""
     stamp = []
-    for name in _FILES:
+    for name in FILES:
+        if name not in names:
+            continue
         with suppress(OSError):
             of = os.stat(name, dir_fd=folder, follow_symlinks=False)
             stamp.append((name, of.st_ino, of.st_size, of.st_mtime_ns))

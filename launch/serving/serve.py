@@ -73,10 +73,13 @@ class Handler(BaseHTTPRequestHandler):
                 HTTPStatus.MISDIRECTED_REQUEST, b"Not the host of this page.", "text/plain"
             )
         else:
-            answer = self.server.site.answer(self.path)
+            answer = self.server.site.answer(self.path, self.headers.get("If-None-Match", ""))
         self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
-        self.send_header("Content-Length", str(len(answer.body)))
+        if answer.tag:
+            self.send_header("ETag", answer.tag)
+        if answer.status != HTTPStatus.NOT_MODIFIED:
+            self.send_header("Content-Type", answer.kind)
+            self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)

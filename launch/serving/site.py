@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
 import threading
-import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ _MORE = ("Data", "Network", "Seed", "Host")  # behind them: mostly equal for all
 _TEXTS = {*_HEADS, *_MORE} - {"Seed"}  # on the left; numbers on the right
 _IN_THE_TEXT = (PREVIOUS, "kind", "at", "phase", "epoch", "text")
 _PAGES = 20  # tables that stay drawn
+_WHOLE = 15  # of so many polls one looks at every file: half a minute at the pace of a page
 _FOLDER = Path(__file__).parent
 _REPORT = Path(report.__file__).parent
 
@@ -42,6 +44,8 @@ class Answer(NamedTuple):
     status: HTTPStatus
     body: bytes
     kind: str = HTML
+    tag: str = ""
+    """Differs when the body does; sent as ETag."""
 
 
 class Missing(Exception):
@@ -61,6 +65,8 @@ class Site:
         self.base = f"/{secrets.token_urlsafe(16)}/"
         self._looking, self._drawing = threading.Lock(), threading.Lock()
         self._pages: dict[Any, str] = {}
+        self._polls = 0
+        self._list: tuple[Any, str] = (None, "")  # revisions of what is drawn, and the page
         self._templates = Environment(
             loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True
         )
@@ -69,15 +75,34 @@ class Site:
             "serve.js": (_FOLDER / "serve.js", SCRIPT),
         }
 
-    def look(self) -> bool:
-        """Look at the folders again; whether a run or a table is there."""
+    def look(self, whole: bool = True) -> bool:
+        """Look at the folders again; whether a run or a table is there.
+
+        Args:
+            whole: as of `RunList.look`.
+        """
         with self._looking:
             for of in self.lists:
-                of.look()
+                of.look(whole)
             return any(of.entries for of in self.lists)
 
-    def answer(self, address: str) -> Answer:
-        """Answer a request for an address; what cannot be shown is a page that says why."""
+    def answer(self, address: str, tag: str = "") -> Answer:
+        """Answer a request for an address; what cannot be shown is a page that says why.
+
+        Args:
+            address: the path that is asked for.
+            tag: of the body that is there already, which is not sent again (RFC 9110, 13.1.2). A
+                page that polls has one, and is answered without a look at every file.
+        """
+        answer = self._answer(address, bool(tag))
+        if answer.status != HTTPStatus.OK:
+            return answer
+        fresh = f'"{hashlib.sha256(answer.body).hexdigest()}"'
+        if hmac.compare_digest(fresh.encode(), tag.encode()):
+            return Answer(HTTPStatus.NOT_MODIFIED, b"", answer.kind, fresh)
+        return answer._replace(tag=fresh)
+
+    def _answer(self, address: str, poll: bool) -> Answer:
         path = address.partition("?")[0]
         start, rest = path[: len(self.base)], path[len(self.base) :]
         try:
@@ -86,7 +111,7 @@ class Site:
             if rest in self._files:
                 file, kind = self._files[rest]
                 return Answer(HTTPStatus.OK, file.read_bytes(), kind)
-            return Answer(HTTPStatus.OK, self._page(rest).encode("utf-8", "replace"))
+            return Answer(HTTPStatus.OK, self._page(rest, poll).encode("utf-8", "replace"))
         except Missing as error:
             return self._refuse(HTTPStatus.NOT_FOUND, str(error))
         except (LetheonError, TemplateError) as error:
@@ -103,9 +128,10 @@ class Site:
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(site=self.base, **values)
 
-    def _page(self, rest: str) -> str:
+    def _page(self, rest: str, poll: bool) -> str:
         if not rest:
-            self.look()
+            self._polls += poll
+            self.look(whole=not poll or self._polls % _WHOLE == 0)
             return self._index()
         kind, _, place = rest.partition("/")
         number, _, path = place.partition("/")
@@ -123,48 +149,18 @@ class Site:
         return self._run(title, entry)
 
     def _index(self) -> str:
-        found = [
-            (number, of, path, entry)
-            for number, of in enumerate(self.lists)
-            for path, entry in of.entries.items()
-        ]
-        measured = _by_weights([entry for *_, entry in found if isinstance(entry, Table)])
-        shown = [pair for pair in summary_columns() if any(pair[0] in r for r in measured.values())]
-        keys = [key for key, _ in shown]
-        lines: dict[str, list[Row]] = {"Runs": [], "Tables": []}
-        for number, of, path, entry in found:
-            several = len(self.lists) > 1
-            name = f"{of.root.name}/{path}".rstrip("/") if several else path or of.root.name
-            address = f"{self.base}at/{number}/{quote_from_bytes(os.fsencode(path))}"
-            if isinstance(entry, Run):
-                cells = _run_cells(entry, measured.get(entry.weights, {}), keys)
-            else:
-                state = "damaged" if not entry.rows else "running" if entry.note else "finished"
-                cells = [
-                    _cell(state, entry.note),
-                    _cell(str(len(entry.rows))),
-                    _age(entry.last_change),
-                ]
-            part = "Runs" if isinstance(entry, Run) else "Tables"
-            lines[part].append({"name": name, "address": address, "cells": cells})
-        heads = {
-            "Runs": [
-                "Run",
-                *_HEADS,
-                "Epoch",
-                "Loss",
-                *(of.head for _, of in shown),
-                "Last sign",
-                *_MORE,
-            ],
-            "Tables": ["Table", "State", "Models", "Last sign"],
-        }
-        tables = [{"title": name, "heads": heads[name], "rows": lines[name]} for name in lines]
-        return self._render(
-            "index.html", at_top=True, heading="Runs of Letheon", tables=tables,
-            places=", ".join(str(of.root) for of in self.lists),
-            texts=_TEXTS, more=any(of.more for of in self.lists),
-        )  # fmt: skip
+        """Show the list; it is drawn once for what was found."""
+        with self._looking, self._drawing:
+            revisions = [of.revision for of in self.lists]
+            if self._list[0] != revisions:
+                page = self._render(
+                    "index.html", at_top=True, heading="Runs of Letheon", texts=_TEXTS,
+                    tables=_lay_out(self.lists, self.base),
+                    places=", ".join(str(of.root) for of in self.lists),
+                    more=any(of.more for of in self.lists),
+                )  # fmt: skip
+                self._list = revisions, page
+            return self._list[1]
 
     def _run(self, title: str, run: Run) -> str:
         facts = {"State": f"{run.state} {run.note}".strip(), **run.facts, **_last_pass(run)}
@@ -190,6 +186,47 @@ class Site:
                 )  # fmt: skip
                 self._pages = {**dict(list(self._pages.items())[-_PAGES:]), key: text}
             return self._pages[key]
+
+
+def _lay_out(lists: Sequence[RunList], base: str) -> list[Row]:
+    """Lay out the tables of the list: of runs, and of tables."""
+    found = [
+        (number, of, path, entry)
+        for number, of in enumerate(lists)
+        for path, entry in of.entries.items()
+    ]
+    measured = _by_weights([entry for *_, entry in found if isinstance(entry, Table)])
+    shown = [pair for pair in summary_columns() if any(pair[0] in r for r in measured.values())]
+    keys = [key for key, _ in shown]
+    lines: dict[str, list[Row]] = {"Runs": [], "Tables": []}
+    for number, of, path, entry in found:
+        several = len(lists) > 1
+        name = f"{of.root.name}/{path}".rstrip("/") if several else path or of.root.name
+        address = f"{base}at/{number}/{quote_from_bytes(os.fsencode(path))}"
+        if isinstance(entry, Run):
+            cells = _run_cells(entry, measured.get(entry.weights, {}), keys)
+        else:
+            state = "damaged" if not entry.rows else "running" if entry.note else "finished"
+            cells = [
+                _cell(state, entry.note),
+                _cell(str(len(entry.rows))),
+                _when(entry.last_change),
+            ]
+        part = "Runs" if isinstance(entry, Run) else "Tables"
+        lines[part].append({"name": name, "address": address, "cells": cells})
+    heads = {
+        "Runs": [
+            "Run",
+            *_HEADS,
+            "Epoch",
+            "Loss",
+            *(of.head for _, of in shown),
+            "Last sign",
+            *_MORE,
+        ],
+        "Tables": ["Table", "State", "Models", "Last sign"],
+    }
+    return [{"title": name, "heads": heads[name], "rows": lines[name]} for name in lines]
 
 
 def _decode(path: str) -> str:
@@ -234,7 +271,7 @@ def _run_cells(run: Run, row: Row, keys: Sequence[str]) -> list[Row]:
         _cell(_last_pass(run).get("Epoch", ""), sort=_epoch(run)),
         _cell("" if loss is None else f"{loss:.4g}", as_text(run.last_pass.get("phase"))),
         *(_cell(format_value(key, row.get(key))) for key in keys),
-        _age(run.last_change),
+        _when(run.last_change),
         *(_cell(run.facts.get(name, "")) for name in _MORE),
     ]
 
@@ -272,9 +309,13 @@ def _last_pass(run: Run) -> dict[str, str]:
     }
 
 
-def _age(moment: float) -> Row:
-    ago = max(time.time() - moment, 0.0)
-    return _cell(f"{format_seconds(ago)} ago" if moment else "", sort=round(ago))
+def _when(moment: float) -> Row:
+    """Lay out a moment; the script writes how long ago it was, so the page stays the same."""
+    try:
+        at = f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M} UTC" if moment else ""
+    except (ValueError, OverflowError, OSError):  # a file's time may be any
+        at = "in no known year"
+    return _cell(at, sort=-round(moment)) | {"time": round(moment)}
 
 
 def _curve(name: str, losses: Sequence[float]) -> Row:
