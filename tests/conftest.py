@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -55,13 +57,31 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder: the small network after twelve epochs on the digits."""
+    """A run folder: the small network after twelve epochs on the digits.
+
+    The processes of pytest-xdist share one, which the first of them makes.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return train_original(tmp_path_factory.mktemp("digits"))
+    folder = tmp_path_factory.getbasetemp().parent / "digits"
+    with (folder.parent / "digits.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            made = folder.with_name("digits-in-the-making")
+            shutil.rmtree(made, ignore_errors=True)
+            train_original(made)
+            made.rename(folder)
+    return folder / "original"
+
+
+def train_original(folder: Path) -> Path:
+    """Train the network of `original` in a folder."""
     from letheon.engine.distributed import Ranks
     from letheon.engine.recipe import Recipe
     from letheon.launch import train
     from letheon.methods.train import Train
 
-    out = tmp_path_factory.mktemp("digits") / "original"
+    out = folder / "original"
     settings = train.Settings(out=out, method=Train(Recipe(epochs=12, lr=0.1, schedule="cosine")))
     train.main(settings, Ranks())
     return out

@@ -85,6 +85,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in document["rows"]}
 
 
+@pytest.mark.slow
 def test_a_full_table_exposes_head_distillation(written: Path) -> None:
     rows = rows_of(written)
     assert [(name, row["role"]) for name, row in rows.items()] == [
@@ -146,13 +147,18 @@ def same(first: Any, second: Any, where: str) -> None:
 
 @pytest.mark.parametrize("depth", ["quick", pytest.param("full", marks=pytest.mark.slow)])
 def test_two_ranks_give_the_same_rows(
-    depth: str, written: Path, original: Path, runs: dict[str, Path], tmp_path: Path
+    depth: str,
+    original: Path,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     args = ("evaluate", *arguments(original, runs, depth), "--out")
     on_ranks(2, script_on, *args, tmp_path / "two")
     if depth == "quick":
         script_on(Ranks(), *args, tmp_path / "one")
-    one, two = rows_of(written if depth == "full" else tmp_path / "one"), rows_of(tmp_path / "two")
+    whole = request.getfixturevalue("written") if depth == "full" else tmp_path / "one"
+    one, two = rows_of(whole), rows_of(tmp_path / "two")
     assert len(one) == 5
     for row in one.values():
         for key in ("relearn", "relearn_steps", "relearn_steps_head", "anamnesis_index"):
@@ -184,6 +190,7 @@ def test_the_cache_gives_the_same_rows_without_a_pass(
         assert first[key] == again[key]
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_found_by_its_images(written: Path, runs: dict[str, Path]) -> None:
     """For `dispose`: of five models the training images, and the balanced part of them."""
     cache = written.parent / "cache"
@@ -193,7 +200,7 @@ def test_what_is_stored_is_found_by_its_images(written: Path, runs: dict[str, Pa
 
 
 def test_a_page_that_fails_leaves_the_tables(
-    written: Path, original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
+    original: Path, runs: dict[str, Path], scripts: Scripts, tmp_path: Path
 ) -> None:
     def broken(*args: object) -> None:
         raise LookupError("no such font")

@@ -146,6 +146,7 @@ def test_the_public_names() -> None:
         _ = letheon.unlearn  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_command_line(
     scripts: Scripts, original: Path, tmp_path: Path
 ) -> None:

@@ -137,7 +137,7 @@ def ends(ranks: Ranks, names: list[str]) -> dict[str, End]:
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (3, FEW),
+        (2, FEW),
         pytest.param(2, [*METHODS], marks=pytest.mark.slow),
         pytest.param(3, [*METHODS], marks=pytest.mark.slow),
     ],
@@ -263,6 +263,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
     return finish(Ranks(), str(tmp_path_factory.mktemp("alone")))
 
 
+@pytest.mark.slow
 def test_a_split_run_goes_on_on_any_ranks_and_whole(
     tmp_path: Path, alone: dict[str, dict[str, Tensor]]
 ) -> None:

@@ -31,6 +31,7 @@ def lives(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_helpers_die_with_their_parent_and_parts_are_used_again(tmp_path: Path) -> None:
     started = {}
