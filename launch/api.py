@@ -379,7 +379,8 @@ def _save_at_signals(out: Path | None) -> Iterator[None]:
     Signals that the caller's program handles by itself are left to it, and so is a second Ctrl-C,
     so that it ends no notebook's kernel.
     """
-    usual = (signal.SIG_DFL, signal.default_int_handler)
+    # Ignored is Ctrl-C in a job that a script has put into the background.
+    usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_IGN)
     if out is None or any(signal.getsignal(number) not in usual for number in SIGNALS):
         yield
         return

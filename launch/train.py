@@ -34,7 +34,7 @@ from letheon.launch.planning.dry_run import as_text, check_world, plan_run
 from letheon.launch.records.claim import claim
 from letheon.launch.records.replay import expand_config
 from letheon.loaders.canaries import CanaryOptions, draw_canaries, plant
-from letheon.loaders.forget_request import name_some_class
+from letheon.loaders.forget_request import name_first_class
 from letheon.loaders.options import OF_IMAGES
 from letheon.methods.train import Train
 
@@ -102,12 +102,12 @@ def summarize(settings: Settings, plan: Plan) -> Summary:
     duration = f"{epochs} epoch{'s' * (epochs != 1)}"
     done = f"trained {name} for {duration} on {images:,} images of {settings.data}"
     following = None
-    if (some_class := name_some_class(plan.data)) is not None:
+    if (first_class := name_first_class(plan.data)) is not None:
         following = command_line(
             "forget",
             [
                 *changed_options(settings, OF_IMAGES), "--weights", settings.out, "--forget",
-                f"class:{some_class}", "--out", free_beside(settings.out, "salun"), "salun",
+                f"class:{first_class}", "--out", free_beside(settings.out, "salun"), "salun",
                 "random-label",
             ],
         )  # fmt: skip

@@ -137,7 +137,7 @@ def _parse_classes(text: str, data: Data) -> list[int]:
     return [_class(token, index, data, text) for token in tokens if token]
 
 
-def name_some_class(data: Data) -> str | None:
+def name_first_class(data: Data) -> str | None:
     """Name a class that can be forgotten, as `class:` takes it: by its name, else by its id.
 
     Returns:

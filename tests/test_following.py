@@ -21,7 +21,7 @@ from letheon.launch import evaluate
 from letheon.launch.command import parse
 from letheon.launch.console.following import changed_options, command_line
 from letheon.loaders.datasets.image_set import ArrayImages, Data
-from letheon.loaders.forget_request import name_some_class, resolve
+from letheon.loaders.forget_request import name_first_class, resolve
 from tests.launch_tools import ROOT, Ended, Scripts
 from tests.patience import PATIENCE
 
@@ -179,7 +179,7 @@ def test_a_class_is_named_so_that_it_is_understood(
     pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
     images = ArrayImages("images", pixels, np.array(labels), classes)
     data = Data(images, images, tuple((one,) for one in classes))
-    assert name_some_class(data) == name
+    assert name_first_class(data) == name
     if name is not None:
         assert resolve(f"class:{name}", data).classes == (labels[0],)
 

@@ -123,10 +123,7 @@ class Saver:
         return {**place, "world": world, "overrides": list(self.overrides)}
 
     def start(self, course: Course) -> RunState | None:
-        """Before the first step: the course becomes that of the state that was found, if any.
-
-        Returns what the first pass goes on from; with weights only where it may be rolled back.
-        """
+        """Before the first step: become the state that was found; without its weights, mostly."""
         self._course = course
         self._sweeps.close()
         defer(True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from letheon.eval.comparison import Entry
 
 T = TypeVar("T")
-KEPT_BYTES = 2**30
+ROOM = 2**30
 """Bytes of networks that stay on a rank's host between their turns, at most: the first of a table,
 which are those that the others are compared with."""
 _TOGETHER = 16  # models on the device at once
@@ -29,17 +29,17 @@ _TOGETHER = 16  # models on the device at once
 class Shelf:
     """Keeps the networks that were opened first, as many as fit into `room` bytes."""
 
-    room: int = KEPT_BYTES
-    _kept: dict[str, Classifier] = field(default_factory=dict, repr=False)
+    room: int = ROOM
+    _networks: dict[str, Classifier] = field(default_factory=dict, repr=False)
 
     def open(self, name: str, read: Callable[[], Classifier]) -> Classifier:
         """Give the network of this name: the one that is kept, or read."""
-        found = self._kept.get(name)
+        found = self._networks.get(name)
         if found is None:
             found = read()
             if count_bytes(found) <= self.room:
                 self.room -= count_bytes(found)
-                self._kept[name] = found
+                self._networks[name] = found
         return found
 
 
@@ -131,4 +131,4 @@ def count_held(groups: Sequence[Sequence[Entry]]) -> int:
             shelf.open(entry.name, lambda entry=entry: entry.model)  # type: ignore[misc]
         own = sum(count_bytes(entry.model) for entry in group)
         most = max(most, 2 * own - (before - shelf.room))
-    return KEPT_BYTES - shelf.room + most
+    return ROOM - shelf.room + most

@@ -29,9 +29,9 @@ def _word(value: object) -> str:
     return f"./{value}" if isinstance(value, Path) and str(value).startswith("-") else str(value)
 
 
-def free_beside(made: Path, name: str) -> Path:
-    """Choose a folder for the next command's output: beside `made`, where nothing lies yet."""
-    return free_path(made.with_name(name))
+def free_beside(folder: Path, name: str) -> Path:
+    """Choose a folder for the next command's output: beside this one, where nothing lies yet."""
+    return free_path(folder.with_name(name))
 
 
 def changed_options(settings: Any, names: Collection[str]) -> Iterator[object]:

@@ -231,7 +231,7 @@ def test_the_plan_counts_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [Entry(str(i), "", build("small", 4, i, PRESET), "") for i in range(5)]
     size = count_bytes(entries[0].model)
     assert count_held([entries]) == 10 * size
-    monkeypatch.setattr(networks, "KEPT_BYTES", 2 * size)
+    monkeypatch.setattr(networks, "ROOM", 2 * size)
     monkeypatch.setattr(networks, "Shelf", partial(Shelf, 2 * size))
     assert count_held([[entry] for entry in entries]) == 2 * size + 2 * size
     assert find_room(Ranks()) > 0

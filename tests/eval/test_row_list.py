@@ -38,7 +38,7 @@ def test_a_frame_has_the_numbers_of_the_csv(monkeypatch: pytest.MonkeyPatch) -> 
         ("original", "original", "0.96"), ("<b>salun</b>", "unlearned", "0.125"),
     ]  # fmt: skip
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(InputError, match=r"\[pandas\]"):
+    with pytest.raises(InputError, match="pip install 'pandas>="):
         Rows(ROWS).to_frame()
 
 
