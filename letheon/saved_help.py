@@ -25,8 +25,8 @@ FOLDERS = ("engine", "eval", "kernels", "launch", "loaders", "methods")
 KINDS = ("*.py", "*.toml")
 PAGES = ("methods", "completion")
 """Commands that print nothing but help."""
-NARROWEST, WIDEST = 40, 100
-"""Columns of a page of help: a terminal that is wider or narrower shows the same text."""
+WIDTHS = (40, 60, 80, 100)
+"""Columns of a page of help: few, so that a terminal of another size finds its text saved."""
 _KEEP = 64  # texts: other widths, commands and methods
 
 
@@ -101,12 +101,17 @@ def _file(args: Sequence[str]) -> Path | None:
     return None
 
 
+def page_width() -> int:
+    """Columns of a page: the most of `WIDTHS` that the terminal has, or the fewest."""
+    columns = shutil.get_terminal_size((80, 24)).columns
+    return max((width for width in WIDTHS if width <= columns), default=WIDTHS[0])
+
+
 def _digest(args: Sequence[str]) -> str:
     """SHA-256 in hex over all that the text depends on."""
     looks = [os.environ.get(name) for name in ("TERM", "NO_COLOR", "FORCE_COLOR")]
     facts = (*args, *looks, sys.version, version("tyro"), os.cpu_count())
-    width = min(max(shutil.get_terminal_size((80, 24)).columns, NARROWEST), WIDEST)
-    total = hashlib.sha256(repr((facts, sys.stdout.isatty(), width)).encode())
+    total = hashlib.sha256(repr((facts, sys.stdout.isatty(), page_width())).encode())
     for name in ("letheon", *(f"letheon.{folder}" for folder in FOLDERS)):
         spec = find_spec(name)
         for root in (spec and spec.submodule_search_locations) or ():

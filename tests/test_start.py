@@ -114,11 +114,12 @@ def test_help_is_printed_anew_where_anything_differs(
     assert show("forget", "--help") == 5
 
 
-def test_all_wide_terminals_share_a_text(
+def test_terminals_of_many_widths_share_few_texts(
     show: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page has at most 100 columns, and at least 40."""
-    for columns, runs in ((300, 1), (101, 1), (100, 1), (99, 2), (40, 3), (20, 3)):
+    """A page has 100, 80, 60 or 40 columns, whatever the terminal has."""
+    widths = ((300, 1), (100, 1), (99, 2), (80, 2), (79, 3), (60, 3), (59, 4), (40, 4), (20, 4))
+    for columns, runs in (*widths, *((columns, 4) for columns in range(20, 200, 7))):
         monkeypatch.setenv("COLUMNS", str(columns))
         assert show("forget", "--help") == runs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from letheon.launch.console.options import (
 )
 from letheon.launch.console.summary import bold
 from letheon.methods import catalogue, inner_fields
-from letheon.saved_help import NARROWEST, WIDEST
+from letheon.saved_help import page_width
 
 MOST = 10
 """Options that the first part shows."""
@@ -50,11 +49,6 @@ def show_help(script: str, settings: type, words: Sequence[str]) -> str:
     else:
         lines = list(_describe_script(script, settings, width))
     return "\n".join(line.rstrip() for line in lines)
-
-
-def page_width() -> int:
-    """Columns of a page: those of the terminal, from 40 to 100."""
-    return min(max(shutil.get_terminal_size((80, 24)).columns, NARROWEST), WIDEST)
 
 
 def _describe_script(script: str, settings: type, width: int) -> Iterator[str]:

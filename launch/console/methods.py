@@ -19,10 +19,11 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.method import Method
 from letheon.errors import InputError, suggest
 from letheon.launch.command import run_command
-from letheon.launch.console.help import describe_method, page_width
+from letheon.launch.console.help import describe_method
 from letheon.launch.console.options import list_method_options
 from letheon.launch.console.summary import console
 from letheon.methods import catalogue
+from letheon.saved_help import page_width
 
 
 @dataclass(frozen=True, kw_only=True)
