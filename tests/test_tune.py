@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from letheon.engine.method import Method
 from letheon.engine.runs import stop
 from letheon.errors import InputError, RunFailed
 from letheon.launch import forget
+from letheon.launch.tuning import search as tune_search
 from letheon.launch.tuning import tune
 from letheon.launch.tuning.objective import Target, divide, target_without
 from letheon.launch.tuning.ranges import Range, choose_ranges, replace_settings
@@ -29,7 +31,9 @@ from letheon.methods.random_label import RandomLabel
 from letheon.methods.salun import SalUn
 from letheon.methods.scrub import Scrub
 from letheon.methods.ssd import Ssd
-from tests.launch_tools import Scripts
+from tests.launch_tools import Scripts, start_script
+from tests.patience import wait_for
+from tests.pool import start_process
 from tests.world import images
 
 DATA = Data(images(), images(20), tuple((f"c{c}",) for c in range(4)))
@@ -141,6 +145,35 @@ def test_a_search_finds_what_forgets_and_goes_on(
     assert kept["method"]["recipe"]["lr"] == best["values"]["lr"]
     ended = scripts("tune", "--weights", original, "--out", out, "--forget", "class:4", *method)
     assert ended.code == 2 and "holds a search with" in ended.err
+
+
+@pytest.mark.slow
+def test_processes_share_a_search_and_one_may_be_killed(original: Path, tmp_path: Path) -> None:
+    """Begun together, they run as many trials as asked for; the killed one's is not counted."""
+    pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+    words = (
+        "tune", "--weights", original, "--out", tmp_path / "out", "--forget", "class:3",
+        "--ranges", "lr=1e-3:0.1", "--trials", "5", "--at-once", "1",
+        "random-label", "--lr", "0.03", "--epochs", "3",
+    )  # fmt: skip
+    files = [tmp_path / f"{name}.err" for name in "abc"]
+    several = [start_process(start_script, *map(str, words), err=file) for file in files]
+    wait_for(
+        lambda: files[0].exists() and "epoch 1/3" in files[0].read_text(), "a first trial under way"
+    )
+    several[0].kill()
+    for one in several:
+        one.join()
+    assert [one.exitcode for one in several] == [-signal.SIGKILL, 0, 0], files[1].read_text()
+    study = tune_search.load_optuna().load_study(
+        study_name="letheon", storage=f"sqlite:///{tmp_path / 'out' / 'study.db'}"
+    )
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("COMPLETE") + states.count("PRUNED") == 5
+    assert states.count("RUNNING") + states.count("FAIL") <= 1  # the killed one's
+    assert len({str(trial.params) for trial in study.trials}) == len(states)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["trials"]) == 5
 
 
 def test_a_trial_that_was_cut_off_does_not_count(tmp_path: Path) -> None:

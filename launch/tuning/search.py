@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import fcntl
 import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -91,14 +92,16 @@ class Study:
         Raises:
             InputError: on every rank: no optuna, or a study of something else.
         """
-        self.ranks, self._seed = ranks, seed
+        self.ranks, self._seed, self._file = ranks, seed, file
         self._open: dict[int, Any] = {}
         self._optuna = load_optuna()
         if ranks.main:
-            self._study = self._load(file)
-            before = self._study.user_attrs.get("facts")
-            if before is None:
-                self._study.set_user_attr("facts", dict(facts))
+            self._study = self._load()
+            with self._lock():
+                before = self._study.user_attrs.get("facts")
+                if before is None:
+                    self._study.set_user_attr("facts", dict(facts))
+                self._close_left()
             odd = [k for k in facts if before is not None and before.get(k) != facts[k]]
             if odd:
                 raise InputError(
@@ -106,26 +109,33 @@ class Study:
                     f"for one with {facts[odd[0]]}; expected the same; name another folder",
                     option="out",
                 )
-            self._close_left()
 
-    def _load(self, file: Path) -> Any:
+    def _load(self) -> Any:
         optuna = self._optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
-        storage = f"sqlite:///{file.resolve()}"
-        for attempt in range(3):  # two processes may make the tables at once
-            try:
+        storage = f"sqlite:///{self._file.resolve()}"
+        try:
+            with self._lock():
                 return optuna.create_study(
                     storage=storage, study_name="letheon", pruner=pruner, load_if_exists=True
                 )
-            except Exception as error:  # of one of three packages
-                if attempt == 2:
-                    raise InputError(
-                        f"got {file}, which cannot be opened as a study ({_reason(error)}); "
-                        "expected that of a search, and a folder that can be written; name another",
-                        option="out",
-                    ) from error
-        raise AssertionError
+        except Exception as error:  # of the file system or one of three packages
+            raise InputError(
+                f"got {self._file}, which cannot be opened as a study ({_reason(error)}); "
+                "expected that of a search, and a folder that can be written; name another",
+                option="out",
+            ) from error
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let no other process of the study propose trials, close them or make tables meanwhile.
+
+        A running trial that names no process is then one of a process that died in here.
+        """
+        with self._file.with_suffix(".lock").open("w") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
 
     def _sampler(self, number: int) -> Any:
         """Return what proposes a trial, by seed and number: no two processes propose the same."""
@@ -155,20 +165,28 @@ class Study:
         """
         proposed: list[Trial] = []
         if self.ranks.main:
-            states = self._optuna.trial.TrialState
-            running = self._study.get_trials(deepcopy=False, states=(states.RUNNING,))
-            spent = len(self.list_finished()) + sum(self._lives(trial) for trial in running)
-            trials = self._study.get_trials(deepcopy=False)
-            if start and all(trial.state == states.FAIL for trial in trials):
-                self._study.enqueue_trial(dict(start), skip_if_exists=not trials)
-            for _ in range(min(count, budget - spent)):
-                trial = self._study.ask()
-                self._study.sampler = self._sampler(trial.number)
-                trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
-                values = {one.name: one.suggest(trial) for one in ranges}
-                self._open[trial.number] = trial
-                proposed.append(Trial(trial.number, values))
+            with self._lock():
+                proposed = self._propose(count, budget, ranges, start)
         return gather_objects(proposed, self.ranks)[0]
+
+    def _propose(
+        self, count: int, budget: int, ranges: Sequence[Range], start: Mapping[str, Any]
+    ) -> list[Trial]:
+        states = self._optuna.trial.TrialState
+        running = self._study.get_trials(deepcopy=False, states=(states.RUNNING,))
+        spent = len(self.list_finished()) + sum(self._lives(trial) for trial in running)
+        trials = self._study.get_trials(deepcopy=False)
+        if start and all(trial.state == states.FAIL for trial in trials):
+            self._study.enqueue_trial(dict(start), skip_if_exists=not trials)
+        proposed = []
+        for _ in range(min(count, budget - spent)):
+            trial = self._study.ask()
+            self._study.sampler = self._sampler(trial.number)
+            trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+            values = {one.name: one.suggest(trial) for one in ranges}
+            self._open[trial.number] = trial
+            proposed.append(Trial(trial.number, values))
+        return proposed
 
     def hopeless(self, trial: Trial, gap: float, step: int) -> bool:
         """Report a gap on the way; whether it is above the median of the earlier trials'."""
