@@ -7,6 +7,8 @@ MINUTES ?= 6
 # Three processes of tests keep two cores busy: many tests wait for ranks of their own.
 WORKERS ?= 3
 BIN := .venv/bin
+# Compiled modules are kept: else each process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
 .PHONY: install forget test test-all test-gpu drill cluster bench docs pictures extras ffcv check clean
