@@ -72,7 +72,7 @@ class DaliLoader(BetonLoader):
         super().__init__(*args, **kwargs)
         if not is_installed():
             raise InputError(
-                "got the loader dali, and nvidia-dali is not installed, expected it; "
+                "got the loader dali, and nvidia-dali is not installed; expected it; "
                 f"{install_extra('dali')}, or use the loader beton",
                 option="loader",
             )

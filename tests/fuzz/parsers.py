@@ -30,6 +30,7 @@ from letheon.errors import LetheonError
 from letheon.eval import comparison
 from letheon.eval.inference import cache
 from letheon.eval.inference.column_digests import digest_columns
+from letheon.eval.inference.networks import Shelf
 from letheon.folders import new_folder
 from letheon.launch import joblist
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
@@ -200,7 +201,7 @@ def make_run(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> None:
-    comparison._entry(folder, "x", "", comparison.CheckpointOptions())
+    comparison._entry(folder, "x", "", comparison.CheckpointOptions(), Shelf())
     comparison._request([folder], None, data(), 1)
 
 

@@ -84,7 +84,7 @@ def test_a_broken_image_is_named_or_left_out_and_the_rest_goes_on(
 def test_what_dali_cannot_do_is_said(tmp_path: Path) -> None:
     images = folder(tmp_path)
     preset = Preset(size=32, augment="shift")
-    with pytest.raises(InputError, match="shift" if dali_loader.is_installed() else "extra 'dali'"):
+    with pytest.raises(InputError, match="shift" if dali_loader.is_installed() else "pip install"):
         make_loader("dali", images, np.zeros(12, np.bool_), preset, 4, Reader(0))
 
 
