@@ -117,7 +117,7 @@ def open_arrow(path: Path) -> Data | dict[str, ImageSet] | None:
         return None
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
-            f"got {path}, a set of the Hugging Face datasets library; expected pyarrow, which reads it; "
+            f"got {path}, a set of Hugging Face datasets; expected pyarrow, which reads it; "
             f"{install_extra('hub')}"
         )
     sets: dict[str, ImageSet] = {}
