@@ -62,6 +62,7 @@ def announce(site: Path, package: str, method: str) -> None:
     (info / "entry_points.txt").write_text(f"[letheon.methods]\n{method}\n")
 
 
+@pytest.mark.slow
 def test_an_installed_method_is_one_like_ours(original: Path, tmp_path: Path) -> None:
     pytest.importorskip("setuptools", reason="setuptools, which installs the example, is missing")
     source, site = tmp_path / "source", tmp_path / "site"

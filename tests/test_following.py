@@ -101,6 +101,7 @@ def test_every_next_line_runs_in_a_shell_and_runs_again(shell: Shell, scripts: S
         measured = scripts(*measure_again)
 
 
+@pytest.mark.slow
 def test_a_prepared_set_of_classes_with_commas_is_trained_and_forgets(
     shell: Shell, scripts: Scripts
 ) -> None:

@@ -113,6 +113,7 @@ def test_networks_alive_do_not_grow_with_the_table(
     assert most[0] == most[1] and 0 < most[0] <= 2
 
 
+@pytest.mark.slow
 def test_from_python_they_do_not_either(
     few: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def held(of: Comparison) -> Comparison:
     return replace(of, entries=entries)
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_networks_in_memory(few: None, tmp_path: Path) -> None:
     of = opened(save_all(tmp_path, 5))
     assert all(next(one.model.parameters()).is_meta for one in of.entries)
