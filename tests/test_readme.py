@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -245,6 +247,18 @@ def test_python_examples_call_what_exists(page: Path) -> None:
                 function = getattr(letheon, ast.unparse(node.func).removeprefix("letheon."))
                 words = {k.arg: None for k in node.keywords if k.arg is not None}
                 inspect.signature(function).bind(*node.args, **words)
+
+
+@on_every_page
+def test_python_examples_name_what_they_define(page: Path) -> None:
+    """Imports and all: what a page's blocks use, one of them has made."""
+    if blocks := python_blocks(page):
+        ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821"]
+        ended = subprocess.run(
+            [*ruff, "--stdin-filename", "page.py", "-"],
+            input="\n".join(blocks), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout
 
 
 def test_the_site_has_every_page() -> None:
