@@ -106,7 +106,7 @@ def test_a_prepared_set_of_classes_with_commas_is_trained_and_forgets(
     shell: Shell, scripts: Scripts
 ) -> None:
     write_images(shell.folder / "my images", ["Grey, wolf's", "owl", "tench, Tinca tinca"])
-    prepare = ("prepare", "--source", "my images", "--out", "a set", "--workers", "1")
+    prepare = ("prepare", "--source", "my images", "--out", "a set", "--workers", "0")
     line = next_of(scripts(*prepare))
     trained = shell(line, *SMALL)
     forgot = shell(next_of(trained), *FAST)
@@ -121,7 +121,7 @@ def test_a_prepared_set_of_classes_with_commas_is_trained_and_forgets(
 def test_domains_are_not_to_be_trained_on(shell: Shell, scripts: Scripts) -> None:
     for domain in ("art", "photo"):
         write_images(shell.folder / "domains" / domain, ["owl", "wolf"], parts=("",))
-    ended = scripts("prepare", "--source", "domains", "--out", "set", "--workers", "1")
+    ended = scripts("prepare", "--source", "domains", "--out", "set", "--workers", "0")
     assert ended.code == 0 and "  next  " not in ended.out
 
 
