@@ -26,10 +26,8 @@ install: .venv/installed
 forget: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh launch/recipes/digits.sh
 
-# Compiled modules are kept, whatever the environment says: else each worker, and each process that a
-# test starts, compiles the package anew.
 test: install
-	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist worksteal
 
 test-all: install
 	$(BIN)/python -m pytest -m "not gpu"
