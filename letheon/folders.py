@@ -55,7 +55,8 @@ def lock(out: Path) -> Iterator[None]:
         handle = _open_lock(out, file)
     except OSError as error:
         raise InputError(
-            f"got {out}; {file.parent} cannot be written ({error.strerror}); name another place",
+            f"got {out}, and {file.parent} cannot be written ({error.strerror}); expected a folder "
+            "that can; name another place",
             option="out",
         ) from error
     _locks.add(file)
@@ -70,6 +71,18 @@ def lock(out: Path) -> Iterator[None]:
         for folder in above:  # that were made for the lock, and hold nothing else
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def wait_for_lock(file: Path) -> Iterator[None]:
+    """Hold the lock of a file of its own, which is made and stays, once no other process does.
+
+    Raises:
+        OSError: the file cannot be written, or its file system has no locks.
+    """
+    with file.open("w") as handle:
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _lock_file(out: Path) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fcntl
 import os
 import socket
 import time
@@ -31,6 +30,7 @@ from letheon.engine.runs.several import NamedPlan, group_by_memory
 from letheon.engine.runs.stop import Poll, defer
 from letheon.engine.runs.together import Member, run_together
 from letheon.errors import InputError, RunFailed, install_extra
+from letheon.folders import wait_for_lock
 from letheon.launch.tuning.objective import Target, accuracies
 from letheon.launch.tuning.ranges import Range, replace_settings
 from letheon.loaders.batch import Loader
@@ -133,8 +133,7 @@ class Study:
 
         A running trial that names no process is then one of a process that died in here.
         """
-        with self._file.with_suffix(".lock").open("w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        with wait_for_lock(self._file.with_suffix(".lock")):
             yield
 
     def _sampler(self, number: int) -> Any:
