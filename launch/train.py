@@ -15,12 +15,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from letheon.engine.checkpoints.saver import SaveOptions
 from letheon.engine.distributed import Ranks
 from letheon.engine.method import Run
-from letheon.engine.models.classifier import build, preset_of
+from letheon.engine.models.classifier import build, preset_of, without_memory
 from letheon.engine.runs.agreement import plan_facts
 from letheon.engine.runs.loggers import TrackingOptions
 from letheon.engine.runs.plan import JobOptions, Plan, train_and_save
@@ -74,7 +72,7 @@ class Settings(JobOptions):
         if self.size is not None:
             preset = dataclasses.replace(preset, size=self.size, resize_to=self.size)
         # A plan needs no numbers, and a network may be larger than the memory here.
-        with torch.device("meta") if self.dry_run else nullcontext():
+        with without_memory() if self.dry_run else nullcontext():
             model = build(self.model, len(data.classes), self.seed, preset)
         model.class_names, model.canaries = data.classes, canaries
         return plan_training(self, self.method, model, plant(data, canaries), ranks)

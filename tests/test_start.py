@@ -34,6 +34,18 @@ def test_what_is_slow_to_import_is_imported_when_it_is_used(tmp_path: Path) -> N
     assert out.strip() == "[]"
 
 
+def test_weights_are_known_and_digits_read_without_a_slow_import(tmp_path: Path) -> None:
+    """Torch's compiler is not loaded to draw on meta, nor scikit-learn to read a table."""
+    out = python(
+        "import sys; from letheon.engine.checkpoints.state_dict_match import skeleton\n"
+        "from letheon.loaders.datasets.digits import upstream\n"
+        "assert all(p.is_meta for p in skeleton('small').parameters()) and upstream()\n"
+        "print([name for name in ('torch._dynamo', 'sklearn', 'scipy') if name in sys.modules])",
+        tmp_path,
+    )
+    assert out.strip() == "[]"
+
+
 LIGHT = """
 import sys
 from letheon.launch.main import main

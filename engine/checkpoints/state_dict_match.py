@@ -23,7 +23,7 @@ from letheon.engine.checkpoints.key_names import (
     translate,
 )
 from letheon.engine.checkpoints.weights_file import Value, Weights, few
-from letheon.engine.models.classifier import Classifier, build, names, preset_of
+from letheon.engine.models.classifier import Classifier, build, names, preset_of, without_memory
 from letheon.engine.models.timm_model import PREFIX
 from letheon.errors import InputError, suggest
 
@@ -278,7 +278,7 @@ def input_size(state: Mapping[str, Value]) -> int | None:
 def skeleton(name: str, size: int | None = None) -> Classifier:
     """Build the architecture, of two classes, without memory for its weights."""
     try:
-        with torch.device("meta"):
+        with without_memory():
             return build(name, 2, preset=preset_of(name).with_size(size))
     except InputError:
         if size is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from letheon.engine.models.cifar_resnet import CifarResNet, resnet18_cifar
 from letheon.engine.models.efficientnet_lite import EfficientNetLite0
@@ -191,6 +193,24 @@ def _last_linear(net: nn.Module) -> str:
             "one; end it in a linear layer"
         )
     return paths[-1]
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out normal numbers on meta: for them torch imports its compiler, a second or two."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.normal_ and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Within it networks are built on meta: keys and shapes, and no memory for the weights."""
+    with torch.device("meta"), _NoDraws():
+        yield
 
 
 L = TypeVar("L", bound=nn.Linear)

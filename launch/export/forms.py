@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from letheon import durable
 from letheon.engine.checkpoints.key_names import restore_names
-from letheon.engine.models.classifier import Classifier
+from letheon.engine.models.classifier import Classifier, without_memory
 from letheon.engine.models.timm_model import PREFIX, timm_network
 from letheon.errors import InputError, RunFailed, install_extra
 
@@ -84,7 +84,7 @@ def timm_state(model: Classifier) -> tuple[str, dict[str, Tensor]]:
         )
     if model.name.startswith((PREFIX, "resnet")):  # the same keys
         return name, state
-    with torch.device("meta"):
+    with without_memory():
         like = timm_network(f"{PREFIX}{name}", model.classes, model.preset.size).state_dict()
     return name, restore_names(state, like)
 

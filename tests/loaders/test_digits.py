@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from letheon.loaders.datasets import digits
@@ -15,6 +18,17 @@ def test_split_is_stratified_complete_and_fixed() -> None:
     assert np.bincount(test.labels).tolist() == [round(0.2 * count) for count in whole]
     # a change of the digits, their drawing or the split changes every published number
     assert train.digest.startswith("f48aa0802f87") and test.digest.startswith("408489722638")
+
+
+def test_the_table_is_scikit_learns_wherever_its_file_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = load_digits()
+    expected = np.column_stack([raw.data, raw.target])
+    read = Mock(wraps=np.loadtxt)
+    monkeypatch.setattr(np, "loadtxt", read)
+    assert np.array_equal(digits._read_table(), expected) and read.call_count == 1
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    table = digits._read_table()
+    assert np.array_equal(table, expected) and table.dtype == np.int64
 
 
 def test_pixels_are_the_scans_enlarged() -> None:
