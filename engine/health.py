@@ -103,23 +103,28 @@ def watch_collapse(run: Run, log: Callable[..., None], moment: str) -> bool:
     count = min(SAMPLES, images if stops else images // SHARE)
     if count < FEWEST and not stops:
         return False
-    text = collapse_warning(run, count)
-    if text is None:
+    text, seen = _look(run, count)
+    if text is None or not seen:  # what could not be read is told at the end
         return False
     if stops:
-        raise RunFailed(f"{moment}: {text}; on_collapse warn would go on")
+        raise RunFailed(f"got this {moment}: {text}, or take on_collapse warn, which goes on")
     log("warning", text=f"{moment}: {text}")
     if run.ranks.main:
         say(f"warning: {moment}: {text}; on_collapse stop ends such a run")
     return True
 
 
-def collapse_warning(run: Run, most: int = SAMPLES) -> str | None:
+def collapse_warning(run: Run) -> str | None:
     """A line about a network that does no better on retain images than naming one class always.
 
-    Up to `most` retain images of the training set, evenly spread over it, in evaluation mode;
-    the same on every rank.
+    Up to `SAMPLES` retain images of the training set, evenly spread over it, in evaluation mode;
+    the same on every rank. Another line where they could not be read.
     """
+    return _look(run, SAMPLES)[0]
+
+
+def _look(run: Run, most: int) -> tuple[str | None, bool]:
+    """Say whether the network collapsed, by `most` images at most; and whether they were read."""
     retain = (~run.forget).nonzero().flatten()
     rows = torch.linspace(0, len(retain) - 1, min(len(retain), most)).long()
     counts = torch.zeros(run.model.classes + 1, dtype=torch.float64, device=run.ranks.device)
@@ -133,18 +138,20 @@ def collapse_warning(run: Run, most: int = SAMPLES) -> str | None:
         print(f"warning: rank {run.ranks.rank}: {' '.join(str(error).split())}", file=sys.stderr)
     sum_over_ranks([counts, failures], run.ranks)
     if failures:
-        return "whether the network collapsed was not looked at: images could not be read any more"
+        text = "whether the network collapsed was not looked at: images could not be read any more"
+        return text, False
     hits, samples = float(counts[-1]), float(counts[:-1].sum())
     largest = float(counts[:-1].max())
     if samples in (0, largest):
-        return None  # nothing read, or one class only, which always naming it gets right
+        return None, True  # nothing read, or one class only, which always naming it gets right
     chance, accuracy = largest / samples, hits / samples
     if accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / samples):
-        return None
-    return (
+        return None, True
+    text = (
         f"the network collapsed: its accuracy on {int(samples)} retain images is {accuracy:.1%}, "
         f"and naming one class always gives {chance:.1%}; {_mend(run)}"
     )
+    return text, True
 
 
 Answers = list[tuple[Tensor, Tensor, Tensor]]

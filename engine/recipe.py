@@ -53,7 +53,7 @@ class Recipe:
     log_every: int = 0
     """Steps from one line of progress to the next in metrics.jsonl; 0: one line a pass."""
     on_nonfinite: Literal["stop", "rollback", "skip"] = "stop"
-    """What a loss or gradient that is not finite does. stop: the run ends after that pass; skip:
+    """What a loss or gradient that is not finite does. stop: the run ends soon after it; skip:
     the step is taken back, which costs a copy of the weights a step; rollback: the pass is
     repeated without the step, which costs one a pass. Steps and samples are recorded."""
     on_collapse: Literal["warn", "stop"] = "warn"

@@ -1,6 +1,6 @@
 """Losses and gradients that are not finite: found on the device, left out or reported by sample.
 
-`stop` ends the run at the pass's end. `skip` takes back such a step on the device. `rollback`
+`stop` ends the run as soon as one is seen. `skip` takes back such a step on the device. `rollback`
 takes the whole pass back and repeats it without the step. No step waits for the host.
 """
 

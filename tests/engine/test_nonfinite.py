@@ -23,7 +23,7 @@ from letheon.engine.recipe import Recipe
 from letheon.engine.runs import stop as stop_module
 from letheon.engine.runs.run_folder import LAST_FINITE, STATE, Record
 from letheon.engine.runs.stop import Poll
-from letheon.errors import RunFailed
+from letheon.errors import InputError, RunFailed
 from letheon.loaders.batch import Batch
 from letheon.methods.finetune import Finetune
 from letheon.methods.task_vectors import NegMerge
@@ -272,3 +272,26 @@ def test_a_collapse_is_said_when_it_happens(
     assert bool(told) == (share == 1)
     assert all("the end of epoch 1: the network collapsed" in text for text in told[:1])
     assert capsys.readouterr().err.count("the network collapsed") == len(told)
+
+
+def test_the_look_for_a_collapse_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(epochs=3, lr=0.02, batch_size=7)
+    ends = []
+    for fewest in (1, 10**6):
+        monkeypatch.setattr(health, "SHARE", 1)
+        monkeypatch.setattr(health, "FEWEST", fewest)
+        run = run_of(Finetune(recipe))
+        run_method(Finetune(recipe), run)
+        ends.append(weights(run))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_images_that_cannot_be_looked_at_are_no_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise InputError("got a disk that is gone")
+
+    monkeypatch.setattr(health, "_answers", lost)
+    method = Finetune(Recipe(epochs=2, lr=0.02, batch_size=7, on_collapse="stop"))
+    run = run_of(method)
+    run_method(method, run)  # goes on to its end
+    assert "not looked at" in str(health.collapse_warning(run))
