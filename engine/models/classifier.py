@@ -201,8 +201,10 @@ class _NoDraws(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.normal_ and args[0].is_meta:
-            return args[0]
+        if func in (Tensor.normal_, nn.init.normal_):  # the second gives its tensor by name
+            tensor: Tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **(kwargs or {}))
 
 

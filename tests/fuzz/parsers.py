@@ -7,6 +7,7 @@ what did not end in a result or in an error of `letheon.errors`.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import importlib.util
 import json
 import os
@@ -432,6 +433,8 @@ def _late(number: int, frame: object) -> None:
 def main(count: int, seed: int, folder: Path, names: list[str]) -> None:
     """Fuzz the parsers `names` (all, if there are none) and print what went wrong."""
     faulthandler.enable()
+    # Before anything is watched: it brings torch's compiler, which makes its cache folder.
+    importlib.import_module("torchvision.models")
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _late)
     signal.signal(signal.SIGPROF, _late)
