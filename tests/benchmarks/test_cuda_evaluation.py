@@ -35,7 +35,7 @@ def near(got: Any, wanted: Any) -> None:
         assert got == wanted or str(got) == str(wanted)
 
 
-SLOW = {"rows"}
+SLOW = {"rows", "relearning", "k-NN"}
 
 
 @pytest.mark.parametrize(

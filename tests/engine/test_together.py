@@ -105,7 +105,13 @@ def differing(ranks: Ranks, reduce: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("world", "reduce"),
-    [(1, "auto"), (2, "auto"), *(pytest.param(n, "flat", marks=pytest.mark.slow) for n in (1, 2))],
+    [
+        (1, "auto"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [(2, "auto"), (1, "flat"), (2, "flat")]
+        ),
+    ],
 )
 def test_as_alone(world: int, reduce: str) -> None:
     assert on_ranks(world, differing, reduce) == [[]] * world

@@ -59,8 +59,14 @@ def unreadable(ranks: Ranks) -> str:
     return "nothing was raised"
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("world", "stored"),
+    [
+        (1, True),
+        (2, False),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [(1, False), (2, True)]),
+    ],
+)
 def test_together_is_each_alone(world: int, stored: bool, tmp_path: Path) -> None:
     for found in on_ranks(world, together, tmp_path if stored else None):
         assert len(found) == 18 and all(found)

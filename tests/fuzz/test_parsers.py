@@ -26,7 +26,7 @@ def fuzz(count: int, seed: int, folder: Path) -> list[str]:
 
 
 def test_no_parser_ends_in_a_traceback(tmp_path: Path) -> None:
-    assert not fuzz(40, 7, tmp_path)
+    assert not fuzz(12, 7, tmp_path)
 
 
 @pytest.mark.slow

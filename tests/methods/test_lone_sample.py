@@ -44,7 +44,13 @@ def end(ranks: Ranks, name: str) -> tuple[str, dict[str, torch.Tensor]]:
     return "", weights(run)
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Of those that do not refuse, every sixth; the others are slow.
+FEW = {*REFUSED, *[*METHODS][::6]}
+
+
+@pytest.mark.parametrize(
+    "name", [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in METHODS]
+)
 def test_one_forget_sample_on_three_ranks(name: str) -> None:
     text, alone = end(Ranks(), name)
     assert bool(text) == (REFUSED.get(name) == "whole classes"), text
