@@ -145,7 +145,8 @@ def same(first: Any, second: Any, where: str) -> None:
         assert first == second, where
 
 
-@pytest.mark.parametrize("depth", ["quick", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", ["quick", "full"])
 def test_two_ranks_give_the_same_rows(
     depth: str,
     original: Path,

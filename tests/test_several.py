@@ -170,6 +170,7 @@ def test_a_fault_of_one_leaves_the_others(
     assert (tmp_path / "all" / "finetune" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_one_after_another_where_memory_is_short(
     scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

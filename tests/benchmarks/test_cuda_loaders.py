@@ -167,7 +167,12 @@ def read(loader: Backend) -> list[Batch]:
     return batches
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = {"resident", "tensor", "files", "dali", "ffcv"}
+
+
+@pytest.mark.parametrize(
+    "name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in NAMES]
+)
 def test_a_loader_gives_the_devices_batches_and_never_waits(
     name: str, loaders: dict[str, Callable[[torch.device], Backend]]
 ) -> None:

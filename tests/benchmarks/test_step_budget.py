@@ -31,6 +31,7 @@ def stand_of(name: str) -> Stand:
     return Stand(CASES[name], run, CASES[name].prepare(run) or State(), PRESET.size)
 
 
+@pytest.mark.slow
 def test_no_method_waits_for_the_host_or_leaves_the_device() -> None:
     seen, problems = 0, []
     for name in CASES:

@@ -72,6 +72,7 @@ def test_the_end_is_that_of_activations_kept(name: str) -> None:
     assert all(torch.equal(again[key], value) for key, value in kept.items())
 
 
+@pytest.mark.slow
 def test_on_two_ranks() -> None:
     kept, again = (on_ranks(2, end, "local", way)[0][0] for way in (False, True))
     assert all(torch.equal(again[key], value) for key, value in kept.items())
