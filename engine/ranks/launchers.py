@@ -101,6 +101,13 @@ def list_launchers() -> tuple[Launcher, ...]:
     return (_MPIRUN, *two)
 
 
+def is_launched() -> bool:
+    """Whether a launcher that is known here has started this process as one rank of several."""
+    worlds = (os.environ.get(one.world, "") for one in list_launchers())
+    several = any(world.isdecimal() and int(world) > 1 for world in worlds)
+    return several or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def adopt_launcher() -> None:
     """Say in torchrun's variables what another launcher said in its own.
 

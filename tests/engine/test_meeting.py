@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -120,7 +121,11 @@ def test_a_store_that_stands_still_is_named(
     monkeypatch.setenv("MASTER_ADDR", "n0")
     store = TCPStore("127.0.0.1", port, None, False)
     one = watch.Watch(store, 1, 3, 1000.0)
-    assert one.explain_loss("mine") == ""  # it answers
+    assert one.explain_loss("mine") == ""  # it answers, and knows of nobody else
+    gone = {"host": "n2", "steps": 6, "phase": "phase retain of epoch 1", "number": 4}
+    store.set("watch/place/2", json.dumps(gone))
+    text = one.explain_loss("mine")
+    assert text.startswith("lost rank 2 on n2, which has ended, or cannot be reached (step 6, ")
     os.kill(process, signal.SIGSTOP)
     os.waitpid(process, os.WUNTRACED)  # until it stands still
     monkeypatch.setattr(watch, "_ANSWER", 0.1)
