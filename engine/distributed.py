@@ -148,10 +148,11 @@ def explain_timeout(error: Exception, stack: str) -> str:
     return _watch.explain(stack) if late else ""
 
 
-def explain_loss(error: Exception, stack: str, speaks: bool) -> str:
+def explain_loss(error: Exception, stack: str, speaks: bool, hurry: Callable[[], object]) -> str:
     """Name the ranks, or the process that held their store, that `error` shows to be lost.
 
-    A rank that does not speak says nothing, and leaves no sooner than one that may ask it.
+    A rank that does not speak says nothing, and leaves no sooner than one that may ask it. `hurry`
+    says whether a signal has come.
     """
     if _watch is None or isinstance(error, LetheonError):
         return ""
@@ -160,7 +161,7 @@ def explain_loss(error: Exception, stack: str, speaks: bool) -> str:
     if not speaks:
         _watch.keep_store()
         return ""
-    return _watch.explain_loss(stack)
+    return _watch.explain_loss(stack, hurry)
 
 
 def _existing_ranks(device: str) -> Ranks:

@@ -104,7 +104,7 @@ def _run_on_ranks(
                 if who := explain_timeout(error, traceback.format_exc()):
                     raise RunFailed(SILENCE.format(who=who)) from error
                 if place:
-                    lost = explain_loss(error, traceback.format_exc(), speaks)
+                    lost = explain_loss(error, traceback.format_exc(), speaks, last_signal)
                 raise
     except Stopped as stop:
         _end_stopped(str(stop), os.environ.get("RANK", "0") == "0")

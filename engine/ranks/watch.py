@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,22 +157,23 @@ class Watch:
             write_stacks(self.rank, stack)
         return name_ranks(before, after, self.rank)
 
-    def explain_loss(self, stack: str) -> str:
+    def explain_loss(self, stack: str, hurry: Callable[[], object]) -> str:
         """Name what has gone after a connection was closed: the store, or ranks that say no more.
 
         Args:
             stack: this rank's own, of the error.
+            hurry: whether a signal has come, after which mpirun kills within a second.
 
         Returns:
             A clause that names ranks and hosts; nothing where all are there.
         """
         try:
-            lost = ask(self._find_lost, 2 * _ANSWER)
+            lost = ask(lambda: self._find_lost(hurry), 2 * _ANSWER)
         except Exception:
             write_stacks(self.rank, stack)
             return f"lost {holder()} and has ended, or cannot be reached"
         if not lost:
-            return ""
+            return "another rank has closed its connection" if hurry() else ""
         named = [f"rank {r} on {place['host']}" for r, place in lost.items()]
         named = named[:4] + ([f"{len(named) - 4} more"] if len(named) > 4 else [])
         place = next(iter(lost.values()))
@@ -185,13 +186,15 @@ class Watch:
         if self.rank == 0 and not is_agents():
             time.sleep(_ANSWER + _BEAT)
 
-    def _find_lost(self) -> dict[int, dict[str, Any]]:
+    def _find_lost(self, hurry: Callable[[], object]) -> dict[int, dict[str, Any]]:
         """The other ranks that have said nothing for some seconds."""
         before = after = self._places()
         lost = [rank for rank in before if rank != self.rank]
         end = time.monotonic() + _ANSWER
         while lost and time.monotonic() < end:
-            time.sleep(_BEAT / 2)
+            if hurry() and not is_agents():  # torchrun has patience
+                return {}
+            time.sleep(_BEAT / 4)
             after = self._places()
             lost = [rank for rank in lost if after[rank]["number"] == before[rank]["number"]]
         return {rank: after[rank] for rank in lost}

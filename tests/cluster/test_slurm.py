@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -172,8 +173,8 @@ def test_srun_without_torchrun(bed: Bed, whole: tuple[str, float], tmp_path: Pat
     """One task a rank: a rank is killed, the job ends, and the same line goes on."""
     out, hold = tmp_path / "run", tmp_path / "hold"
     hold.write_text("4")
-    args = (sys.executable, HELD, *TRAIN, "--epochs", EPOCHS, "--out", str(out))
-    job = srun(bed, *args, **{HOLD: str(hold)})
+    args = (*TRAIN, "--epochs", EPOCHS, "--out", str(out))
+    job = srun(bed, sys.executable, HELD, *args, **{HOLD: str(hold)})
     wait_for_save(bed, job, out, 0)
     processes = {
         int(one.removeprefix("SLURM_PROCID=")): pid
@@ -186,7 +187,9 @@ def test_srun_without_torchrun(bed: Bed, whole: tuple[str, float], tmp_path: Pat
     hold.unlink()
     wait_for(lambda: bed.field(job, "JobState") == "FAILED", "end of the job")
     wait_for(lambda: not list(bed.processes()), "end of every rank")
-    job = srun(bed, *args)
+    text = next(bed.folder.glob(f"forget-srun-{job}.out")).read_text()
+    assert re.search(r"(error|stopped): .*lost rank 3 on ", text), text
+    job = srun(bed, sys.executable, SCRIPT, *args)
     finish(bed, job, -1)
     assert weights_of(out) == whole[0]
     versions = json.loads((out / "versions.json").read_text())
