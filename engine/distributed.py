@@ -151,7 +151,7 @@ def explain_timeout(error: Exception, stack: str) -> str:
 def explain_loss(error: Exception, stack: str, speaks: bool, hurry: Callable[[], object]) -> str:
     """Name the ranks, or the process that held their store, that `error` shows to be lost.
 
-    A rank that does not speak says nothing, and leaves no sooner than one that may ask it. `hurry`
+    A rank that does not speak says nothing, and stays until the one that does has asked. `hurry`
     says whether a signal has come.
     """
     if _watch is None or isinstance(error, LetheonError):
@@ -159,7 +159,7 @@ def explain_loss(error: Exception, stack: str, speaks: bool, hurry: Callable[[],
     if not re.search("connection|broken pipe|socket|recv|send", str(error), re.IGNORECASE):
         return ""
     if not speaks:
-        _watch.keep_store()
+        _watch.stay(hurry)
         return ""
     return _watch.explain_loss(stack, hurry)
 

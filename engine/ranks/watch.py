@@ -181,10 +181,11 @@ class Watch:
         have = "which has" if len(lost) == 1 else "which have"
         return f"lost {', '.join(named)}, {have} ended, or cannot be reached ({where})"
 
-    def keep_store(self) -> None:
-        """Let another rank ask the store, where this one holds it, who is lost."""
-        if self.rank == 0 and not is_agents():
-            time.sleep(_ANSWER + _BEAT)
+    def stay(self, hurry: Callable[[], object]) -> None:
+        """Be there, with the store where this rank holds it, while another asks who is lost."""
+        end = time.monotonic() + _ANSWER + _BEAT
+        while time.monotonic() < end and (is_agents() or not hurry()):
+            time.sleep(_BEAT / 4)
 
     def _find_lost(self, hurry: Callable[[], object]) -> dict[int, dict[str, Any]]:
         """The other ranks that have said nothing for some seconds."""
