@@ -166,7 +166,8 @@ def test_an_evaluation_loses_a_rank(
     if restarts:
         assert ended == 0, text[-3000:]
     else:
-        assert ended == 1 and re.search(rf"lost .*rank {victim} on ", text), text
+        assert ended == 1, text  # torchrun's SIGTERM may come before the connection has closed
+        assert re.search(rf"lost .*rank {victim} on |^stopped: ", text, re.MULTILINE), text
         assert "RuntimeError" not in text  # gloo's own words, which name nobody
         again = torchrun(3, "evaluate", *told, "--out", out)
         assert again.code == 0, again.err
