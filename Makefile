@@ -69,11 +69,12 @@ docs: install
 pictures: install
 	$(BIN)/python -m tests.screenshots runs
 
-# The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss, optuna; and axe-core,
-# by which the browser tests judge the pages: a file in a package whose own dependency, a browser's
-# driver, is not needed.
+# The optional packages whose tests need no GPU: DALI, the JPEG libraries, faiss, optuna; what judges
+# our manifests by Kubernetes' own schemas; and axe-core, by which the browser tests judge the pages: a
+# file in a package whose own dependency, a browser's driver, is not needed.
 extras: install
-	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss,tune,pandas]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,fast,turbojpeg,faiss,tune,pandas]' \
+	  'kubernetes-validate>=1.37'
 	$(BIN)/python -m pip install --quiet --no-deps 'axe-playwright-python>=0.1.8'
 
 ffcv: install

@@ -26,7 +26,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.rendezvous import rendezvous
 
 from letheon.engine.ranks.flight import record_collectives
-from letheon.engine.ranks.launchers import adopt_launcher, find_device
+from letheon.engine.ranks.launchers import adopt_launcher, find_device, is_launched
 from letheon.engine.ranks.meeting import meet
 from letheon.engine.ranks.store import ask, hangs, holder
 from letheon.engine.ranks.watch import Watch, end_when_deaf
@@ -74,7 +74,7 @@ def join_ranks(device: str = "auto", timeout: float = 1800.0) -> Iterator[Ranks]
         yield _existing_ranks(device)
         return
     adopt_launcher()
-    end_with_launcher()
+    end_with_launcher(is_launched())
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = find_device(device, local_rank)
@@ -148,12 +148,20 @@ def explain_timeout(error: Exception, stack: str) -> str:
     return _watch.explain(stack) if late else ""
 
 
-def explain_loss(error: Exception, stack: str) -> str:
-    """Say that the process that held the ranks' store is lost, where it is and `error` shows it."""
+def explain_loss(error: Exception, stack: str, speaks: bool, hurry: Callable[[], object]) -> str:
+    """Name the ranks, or the process that held their store, that `error` shows to be lost.
+
+    A rank that does not speak says nothing, and stays until the one that does has asked. `hurry`
+    says whether a signal has come.
+    """
     if _watch is None or isinstance(error, LetheonError):
         return ""
-    closed = re.search("connection|broken pipe|socket|recv|send", str(error), re.IGNORECASE)
-    return _watch.explain_loss(stack) if closed else ""
+    if not re.search("connection|broken pipe|socket|recv|send", str(error), re.IGNORECASE):
+        return ""
+    if not speaks:
+        _watch.stay(hurry)
+        return ""
+    return _watch.explain_loss(stack, hurry)
 
 
 def _existing_ranks(device: str) -> Ranks:

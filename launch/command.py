@@ -40,7 +40,7 @@ from letheon.engine.ranks.launchers import adopt_launcher
 from letheon.engine.ranks.store import hangs
 from letheon.engine.ranks.watch import SILENCE
 from letheon.engine.runs.agreement import Facts, agree_on_start
-from letheon.engine.runs.stop import STOPPED, Stopped, last_signal, listen
+from letheon.engine.runs.stop import STOPPED, Stopped, defer, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.launch.console.help import show_help
 from letheon.launch.console.options import (
@@ -96,16 +96,18 @@ def _run_on_ranks(
             try:
                 main(parsed, ranks)
             except Exception as error:  # before the others notice that this rank has gone
+                defer(True)  # a signal that comes now ends it below, with the reason
                 if not (isinstance(error, LetheonError) and error.everywhere):
                     speaks = is_first_to_fail(ranks)
                     place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                     place *= ranks.world > 1
                 if who := explain_timeout(error, traceback.format_exc()):
                     raise RunFailed(SILENCE.format(who=who)) from error
-                lost = explain_loss(error, traceback.format_exc()) if place else ""
+                if place:
+                    lost = explain_loss(error, traceback.format_exc(), speaks, last_signal)
                 raise
     except Stopped as stop:
-        _end_stopped(str(stop))
+        _end_stopped(str(stop), os.environ.get("RANK", "0") == "0")
     except (InputError, RunFailed) as error:
         line = error_line(error, place)
         code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED
@@ -116,7 +118,8 @@ def _run_on_ranks(
         _leave(code)
     except Exception as error:
         if name := last_signal():  # what the same signal has ended cannot be waited for
-            _end_stopped(f"by {name} before it could save ({type(error).__name__})")
+            reason = lost or type(error).__name__
+            _end_stopped(f"by {name} before it could save ({reason})", speaks)
         if place and not speaks:
             _leave(RUN_FAILED)  # such as a connection that the failed rank has closed
         if lost:
@@ -143,10 +146,10 @@ def _join(settings: Any) -> AbstractContextManager[Ranks]:
     return join_ranks(getattr(settings, "device", "cpu"), timeout)
 
 
-def _end_stopped(reason: str) -> NoReturn:
+def _end_stopped(reason: str, speaks: bool) -> NoReturn:
     """Say in one line that a signal has stopped the job, and exit with its code."""
     line = f"stopped: {reason}; the same command goes on from the last save"
-    if os.environ.get("RANK", "0") == "0":
+    if speaks:
         console().fail(line, STOPPED)
         write_end(STOPPED, line)
     write_torchrun_error(line)

@@ -72,11 +72,11 @@ def _outlive_warnings() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_LINGER))
 
 
-def end_with_launcher() -> None:
+def end_with_launcher(launched: bool) -> None:
     """Let this process end when the one that started it dies; on Linux.
 
-    A rank has a SIGTERM when torchrun dies, which the run saves itself on; a run that another
-    command started for its own sake (`PARENT`) is killed.
+    A rank that a launcher started (`launched`) has a SIGTERM when that dies, which the run saves
+    itself on; a run that another command started for its own sake (`PARENT`) is killed.
     """
     if sys.platform != "linux":
         return
@@ -84,7 +84,7 @@ def end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         if os.environ.pop(PARENT) != str(os.getppid()):
             os._exit(1)  # it died before it could be followed
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
+    elif launched:
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 

@@ -6,7 +6,9 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -83,6 +85,9 @@ _SRUN = Launcher(
     ("SLURM_JOB_ID", "SLURM_STEP_ID"),
 )  # fmt: skip
 
+_QUEUES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+"""What a queue says to all processes of a job, which may hold several starts."""
+
 
 def list_launchers() -> tuple[Launcher, ...]:
     """List the launchers whose processes know their rank without torchrun, the innermost first.
@@ -96,11 +101,19 @@ def list_launchers() -> tuple[Launcher, ...]:
     return (_MPIRUN, *two)
 
 
+def is_launched() -> bool:
+    """Whether a launcher that is known here has started this process as one rank of several."""
+    worlds = (os.environ.get(one.world, "") for one in list_launchers())
+    several = any(world.isdecimal() and int(world) > 1 for world in worlds)
+    return several or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def adopt_launcher() -> None:
     """Say in torchrun's variables what another launcher said in its own.
 
     torchrun's own are left alone, so that one torchrun a node may be started by any of them. Where
-    the first process's host is not known (mpirun over several nodes), MASTER_ADDR must name it.
+    the first process's host is not known (mpirun over several nodes), MASTER_ADDR must name it, and
+    MASTER_PORT a port where the launcher names no job (MPICH's over several nodes).
 
     Raises:
         InputError: several processes were started that are not told apart, or cannot meet.
@@ -120,17 +133,46 @@ def adopt_launcher() -> None:
             )
         local = os.environ.get(launcher.local_rank, "")
         address = os.environ.get("MASTER_ADDR") or _first_host(launcher, int(world))
-        seed = "-".join(os.environ.get(name, "") for name in launcher.job).strip("-")
-        port = 20000 + zlib.crc32((seed or str(os.getppid())).encode()) % 10000
         os.environ |= {
             "RANK": rank,
             "WORLD_SIZE": world,
             "LOCAL_RANK": local if local.isdecimal() else "0",
             "LOCAL_WORLD_SIZE": _count_local_ranks(launcher),
             "MASTER_ADDR": address,
-            "MASTER_PORT": os.environ.get("MASTER_PORT") or str(port),
+            "MASTER_PORT": os.environ.get("MASTER_PORT") or _choose_port(launcher, world),
         }
         return
+
+
+def _choose_port(launcher: Launcher, world: str) -> str:
+    """The port at which the ranks meet: the same for all of them, another for each start."""
+    seed = "-".join(os.environ.get(name, "") for name in launcher.job).strip("-")
+    if not seed and os.environ.get(launcher.local_world, world) == world:
+        seed = str(_find_launcher(launcher))
+    seed = seed or next((os.environ[name] for name in _QUEUES if name in os.environ), "")
+    if not seed:
+        raise InputError(
+            f"got {world} processes of {launcher.name} on several nodes, which names no job to "
+            "them, and no MASTER_PORT; expected the port at which they meet; set MASTER_PORT to "
+            "one that is free on the first host"
+        )
+    return str(20000 + zlib.crc32(seed.encode()) % 10000)
+
+
+def _find_launcher(launcher: Launcher) -> int:
+    """The process that started all ranks of this host: the nearest one that is told no rank.
+
+    The parent may be a script that the launcher runs for each rank.
+    """
+    pid = os.getppid()
+    with suppress(OSError):  # where there is no /proc, or another user's process
+        while pid > 1:
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if not any(word.startswith(f"{launcher.rank}=".encode()) for word in words):
+                break
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            pid = int(stat.rpartition(")")[2].split()[1])
+    return pid
 
 
 def _count_local_ranks(launcher: Launcher) -> str:

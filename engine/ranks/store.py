@@ -59,5 +59,10 @@ def holder() -> str:
     """Name the process that holds the store, by what the launcher said in the environment."""
     host = os.environ.get("MASTER_ADDR", "")
     host = socket.gethostname() if host in ("", "localhost", "127.0.0.1", "::1") else host
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return f"{'the launcher' if agent else 'rank 0'} on {host}, which holds the ranks' store"
+    who = "the launcher" if is_agents() else "rank 0"
+    return f"{who} on {host}, which holds the ranks' store"
+
+
+def is_agents() -> bool:
+    """Whether torchrun holds the store; else rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from letheon import durable
-from letheon.engine.ranks.store import abandon, ask, hangs, holder
+from letheon.engine.ranks.store import abandon, ask, hangs, holder, is_agents
 from letheon.errors import RunFailed
 
 SILENCE = (
@@ -157,14 +157,48 @@ class Watch:
             write_stacks(self.rank, stack)
         return name_ranks(before, after, self.rank)
 
-    def explain_loss(self, stack: str) -> str:
-        """Say that the store has gone, after a connection was closed; nothing where it is there."""
+    def explain_loss(self, stack: str, hurry: Callable[[], object]) -> str:
+        """Name what has gone after a connection was closed: the store, or ranks that say no more.
+
+        Args:
+            stack: this rank's own, of the error.
+            hurry: whether a signal has come, after which mpirun kills within a second.
+
+        Returns:
+            A clause that names ranks and hosts; nothing where all are there.
+        """
         try:
-            ask(lambda: self._waiting.check(["watch/stacks"]), _ANSWER)
+            lost = ask(lambda: self._find_lost(hurry), 2 * _ANSWER)
         except Exception:
             write_stacks(self.rank, stack)
             return f"lost {holder()} and has ended, or cannot be reached"
-        return ""
+        if not lost:
+            return "another rank has closed its connection" if hurry() else ""
+        named = [f"rank {r} on {place['host']}" for r, place in lost.items()]
+        named = named[:4] + ([f"{len(named) - 4} more"] if len(named) > 4 else [])
+        place = next(iter(lost.values()))
+        where = f"step {place['steps']}, {place['phase']}; this rank: step {PLACE.steps}"
+        have = "which has" if len(lost) == 1 else "which have"
+        return f"lost {', '.join(named)}, {have} ended, or cannot be reached ({where})"
+
+    def stay(self, hurry: Callable[[], object]) -> None:
+        """Be there, with the store where this rank holds it, while another asks who is lost."""
+        end = time.monotonic() + _ANSWER + _BEAT
+        while time.monotonic() < end and (is_agents() or not hurry()):
+            time.sleep(_BEAT / 4)
+
+    def _find_lost(self, hurry: Callable[[], object]) -> dict[int, dict[str, Any]]:
+        """The other ranks that have said nothing for some seconds."""
+        before = after = self._places()
+        lost = [rank for rank in before if rank != self.rank]
+        end = time.monotonic() + _ANSWER
+        while lost and time.monotonic() < end:
+            if hurry() and not is_agents():  # torchrun has patience
+                return {}
+            time.sleep(_BEAT / 4)
+            after = self._places()
+            lost = [rank for rank in lost if after[rank]["number"] == before[rank]["number"]]
+        return {rank: after[rank] for rank in lost}
 
     def _places(self) -> dict[int, dict[str, Any]]:
         places = {}

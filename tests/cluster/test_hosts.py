@@ -1,7 +1,9 @@
-"""torchrun over two hosts: one agent killed, the link cut, one side slow; equal weights."""
+"""torchrun over two hosts: an agent or a rank killed, the link cut, one side slow; equal ends."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.beds.two_hosts import Hosts, missing
-from tests.cluster.drills import HELD, HOLD, TRAIN, newest_state, note, weights_of
+from tests.cluster.drills import (
+    HELD,
+    HELD_EVALUATE,
+    HOLD,
+    TRAIN,
+    make_models,
+    newest_state,
+    note,
+    rows_of,
+    weights_of,
+)
 from tests.launch_tools import torchrun
 from tests.patience import wait_for
 
@@ -104,3 +116,33 @@ def test_a_slow_side(hosts: Hosts, whole: tuple[str, float], tmp_path: Path) -> 
     job = Job(hosts, tmp_path)
     job.hold.unlink()
     job.finish(whole, "one side at 20 Mbit/s")
+
+
+def test_an_evaluation_on_unequal_hosts_loses_a_rank(hosts: Hosts, tmp_path: Path) -> None:
+    """Two ranks here and one there; the one there is killed, and the agents start all again."""
+    told = make_models(tmp_path)
+    out, log, hold = tmp_path / "table", tmp_path / "log", tmp_path / "hold"
+    hold.write_text("3")
+    agents = [
+        hosts.start(
+            host, "job", *told, "--out", str(out), log=log, ranks=ranks, script=HELD_EVALUATE,
+            env={HOLD: str(hold)},
+        )
+        for host, ranks in enumerate((2, 1))
+    ]  # fmt: skip
+
+    def waiting() -> bool:
+        assert all(agent.poll() is None for agent in agents), log.read_text()[-3000:]
+        return all(hold.with_name(f"hold-{rank}").exists() for rank in range(3))
+
+    wait_for(waiting, "wait of every rank")
+    (victim,) = hosts.ranks(1)
+    os.kill(victim, signal.SIGKILL)
+    hold.unlink()
+    wait_for(lambda: all(agent.poll() is not None for agent in agents), "end")
+    assert [agent.returncode for agent in agents] == [0, 0], log.read_text()[-4000:]
+    wait_for(lambda: not hosts.processes(), "end of every process")
+    whole = torchrun(3, "evaluate", *told, "--out", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    assert rows_of(out) == rows_of(tmp_path / "whole")
+    note("evaluate, two hosts of 2 + 1 ranks", "SIGKILL of a rank", "went on, equal table", 0)

@@ -80,6 +80,7 @@ def test_a_manifest_has_the_keys_of_its_kind_alone(file: Path) -> None:
     assert mounted == {volume for one in documents for volume in names(one, "volumes")}
 
 
+@pytest.mark.slow  # schemas of thirteen releases are read
 def test_what_kubernetes_reads_fits_its_own_schemas() -> None:
     """Of every release that the package knows; pods of a TrainJob as pods."""
     kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -152,3 +156,44 @@ def test_bad_input_is_not_queued_again(bed: Bed, tmp_path: Path) -> None:
     )  # fmt: skip
     wait_for(lambda: bed.field(job, "JobState") == "FAILED", "refusal")
     assert bed.field(job, "ExitCode") == "2:0" and bed.field(job, "Restarts") == "0"
+
+
+def srun(bed: Bed, *command: str, **variables: str) -> str:
+    """Submit a job of one srun with one task a rank, two on each node; returns its number."""
+    script = bed.folder / "srun.sh"
+    script.write_text('#!/bin/bash\nexec srun --kill-on-bad-exit=0 "$@"\n')
+    return bed.submit(
+        "--nodes=2", "--ntasks-per-node=2", "--output=forget-srun-%j.out", str(script), *command,
+        # The nodes' names are no names of hosts here.
+        MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), **variables,
+    )  # fmt: skip
+
+
+def test_srun_without_torchrun(bed: Bed, whole: tuple[str, float], tmp_path: Path) -> None:
+    """One task a rank: a rank is killed, the job ends, and the same line goes on."""
+    out, hold = tmp_path / "run", tmp_path / "hold"
+    hold.write_text("4")
+    args = (*TRAIN, "--epochs", EPOCHS, "--out", str(out))
+    job = srun(bed, sys.executable, HELD, *args, **{HOLD: str(hold)})
+    wait_for_save(bed, job, out, 0)
+    processes = {
+        int(one.removeprefix("SLURM_PROCID=")): pid
+        for pid, env in bed.processes()
+        for one in env
+        if one.startswith("SLURM_PROCID=")
+    }
+    assert sorted(processes) == [0, 1, 2, 3]
+    os.kill(processes[3], signal.SIGKILL)
+    hold.unlink()
+    wait_for(lambda: bed.field(job, "JobState") == "FAILED", "end of the job")
+    wait_for(lambda: not list(bed.processes()), "end of every rank")
+    text = next(bed.folder.glob(f"forget-srun-{job}.out")).read_text()
+    assert re.search(r"error: .*: lost .*rank 3 on ", text), text
+    assert "Traceback" not in text
+    job = srun(bed, sys.executable, SCRIPT, *args)
+    finish(bed, job, -1)
+    assert weights_of(out) == whole[0]
+    versions = json.loads((out / "versions.json").read_text())
+    assert [node["ranks"] for node in versions["nodes"]] == [[0, 1, 2, 3]]
+    outcome = "no rank left; the same line: equal weights"
+    note("srun, 2 nodes x 2 tasks", "SIGKILL of a rank", outcome, 0)

@@ -62,18 +62,20 @@ class Drill:
     scratch: Path
     expected: dict[str, str] = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
-    """Events below its folder that a job has, and its steps (``JOB steps``)."""
+    """Events that each rank of a job has, below its folder and of other kinds: `event_key`."""
 
     def learn(self) -> None:
         """Run every job undisturbed, twice: what does not repeat cannot be compared."""
         for name, job in self.base.jobs().items():
-            for within in ("", "step", "/state/"):
+            for within in ("", "step", "/state/", *(["exchange"] if job.world > 1 else [])):
                 folder = self.clean(f"learn-{job.script}")
-                end = job.run(folder, faults={0: Fault(kill_self, 0, within)})
+                none = Fault(kill_self, 0, within)
+                end = job.run(folder, faults=dict.fromkeys(range(job.world), none))
                 digest = job.digest(folder / job.out) if end.code == 0 else end.text
                 if self.expected.setdefault(name, digest) != digest:
                     raise SystemExit(f"the drill's job {name} does not repeat itself: {digest}")
-                self.events[f"{name} {within}"] = end.events
+                for rank, count in end.events.items():
+                    self.events[event_key(name, rank, within)] = count
 
     def clean(self, name: str) -> Path:
         """An empty folder."""
@@ -99,6 +101,11 @@ class Drill:
             found.fail("ended elsewhere")
 
 
+def event_key(name: str, rank: int, within: str) -> str:
+    """Name events: of a rank of a job, of a kind (`Fault.within`)."""
+    return f"{name}, rank {rank}: {within}"
+
+
 def states_of(folder: Path) -> bool:
     """Whether a complete state of a run lies in the folder."""
     return any(folder.rglob("state/*.json"))
@@ -112,6 +119,20 @@ KILLS: dict[str, tuple[str, dict[int, Fault], float]] = {
     "train --overwrite": ("train", {0: Fault(kill_self, 1)}, 2),
     "rank 1 of two": ("train on two ranks", {1: Fault(kill_self, 1, "step")}, 1),
     "rank 0 of two, while saving": ("train on two ranks", {0: Fault(kill_self, 1, "/state/")}, 2),
+    "rank 1 of two, while saving its part": (
+        "train split over two ranks",
+        {1: Fault(kill_self, 1, "/state/")},
+        1,
+    ),
+    "rank 0 of two, evaluate": ("evaluate on two ranks", {0: Fault(kill_self, 1, "exchange")}, 1),
+    "rank 1 of two, evaluate": ("evaluate on two ranks", {1: Fault(kill_self, 1, "exchange")}, 1),
+    "rank 2 of three, evaluate": (
+        "evaluate on three ranks",
+        {2: Fault(kill_self, 1, "exchange")},
+        1,
+    ),
+    "rank 0 of three, mask": ("mask on three ranks", {0: Fault(kill_self, 1, "exchange")}, 1),
+    "rank 2 of three, mask": ("mask on three ranks", {2: Fault(kill_self, 1, "step")}, 1),
     "launcher of two ranks": ("train on two ranks", {0: Fault(kill_launcher, 1)}, 1),
     "prepare beton": ("prepare beton", {0: Fault(kill_self, 1)}, 2),
     "prepare arrays": ("prepare arrays", {0: Fault(kill_self, 1)}, 2),
@@ -140,7 +161,7 @@ def kill(drill: Drill, kind: str, number: int) -> Outcome:
         rank, fault = next(iter(faults.items()))
         if not fault.within and job.saves and rng.random() < 0.4:
             fault = Fault(fault.act, 1, "step")
-        known = drill.events[f"{name} {fault.within}"]
+        known = drill.events[event_key(name, rank, fault.within)]
         before = states_of(folder)
         if fault.act is kill_self and job.world == 1 and rng.random() < 0.25:
             end = job.run(folder, after=rng.uniform(0.05, 1.5))
@@ -300,7 +321,7 @@ def fill_disk(drill: Drill, kind: str, number: int) -> Outcome:
     try:
         folder = mount / "place"
         folder.mkdir()
-        before = rng.randint(1, max(1, drill.events[f"{kind} "]))
+        before = rng.randint(1, max(1, drill.events[event_key(kind, 0, "")]))
         end = job.run(folder, faults={0: Fault(partial(_fill, mount), before)})
         named = str(folder) in last_line(end.text)
         states = states_of(folder)
@@ -341,21 +362,32 @@ def _fill(mount: Path) -> None:
     os.close(handle)
 
 
-STOPS = ("rank 0", "rank 1", "rank 0 with the store", "rank 0 with the store, killed")
-"""Kinds of the drill of a rank that stands still."""
+STOPS: dict[str, tuple[str, int, str]] = {
+    "rank 0": ("train on two ranks", 0, "step"),
+    "rank 1": ("train on two ranks", 1, "step"),
+    "rank 0 with the store": ("train on two ranks", 0, "step"),
+    "rank 0 with the store, killed": ("train on two ranks", 0, "step"),
+    "rank 0, while saving": ("train on two ranks", 0, "/state/"),
+    "rank 1, while saving its part": ("train split over two ranks", 1, "/state/"),
+    "rank 1, evaluate": ("evaluate on two ranks", 1, "exchange"),
+    "rank 0, evaluate, with the store": ("evaluate on three ranks", 0, "exchange"),
+    "rank 2, evaluate": ("evaluate on three ranks", 2, "exchange"),
+    "rank 1, mask": ("mask on three ranks", 1, "exchange"),
+}
+"""Kinds of the drill of a rank that stands still: the job, the rank, and where it does."""
 
 
 def stop_rank(drill: Drill, kind: str, number: int) -> Outcome:
     """A rank stands still from a random step on, or dies while it keeps the ranks' store."""
     rng = random.Random(f"stop {kind} {number}")
-    job = drill.base.jobs()["train on two ranks"]
-    rank = int(kind.split()[1])
+    name, rank, within = STOPS[kind]
+    job = drill.base.jobs()[name]
     folder = drill.clean("stop")
     found = Outcome("SIGSTOP", kind, number, 1)
     waiting = Job(job.name, job.script, (*job.args, "--timeout", str(HANG)), job.out, job.digest,
-                  job.marks, 2, True, "store" not in kind)  # fmt: skip
+                  job.marks, job.world, job.saves, "store" not in kind)  # fmt: skip
     act = kill_self if "killed" in kind else stop_self
-    fault = Fault(act, rng.randint(1, drill.events[f"{job.name} step"]), "step")
+    fault = Fault(act, rng.randint(1, drill.events[event_key(name, rank, within)]), within)
     end = waiting.run(folder, faults={rank: fault})
     if end.hung or end.code == 0:
         found.fail(f"the rank that stood still was not found: exit {end.code}")

@@ -1,7 +1,8 @@
 """The scripts in forked children of a process that has imported everything once, and their ends.
 
 A child dies, fills the disk or stops at its n-th event: a file that it opens, renames, removes or
-flushes below its folder, or a step of training. So no instant depends on the machine's speed.
+flushes below its folder, a step, or an exchange with other ranks. So no instant depends on the
+machine's speed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tests.patience import PATIENCE
+
+EXCHANGES = (
+    "all_reduce", "all_gather", "all_gather_object", "all_to_all_single", "barrier", "broadcast",
+    "broadcast_object_list", "recv", "scatter_object_list", "send",
+)  # fmt: skip
+"""Functions of torch.distributed by which ranks speak to each other."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Fault:
     event: int
     """At the n-th event, counted from one; 0: never."""
     within: str = ""
-    """Part of the path of the files that count; ``step``: steps of training count instead."""
+    """Part of the path of the files that count; ``step``: steps count instead, of training or of a
+    pass that saves; ``exchange``: what the ranks send each other."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class End:
 
     code: int
     text: str
-    events: int = 0
+    events: Mapping[int, int] = field(default_factory=dict)
+    """Of each rank that came to its end."""
     hung: bool = False
 
 
@@ -91,6 +100,15 @@ class _Counter:
     def _counts(self, path: str) -> bool:
         return path.startswith(self.folder) and self.fault.within in path
 
+    def _counted(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, each call of which is an event."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            self.add()
+            return work(*args, **options)
+
+        return call
+
     def install(self) -> None:
         """Listen from now on."""
         if self.fault.within == "step":
@@ -103,6 +121,12 @@ class _Counter:
                 return before(poll, *broken)
 
             Poll.after_step = after_step  # type: ignore[method-assign]
+            return
+        if self.fault.within == "exchange":
+            import torch.distributed as dist
+
+            for name in EXCHANGES:
+                setattr(dist, name, self._counted(getattr(dist, name)))
             return
         fsync, pwrite = os.fsync, os.pwrite
 
@@ -142,7 +166,7 @@ def _child(script: str, args: Sequence[str], log: Path, fault: Fault, folder: Pa
     counter.busy = True
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(2, f"\nevents {counter.count}\n".encode())
+    os.write(2, f"\nevents {os.environ.get('RANK', 0)} {counter.count}\n".encode())
     os._exit(code)
 
 
@@ -208,8 +232,9 @@ def run_job(
     hung |= not _session_ends(process, deadline)
     text = log.read_text(errors="replace") if log.exists() else ""
     log.unlink(missing_ok=True)
-    events = [int(line[7:]) for line in text.splitlines() if line.startswith("events ")]
-    return End(os.waitstatus_to_exitcode(status), text, max(events, default=0), hung)
+    words = [line.split()[1:] for line in text.splitlines() if line.startswith("events ")]
+    events = {int(rank): int(count) for rank, count in words}
+    return End(os.waitstatus_to_exitcode(status), text, events, hung)
 
 
 def _launch(

@@ -174,6 +174,11 @@ class Base:
         training = (*self.training, "--lr", "0.05", "--save-every")
         salun = ("salun", "--density", "0.5", "random-label", *SMALL)
         pair = ("finetune", *SMALL, "+", "spkd", *SMALL, "--lr", "0.001")
+        masking = (*self.forgetting[:-1], "--batch-size", "4", "--save-every", "1step")
+        stored = (
+            *self.evaluating(self.folder / "finetuned"), "--batch-size", "8", "--cache",
+            f"{BESIDE}/outputs", "--save-every", "1step",
+        )  # fmt: skip
         made = [
             Job("train", "train", (*training, "1step", "--epochs", "3"), "run", run_digest,
                 ("run.json",), saves=True),
@@ -184,17 +189,21 @@ class Base:
                 ("finetune/run.json", "spkd/run.json")),
             Job("train on two ranks", "train", (*training, "1step", "--epochs", "2"), "run",
                 run_digest, ("run.json",), world=2, saves=True),
-            Job("mask", "mask",
-                (*self.forgetting[:-1], "--batch-size", "4", "--save-every", "1step"),
-                "mask.safetensors", tree_digest),
+            Job("train split over two ranks", "train",
+                (*training, "1step", "--epochs", "2", "--reduce", "shard"), "run", run_digest,
+                ("run.json",), world=2, saves=True),
+            Job("mask", "mask", masking, "mask.safetensors", tree_digest),
+            Job("mask on three ranks", "mask", masking, "mask.safetensors", tree_digest, world=3),
             Job("prepare beton", "prepare", self.preparing("beton"), "set", tree_digest),
             Job("prepare arrays", "prepare", self.preparing("arrays"), "set", tree_digest),
             Job("evaluate", "evaluate", self.evaluating(self.folder / "finetuned"), "table",
                 table_digest, ("evaluation.json",)),
-            Job("evaluate, stored", "evaluate",
-                (*self.evaluating(self.folder / "finetuned"), "--batch-size", "8", "--cache",
-                 f"{BESIDE}/outputs", "--save-every", "1step"),
-                "table", table_digest, ("evaluation.json",)),
+            Job("evaluate, stored", "evaluate", stored, "table", table_digest,
+                ("evaluation.json",)),
+            Job("evaluate on two ranks", "evaluate", stored, "table", table_digest,
+                ("evaluation.json",), world=2),
+            Job("evaluate on three ranks", "evaluate", self.evaluating(self.folder / "finetuned"),
+                "table", table_digest, ("evaluation.json",), world=3),
             Job("forget the hardest", "forget",
                 (*self.forgetting[:-3], "--forget", "hardest:9", "--accept-chance",
                  "--save-every", "1step", "//", "influence", "--samples", "16"),

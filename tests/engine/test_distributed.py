@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,12 @@ from letheon.engine.distributed import (
     share_out,
     sum_over_ranks,
 )
-from letheon.engine.ranks.launchers import adopt_launcher, find_device, first_node
+from letheon.engine.ranks.launchers import (
+    adopt_launcher,
+    find_device,
+    first_node,
+    is_launched,
+)
 from letheon.engine.recipe import Recipe
 from letheon.engine.runs.agreement import name_gpu
 from letheon.engine.statistics import gradient_sum
@@ -235,6 +241,58 @@ def test_mpirun_over_several_nodes_needs_the_address(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "environ", {**spread, "MASTER_ADDR": "n1"})
     adopt_launcher()
     assert os.environ["MASTER_ADDR"] == "n1"
+
+
+MPIEXEC = {
+    "PMI_SIZE": "4",
+    "PMI_RANK": "2",
+    "MPI_LOCALRANKID": "0",
+    "MPI_LOCALNRANKS": "2",
+    "MASTER_ADDR": "n1",
+    "MASTER_PORT": "29500",
+}
+"""What Hydra, of MPICH, says; nothing of it names the job."""
+
+
+def test_mpiexec_over_several_nodes_needs_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its hosts has a daemon of its own, so that nothing there is equal on both."""
+    unknown = {name: value for name, value in MPIEXEC.items() if name != "MASTER_PORT"}
+    monkeypatch.setattr(os, "environ", unknown)
+    with pytest.raises(InputError, match="no MASTER_PORT"):
+        adopt_launcher()
+    monkeypatch.setattr(os, "environ", dict(MPIEXEC))
+    adopt_launcher()
+    assert (os.environ["MASTER_PORT"], os.environ["RANK"]) == ("29500", "2")
+
+
+@pytest.mark.parametrize(
+    ("variables", "launched"),
+    [
+        (SRUN, True), (MPIRUN, True), (MPIEXEC, True), ({"TORCHELASTIC_RUN_ID": "x"}, True),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, False),  # by hand, perhaps with nohup in a shell
+    ],
+)  # fmt: skip
+def test_a_rank_ends_with_the_launcher_that_started_it(
+    variables: dict[str, str], launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(variables))
+    assert is_launched() == launched
+    adopt_launcher()  # which says it in other words
+    assert is_launched() == launched
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_that_a_script_starts_meet_at_one_port() -> None:
+    """It goes by the process that starts all of them, here this one; not by the script between."""
+    ask = "from letheon.engine.ranks.launchers import *; adopt_launcher(); print(os.environ[PORT])"
+    ask = ask.replace("PORT", "'MASTER_PORT'")
+    env = {"PMI_SIZE": "3", "PMI_RANK": "2", "MPI_LOCALNRANKS": "3"}
+    done = subprocess.run(
+        ["sh", "-c", '"$@"; exit', "sh", sys.executable, "-c", ask],
+        env={**os.environ, **env}, text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) == 20000 + zlib.crc32(str(os.getpid()).encode()) % 10000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -120,7 +121,13 @@ def test_a_store_that_stands_still_is_named(
     monkeypatch.setenv("MASTER_ADDR", "n0")
     store = TCPStore("127.0.0.1", port, None, False)
     one = watch.Watch(store, 1, 3, 1000.0)
-    assert one.explain_loss("mine") == ""  # it answers
+    assert one.explain_loss("mine", bool) == ""  # it answers, and knows of nobody else
+    gone = {"host": "n2", "steps": 6, "phase": "phase retain of epoch 1", "number": 4}
+    store.set("watch/place/2", json.dumps(gone))
+    text = one.explain_loss("mine", bool)
+    hurried = one.explain_loss("mine", lambda: True)
+    assert hurried == "another rank has closed its connection"
+    assert text.startswith("lost rank 2 on n2, which has ended, or cannot be reached (step 6, ")
     os.kill(process, signal.SIGSTOP)
     os.waitpid(process, os.WUNTRACED)  # until it stands still
     monkeypatch.setattr(watch, "_ANSWER", 0.1)
@@ -129,7 +136,7 @@ def test_a_store_that_stands_still_is_named(
         assert "waited for rank 0 on n0, which holds the ranks' store and says nothing" in text
         assert "this rank: step 7, phase retain of epoch 1" in text
     assert hangs() and "my stack" in (tmp_path / "stacks" / "rank-1.txt").read_text()
-    assert "lost rank 0 on n0" in one.explain_loss("other stack")
+    assert "lost rank 0 on n0" in one.explain_loss("other stack", bool)
     with pytest.raises(TimeoutError):
         ask(lambda: None, 5.0)  # no second thread hangs
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
@@ -150,7 +157,7 @@ def test_a_rank_that_hangs_in_the_store_is_ended(
         watch._LATE = 0.0
         store = TCPStore("127.0.0.1", port, None, False)
         one = watch.Watch(store, 1, 2, 0.5)
-        assert one.explain_loss("") == ""
+        assert one.explain_loss("", bool) == ""
         os.kill(process, signal.SIGSTOP)
         while True:  # as one that waits for others does
             store.add("place", 0)

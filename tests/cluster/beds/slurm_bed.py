@@ -99,7 +99,7 @@ class Bed:
     def run(self, *command: str) -> str:
         """Run one command of SLURM, and return what it prints."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        assert done.returncode == 0, (command, done.returncode, done.stdout, done.stderr)
         return done.stdout.strip()
 
     def submit(self, *command: str, **variables: str) -> str:

@@ -97,6 +97,12 @@ class Hosts:
         lines = [_run("ip", "netns", "pids", name).split() for name in self.names]
         return [int(pid) for pids in lines for pid in pids]
 
+    def ranks(self, host: int) -> list[int]:
+        """Processes of a host that are ranks of a job."""
+        pids = [int(pid) for pid in _run("ip", "netns", "pids", self.names[host]).split()]
+        envs = {pid: Path(f"/proc/{pid}/environ").read_text(errors="replace") for pid in pids}
+        return [pid for pid, env in envs.items() if "\0RANK=" in env]
+
     def close(self) -> None:
         """Kill what runs there, and remove both hosts."""
         for pid in self.processes():
