@@ -147,7 +147,9 @@ def confusion_grid(shown: Sequence[Row], numbers: Mapping[str, int]) -> Grid:
     tables = [_confusion(row) for row in shown]
     forgotten = list(dict.fromkeys(of for table in tables for of in table))
     most = max(_COLUMNS // max(len(forgotten), 1) - 2, 0)
-    columns = {of: _called(of, [table.get(of, {}) for table in tables], most) for of in forgotten}
+    columns = {
+        of: _rank_names(of, [table.get(of, {}) for table in tables], most) for of in forgotten
+    }
     heads: dict[Any, str] = {}
     for of, names in columns.items():
         heads |= {(of, name): f"{of} → {name}" for name in names}
@@ -173,7 +175,7 @@ def _confusion(row: Row) -> dict[str, dict[str, float | None]]:
     return {of: dict(zip(table["columns"], shares, strict=True)) for of, shares in lines}
 
 
-def _called(of: str, tables: Sequence[Mapping[str, float | None]], most: int) -> list[str]:
+def _rank_names(of: str, tables: Sequence[Mapping[str, float | None]], most: int) -> list[str]:
     """The class's own name, then the names that models call it most on average."""
     sums: dict[str, float] = {}
     for table in tables:
