@@ -55,7 +55,7 @@ class Picture(NamedTuple):
     plots: Plots | None = None  # the same, of points
 
     @property
-    def drawn(self) -> bool:
+    def is_visible(self) -> bool:
         """Whether there is something to look at."""
         return self.image is not None or self.grid is not None or self.plots is not None
 
