@@ -54,11 +54,6 @@ class Picture(NamedTuple):
     grid: Grid | None = None  # of many models, in the place of an image
     plots: Plots | None = None  # the same, of points
 
-    @property
-    def is_visible(self) -> bool:
-        """Whether there is something to look at."""
-        return self.image is not None or self.grid is not None or self.plots is not None
-
 
 PANELS = 12  # of a model each; more are laid out as a line or a small plot a model
 LOOKS = len(COLORS) * len(MARKERS)  # models that points and curves can tell apart
