@@ -23,7 +23,7 @@ from letheon.engine.models.classifier import Classifier, build
 from letheon.engine.runs.manifest import verify_records
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import FINISHED, ORIGIN, failure_reason
-from letheon.errors import InputError
+from letheon.errors import InputError, name_option
 from letheon.eval.case import DOMAIN, EARLIER
 from letheon.eval.inference.networks import Shelf, Source
 from letheon.eval.references import (
@@ -216,7 +216,8 @@ def open_comparison(
     entries, left_out, shelf = [], {}, Shelf()
     for (path, role), name in zip(paths, names, strict=True):
         try:
-            entries.append(_entry(path, name, role, checkpoint, shelf))
+            with name_option(role or "runs"):
+                entries.append(_entry(path, name, role, checkpoint, shelf))
         except _Broken as error:
             left_out[name] = str(error)
     if not entries:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from letheon.errors import InputError
+from letheon.errors import InputError, name_option
 from letheon.eval.comparison import Comparison
 from letheon.eval.inference.sampling import sample_rows
 from letheon.loaders.datasets.image_set import ImageSet
@@ -42,7 +42,8 @@ def find_related(text: str, of: Comparison, seed: int, most: int) -> list[Source
     labels = torch.from_numpy(np.asarray(train.labels))
     plain = torch.arange(len(of.data.classes))
     if text.startswith(("class:", "file:")):
-        classes = resolve(text, of.data, seed).classes
+        with name_option("related"):
+            classes = resolve(text, of.data, seed).classes
         both = sorted(set(classes) & set(of.request.classes))
         if both:
             raise InputError(
@@ -55,7 +56,9 @@ def find_related(text: str, of: Comparison, seed: int, most: int) -> list[Source
         rest = ~forget & ~near
     else:
         known = {name: number for number, name in enumerate(of.data.classes)}
-        domains, sources, rest = open_domains(text), [], ~forget
+        with name_option("related"):
+            domains = open_domains(text)
+        sources, rest = [], ~forget
         for images in domains.values():
             numbers = torch.tensor([known.get(name, -1) for name in images.classes])
             named = numbers[torch.from_numpy(np.asarray(images.labels))] >= 0

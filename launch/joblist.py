@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -195,11 +196,18 @@ def _plain(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-+." else "_" for c in text)
 
 
+def _short(value: Any) -> str:
+    """A value as text; of a large number its shortest form, 1e9, where that is the same number."""
+    short = re.sub(r"e\+0*", "e", f"{value:g}") if isinstance(value, float) else ""
+    large = short and abs(value) >= 1e6 and float(short) == value
+    return short if large else str(value)
+
+
 def _facts(value: Any, known: Mapping[Any, str], path: str = "") -> dict[str, str]:
     """Every setting of a method by its path, as it would stand in a name."""
     if not dataclasses.is_dataclass(value):
         last = path.rpartition(".")[2].replace("_", "-")
-        text = value.stem if isinstance(value, Path) else str(value)
+        text = value.stem if isinstance(value, Path) else _short(value)
         return {path: last + _plain(text)}
     found = {path: known[type(value)]} if type(value) in known else {}
     for field in dataclasses.fields(value):

@@ -31,6 +31,7 @@ COMMANDS = {
 }
 """Each script of this folder with the line that --help prints about it."""
 HELP = ("--help", "-h")
+_STOPPED = 75  # as `engine.runs.stop` has it, whose import takes a second
 ROOMS = {
     "run": "jobs.", "verify": "records.", "dispose": "records.", "export": "export.",
     "recipes": "tuning.", "tune": "tuning.", "methods": "console.", "completion": "console.",
@@ -42,7 +43,11 @@ ROOMS = {
 def main() -> None:
     """Run the script that the first argument names; the others are its options."""
     with end_with_reader():
-        _main()
+        try:
+            _main()
+        except KeyboardInterrupt:  # while it imports or looks at its input: nothing is lost
+            print("stopped: by SIGINT; the same command starts again", file=sys.stderr)
+            sys.exit(_STOPPED)
 
 
 def _main() -> None:

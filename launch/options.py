@@ -17,7 +17,7 @@ from letheon.engine.runs.agreement import ranking_facts
 from letheon.engine.runs.plan import JobOptions
 from letheon.engine.runs.run_folder import source_facts
 from letheon.engine.runs.stop import Poll
-from letheon.errors import InputError
+from letheon.errors import InputError, name_option
 from letheon.eval.top_classes import BATCH, Ranker
 from letheon.folders import ranking_folder
 from letheon.launch.command import together
@@ -56,7 +56,8 @@ class Forgetting(JobOptions):
 
     def open_sets(self) -> tuple[Classifier, Data]:
         """Load what does not depend on the request and the seed: the model and the data."""
-        model = self.checkpoint.load(self.weights)
+        with name_option("weights"):
+            model = self.checkpoint.load(self.weights)
         if self.relearn_earlier:
             model.requests = ()
         return model, plant(self.upstream(model), model.canaries)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires
 
 
@@ -62,6 +63,16 @@ class InputError(LetheonError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         """As pickled between processes, the option stays with the message."""
         return type(self), (str(self), self.option)
+
+
+@contextlib.contextmanager
+def name_option(option: str) -> Iterator[None]:
+    """Give an `InputError` that names no setting this one."""
+    try:
+        yield
+    except InputError as error:
+        error.option = error.option or option
+        raise
 
 
 class UnreadableImage(InputError):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from letheon.errors import InputError, suggest
+from letheon.errors import InputError, name_option, suggest
 from letheon.kernels import keyed
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.views import SubsetImages
@@ -91,6 +91,11 @@ def resolve(
     Raises:
         InputError: Unknown, ambiguous, empty, of another dataset, or everything would be forgotten.
     """
+    with name_option("forget"):
+        return _resolve(text, data, seed, ranking)
+
+
+def _resolve(text: str, data: Data, seed: int | None, ranking: Sequence[int] | None) -> Request:
     kind, _, rest = text.partition(":")
     rest = rest.strip()
     present = np.unique(data.train.true_labels)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from letheon.errors import name_option
 from letheon.loaders.backends.resident_loader import ResidentLoader
 from letheon.loaders.batch import Loader, Reader
 from letheon.loaders.datasets.image_set import ArrayImages, Data, ImageSet
@@ -77,9 +78,11 @@ class DataOptions:
 
     def open_data(self) -> Data:
         """The upstream set, without what is unreadable where that is to be dropped."""
-        data = open_data(self.data, self.holdout, self.holdout_seed)
+        with name_option("data"):
+            data = open_data(self.data, self.holdout, self.holdout_seed)
         if self.classes:
-            data = order_classes(data, self.classes)
+            with name_option("classes"):
+                data = order_classes(data, self.classes)
         if self.unreadable == "error":
             return data
         train = drop_unreadable(data.train)
@@ -88,7 +91,8 @@ class DataOptions:
 
     def open_domains(self, path: str) -> dict[str, ImageSet]:
         """The domains at `path`, without what is unreadable where that is to be dropped."""
-        domains = open_domains(path)
+        with name_option("downstream"):
+            domains = open_domains(path)
         if self.unreadable == "error":
             return domains
         return {name: drop_unreadable(images) for name, images in domains.items()}

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from letheon.engine.distributed import Ranks
+from letheon.engine.runs.origin import _mend
 from letheon.errors import InputError
 from letheon.launch.command import error_line
 from tests.launch_tools import Scripts, script_on, torchrun
@@ -169,6 +170,40 @@ def test_a_changed_weights_file_is_found(scripts: Scripts, original: Path, tmp_p
     file.write_bytes(content)
     ended = scripts("evaluate", "--original", tmp_path / "copy", "--forget", "class:3")
     assert ended.code == 2 and len(ended.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (("train", "--data", "/no/set"), "data"),
+        (("forget", "--weights", "/no/run", "--forget", "class:3", "finetune"), "weights"),
+        (("forget", "--weights", "ORIGINAL", "--forget", "class:99", "finetune"), "forget"),
+        (("forget", "--weights", "ORIGINAL", "--forget", "class:", "finetune"), "forget"),
+        (("evaluate", "--original", "/no/run", "--forget", "class:3"), "original"),
+        (("evaluate", "--original", "ORIGINAL", "--retrained", "/no/run"), "retrained"),
+        (("evaluate", "--original", "ORIGINAL", "--runs", "/no/run"), "runs"),
+        (("evaluate", "--original", "ORIGINAL", "--forget", "class:9,eleven"), "forget"),
+        (("evaluate", "--original", "ORIGINAL", "--forget", "class:3", "--downstream", "/no/set"),
+         "downstream"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_told_with_its_option(
+    args: tuple[str, ...], option: str, original: Path, scripts: Scripts, tmp_path: Path
+) -> None:
+    words = [str(original) if word == "ORIGINAL" else word for word in args]
+    ended = scripts(*words, "--out", tmp_path / "out")
+    assert ended.code == 2 and len(ended.err.strip().splitlines()) == 1
+    assert ended.err.startswith(f"error: --{option}: got "), ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_of_other_code_is_told_how_to_begin_anew() -> None:
+    """As after `git pull`; a finished run is not to be removed on a hint."""
+    code, other = "code 1a before, 2b now", "settings.lr 0.1 before, 0.2 now"
+    text = _mend([code], False, Path("runs/my run"))
+    assert "version of the code" in text and "rm -r 'runs/my run'" in text
+    assert "rm -r" not in _mend([code], True, Path("runs/a"))
+    assert _mend([code, other], False, Path("runs/a")) == "give what it was begun with"
 
 
 STOPS = [

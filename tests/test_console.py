@@ -16,7 +16,8 @@ import torch
 
 from letheon import progress
 from letheon.engine.runs.progress import Shown, TrainingLine
-from letheon.launch import train
+from letheon.engine.runs.stop import STOPPED
+from letheon.launch import main, train
 from tests.launch_tools import ROOT, Scripts
 
 TRAIN = ["--epochs", "2", "--batch-size", "128", "--lr", "0.1"]
@@ -277,3 +278,20 @@ def test_a_closed_output_and_a_code_of_its_own(closed: str, code: int, tmp_path:
     ended = subprocess.run(["sh", "-c", command], env=environment, check=False)
     assert ended.returncode == code
     assert (tmp_path / "work").exists()
+
+
+def test_ctrl_c_before_the_work_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While packages are imported no handler stands: Python's own would print its stack."""
+
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt(name)
+
+    monkeypatch.setattr(main, "import_module", interrupt)
+    monkeypatch.setattr(sys, "argv", ["letheon", "train", "--data", "digits"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == main._STOPPED == STOPPED
+    told = capsys.readouterr()
+    assert told.err == "stopped: by SIGINT; the same command starts again\n" and not told.out

@@ -317,6 +317,10 @@ def test_a_run_is_called_after_what_tells_it_apart() -> None:
         *(f"{name}-seed1" for name in names),
         "spkd-seed2",
     ]
+    rates = (1e9, 2.5e6, 1e6 + 1 / 7, 1.0, 3.5e-5)
+    runs = [(1, Finetune(Recipe(lr=rate)), "class:3") for rate in rates]
+    large = ["1e9", "2.5e6", "1000000.1428571428", "1.0", "3.5e-05"]
+    assert job_names(runs, METHODS) == [f"finetune-lr{text}" for text in large]
     several = [(1, Spkd(), text) for text in ("class:3,8", "random-samples:10%", "file:a/b.txt")]
     assert job_names(several, METHODS) == ["spkd-class3_8", "spkd-random-samples10_", "spkd-fileb"]
 

@@ -101,6 +101,13 @@ def test_a_job_trains_forgets_and_evaluates_and_goes_on(
         (("[[forget.methods]]", "[[forget.method]]"), "without a method"),
         (('"salun"', '"saluun"'), "salun"),
         (("[train]", "[train"), "expected TOML"),
+        (("epochs = 6", "epoch = 6"), "job.toml, [train]: got epoch; "),
+        (("lr = 0.1", 'lr = "fast"'), "job.toml, [train]: got lr fast; expected a number"),
+        (("batch_size", "bach_size"), "job.toml, [evaluate]: got bach_size; "),
+        (('data = "digits"', 'data = "digits"\nlodaer = "auto"'), "job.toml: got lodaer; "),
+        (('"class:3"', '"class:eleven"'), "job.toml, [forget]: forget: got the unknown class"),
+        (('data = "digits"', 'data = "/no/set"'), "job.toml: data: got /no/set, which does not"),
+        (("[evaluate]", '[evaluate]\ndownstream = "/no/set"'), "[evaluate]: downstream: got /no"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_before_anything_is_written(
@@ -108,7 +115,8 @@ def test_a_mistake_in_the_file_is_named_before_anything_is_written(
 ) -> None:
     recipe.write_text(RECIPE.replace(*change), encoding="utf-8")
     ended = scripts("run", recipe, "--out", tmp_path / "job")
-    assert ended.code == 2 and said in ended.err
+    assert ended.code == 2 and said in ended.err and len(ended.err.splitlines()) == 1
+    assert "--" not in ended.err.replace(" --help", "")  # the file has keys, no options
     assert not (tmp_path / "job" / "original").exists()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def plan_start(
             more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
             problem = (
                 f"got {out}, which holds {state} run that differs: {'; '.join(odd[:3])}{more}; "
-                "expected the same; give what it was begun with, name another folder, allow to "
+                f"expected the same; {_mend(odd, finished, out)}, name another folder, allow to "
                 "overwrite it, or to resume anyway"
             )
     agree(run.ranks, problem, "out")
@@ -113,6 +114,14 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return known if isinstance(known, dict) else None
+
+
+def _mend(odd: Sequence[str], finished: bool, out: Path) -> str:
+    """Say how the run can go on, or, where the code is another, begin anew."""
+    if not all(line.startswith("code ") for line in odd):
+        return "give what it was begun with"
+    begin = "" if finished else f", remove it (rm -r {shlex.quote(str(out))}) to begin anew"
+    return f"go back to the version of the code that it was begun with{begin}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from letheon.eval.report import grids
 from letheon.eval.report.definitions import define, format_value
+from letheon.eval.report.grids import Grid, Plots
 from letheon.eval.report.plots import (
     BLUE,
     COLORS,
+    GREY,
     LINES,
     MARKERS,
     Cloud,
@@ -40,7 +43,7 @@ class Mark(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One picture of the page, or, without `image`, the sentence that stands in its place."""
+    """One picture of the page, or the sentence that stands in its place."""
 
     title: str
     caption: str
@@ -48,6 +51,15 @@ class Picture(NamedTuple):
     alt: str = ""
     tall: float = 0.0  # height in widths, where there are marks
     marks: tuple[Mark, ...] = ()
+    grid: Grid | None = None  # of many models, in the place of an image
+    plots: Plots | None = None  # the same, of points
+
+
+PANELS = 12  # of a model each; more are laid out as a line or a small plot a model
+LOOKS = len(COLORS) * len(MARKERS)  # models that points and curves can tell apart
+_NAMED = 12  # of the models that have looks of their own where there are more than `LOOKS`
+_FAINT = Look(GREY, "o")
+_LINES = " One line a model: the nearest to the retrained first, controls last."
 
 
 def assign_marks(names: Sequence[str]) -> dict[str, Look]:
@@ -63,11 +75,19 @@ def assign_marks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def assign_looks(prepared: Prepared) -> dict[str, Look]:
-    """Model -> color and marker; the original and the retrained models always look the same."""
+    """Model -> color and marker; the original and the retrained models always look the same.
+
+    Of more than `LOOKS` others the nearest to the retrained models look different, and the controls
+    as far as looks go; all the rest look the same.
+    """
     fixed = {"original": Look("#000000", "X"), "retrained": Look(BLUE, "s")}
     others = [row["name"] for row in prepared.of_role("control", "unlearned")]
     kept = {row["name"]: fixed[row["role"]] for row in prepared.of_role(*fixed)}
-    return kept | assign_marks(others)
+    if len(others) <= LOOKS:
+        return kept | assign_marks(others)
+    nearest = sorted(prepared.of_role("unlearned"), key=distance_to_retrained)[:_NAMED]
+    named = [row["name"] for row in (*nearest, *prepared.of_role("control"))][:LOOKS]
+    return kept | dict.fromkeys(others, _FAINT) | assign_marks(named)
 
 
 def embed_svg(title: str, caption: str, svg: str, alt: str) -> Picture:
@@ -99,6 +119,28 @@ def legend_name(prepared: Prepared, row: Row) -> str:
     return f"retrained ({seeds} seeds)" if several else str(row["name"])
 
 
+def _is_large(prepared: Prepared) -> bool:
+    """Whether there are more models than looks."""
+    return len(prepared.of_role("control", "unlearned")) > LOOKS
+
+
+def _make_series(
+    prepared: Prepared, shown: Sequence[Row], place_of: Callable[[Row], tuple[float, float]]
+) -> tuple[list[Row], list[Series], str]:
+    """A series a model; those that look the same come first, below the others, with a sentence."""
+    of = assign_looks(prepared)
+    alike = [row for row in shown if of[row["name"]] == _FAINT]
+    shown = [*alike, *(row for row in shown if of[row["name"]] != _FAINT)]
+    series = []
+    for row in shown:
+        look, (x, y) = of[row["name"]], place_of(row)
+        name = f"{len(alike)} others" if look == _FAINT else legend_name(prepared, row)
+        series.append(Series(name, [x], [y], look))
+    ranked = any(distance_to_retrained(row) < float("inf") for row in shown)
+    than = ", further from the retrained ones than those named" if ranked else ""
+    return shown, series, f" Grey: the {len(alike)} others{than}." if alike else ""
+
+
 def distance_to_retrained(row: Row) -> float:
     """Return a row's gap, by which models are sorted; infinite where it is not known."""
     known = [row[key] for key in ("gap", "average_gap") if row.get(key) is not None]
@@ -108,8 +150,17 @@ def distance_to_retrained(row: Row) -> float:
 def select_rows(prepared: Prepared, key: str) -> list[Row]:
     """Select the rows that have `key`: the original, the retrained, then by gap, controls last."""
     having = [row for row in prepared.rows if row.get(key)]
+    return sorted(having, key=_place)
+
+
+def _place(row: Row) -> tuple[int, float]:
     roles = ("original", "retrained", "unlearned", "control")
-    return sorted(having, key=lambda row: (roles.index(row["role"]), distance_to_retrained(row)))
+    return roles.index(row["role"]), distance_to_retrained(row)
+
+
+def _numbers(prepared: Prepared) -> dict[str, int]:
+    """Model -> its number in the table."""
+    return {str(row["name"]): n for n, row in enumerate(prepared.rows)}
 
 
 _HEAT_CLASSES = 30  # more classes than these are summed up in boxes
@@ -126,12 +177,8 @@ def trade_off(prepared: Prepared) -> Picture:
     shown = rows_with(x, y)
     if not shown:
         return Picture(title, "Left out: no model has both forget and retain accuracy.")
-    of = assign_looks(prepared)
-    series = [
-        Series(legend_name(prepared, r), [100 * r[x]], [100 * r[y]], of[str(r["name"])])
-        for r in shown
-    ]
-    caption = f"{x} against {y} in per cent; a good model lies where the retrained ones do."
+    shown, series, told = _make_series(prepared, shown, lambda r: (100 * r[x], 100 * r[y]))
+    caption = f"{x} against {y} in per cent; a good model lies where the retrained ones do.{told}"
     bands = prepared.reference.bands if prepared.reference else {}
     band = None
     if x in bands and y in bands:
@@ -172,17 +219,13 @@ def time_gap(prepared: Prepared) -> Picture:
     if not any(row["role"] == "unlearned" for row in shown):
         why = "Left out: no unlearned model has a run time of its own; runs of one pass share it."
         return Picture(title, why)
-    of = assign_looks(prepared)
-    series = [
-        Series(legend_name(prepared, r), [r["seconds"]], [100 * r[gap]], of[r["name"]])
-        for r in shown
-    ]
+    shown, series, told = _make_series(prepared, shown, lambda r: (r["seconds"], 100 * r[gap]))
     what = define(gap).title.lower()
     points = scatter(series, ("run time (s)", f"{what} (points)"), log_x=True)
     facts = [(r["name"], f"{r['seconds']:.0f} s, {100 * r[gap]:.2f} points") for r in shown]
     caption = (
         f"Lower left is better. The {what} of a retrained model is to the mean of the others; time "
-        "is without compilation, precomputation and evaluation."
+        f"is without compilation, precomputation and evaluation.{told}"
     )
     texts = [
         (prepared.rows.index(r), f"{name}: {fact}")
@@ -202,6 +245,8 @@ def class_change(prepared: Prepared) -> Picture:
     others = [r for r in prepared.rows if r is not base and len(r.get(key) or ()) == count]
     if not others:
         return Picture(title, f'Left out: no other model\'s row has "{key}" of {count} classes.')
+    if _is_large(prepared):
+        others.sort(key=_place)
     changes = [
         [None if a is None or b is None else a - b for a, b in zip(r[key], base[key], strict=True)]
         for r in others
@@ -210,12 +255,20 @@ def class_change(prepared: Prepared) -> Picture:
     gone = {c for r in prepared.rows for c in (r.get("forgotten") or ())}
     sides = [_sides(change, gone) for change in changes]
     facts = [(name, _means(*side)) for name, side in zip(names, sides, strict=True)]
+    known = next((r["classes"] for r in prepared.rows if r.get("classes")), range(count))
+    columns = [f"✗ {name}" if c in gone else str(name) for c, name in enumerate(known)]
     if count <= _HEAT_CLASSES:
-        known = next((r["classes"] for r in prepared.rows if r.get("classes")), range(count))
-        columns = [f"✗ {name}" if c in gone else str(name) for c, name in enumerate(known)]
+        caption = "Held-out accuracy less the original model's, in points."
+        if _is_large(prepared):
+            grid = grids.change_grid(changes, names, _numbers(prepared), columns)
+            caption += f" ✗: to be forgotten.{_LINES}"
+            return Picture(title, caption, grid=grid)
         panel = Panel("", names, columns, changes)
         svg = heat([panel], ("class (✗: to be forgotten)", ""), change=True)
-        caption = "Held-out accuracy less the original model's, in points."
+    elif _is_large(prepared):
+        caption = f"Held-out accuracy of {count} classes less the original model's, in points."
+        grid = grids.box_grid(sides, names, _numbers(prepared))
+        return Picture(title, caption + _LINES, grid=grid)
     else:
         groups = [(name, *side) for name, side in zip(names, sides, strict=True)]
         svg = boxes(groups, "change of accuracy from the original (points)")
@@ -247,6 +300,12 @@ def relearn(prepared: Prepared) -> list[Picture]:
         return [Picture(title, f'Left out: no model\'s row has "{key}".')]
     of, pictures = assign_looks(prepared), []
     for recipe in recipes:
+        caption = f"Held-out accuracy on the forgotten classes while relearning: {recipe}."
+        if _is_large(prepared):
+            shown = [r for r in select_rows(prepared, key) if r[key].get(recipe)]
+            grid = grids.relearn_grid(shown, _numbers(prepared), recipe)
+            pictures.append(Picture(f"{title}: {recipe}", caption + _LINES, grid=grid))
+            continue
         series, facts = [], []
         for row in prepared.rows:
             curve = (row.get(key) or {}).get(recipe)
@@ -257,9 +316,11 @@ def relearn(prepared: Prepared) -> list[Picture]:
                 ends = f"{values[0]:.0f} to {values[-1]:.0f} per cent in {curve['steps'][-1]} steps"
                 facts.append((row["name"], ends))
         svg = curves(series, ("step", "forgotten classes (%)"))
-        caption = f"Held-out accuracy on the forgotten classes while relearning: {recipe}."
         pictures.append(embed_svg(f"{title}: {recipe}", caption, svg, join_facts(facts)))
     return pictures
+
+
+_CKA = "Linear CKA of pooled features with the retrained reference."
 
 
 def cka_layers(prepared: Prepared) -> Picture:
@@ -268,10 +329,13 @@ def cka_layers(prepared: Prepared) -> Picture:
     having = [row for row in prepared.rows if row.get(key) and row["role"] != "retrained"]
     if not having:
         return Picture(title, f'Left out: no model\'s row has "{key}".')
+    if _is_large(prepared):
+        grid = grids.layer_grid(select_rows(prepared, key), _numbers(prepared))
+        return Picture(title, f"{_CKA}{_LINES}", grid=grid)
     layers = list(having[0][key])
     shown = [row for row in having if list(row[key]) == layers]
     other = [row["name"] for row in having if row not in shown]
-    caption = "Linear CKA of pooled features with the retrained reference."
+    caption = _CKA
     pairs = [
         row[key] for row in prepared.of_role("retrained") if list(row.get(key) or ()) == layers
     ]
@@ -312,9 +376,12 @@ def domain_matrix(prepared: Prepared) -> Picture:
         values = [[line.get(column) for column in columns] for line in table.values()]
         return Panel(row["name"], list(table), columns, values)
 
-    panels = _join_retrained(shown, panel_of)
-    svg = heat(panels, ("tested on", "neighbours from"))
     caption = "k-NN accuracy in per cent: neighbours of one domain vote on images of another."
+    panels = _join_retrained(shown, panel_of)
+    if len(panels) > PANELS:
+        caption += f" Neighbours from → tested on.{_LINES}"
+        return Picture(title, caption, grid=grids.domain_grid(shown, _numbers(prepared)))
+    svg = heat(panels, ("tested on", "neighbours from"))
     alt = f"Heat maps of k-NN accuracy, domain by domain, for {_titles(panels)}."
     return embed_svg(title, caption, svg, alt)
 
@@ -330,9 +397,15 @@ def knn_confusion(prepared: Prepared) -> Picture:
         table = row[key]
         return Panel(row["name"], table["rows"], table["columns"], table["shares"])
 
-    panels = _join_retrained(shown, panel_of)
-    svg = heat(panels, ("called", "forgotten class"))
     caption = "What nearest neighbours in feature space call each forgotten class, in per cent."
+    panels = _join_retrained(shown, panel_of)
+    if len(panels) > PANELS:
+        caption += (
+            " Forgotten class → called, for the names called most; –: this model's measurement has "
+            f"it within the rest.{_LINES}"
+        )
+        return Picture(title, caption, grid=grids.confusion_grid(shown, _numbers(prepared)))
+    svg = heat(panels, ("called", "forgotten class"))
     alt = f"Heat maps of what forgotten classes are called, for {_titles(panels)}."
     return embed_svg(title, caption, svg, alt)
 
@@ -368,7 +441,7 @@ def embeddings(prepared: Prepared) -> Picture:
     shown = select_rows(prepared, key)
     first = next((row for row in prepared.of_role("retrained") if row.get(key)), None)
     several = sum(row["role"] == "retrained" for row in shown)
-    shown = [row for row in shown if row is first or row["role"] != "retrained"]
+    every, shown = shown, [r for r in shown if r is first or r["role"] != "retrained"]
     if len(shown) < 2 or shown[0]["role"] != "original":
         return Picture(title, f'Left out: "{key}" is needed of the original and of another model.')
     known = next((row["classes"] for row in prepared.rows if row.get("classes")), None)
@@ -376,16 +449,23 @@ def embeddings(prepared: Prepared) -> Picture:
     def class_name(label: int) -> str:
         return "" if label < 0 else str(known[label] if known else label)
 
+    many = len(shown) > PANELS
+    shown = every if many else shown
     labels = sorted({label for row in shown for label in row[key]["labels"] if label >= 0})
-    panels = [
-        Cloud(row["name"], row[key]["points"], [class_name(label) for label in row[key]["labels"]])
-        for row in shown
-    ]
     looks_of = assign_marks([class_name(label) for label in labels])
     caption = (
         "Colored: held-out images of the forgotten classes; grey: of others. Each model is "
         "embedded by itself: look whether the classes stand apart, not where."
     )
+    if many:
+        looks = {label: (class_name(label), looks_of[class_name(label)]) for label in labels}
+        plots = grids.cloud_plots(shown, _numbers(prepared), looks)
+        caption += " One plot a model: the nearest to the retrained first, controls last."
+        return Picture(title, caption, plots=plots)
+    panels = [
+        Cloud(row["name"], row[key]["points"], [class_name(label) for label in row[key]["labels"]])
+        for row in shown
+    ]
     if several > 1:
         caption += f" Of {several} retrained models the first."
     alt = f"Embeddings of {', '.join(looks_of)} in {_titles(panels)}."

@@ -29,8 +29,10 @@ that it was made of has changed.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,9 +48,12 @@ from letheon.launch import evaluate, forget, train
 from letheon.launch.command import parse, run_command, together
 from letheon.launch.console.summary import console
 from letheon.launch.records.replay import method_words, option_words
+from letheon.loaders.forget_request import resolve
 from letheon.regular import read_text
 
 SECTIONS = ("train", "forget", "evaluate")
+_OWN = ("recipe", "out", "seed", "device")  # options of this command
+_FLAG = r"--([a-z][a-z0-9-]*)"
 _SEED = "# --seed "  # first line of the recipe that is kept
 
 
@@ -80,27 +85,81 @@ def main(settings: Settings, ranks: Ranks) -> None:
     for place, method in enumerate(methods):
         words += [*(["+"] if place else []), *method_words(method, settings.recipe)]
     first = [*option_words({**common, **tables["train"]}), "--out", str(out / "original")]
-    requested = together(ranks, lambda: forget.read(words))
-    runs = together(ranks, lambda: forget.assign_folders(requested))
-    training = together(ranks, lambda: parse(train.Settings, first)) if trains else None
+    mistakes = _Place(settings.recipe, frozenset(recipe))
+    with mistakes.of("forget"):
+        requested = together(ranks, lambda: forget.read(words))
+        runs = together(ranks, lambda: forget.assign_folders(requested))
+    with mistakes.of("train"):
+        training = together(ranks, lambda: parse(train.Settings, first)) if trains else None
     last = [*option_words({**common, **tables["evaluate"]}), "--overwrite"]
     last += ["--original", str(original), "--out", str(out / "table")]
     retrained = [str(one.out) for one in runs if one.method.kind == "reference"]
     others = [str(one.out) for one in runs if str(one.out) not in retrained]
     last += [*(["--retrained", *retrained] if retrained else [])]
     last += [*(["--runs", *others] if others else [])]
-    evaluation = together(ranks, lambda: parse(evaluate.Settings, last))
+    with mistakes.of("evaluate"):
+        evaluation = together(ranks, lambda: parse(evaluate.Settings, last))
     together(ranks, lambda: _keep_recipe(settings, ranks))
+    trained = training is None or (training.out / FINISHED).is_file()
+    if not trained:
+        with mistakes.of("forget"):
+            together(ranks, lambda: _check_requests(runs))
+        with mistakes.of("evaluate"):
+            together(ranks, lambda: _check_downstream(evaluation))
 
     console().part = True
-    if training is not None and not (training.out / FINISHED).is_file():
-        train.main(training, ranks)
+    if training is not None and not trained:
+        with mistakes.of("train"):
+            train.main(training, ranks)
         check(ranks)
     if any(not (one.out / FINISHED).is_file() for one in runs):
-        forget.main(runs[0], ranks) if len(runs) == 1 else forget.main_of_several(requested, ranks)
+        with mistakes.of("forget"):
+            several = len(runs) > 1
+            forget.main_of_several(requested, ranks) if several else forget.main(runs[0], ranks)
     console().part = False
     check(ranks)
-    evaluate.main(evaluation, ranks, keep=True)
+    with mistakes.of("evaluate"):
+        evaluate.main(evaluation, ranks, keep=True)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the file a mistake stands; messages name its keys, which are no options here."""
+
+    path: Path
+    common: frozenset[str]
+    """Keys that stand on top of the file."""
+
+    @contextmanager
+    def of(self, section: str) -> Iterator[None]:
+        """Name the file, the section and the key in the mistakes that are found inside."""
+        try:
+            yield
+        except InputError as error:
+            option = error.option.rpartition(".")[2]
+            if option in _OWN:
+                raise
+            text = str(error).replace("letheon run --help", f"letheon {section} @help")
+            named = re.findall(_FLAG, text)
+            key = (option or (named[0] if named else "")).replace("-", "_")
+            text = re.sub(_FLAG, lambda found: found[1].replace("-", "_"), text)
+            where = f"{self.path}" if key in self.common else f"{self.path}, [{section}]"
+            error.args = (f"{where}: {f'{key}: ' * bool(option)}{text.replace('@help', '--help')}",)
+            error.option = ""
+            raise
+
+
+def _check_requests(runs: Sequence[forget.Settings]) -> None:
+    """Refuse a request that the images cannot fulfil before hours of training are spent on it."""
+    data = runs[0].open_data()
+    for one in runs:
+        if not one.ranking and one.forget != "canaries":  # those are known once it is trained
+            resolve(one.forget, data, one.seed)
+
+
+def _check_downstream(settings: evaluate.Settings) -> None:
+    if settings.downstream is not None:
+        settings.open_domains(settings.downstream)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 // runs are handled as texts: nothing here makes markup of them.
 
 const rows = () => [...document.querySelectorAll("tbody tr:not(.group):not(.mean)")];
-const marks = () => [...document.querySelectorAll("circle[data-row]")];
+const marks = () => [...document.querySelectorAll("circle[data-row], .plots [data-row]")];
 const tools = document.getElementById("tools");
 const filter = document.createElement("input");
 const status = document.createElement("output");
