@@ -38,7 +38,7 @@ from letheon.engine.distributed import (
 from letheon.engine.method import Method
 from letheon.engine.ranks.launchers import adopt_launcher
 from letheon.engine.ranks.store import hangs
-from letheon.engine.ranks.watch import SILENCE
+from letheon.engine.ranks.watch import describe_silence
 from letheon.engine.runs.agreement import Facts, agree_on_start
 from letheon.engine.runs.stop import STOPPED, Stopped, defer, last_signal, listen
 from letheon.errors import InputError, LetheonError, RunFailed
@@ -102,7 +102,7 @@ def _run_on_ranks(
                     place = f"on {socket.gethostname()} (rank {ranks.rank}): "
                     place *= ranks.world > 1
                 if who := explain_timeout(error, traceback.format_exc()):
-                    raise RunFailed(SILENCE.format(who=who)) from error
+                    raise RunFailed(describe_silence(who)) from error
                 if place:
                     lost = explain_loss(error, traceback.format_exc(), speaks, last_signal)
                 raise

@@ -79,6 +79,7 @@ def taps() -> None:
 
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "option": (lambda _: parse(train.Settings, ["--out", "a", "--modle", "small"]), "--model"),
+    "option of every command": (lambda _: parse(train.Settings, ["--quet"]), "--quiet"),
     "option of a method": (lambda _: forget.read([*RUN, "salun", "--densty", "0.5"]), "--density"),
     "choice": (lambda _: parse(train.Settings, ["--out", "a", "--loader", "trch"]), "torch"),
     "choice of a method": (lambda _: forget.read([*RUN, "kd", "--forget-pass=psuedo-label"]),

@@ -30,11 +30,6 @@ from letheon import durable
 from letheon.engine.ranks.store import abandon, ask, hangs, holder, is_agents
 from letheon.errors import RunFailed
 
-SILENCE = (
-    "got no answer within the timeout: {who}; stacks of the ranks that live are in the run folder; "
-    "mend that host, or raise the timeout"
-)
-"""What a rank says that has waited in vain."""
 STACKS = "stacks"
 """Folder in the run folder: rank-0.txt, ... , the stacks of a job that hung."""
 _BEAT = 1.0  # seconds from one word of a rank to the next
@@ -117,7 +112,7 @@ class Watch:
             elif waited > self._timeout + _LATE:
                 with suppress(Exception):  # a full disk must not keep the process
                     write_stacks(self.rank, _stacks())
-                line = SILENCE.format(who=f"waited for {self._silent_holder()}")
+                line = describe_silence(f"waited for {self._silent_holder()}")
                 place = f"on {socket.gethostname()} (rank {self.rank})"
                 print(f"error: {place}: {line}", file=sys.stderr, flush=True)
                 os._exit(_FAILED)
@@ -233,10 +228,24 @@ def name_ranks(
     )
 
 
+def describe_silence(who: str) -> str:
+    """What a rank says that has waited in vain for those that `who` names."""
+    where = "in the run folder" if _folder() else "on their standard error"
+    return (
+        f"got no answer within the timeout: {who}; stacks of the ranks that live are {where}; "
+        "mend that host, or raise the timeout"
+    )
+
+
+def _folder() -> Path | None:
+    """The run folder, if this host sees it; what makes a table or a mask has none."""
+    return PLACE.folder if PLACE.folder is not None and PLACE.folder.is_dir() else None
+
+
 def write_stacks(rank: int, text: str) -> None:
     """Write a rank's stacks to the run folder; to standard error where it is not on this host."""
-    folder = PLACE.folder
-    if folder is None or not folder.is_dir():
+    folder = _folder()
+    if folder is None:
         print(f"rank {rank}:\n{text}", file=sys.stderr, flush=True)
         return
     with suppress(RunFailed, OSError):  # a disk that went away is no second error

@@ -20,6 +20,7 @@ import tyro
 from letheon.engine.method import Method
 from letheon.errors import InputError, suggest
 from letheon.launch.console.everyday import UNITS
+from letheon.launch.console.summary import OPTIONS
 from letheon.methods import catalogue, inner_fields
 
 HELP = ("--help", "-h")
@@ -181,10 +182,11 @@ def _index(settings: type, methods: Sequence[type[Method]]) -> dict[str, list[Op
 
 def _suggest_flag(settings: type, flag: str, by_flag: Mapping[str, Sequence[Option]]) -> str:
     """Say which option a mistyped one may mean, or that a method is named without an option."""
-    known = [*by_flag, *([METHOD] if takes_method(settings) else [])]
-    if get_close_matches(flag, known, n=1, cutoff=NEAR) == [METHOD]:
+    known = [*by_flag, *OPTIONS]
+    method = [METHOD] if takes_method(settings) else []
+    if get_close_matches(flag, [*known, *method], n=1, cutoff=NEAR) == [METHOD]:
         return "; the method is a bare word without dashes, such as finetune"
-    return suggest(flag, by_flag, NEAR)
+    return suggest(flag, known, NEAR)
 
 
 def _refuse_choice(options: Sequence[Option], value: str) -> None:

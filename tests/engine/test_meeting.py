@@ -136,6 +136,9 @@ def test_a_store_that_stands_still_is_named(
         assert "waited for rank 0 on n0, which holds the ranks' store and says nothing" in text
         assert "this rank: step 7, phase retain of epoch 1" in text
     assert hangs() and "my stack" in (tmp_path / "stacks" / "rank-1.txt").read_text()
+    assert "are in the run folder; mend that host" in watch.describe_silence("x")
+    monkeypatch.setattr(watch.PLACE, "folder", None)  # as of a table or a mask
+    assert "are on their standard error; mend that host" in watch.describe_silence("x")
     assert "lost rank 0 on n0" in one.explain_loss("other stack", bool)
     with pytest.raises(TimeoutError):
         ask(lambda: None, 5.0)  # no second thread hangs
