@@ -276,6 +276,7 @@ def test_rows_of_plain_networks() -> None:
     assert rows[3]["FA"] == rows[4]["FA"]
 
 
+@pytest.mark.slow
 def test_a_dataset_without_images_of_every_class(original: Path) -> None:
     images, labels = tensors().tensors
     net = residual()
@@ -306,6 +307,7 @@ class Items:
         return labels.tolist() if at == "label" else {"image": images[at], "label": labels[at]}
 
 
+@pytest.mark.slow
 def test_what_holds_the_same_images_gives_the_same_run() -> None:
     images, labels = tensors().tensors
     pairs = [*zip(images, labels.tolist(), strict=True)]

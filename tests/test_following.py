@@ -81,6 +81,7 @@ FAST = ("--epochs", "1", "--batch-size", "8")
 SMALL = ("--epochs", "2", "--batch-size", "8", "--lr", "0.1")
 
 
+@pytest.mark.slow
 def test_every_next_line_runs_in_a_shell_and_runs_again(shell: Shell, scripts: Scripts) -> None:
     """Train, forget, evaluate and the page, in a folder with spaces; the second time it is full."""
     write_images(shell.folder / "my images", ["a", "b", "c"])

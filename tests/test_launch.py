@@ -23,6 +23,7 @@ def lines(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_models_do(scripts: Scripts, original: Path, tmp_path: Path) -> None:
     forget = ("--weights", original, "--forget", "class:3")
     short = ("--epochs", "2", "--lr", "0.05")
@@ -100,6 +101,7 @@ def test_the_run_folder_tells_all(scripts: Scripts, original: Path, tmp_path: Pa
     assert phase["retain_read"] == int((~np.isin(labels, (3, 8))).sum())
 
 
+@pytest.mark.slow
 def test_every_kind_of_request(scripts: Scripts, original: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("3\n8\n3\n")
     (tmp_path / "samples.txt").write_text("5\n17\n1000\n")

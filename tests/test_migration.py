@@ -42,6 +42,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not end.code, line
 
 
+@pytest.mark.slow
 def test_every_mapped_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path / "imagenet", ("train", "val"), WNIDS, 6)
     folder(tmp_path / "office", ("Art", "Clipart", "Product", "Real World"), ("Bed", "Bike"), 5)

@@ -147,6 +147,7 @@ def test_a_damaged_state_is_named(
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_several_runs_go_on(
     tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_seeds_and_rates(scripts: Scripts, original: Path, tmp_path: Path) -> No
         same(tmp_path / "all" / f"finetune-lr0.01-seed{seed}", alone)
 
 
+@pytest.mark.slow
 def test_a_file_of_runs_with_requests_of_their_own(
     scripts: Scripts, original: Path, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_one_after_another_where_memory_is_short(
         same(tmp_path / "all" / name, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_made_once(
     scripts: Scripts, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,10 @@ def theirs(world: Path, method: str) -> dict[str, torch.Tensor]:
     return model.net.state_dict()
 
 
-@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.slow) if m in ("ft", "ga") else m for m in OURS],
+)
 def test_the_weights_are_equal(method: str, world: Path, scripts: Scripts, tmp_path: Path) -> None:
     ended = scripts(
         "forget", "--data", world / "images", "--weights", world / "original.safetensors",

@@ -35,7 +35,7 @@ def near(got: Any, wanted: Any) -> None:
         assert got == wanted or str(got) == str(wanted)
 
 
-SLOW = {"rows", "relearning", "k-NN"}
+SLOW = {"rows", "relearning", "k-NN", "attacks", "inference"}
 
 
 @pytest.mark.parametrize(

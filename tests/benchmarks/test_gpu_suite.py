@@ -27,7 +27,9 @@ def tf32_as_before():
         switch.allow_tf32 = value
 
 
-@pytest.mark.parametrize("section", ["checks", "ladder", "methods", "every method"])
+@pytest.mark.parametrize(
+    "section", ["checks", pytest.param("ladder", marks=pytest.mark.slow), "methods", "every method"]
+)
 def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(
     tmp_path, section, tf32_as_before, capsys
 ):

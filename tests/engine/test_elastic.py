@@ -143,6 +143,7 @@ def compare(one: End, other: End) -> None:
         assert own == pytest.approx(losses, abs=TOLERANCE, rel=TOLERANCE), name
 
 
+@pytest.mark.slow
 def test_groups_are_those_of_the_definition_on_any_ranks() -> None:
     names = list(METHODS)
     alone = end(Ranks(), names)
@@ -185,6 +186,7 @@ def finish(
     return ends
 
 
+@pytest.mark.slow
 def test_ranks_come_and_go_within_a_pass(tmp_path: Path) -> None:
     """Three ranks, then one, then two, each stopped in the middle of a pass, end as one rank."""
     on_ranks(3, stop_after, tmp_path, dict.fromkeys(METHODS, 3), False)

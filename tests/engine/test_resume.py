@@ -80,7 +80,14 @@ def run_with(method: Method, ranks: Ranks, reduce: str = "auto") -> Callable[[],
     return make
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Every third; the others are slow tests.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for place, name in enumerate(METHODS)
+    ],
+)
 def test_every_method(name: str, tmp_path: Path) -> None:
     """Stopped a step after a save, which is done again; then right after one."""
     method = METHODS[name]
@@ -100,6 +107,7 @@ found: dict[str, weakref.ref[torch.Tensor]] = {}
 alive: list[set[str]] = []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_nonfinite", ["stop", "rollback"])
 def test_a_loaded_state_is_let_go(
     on_nonfinite: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

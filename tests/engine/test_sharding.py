@@ -137,7 +137,7 @@ def ends(ranks: Ranks, names: list[str]) -> dict[str, End]:
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (2, FEW),
+        (2, FEW[:4]),
         pytest.param(2, [*METHODS], marks=pytest.mark.slow),
         pytest.param(3, [*METHODS], marks=pytest.mark.slow),
     ],

@@ -143,6 +143,7 @@ def test_a_pass_goes_on_after_any_batch(name: str, tmp_path: Path) -> None:
     assert odd == [] and stops >= 1
 
 
+@pytest.mark.slow
 def test_on_two_ranks(tmp_path: Path) -> None:
     """Of 11 forget samples, so that one rank has a batch more than the other."""
     names = ["gradients", "outputs", "conjugate gradients", "two passes, then one of them again"]
@@ -364,6 +365,7 @@ def test_a_signal_saves_within_the_pass(tmp_path: Path) -> None:
     assert ended is not None and ended[1] == 1
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_its_preparation_goes_on(
     tmp_path: Path, scripts: Scripts, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,7 @@ def test_relearn_that_diverges_names_the_step() -> None:
         relearn.relearn(nn.Linear(1, 2), lambda s: (x, y), lambda n: 0.0, lr=1e30)
 
 
+@pytest.mark.slow
 def test_a_build_critic_later_layers_reads_what_its_layer_holds() -> None:
     """Bright images are members: told by every layer, unless an earlier one destroyed it."""
     generator = torch.Generator().manual_seed(0)

@@ -93,6 +93,7 @@ def test_as_defined() -> None:
     assert rank(Ranks(), "classes") == [*expected]
 
 
+@pytest.mark.slow
 def test_one_and_two_ranks_stopped_anywhere(tmp_path: Path) -> None:
     """Three batches on one of two ranks and two on the other, five on one."""
     alone = [rank(Ranks(), kind) for kind in KINDS]

@@ -126,6 +126,7 @@ def broken(indices: Any) -> Any:
     raise InputError("got image 1, which cannot be read")
 
 
+@pytest.mark.slow
 def test_a_split_networks_row_is_that_of_one_rank() -> None:
     compare(table, ["RA", "knn", "cka", "logits", "net.encoder"])
 

@@ -86,6 +86,7 @@ def test_runs_of_several_originals_leave_the_order_and_are_named() -> None:
     assert second.startswith("y: made from another original, compared with a")
 
 
+@pytest.mark.slow
 def test_an_original_whose_outputs_are_not_finite_is_no_ones_original() -> None:
     """Otherwise FA, the attacks and CKA would be beside different originals, or none."""
     bad, good = net(1), [net(2), net(3)]

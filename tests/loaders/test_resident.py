@@ -126,7 +126,7 @@ def drawn(
     return loader._pixels.nbytes, found, [batch.images for batch in loader.sweep()]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "preset", [PRESET, Preset(16, resize="square", resize_to=18, augment="pad-crop-flip")]
 )

@@ -185,7 +185,14 @@ def test_a_label_that_is_kept_where_none_is(method: type[Method]) -> None:
         one.check(run)
 
 
-@pytest.mark.parametrize("name", ONE)
+# Every third; the others are slow tests.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for place, name in enumerate(ONE)
+    ],
+)
 def test_batches_of_one_sample(name: str) -> None:
     run = run_of(ONE[name])
     run.held_out = lambda: run.loader

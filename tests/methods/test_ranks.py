@@ -42,7 +42,10 @@ def test_every_method_has_a_case() -> None:
 # Three ranks are the harder case, for every method; two for a few, and for all among the slow ones.
 ON_TWO = ("finetune", "grad-ascent", "spkd", "salun", "ssd", "scrub", "retrain")
 CASES = [
-    *((3, name) for name in METHODS),
+    *(
+        pytest.param(3, name, marks=() if place % 3 == 0 else pytest.mark.slow)
+        for place, name in enumerate(METHODS)
+    ),
     *(pytest.param(2, n, marks=() if n in ON_TWO else pytest.mark.slow) for n in METHODS),
 ]
 
