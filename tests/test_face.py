@@ -179,6 +179,7 @@ def test_a_run_is_that_of_the_command_line(
     assert settings["method"]["density"] == 0.3 and settings["seed"] == 1
 
 
+@pytest.mark.slow
 def test_training_is_that_of_the_command_line(original: Path) -> None:
     method = Train(Recipe(epochs=12, lr=0.1, schedule="cosine"))
     result = letheon.train("small", train="digits", method=method)

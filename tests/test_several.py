@@ -63,6 +63,7 @@ def same(one: Path, other: Path) -> None:
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_together_is_as_alone(scripts: Scripts, original: Path, tmp_path: Path) -> None:
     args = ("--weights", original, *REQUEST)
     ended = scripts("forget", *args, "--out", tmp_path / "all", *joined(RUNS))
@@ -135,6 +136,7 @@ def test_two_ranks(original: Path, tmp_path: Path) -> None:
         same(tmp_path / "all" / name, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_one_that_diverges_leaves_the_others(
     scripts: Scripts, original: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_job_trains_forgets_and_evaluates_and_goes_on(
     recipe: Path, scripts: Scripts, tmp_path: Path
 ) -> None:

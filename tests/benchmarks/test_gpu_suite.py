@@ -28,7 +28,12 @@ def tf32_as_before():
 
 
 @pytest.mark.parametrize(
-    "section", ["checks", pytest.param("ladder", marks=pytest.mark.slow), "methods", "every method"]
+    "section",
+    [
+        "checks",
+        "methods",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ladder", "every method")),
+    ],
 )
 def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(
     tmp_path, section, tf32_as_before, capsys

@@ -277,6 +277,7 @@ def test_a_split_run_goes_on_on_any_ranks_and_whole(
     assert not [*tmp_path.glob("*/state")]
 
 
+@pytest.mark.slow
 def test_a_state_without_one_of_its_parts_is_left_out(
     tmp_path: Path, alone: dict[str, dict[str, Tensor]]
 ) -> None:

@@ -163,6 +163,7 @@ def broken() -> Classifier:
     raise InputError("got m0, which cannot be read")
 
 
+@pytest.mark.slow
 def test_ranks_read_each_in_turn_and_fail_together(tmp_path: Path) -> None:
     paths = save_all(tmp_path, 4)
     known = {row["name"]: row["FA"] for row in rows_of(opened(paths))[0]}
