@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from functools import cache
@@ -17,12 +16,7 @@ import torch.multiprocessing as mp
 
 from letheon.engine.distributed import Ranks, join_ranks
 from tests.patience import showing_stacks
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
@@ -56,7 +50,7 @@ def _forks() -> Any:
 @cache
 def _pool(world: int) -> list[Connection]:
     context = _forks()
-    port = _free_port()
+    port = free_port()
     ends = []
     for rank in range(world):
         here, there = context.Pipe()

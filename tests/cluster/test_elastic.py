@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from tests.cluster.drills import HELD, HOLD, TRAIN, newest_state, note
 from tests.launch_tools import ROOT, torchrun
 from tests.patience import PATIENCE, wait_for
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="ends orphans by prctl")
@@ -34,12 +34,6 @@ GROUPS = (
     "--rank-batch",
     "32",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(out: Path, log: Path, port: int, ranks: int) -> subprocess.Popen[str]:

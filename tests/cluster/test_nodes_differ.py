@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.cluster.drills import SCRIPT, note
 from tests.launch_tools import ROOT, Scripts
 from tests.patience import PATIENCE
+from tests.ports import free_port
 from tests.test_bad_input import images as pictures
 
 
@@ -26,12 +27,6 @@ def missing() -> str:
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_both(

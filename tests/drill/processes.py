@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.patience import PATIENCE
+from tests.ports import free_port
 
 EXCHANGES = (
     "all_reduce", "all_gather", "all_gather_object", "all_to_all_single", "barrier", "broadcast",
@@ -246,9 +246,7 @@ def _launch(
     When one fails the others have a SIGTERM, then a SIGKILL.
     """
     os.setsid()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     os.environ.update(
         WORLD_SIZE=str(len(faults)), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip

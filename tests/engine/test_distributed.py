@@ -37,6 +37,7 @@ from letheon.loaders.order import share
 from letheon.methods.finetune import Finetune, cross_entropy
 from tests.patience import PATIENCE
 from tests.pool import on_ranks
+from tests.ports import free_port
 from tests.world import run_of
 
 
@@ -324,9 +325,7 @@ print(sorted(name.strip() for name in names if "gloo" in name))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_thread_of_the_group_outlives_it() -> None:
     """Though torch's modules that are first imported within it have it for a default argument."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from tests.patience import wait_for
+from tests.ports import free_ports
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 NODES = ("n1", "n2")
@@ -165,15 +165,6 @@ class Bed:
                 wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"end of {name}")
         for pid, _ in list(self.processes()):
             _kill(pid)
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens at."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _parent(pid: int) -> int:
