@@ -107,7 +107,7 @@ def _run_on_ranks(
                     lost = explain_loss(error, traceback.format_exc(), speaks, last_signal)
                 raise
     except Stopped as stop:
-        _end_stopped(str(stop), os.environ.get("RANK", "0") == "0")
+        _end_stopped(str(stop), speaks)
     except (InputError, RunFailed) as error:
         line = error_line(error, place)
         code = BAD_INPUT if isinstance(error, InputError) else RUN_FAILED

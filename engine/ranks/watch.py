@@ -50,7 +50,7 @@ class Place:
     """Steps that this rank has started."""
     phase: str = "start"
     folder: Path | None = None
-    """The run folder, once there is one."""
+    """The run folder, once there is one; what makes a table or a mask has none."""
 
     def start_step(self, phase: str) -> None:
         """Count a step whose batch has arrived."""
@@ -230,22 +230,17 @@ def name_ranks(
 
 def describe_silence(who: str) -> str:
     """What a rank says that has waited in vain for those that `who` names."""
-    where = "in the run folder" if _folder() else "on their standard error"
+    where = "on their standard error" if PLACE.folder is None else "in the run folder"
     return (
         f"got no answer within the timeout: {who}; stacks of the ranks that live are {where}; "
         "mend that host, or raise the timeout"
     )
 
 
-def _folder() -> Path | None:
-    """The run folder, if this host sees it; what makes a table or a mask has none."""
-    return PLACE.folder if PLACE.folder is not None and PLACE.folder.is_dir() else None
-
-
 def write_stacks(rank: int, text: str) -> None:
     """Write a rank's stacks to the run folder; to standard error where it is not on this host."""
-    folder = _folder()
-    if folder is None:
+    folder = PLACE.folder
+    if folder is None or not folder.is_dir():
         print(f"rank {rank}:\n{text}", file=sys.stderr, flush=True)
         return
     with suppress(RunFailed, OSError):  # a disk that went away is no second error

@@ -16,6 +16,7 @@ from letheon.engine.models.classifier import build
 from letheon.eval.metrics.cka import legacy_cka
 from letheon.loaders.preset import Preset
 from tests.launch_tools import Scripts
+from tests.marks import slow_but
 
 HALF = (0.5, 0.5, 0.5)
 PRESET = Preset(16, HALF, HALF, "short", 18, augment="resized-crop-flip")
@@ -65,10 +66,7 @@ def theirs(world: Path, method: str) -> dict[str, torch.Tensor]:
     return model.net.state_dict()
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=pytest.mark.slow) if m in ("ft", "ga") else m for m in OURS],
-)
+@pytest.mark.parametrize("method", slow_but(("salun", "spkd"), OURS))
 def test_the_weights_are_equal(method: str, world: Path, scripts: Scripts, tmp_path: Path) -> None:
     ended = scripts(
         "forget", "--data", world / "images", "--weights", world / "original.safetensors",

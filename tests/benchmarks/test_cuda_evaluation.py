@@ -15,6 +15,7 @@ from step_budget.host_reads import PLACES, find_growing, find_undeclared
 from step_budget.passes import CPU, PASSES, Scene
 
 from letheon.eval.probes.relearn import find_rate
+from tests.marks import slow_but
 
 
 def near(got: Any, wanted: Any) -> None:
@@ -35,12 +36,7 @@ def near(got: Any, wanted: Any) -> None:
         assert got == wanted or str(got) == str(wanted)
 
 
-SLOW = {"rows", "relearning", "k-NN", "attacks", "inference"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PASSES]
-)
+@pytest.mark.parametrize("name", slow_but({"critic"}, PASSES))
 def test_numbers_are_those_of_the_cpu_and_every_look_of_the_host_is_declared(name: str) -> None:
     wanted = PASSES[name](Scene(CPU))
     with cuda_on_host() as ledger:

@@ -26,6 +26,7 @@ from letheon.loaders.formats.beton_writer import write_beton
 from letheon.loaders.formats.encoding import Encoding
 from letheon.loaders.open import open_source
 from letheon.loaders.preset import ALTERNATE, Preset
+from tests.marks import slow_but
 from tests.world import PRESET, images
 
 COUNT = 17
@@ -170,9 +171,7 @@ def read(loader: Backend) -> list[Batch]:
 QUICK = {"resident", "tensor", "files", "dali", "ffcv"}
 
 
-@pytest.mark.parametrize(
-    "name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in NAMES]
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, NAMES))
 def test_a_loader_gives_the_devices_batches_and_never_waits(
     name: str, loaders: dict[str, Callable[[torch.device], Backend]]
 ) -> None:

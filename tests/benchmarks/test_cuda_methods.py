@@ -15,6 +15,7 @@ from letheon.engine.loop import run_method
 from letheon.engine.method import Run
 from letheon.engine.precision import Precision
 from letheon.engine.recipe import Recipe
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.world import run_of, weights
 
@@ -35,9 +36,7 @@ def run_on(name: str, ranks: Ranks) -> Run:
     return run
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES]
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 def test_a_run_ends_as_on_the_cpu_and_every_look_of_the_host_is_declared(name: str) -> None:
     expected = weights(run_on(name, Ranks()))
     with cuda_on_host() as ledger:

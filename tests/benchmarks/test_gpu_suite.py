@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.marks import slow_but
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_and_exits_2(tmp_path, capsys):
@@ -28,12 +30,7 @@ def tf32_as_before():
 
 
 @pytest.mark.parametrize(
-    "section",
-    [
-        "checks",
-        "methods",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ladder", "every method")),
-    ],
+    "section", slow_but(("checks", "methods"), ("checks", "ladder", "methods", "every method"))
 )
 def test_a_rehearsal_without_a_gpu_writes_every_row_and_resumes(
     tmp_path, section, tf32_as_before, capsys

@@ -65,9 +65,13 @@ class Drill:
     """Events that each rank of a job has, below its folder and of other kinds: `event_key`."""
 
     def learn(self) -> None:
-        """Run every job undisturbed, twice: what does not repeat cannot be compared."""
+        """Count the events of every job that faults strike, by undisturbed runs, two at least.
+
+        What does not repeat cannot be compared.
+        """
         for name, job in self.base.jobs().items():
-            for within in ("", "step", "/state/", *(["exchange"] if job.world > 1 else [])):
+            kinds = sorted(find_kinds(name, job))
+            for within in (*kinds, "", "")[: max(2, len(kinds))]:
                 folder = self.clean(f"learn-{job.script}")
                 none = Fault(kill_self, 0, within)
                 end = job.run(folder, faults=dict.fromkeys(range(job.world), none))
@@ -99,6 +103,15 @@ class Drill:
             found.fail(f"could not be brought to an end: {last_line(end.text)}")
         elif job.digest(folder / job.out) != expected:
             found.fail("ended elsewhere")
+
+
+def find_kinds(name: str, job: Job) -> set[str]:
+    """Kinds of events of a job that faults strike (`Fault.within`)."""
+    kinds = {fault.within for of, faults, _ in KILLS.values() if of == name
+             for fault in faults.values()}  # fmt: skip
+    kinds |= {within for of, _, within in STOPS.values() if of == name}
+    kinds |= {""} if name in FULL else set()
+    return kinds | ({"step"} if "" in kinds and job.saves else set())  # as `kill` may choose
 
 
 def event_key(name: str, rank: int, within: str) -> str:

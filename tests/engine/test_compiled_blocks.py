@@ -26,6 +26,7 @@ from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
 from letheon.methods.finetune import Finetune
 from letheon.methods.spkd import Spkd
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.world import PRESET, network, run_of, weights
 
@@ -95,10 +96,7 @@ def test_equal_blocks_share_a_graph_and_the_run_ends_as_the_plain_one(
         torch.testing.assert_close(weights(run)[key], value, atol=2e-5, rtol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, METHODS))
 def test_every_method_ends_as_without(name: str, graphs: list[torch.fx.GraphModule]) -> None:
     ends = []
     for way in ("blocks", "off"):

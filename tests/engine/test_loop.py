@@ -29,6 +29,7 @@ from letheon.methods.retrain import Retrain
 from letheon.methods.saliency import saliency_masks
 from letheon.methods.salun import SalUn
 from letheon.methods.spkd import Spkd
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import run_of, trained, weights
@@ -60,12 +61,7 @@ def compiled_run(method: Method, ranks: Ranks | None = None) -> tuple[Run, Secon
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name, method in METHODS.items()
-        if method.recipe.epochs
-    ],
+    "name", slow_but(QUICK, [name for name, method in METHODS.items() if method.recipe.epochs])
 )
 def test_compiled_phases_are_whole_and_compiled_once(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,7 @@ from letheon.loaders.factory import Kind, make_loader
 from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import ascent
 from tests.engine.resume_tools import Break, BreakAt, attempt, differing, lines
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import PRESET, images, run_of, weights
@@ -80,14 +81,7 @@ def run_with(method: Method, ranks: Ranks, reduce: str = "auto") -> Callable[[],
     return make
 
 
-# Every third; the others are slow tests.
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
-        for place, name in enumerate(METHODS)
-    ],
-)
+@pytest.mark.parametrize("name", slow_but([*METHODS][::3], METHODS))
 def test_every_method(name: str, tmp_path: Path) -> None:
     """Stopped a step after a save, which is done again; then right after one."""
     method = METHODS[name]

@@ -77,8 +77,7 @@ METHODS |= {
 }
 FEW = [
     "penalty, adamw, micro-batches", "two halves, groups, blocks computed again", "two teachers",
-    "accuracies after epochs", "every ssd", "every fisher-golatkar", "every sfron",
-    "every munba", "every amun", "every influence", "every boundary-expanding",
+    "accuracies after epochs",
 ]  # fmt: skip
 SPLIT = Precision("fp32", reduce="shard")
 
@@ -137,7 +136,7 @@ def ends(ranks: Ranks, names: list[str]) -> dict[str, End]:
 @pytest.mark.parametrize(
     ("world", "names"),
     [
-        (2, FEW[:4]),
+        (2, FEW),
         pytest.param(2, [*METHODS], marks=pytest.mark.slow),
         pytest.param(3, [*METHODS], marks=pytest.mark.slow),
     ],

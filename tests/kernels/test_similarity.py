@@ -7,6 +7,7 @@ import torch
 
 from letheon.kernels import similarity
 from letheon.kernels.similarity import angle_loss, as_rows, distance_loss, gram, similarity_loss
+from tests.marks import slow_but
 
 LOSSES = [
     similarity_loss,
@@ -152,9 +153,7 @@ def test_a_large_common_offset_does_not_hide_distances():
         assert float(moved) == pytest.approx(float(plain), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "loss", [LOSSES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in LOSSES[1:])]
-)
+@pytest.mark.parametrize("loss", slow_but(LOSSES[:1], LOSSES))
 def test_compiles_as_one_graph(loss):
     gen = torch.Generator().manual_seed(5)
     student = torch.randn(8, 6, 3, 3, generator=gen).to(memory_format=torch.channels_last)

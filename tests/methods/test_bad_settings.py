@@ -46,6 +46,7 @@ from letheon.methods.ssd import Ssd
 from letheon.methods.unsir import Unsir
 from letheon.methods.weight_negation import WeightNegation
 from letheon.methods.wrapper import Wrapper
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.world import run_of
 
@@ -185,14 +186,7 @@ def test_a_label_that_is_kept_where_none_is(method: type[Method]) -> None:
         one.check(run)
 
 
-# Every third; the others are slow tests.
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if place % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
-        for place, name in enumerate(ONE)
-    ],
-)
+@pytest.mark.parametrize("name", slow_but([*ONE][::3], ONE))
 def test_batches_of_one_sample(name: str) -> None:
     run = run_of(ONE[name])
     run.held_out = lambda: run.loader

@@ -14,6 +14,7 @@ from letheon.engine.distributed import Ranks
 from letheon.engine.loop import run_method
 from letheon.engine.recipe import Recipe
 from letheon.errors import InputError
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import run_of, weights
@@ -48,9 +49,7 @@ def end(ranks: Ranks, name: str) -> tuple[str, dict[str, torch.Tensor]]:
 FEW = {*REFUSED, *[*METHODS][::6]}
 
 
-@pytest.mark.parametrize(
-    "name", [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in METHODS]
-)
+@pytest.mark.parametrize("name", slow_but(FEW, METHODS))
 def test_one_forget_sample_on_three_ranks(name: str) -> None:
     text, alone = end(Ranks(), name)
     assert bool(text) == (REFUSED.get(name) == "whole classes"), text

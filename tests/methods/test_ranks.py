@@ -18,6 +18,7 @@ from letheon.methods.finetune import Finetune
 from letheon.methods.grad_ascent import GradAscent
 from letheon.methods.influence import conjugate_gradients
 from letheon.methods.spkd import Spkd
+from tests.marks import slow_but
 from tests.methods.cases import cases
 from tests.pool import on_ranks
 from tests.world import run_of, trained, weights
@@ -39,15 +40,11 @@ def test_every_method_has_a_case() -> None:
     assert {method.name for method in METHODS.values()} == set(OURS)
 
 
-# Three ranks are the harder case, for every method; two for a few, and for all among the slow ones.
+# Three ranks are the harder case: every third method; two for a few. The others are slow tests.
 ON_TWO = ("finetune", "grad-ascent", "spkd", "salun", "ssd", "scrub", "retrain")
-CASES = [
-    *(
-        pytest.param(3, name, marks=() if place % 3 == 0 else pytest.mark.slow)
-        for place, name in enumerate(METHODS)
-    ),
-    *(pytest.param(2, n, marks=() if n in ON_TWO else pytest.mark.slow) for n in METHODS),
-]
+ON_THREE = [*METHODS][::3]
+CASES = [(world, name) for world in (3, 2) for name in METHODS]
+QUICK = [(3, name) for name in ON_THREE] + [(2, name) for name in ON_TWO]
 
 
 @cache
@@ -55,8 +52,9 @@ def end_alone(name: str) -> tuple[dict[str, torch.Tensor], list[float]]:
     return end(Ranks(), name)
 
 
-@pytest.mark.parametrize(("world", "name"), CASES)
-def test_ranks_end_as_one_rank(world: int, name: str) -> None:
+@pytest.mark.parametrize("case", slow_but(QUICK, CASES), ids=str)
+def test_ranks_end_as_one_rank(case: tuple[int, str]) -> None:
+    world, name = case
     alone, losses = end_alone(name)
     together = on_ranks(world, end, name)
     for theirs, their_losses in together:
