@@ -118,7 +118,7 @@ def _run_on_ranks(
         _leave(code)
     except Exception as error:
         if name := last_signal():  # what the same signal has ended cannot be waited for
-            reason = lost or type(error).__name__
+            reason = lost or (type(error).__name__ if speaks else "another rank failed first")
             _end_stopped(f"by {name} before it could save ({reason})", speaks)
         if place and not speaks:
             _leave(RUN_FAILED)  # such as a connection that the failed rank has closed
