@@ -27,13 +27,15 @@ from tests.patience import PATIENCE
 
 
 class Shell:
-    """A shell in which `letheon` and `python` write down their words, which are then run here."""
+    """A shell in which `letheon` and Python write down their words, which are then run here."""
 
     def __init__(self, scripts: Scripts, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scripts, self.folder = scripts, folder
         self.bin = folder / "bin"
         self.bin.mkdir()
-        for name in ("letheon", "python"):
+        python = Path(sys.executable)
+        monkeypatch.setenv("PATH", f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+        for name in ("letheon", python.name):
             file = self.bin / name
             file.write_text(
                 f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
@@ -201,14 +203,17 @@ def test_options_come_back_from_what_is_written() -> None:
 
 def test_a_command_is_written_as_this_one_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script of another folder than the command's; a path that looks like an option."""
-    for start, command in (
-        ("letheon run", "letheon evaluate"),
-        ("launch/train.py", "python launch/evaluate.py"),
-        (str(ROOT / "launch/jobs/run.py"), f"python {ROOT}/launch/evaluate.py"),
-    ):
-        monkeypatch.setattr(sys, "argv", [start])
-        monkeypatch.chdir(ROOT)
-        assert command_line("evaluate", [Path("-a b"), "-c"]) == f"{command} './-a b' -c"
+    monkeypatch.chdir(ROOT)
+    place = Path(sys.executable).parent
+    for path, python in ((place, Path(sys.executable).name), (ROOT / "docs", sys.executable)):
+        monkeypatch.setenv("PATH", str(path))
+        for start, command in (
+            ("letheon run", "letheon evaluate"),
+            ("launch/train.py", f"{python} launch/evaluate.py"),
+            (str(ROOT / "launch/jobs/run.py"), f"{python} {ROOT}/launch/evaluate.py"),
+        ):
+            monkeypatch.setattr(sys, "argv", [start])
+            assert command_line("evaluate", [Path("-a b"), "-c"]) == f"{command} './-a b' -c"
 
 
 def write_images(root: Path, classes: list[str], parts: tuple[str, ...] = ("train", "val")) -> None:

@@ -100,7 +100,10 @@ def test_a_job_trains_forgets_and_evaluates_and_goes_on(
     [
         (("[evaluate]", "[evalute]"), "did you mean evaluate"),
         (("[[forget.methods]]", "[[forget.method]]"), "without a method"),
-        (('"salun"', '"saluun"'), "salun"),
+        (('"salun"', '"saluun"'), "job.toml, [[forget.methods]] saluun: got method 'saluun'; "),
+        (("density", "densty"), "job.toml, [[forget.methods]] salun: got densty; "),
+        (("lr = 0.01", "lr = -1"), "job.toml, [[forget.methods]] salun: got lr -1"),
+        (('"class:3"', '"class:3"\ndensty = 1'), "job.toml, [forget]: got densty; "),
         (("[train]", "[train"), "expected TOML"),
         (("epochs = 6", "epoch = 6"), "job.toml, [train]: got epoch; "),
         (("lr = 0.1", 'lr = "fast"'), "job.toml, [train]: got lr fast; expected a number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -21,7 +22,13 @@ def command_line(name: str, words: Sequence[object]) -> str:
         return f"letheon {name} {rest}"
     script = Path(start).with_name(f"{name}.py")
     script = script if script.is_file() else _SCRIPTS / script.name
-    return f"python {shlex.quote(_word(script))} {rest}"
+    return f"{_interpreter()} {shlex.quote(_word(script))} {rest}"
+
+
+def _interpreter() -> str:
+    """Write this Python by its name where a shell finds it so, else by its path."""
+    name = Path(sys.executable).name
+    return name if shutil.which(name) == sys.executable else shlex.quote(sys.executable)
 
 
 def _word(value: object) -> str:

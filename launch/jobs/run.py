@@ -82,12 +82,10 @@ def main(settings: Settings, ranks: Ranks) -> None:
     methods = tables["forget"].pop("methods")
     words = [*option_words({**common, **tables["forget"]}), "--weights", str(original)]
     words += ["--out", str(out)]
-    for place, method in enumerate(methods):
-        words += [*(["+"] if place else []), *method_words(method, settings.recipe)]
     first = [*option_words({**common, **tables["train"]}), "--out", str(out / "original")]
     mistakes = _Place(settings.recipe, frozenset(recipe))
+    requested = together(ranks, lambda: _read_methods(words, methods, mistakes))
     with mistakes.of("forget"):
-        requested = together(ranks, lambda: forget.read(words))
         runs = together(ranks, lambda: forget.assign_folders(requested))
     with mistakes.of("train"):
         training = together(ranks, lambda: parse(train.Settings, first)) if trains else None
@@ -131,8 +129,8 @@ class _Place:
     """Keys that stand on top of the file."""
 
     @contextmanager
-    def of(self, section: str) -> Iterator[None]:
-        """Name the file, the section and the key in the mistakes that are found inside."""
+    def of(self, section: str, method: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Name the file, the section, its method and the key in the mistakes found inside."""
         try:
             yield
         except InputError as error:
@@ -143,10 +141,34 @@ class _Place:
             named = re.findall(_FLAG, text)
             key = (option or (named[0] if named else "")).replace("-", "_")
             text = re.sub(_FLAG, lambda found: found[1].replace("-", "_"), text)
-            where = f"{self.path}" if key in self.common else f"{self.path}, [{section}]"
+            place = f"[{section}]"
+            if method and _words_of(method) & {key, *re.findall(r"[\w-]+", text.partition(";")[0])}:
+                place = f"[[{section}.methods]] {method['name']}"
+            where = f"{self.path}" if key in self.common else f"{self.path}, {place}"
             error.args = (f"{where}: {f'{key}: ' * bool(option)}{text.replace('@help', '--help')}",)
             error.option = ""
             raise
+
+
+def _read_methods(
+    words: Sequence[str], methods: Sequence[Mapping[str, Any]], mistakes: _Place
+) -> list[forget.Settings]:
+    """Parse the runs; each method alone first, so that a mistake is named with its method."""
+    joined: list[str] = []
+    for method in methods:
+        alone = list(method_words(method, mistakes.path))
+        with mistakes.of("forget", method):
+            forget.read([*words, *alone])
+        joined += [*(["+"] if joined else []), *alone]
+    with mistakes.of("forget"):
+        return forget.read([*words, *joined])
+
+
+def _words_of(method: Mapping[str, Any]) -> set[str]:
+    """Return the name and the keys of a method and of those that it wraps."""
+    inner = [value for value in method.values() if isinstance(value, Mapping)]
+    own = {key for key, value in method.items() if key != "name" and value not in inner}
+    return own.union({str(method.get("name"))}, *map(_words_of, inner))
 
 
 def _check_requests(runs: Sequence[forget.Settings]) -> None:
