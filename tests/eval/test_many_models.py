@@ -16,7 +16,7 @@ from letheon.eval.report.grids import Cell, Grid
 from letheon.eval.report.pictures import LOOKS, PANELS, Picture
 from letheon.eval.report.rows import prepare
 from letheon.eval.report.write import write_report
-from tests.browser import needs_chromium, open_browser
+from tests.browser import needs_axe, needs_chromium, open_browser
 from tests.eval.test_report import CLASSES, rich
 
 CSS = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -291,6 +291,19 @@ def test_chromium_shows_many_models_within_the_screen(width: int, tmp_path: Path
         boxes = "[...document.querySelectorAll('.plots svg path')].map(e => e.getBBox().width)"
         assert min(browser.run(boxes)) > 0
         assert not browser.problems
+
+
+@pytest.mark.slow
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_wrong_with_many_models(width: int, tmp_path: Path) -> None:
+    """Colored tables and small plots, every section open."""
+    write_report(table(LOOKS), tmp_path)
+    with open_browser(tmp_path / "profile") as browser:
+        browser.open((tmp_path / "report.html").as_uri(), width)
+        browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert browser.violations() == []
 
 
 def test_colors_of_cells_can_be_read_and_are_all_there() -> None:
