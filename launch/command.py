@@ -45,6 +45,7 @@ from letheon.errors import InputError, LetheonError, RunFailed
 from letheon.launch.console.help import show_help
 from letheon.launch.console.options import (
     HELP,
+    put_methods_first,
     refuse_missing,
     refuse_unknown,
     refuse_unknown_method,
@@ -209,6 +210,7 @@ def parse(settings: Callable[..., T], args: list[str] | None = None) -> T:
     if isinstance(settings, type):
         refuse_unknown(settings, words)
         refuse_missing(settings, words, script_name())
+        words = put_methods_first(settings, words)
     with _one_line():
         return tyro.cli(
             settings,

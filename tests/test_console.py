@@ -73,6 +73,7 @@ def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(
 ) -> None:
     command = [str(ROOT / "launch" / "train.py"), *TRAIN, "--out", str(tmp_path / "a")]
     monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("PATH", "")  # so that a shell finds this Python by its path alone
     train.start()
     ended = capfd.readouterr()
     assert mask(ended.err).splitlines() == [
@@ -83,8 +84,8 @@ def test_into_a_pipe_goes_a_line_an_epoch_and_a_summary(
     assert mask(ended.out).splitlines() == [
         "trained small for 2 epochs on 1,438 images of digits, # in all",
         f"  in    {tmp_path}/a",
-        f"  next  python {ROOT}/launch/forget.py --weights {tmp_path}/a --forget class:0 "
-        f"--out {tmp_path}/salun salun random-label",
+        f"  next  {sys.executable} {ROOT}/launch/forget.py --weights {tmp_path}/a "
+        f"--forget class:0 --out {tmp_path}/salun salun random-label",
     ]
 
 

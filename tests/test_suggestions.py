@@ -33,6 +33,7 @@ from letheon.loaders.open import open_data, open_domains
 from letheon.loaders.views import align_labels
 from letheon.methods import METHODS, inner_fields
 from letheon.methods.finetune import Finetune
+from letheon.methods.salun import SalUn
 from tests.launch_tools import Scripts
 
 RUN = ("--weights", "a", "--forget", "class:1", "--out", "b")
@@ -152,6 +153,32 @@ def test_a_command_is_suggested(scripts: Scripts, monkeypatch: pytest.MonkeyPatc
 def test_an_option_of_another_method_is_named_as_such() -> None:
     with pytest.raises(InputError, match="it is an option of salun, salun-soft"):
         forget.read([*RUN, "finetune", "--density", "0.5"])
+
+
+def test_an_option_of_a_method_stands_anywhere() -> None:
+    """Also before its name, before the method that it wraps, and in front of a +."""
+    usual = [*RUN, "salun", "--density", "0.3", "random-label", "--epochs", "2", "--order", "mixed"]
+    [expected] = forget.read(usual)
+    assert isinstance(expected.method, SalUn)
+    assert expected.method.density == 0.3 and expected.method.inner.recipe.epochs == 2
+    for words in (
+        "--epochs 2 --order mixed --density 0.3 {run} salun random-label",
+        "{run} salun --epochs 2 --order=mixed random-label --density 0.3",
+        "--density 0.3 salun --order mixed random-label --epochs 2 {run}",
+        "salun random-label {run} --order mixed --density 0.3 --epochs 2",
+    ):
+        assert forget.read(words.format(run=" ".join(RUN)).split()) == [expected], words
+    both = forget.read(["--epochs", "3", *RUN, "finetune", "+", "spkd", "--lr", "0.1,0.2"])
+    assert [one.method.recipe.epochs for one in both] == [3, 3, 3]
+    for way in (["--rewind", *RUN, "scrub"], [*RUN, "--rewind", "scrub"]):
+        assert forget.read(way) == forget.read([*RUN, "scrub", "--rewind"])
+
+
+def test_an_option_without_its_method_says_what_is_missing() -> None:
+    with pytest.raises(InputError, match="option of .* and others; no method is named$"):
+        forget.read([*RUN, "--epochs", "2"])
+    with pytest.raises(InputError, match="option of .* and others; salun wraps no method yet$"):
+        forget.read([*RUN, "salun", "--epochs", "2"])
 
 
 def test_a_mistyped_method_is_blamed_before_its_options() -> None:

@@ -107,19 +107,43 @@ def list_method_options(method: type[Method]) -> list[Option]:
 
 def find_methods(settings: type, words: Sequence[str]) -> list[type[Method]]:
     """Find the methods that a command line names, the outer one first."""
+    return [catalogue()[words[place]] for place in _method_places(settings, words)]
+
+
+def put_methods_first(settings: type, words: Sequence[str]) -> list[str]:
+    """Put the names of methods before all options, which may then stand in any order.
+
+    The parser asks for a method's options behind its name; but no two options of a command line
+    share a name, so that their places say nothing.
+    """
+    places = _method_places(settings, words)
+    others = [word for place, word in enumerate(words) if place not in places]
+    return [*(words[place] for place in places), *others]
+
+
+def _method_places(settings: type, words: Sequence[str]) -> list[int]:
     methods = catalogue() if takes_method(settings) else {}
     options = list_options(settings)
-    found: list[type[Method]] = []
+    found: list[int] = []
     before = ""
-    for word in words:
-        waits = before.startswith("--") and "=" not in before and before not in _switches(options)
-        if word in methods and not waits:
-            found.append(methods[word])
-            options += list_options(methods[word])
+    for place, word in enumerate(words):
+        if word in methods and not _waits(before, options):
+            found.append(place)
+            options += list_method_options(methods[word])
             if not inner_fields(methods[word]):
                 break
         before = word
     return found
+
+
+def _waits(before: str, options: Sequence[Option]) -> bool:
+    """Whether an option takes the word behind it; one of a method that is not named yet, too."""
+    if not before.startswith("--") or "=" in before:
+        return False
+    flag = before.replace("_", "-")
+    if not any(flag in _forms(option) for option in options):
+        options = [one for method in catalogue().values() for one in list_method_options(method)]
+    return flag not in _switches(options)
 
 
 def _refuse_twins(settings: type, methods: Sequence[type[Method]]) -> None:
@@ -309,7 +333,13 @@ def _elsewhere(settings: type, methods: Sequence[type[Method]], flag: str) -> st
         for name, method in catalogue().items()
         if method not in methods and any(flag in _forms(one) for one in list_options(method))
     ]
-    return f"; it is an option of {', '.join(having[:3])}" if having else ""
+    if not having:
+        return ""
+    lacks = "no method is named" if not methods else ""
+    if methods and inner_fields(methods[-1]):
+        lacks = f"{methods[-1].name} wraps no method yet"
+    more = " and others" if having[3:] else ""
+    return f"; it is an option of {', '.join(having[:3])}{more}{f'; {lacks}' if lacks else ''}"
 
 
 def _forms(option: Option) -> tuple[str, ...]:
