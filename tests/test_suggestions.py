@@ -21,6 +21,7 @@ from letheon.eval.metrics.registry import metric
 from letheon.eval.report.rows import prepare
 from letheon.launch import evaluate, forget, train
 from letheon.launch.command import parse
+from letheon.launch.console import completion
 from letheon.launch.console.options import refuse_unknown
 from letheon.launch.jobs.run import read_recipe as read_job
 from letheon.launch.tuning import tune
@@ -179,6 +180,21 @@ def test_an_option_without_its_method_says_what_is_missing() -> None:
         forget.read([*RUN, "--epochs", "2"])
     with pytest.raises(InputError, match="option of .* and others; salun wraps no method yet$"):
         forget.read([*RUN, "salun", "--epochs", "2"])
+
+
+def test_a_word_too_many_is_named() -> None:
+    for words in (("finetune", "spkd"), ("finetune", "--lr", "0.1", "spkd")):
+        with pytest.raises(InputError, match=r"^got spkd beside finetune; .* or a \+ between two$"):
+            forget.read([*RUN, *words])
+    for settings, *words in (
+        (train.Settings, "--data", "digits", "--out", "a", "more"),
+        (evaluate.Settings, "runs", "more", "--seed", "1"),
+    ):
+        with pytest.raises(InputError, match="^got more, which no option takes; expected --OPTION"):
+            parse(settings, words)
+    with pytest.raises(InputError, match="^got 'tcsh'; expected one of bash, zsh, fish$") as found:
+        parse(completion.Settings, ["tcsh"])
+    assert not found.value.option  # it has no dashes
 
 
 def test_a_mistyped_method_is_blamed_before_its_options() -> None:

@@ -221,7 +221,7 @@ def _refuse_choice(options: Sequence[Option], value: str) -> None:
         raise InputError(
             f"got {value!r}; expected one of {', '.join(dict.fromkeys(known))}"
             f"{suggest(value, known)}",
-            option=options[0].name,
+            option="" if options[0].positional else options[0].name,
         )
 
 
@@ -260,7 +260,7 @@ def refuse_missing(settings: type, words: Sequence[str], script: str) -> None:
 
     Raises:
         InputError: an option or a method that is missing, an option without its value, or a word
-            of one dash, which may be the name of a file.
+            of one dash, which may be the name of a file, or one that nothing asks for.
     """
     if any(word.startswith("--tyro-") for word in words):
         return
@@ -292,6 +292,7 @@ def refuse_missing(settings: type, words: Sequence[str], script: str) -> None:
         else:
             values = 0
             plain.append(word)
+    _refuse_extra(settings, methods, plain)
     needed = [one for one in list_options(settings) if one.required]
     lacking = [one.flag for one in needed if not one.positional and one.flag not in stated]
     places = [one.flag for one in needed if one.positional]
@@ -306,6 +307,21 @@ def refuse_missing(settings: type, words: Sequence[str], script: str) -> None:
     if lacking:
         names = f"{', '.join(lacking[:-1])} and {lacking[-1]}" if lacking[1:] else lacking[0]
         raise InputError(f"got no {names}; letheon {script} --help says what to give")
+
+
+def _refuse_extra(settings: type, methods: Sequence[type[Method]], plain: Sequence[str]) -> None:
+    """Refuse a bare word beyond a command's places and methods, or a choice there is not."""
+    places = [one for one in list_options(settings) if one.positional]
+    for option, word in zip(places, plain, strict=False):
+        _refuse_choice([option], word)
+    count = len(places) + len(methods)
+    if len(plain) <= count or any(_count_values(one) == inf for one in places):
+        return
+    if methods and plain[count] in catalogue():
+        raise InputError(
+            f"got {plain[count]} beside {methods[-1].name}; expected one method, or a + between two"
+        )
+    raise InputError(f"got {plain[count]}, which no option takes; expected --OPTION before it")
 
 
 def _is_number(word: str) -> bool:

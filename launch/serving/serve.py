@@ -111,7 +111,7 @@ class Server(ThreadingHTTPServer):
             raise InputError("got no folder; expected one that runs lie in; name it")
         for folder in settings.folders:
             if not folder.is_dir():
-                raise InputError(f"got {folder}; expected a folder that runs lie in", "folders")
+                raise InputError(f"got {folder}; expected a folder that runs lie in")
         self.address, self.site = settings.address, Site(settings.folders)
         try:
             version = ipaddress.ip_address(settings.address).version
