@@ -40,6 +40,7 @@ from letheon.launch.command import (
     together,
 )
 from letheon.launch.console.following import changed_options, command_line, free_beside
+from letheon.launch.console.options import list_options
 from letheon.launch.console.summary import Summary, console, read_facts
 from letheon.launch.joblist import flags_of, job_names, read_jobs, split
 from letheon.launch.options import Forgetting, Opened, open_ranking, open_together
@@ -243,10 +244,11 @@ def _facts_of_all(jobs: Sequence[NamedPlan]) -> Facts:
 def read(args: Sequence[str]) -> list[Settings]:
     """Parse the settings of each run that a command line asks for."""
     methods, flags = list(catalogue()), flags_of(Settings)
+    own = [option.flag for option in list_options(Settings)]
     jobs = []
     for words in read_jobs(expand_config(complete_dry_run(args), methods, flags)):
         words = expand_recipes(words, methods, flags)
-        jobs += split(words, methods, flags)
+        jobs += split(words, methods, flags, own)
     return [parse(Settings, one) for one in jobs]
 
 

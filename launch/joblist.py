@@ -23,13 +23,19 @@ from letheon.errors import InputError, suggest
 from letheon.regular import read_text
 
 
-def split(args: Sequence[str], methods: Collection[str], flags: Collection[str]) -> list[list[str]]:
+def split(
+    args: Sequence[str],
+    methods: Collection[str],
+    flags: Collection[str],
+    own: Collection[str] = (),
+) -> list[list[str]]:
     """The arguments of each run; `args` itself where it asks for one.
 
     Args:
         args: the command line without the script's name.
         methods: the names a method may have.
         flags: options that take no value, with their dashes.
+        own: the command's options, of which `--seed` alone may have a list.
 
     Raises:
         InputError: `+` without a method, an unknown method after it, or a list with a gap or with
@@ -50,9 +56,9 @@ def split(args: Sequence[str], methods: Collection[str], flags: Collection[str])
                 )
     jobs = []
     for section in sections:
-        chosen = [_choices(common, k, ("--seed",)) for k in range(len(common))]
-        chosen += [_choices(section, k) for k in range(len(section))]
-        jobs += [list(words) for words in itertools.product(*chosen)]
+        words = [*common, *section]
+        chosen = [_choices(words, k, own) for k in range(len(words))]
+        jobs += [list(one) for one in itertools.product(*chosen)]
     return jobs
 
 
@@ -134,14 +140,14 @@ def method_at(words: Sequence[str], methods: Collection[str], flags: Collection[
     return len(words)
 
 
-def _choices(words: Sequence[str], k: int, only: Collection[str] | None = None) -> list[str]:
+def _choices(words: Sequence[str], k: int, own: Collection[str]) -> list[str]:
     """What stands for word k in each run: more than one where it is an option's list of numbers."""
     word = words[k]
     option, equals, value = word.partition("=")
     if not (equals and option.startswith("--")):
         option, equals, value = words[k - 1] if k else "", "", word
     numbers = value.split(",")
-    if not option.startswith("--") or (only is not None and option not in only):
+    if not option.startswith("--") or (option in own and option != "--seed"):
         return [word]
     if len(numbers) == 1 or not all(_number(number) or not number for number in numbers):
         return [word]

@@ -287,13 +287,16 @@ def test_the_command_lines_of_the_single_runs() -> None:
     assert {"--overwrite", "--no-channels-last"} <= set(flags) and "--seed" not in flags
 
     def found(line: str) -> list[str]:
-        return [" ".join(words) for words in split(line.split(), methods, flags)]
+        own = ("--forget", "--log-every", "--seed")
+        return [" ".join(words) for words in split(line.split(), methods, flags, own)]
 
     for single in (
         "--seed 1 --forget class:3,8 finetune --lr 0.1",
         "--data spkd --overwrite finetune",
         "--forget class:3 salun --mask a,b.safetensors random-label",
         "finetune + spkd --help",
+        "--log-every 1,2 finetune",
+        "finetune --log-every=1,2",
         "",
     ):
         assert found(single) == [single]
@@ -305,6 +308,7 @@ def test_the_command_lines_of_the_single_runs() -> None:
         "--out finetune --seed=3 --overwrite finetune",
         "--out finetune --seed=4 --overwrite finetune",
     ]
+    assert found("--lr 1,2 finetune") == ["--lr 1 finetune", "--lr 2 finetune"]
 
 
 def test_a_run_is_called_after_what_tells_it_apart() -> None:
