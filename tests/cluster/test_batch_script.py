@@ -16,6 +16,7 @@ PROGRAMS = {
     "scontrol": """
 [ "$1" = show ] && { echo n1; exit; }
 echo "$@" >>asked
+[ -z "${SAYS:-}" ] || { echo "$SAYS" >&2; exit 1; }
 [ "$(grep -c ^requeue asked)" -gt "$BUSY" ]
 """,
     # As SLURM does: the script of a job that is queued again is ended while it waits.
@@ -55,6 +56,13 @@ def test_a_command_that_would_end_so_again_is_not_queued(
 def test_a_command_that_was_stopped_or_killed_is_queued_again(tmp_path: Path, ends: str) -> None:
     ended, text, asked = end_of(tmp_path, CODE="1", ENDS=ends)
     assert ended == -15 and "queued again" in text and asked == ["requeue 7", "sleep 600"]
+
+
+def test_a_job_that_slurm_has_queued_by_itself_ends_at_once(tmp_path: Path) -> None:
+    """As after a lost node: a script that waits on keeps the job from its next turn."""
+    said = "Job is pending execution for job 7"
+    ended, text, asked = end_of(tmp_path, CODE="1", SAYS=said)
+    assert ended == 1 and said in text and asked == ["requeue 7"]
 
 
 def test_a_busy_controller_is_asked_again(tmp_path: Path) -> None:
