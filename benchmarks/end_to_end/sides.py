@@ -95,6 +95,10 @@ def process(command: Sequence[str | Path], folder: Path) -> Spent:
     return Spent(wall, cpu, parts)
 
 
+HARDLY_TRAINED = ("--accept-chance",)
+"""The models are those of `starting_models`, shown larger images than they were trained on."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One way to do the job, on the images and models in `root`."""
@@ -147,7 +151,7 @@ class Side:
         request = "class:" + ",".join(map(str, self.setting.forget))
         weights = self.root / "original.safetensors"
         words = ["--data", self.data, "--weights", weights, "--forget", request, "--out", out]
-        return [*words, "--device", self.device, "--dtype", self.dtype]
+        return [*words, *HARDLY_TRAINED, "--device", self.device, "--dtype", self.dtype]
 
     def _method(self, method: str) -> list[object]:
         return [*OURS[method], *self._recipe(method)]
@@ -166,7 +170,7 @@ class Side:
         if self.name != "baseline":
             words = ["--data", self.data, "--original", first[0], "--retrained", first[1]]
             words += ["--runs", *runs, "--downstream", domains, "--out", out]
-            words += ["--cka", "legacy", "--split", "legacy"]
+            words += ["--cka", "legacy", "--split", "legacy", *HARDLY_TRAINED]
             request = "class:" + ",".join(map(str, self.setting.forget))
             words += ["--device", self.device, "--dtype", self.dtype, "--forget", request]
             return self._ours("evaluate", [*words, *batch], self.ranks)
