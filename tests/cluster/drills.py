@@ -48,8 +48,9 @@ def weights_of(out: Path) -> str:
     return str(json.loads((out / "run.json").read_text())["weights"])
 
 
-def note(drill: str, fault: str, outcome: str, lost: float) -> None:
-    """Add a row to the table that `make cluster` prints."""
+def note(drill: str, fault: str, outcome: str, lost: float | None = None) -> None:
+    """Add a row to the table that `make cluster` prints; a drill without a clock has no seconds."""
     if table := os.environ.get("LETHEON_DRILLS"):
         with open(table, "a") as file:
-            file.write(f"| {drill} | {fault} | {outcome} | {max(lost, 0):.0f} |\n")
+            seconds = "-" if lost is None else f"{max(lost, 0):.0f}"
+            file.write(f"| {drill} | {fault} | {outcome} | {seconds} |\n")

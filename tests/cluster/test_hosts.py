@@ -145,4 +145,4 @@ def test_an_evaluation_on_unequal_hosts_loses_a_rank(hosts: Hosts, tmp_path: Pat
     whole = torchrun(3, "evaluate", *told, "--out", tmp_path / "whole")
     assert whole.code == 0, whole.err
     assert rows_of(out) == rows_of(tmp_path / "whole")
-    note("evaluate, two hosts of 2 + 1 ranks", "SIGKILL of a rank", "went on, equal table", 0)
+    note("evaluate, two hosts of 2 + 1 ranks", "SIGKILL of a rank", "went on, equal table")

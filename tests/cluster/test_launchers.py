@@ -148,4 +148,4 @@ def test_no_rank_outlives_what_was_killed(
     assert "goes on with the unfinished run" in again.stdout + again.stderr
     assert weights_of(out) == expected[0]
     outcome = "no rank left; the same line: equal weights"
-    note(f"{mpirun[0]} -n 2", f"SIGKILL of {victim}", outcome, 0)
+    note(f"{mpirun[0]} -n 2", f"SIGKILL of {victim}", outcome)

@@ -173,7 +173,7 @@ def test_an_evaluation_loses_a_rank(
         assert again.code == 0, again.err
     assert rows_of(out) == rows
     how = "started again" if restarts else "the same line"
-    note("evaluate, one host x 3 ranks", f"SIGKILL of rank {victim}", f"{how}: equal table", 0)
+    note("evaluate, one host x 3 ranks", f"SIGKILL of rank {victim}", f"{how}: equal table")
 
 
 def test_a_rank_of_an_evaluation_stands_still(
@@ -197,4 +197,4 @@ def test_a_rank_of_an_evaluation_stands_still(
     assert again.code == 0, again.err
     assert rows_of(out) == rows
     fault = f"SIGSTOP of a rank, --timeout {SILENCE}"
-    note("evaluate, one host x 3 ranks", fault, "named, ends; the same line: equal table", 0)
+    note("evaluate, one host x 3 ranks", fault, "named, ends; the same line: equal table")

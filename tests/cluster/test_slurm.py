@@ -196,4 +196,4 @@ def test_srun_without_torchrun(bed: Bed, whole: tuple[str, float], tmp_path: Pat
     versions = json.loads((out / "versions.json").read_text())
     assert [node["ranks"] for node in versions["nodes"]] == [[0, 1, 2, 3]]
     outcome = "no rank left; the same line: equal weights"
-    note("srun, 2 nodes x 2 tasks", "SIGKILL of a rank", outcome, 0)
+    note("srun, 2 nodes x 2 tasks", "SIGKILL of a rank", outcome)
