@@ -236,9 +236,9 @@ def _grow(rank: int, world: int, file: str, options: Options, pipe: Any) -> None
 
 
 def bench_memory(options: Options, results: Results) -> None:
-    """Peak memory of a rank over 1, 2 and 4 ranks: outputs alone, and with the quick metrics."""
+    """Peak memory of a rank over 1, 2, 4 and 8 ranks: outputs alone, and with the quick metrics."""
     context = mp.get_context("spawn")
-    for world in (1, 2, 4):
+    for world in (1, 2, 4, 8):
         with tempfile.TemporaryDirectory() as folder:
             pipes = [context.Pipe() for _ in range(world)]
             processes = [
