@@ -23,8 +23,10 @@ SAMPLES = 1_000
 """Retain images that the look for a collapse reads, at most."""
 SHARE = 100
 """A look within a run reads one retain image in so many, at most."""
+SHARE_AT_END = 10
+"""The look at the end reads one in so many, which is little beside an epoch of training."""
 FEWEST = 100
-"""Images that such a look within a run reads, at least, to be worth its word."""
+"""Images that a look reads, at least, to be worth its word, where there are so many."""
 
 
 def check_finite(run: Run, moment: str) -> None:
@@ -117,10 +119,12 @@ def watch_collapse(run: Run, log: Callable[..., None], moment: str) -> bool:
 def collapse_warning(run: Run) -> str | None:
     """A line about a network that does no better on retain images than naming one class always.
 
-    Up to `SAMPLES` retain images of the training set, evenly spread over it, in evaluation mode;
-    the same on every rank. Another line where they could not be read.
+    One retain image of the training set in `SHARE_AT_END`, `FEWEST` to `SAMPLES` of them, evenly
+    spread over it, in evaluation mode; the same on every rank. Another line where they could not be
+    read.
     """
-    return _look(run, SAMPLES)[0]
+    images = int((~run.forget).sum())
+    return _look(run, min(SAMPLES, max(FEWEST, images // SHARE_AT_END)))[0]
 
 
 def _look(run: Run, most: int) -> tuple[str | None, bool]:

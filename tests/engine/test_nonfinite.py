@@ -24,7 +24,7 @@ from letheon.engine.runs import stop as stop_module
 from letheon.engine.runs.run_folder import LAST_FINITE, STATE, Record
 from letheon.engine.runs.stop import Poll
 from letheon.errors import InputError, RunFailed
-from letheon.loaders.batch import Batch
+from letheon.loaders.batch import Batch, Loader
 from letheon.methods.finetune import Finetune
 from letheon.methods.task_vectors import NegMerge
 from tests.engine.resume_tools import BreakAt, differing
@@ -295,3 +295,23 @@ def test_images_that_cannot_be_looked_at_are_no_collapse(monkeypatch: pytest.Mon
     run = run_of(method)
     run_method(method, run)  # goes on to its end
     assert "not looked at" in str(health.collapse_warning(run))
+
+
+@pytest.mark.parametrize(("fewest", "most", "read"), [(1, 1000, 0.1), (20, 1000, 20), (20, 5, 5)])
+def test_the_look_at_the_end_reads_a_part(
+    fewest: int, most: int, read: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(Finetune(Recipe()))
+    images = int((~run.forget).sum())
+    seen: list[int] = []
+    answers = health._answers
+
+    def count(run: Run, loader: Loader, indices: list[int]) -> object:
+        seen.append(len(indices))
+        return answers(run, loader, indices)
+
+    monkeypatch.setattr(health, "_answers", count)
+    monkeypatch.setattr(health, "FEWEST", fewest)
+    monkeypatch.setattr(health, "SAMPLES", most)
+    health.collapse_warning(run)
+    assert seen == [int(read * images) if read < 1 else read] and images > 20
