@@ -147,6 +147,22 @@ def test_a_search_finds_what_forgets_and_goes_on(
     assert ended.code == 2 and "holds a search with" in ended.err
 
 
+def test_a_search_that_another_process_begins_is_joined(
+    scripts: Scripts, original: Path, tmp_path: Path
+) -> None:
+    """Which has made its lock and not its study yet; any other file is refused."""
+    pytest.importorskip("optuna", reason="the extra `tune` is not installed")
+    words = ("--forget", "class:3", "--ranges", "lr=1e-3:0.1", "--trials", 1, "finetune")
+    out = tmp_path / "begun"
+    out.mkdir()
+    (out / "study.lock").touch()
+    assert len(search(scripts, original, out, *words, "--epochs", "1")["trials"]) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").touch()
+    ended = scripts("tune", "--weights", original, "--out", tmp_path / "other", *words)
+    assert ended.code == 2 and "files that are no run (notes)" in ended.err
+
+
 @pytest.mark.slow
 def test_processes_share_a_search_and_one_may_be_killed(original: Path, tmp_path: Path) -> None:
     """Begun together, they run as many trials as asked for; the killed one's is not counted."""

@@ -118,8 +118,12 @@ class Settings(Forgetting):
                 option="forget_target",
             )
         load_optuna()
-        if not (self.out / STUDY).is_file():
+        try:
             check_free(self.out, False)
+        except InputError:  # where another process has begun this search, its lock may stand alone
+            files = (self.out / STUDY, (self.out / STUDY).with_suffix(".lock"))
+            if not any(file.is_file() for file in files):
+                raise
         choose_ranges(self.ranges, self.method)
 
 

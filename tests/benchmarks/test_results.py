@@ -296,7 +296,7 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
 
     out = tmp_path / "out.csv"
     told = ["--out", str(out), "--settings", "small, 64 px", "--scale", "0.1", "--no-bf16"]
-    told += ["--methods", "spkd", "--repeats", "2"]
+    told += ["--methods", "spkd", "--repeats", "1"]
     script = ROOT / "benchmarks" / "bench_end_to_end.py"
     ended = subprocess.run(
         [sys.executable, str(script), *told], capture_output=True, text=True, check=False
