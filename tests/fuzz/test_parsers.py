@@ -30,5 +30,5 @@ def test_no_parser_ends_in_a_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_inputs_a_parser(tmp_path: Path) -> None:
-    assert not fuzz(1_000, 11, tmp_path)
+def test_hundreds_of_inputs_a_parser(tmp_path: Path) -> None:
+    assert not fuzz(500, 12, tmp_path)  # the drill has others, and ten thousand of them
