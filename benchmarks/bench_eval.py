@@ -208,10 +208,10 @@ class Numbers:
         """Take the size of the set."""
         self.count, self.ranks = count, ranks
 
-    def sweep(self, indices: object = None) -> Iterator[Batch]:
-        """Yield this rank's share."""
+    def sweep(self, indices: object = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield this rank's share without its first batches."""
         place = share(self.count, self.ranks.rank, self.ranks.world)
-        for part in torch.arange(place.start, place.stop).split(250):
+        for part in torch.arange(place.start, place.stop).split(250)[skip:]:
             labels, forget = part % 10, part % 10 == 0
             yield Batch(part[:, None].float(), labels, forget, part, self.count)
 

@@ -83,6 +83,11 @@ class Trial:
     hopeless: bool = False
 
 
+def lock_of(study: Path) -> Path:
+    """Return the file that the processes of a study lock; it may be there before the study."""
+    return study.with_suffix(".lock")
+
+
 class Study:
     """The first rank's Optuna study; on the others every call passes on what that one says."""
 
@@ -133,7 +138,7 @@ class Study:
 
         A running trial that names no process is then one of a process that died in here.
         """
-        with wait_for_lock(self._file.with_suffix(".lock")):
+        with wait_for_lock(lock_of(self._file)):
             yield
 
     def _sampler(self, number: int) -> Any:

@@ -51,7 +51,7 @@ from letheon.launch.tuning.objective import (
 )
 from letheon.launch.tuning.ranges import Range, choose_ranges, current_settings, replace_settings
 from letheon.launch.tuning.recipe_file import expand_recipes, format_recipe
-from letheon.launch.tuning.search import Budget, Search, Study, load_optuna
+from letheon.launch.tuning.search import Budget, Search, Study, load_optuna, lock_of
 from letheon.loaders.batch import Loader
 from letheon.loaders.datasets.image_set import Data, ImageSet
 from letheon.loaders.forget_request import Request, leave_out_earlier
@@ -121,8 +121,8 @@ class Settings(Forgetting):
         try:
             check_free(self.out, False)
         except InputError:  # where another process has begun this search, its lock may stand alone
-            files = (self.out / STUDY, (self.out / STUDY).with_suffix(".lock"))
-            if not any(file.is_file() for file in files):
+            study = self.out / STUDY
+            if not (study.is_file() or lock_of(study).is_file()):
                 raise
         choose_ranges(self.ranges, self.method)
 

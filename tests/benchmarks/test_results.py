@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from letheon.engine.distributed import Ranks
+from letheon.eval.inference.extract import extract
+
 ROOT = Path(__file__).parents[2]
 HEAD = "name,variant,mode,metric,unit,x,median,p20,p80,n,device,versions,revision,power_limit\n"
 
@@ -310,6 +313,13 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
         assert parts == pytest.approx(found["wall"], rel=0.01)
         assert found["part compute"] > 0 and found["part data"] > 0
         assert found["part evaluation"] > 0
+
+
+def test_the_stand_ins_of_the_memory_benchmark_are_shown_as_a_set_is() -> None:
+    from bench_eval import Numbers, Zeros
+
+    outputs = extract(Zeros(32, 16), Numbers(600, Ranks()), Ranks())  # type: ignore[arg-type]
+    assert outputs.features.shape == (600, 32) and outputs.logits.shape == (600, 16)
 
 
 def test_the_first_run_follows_the_page() -> None:
