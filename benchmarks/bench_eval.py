@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import tyro
-from harness import Results, Row, compare, row
+from harness import Results, Row, compare, memory, reset_peak, row
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
@@ -223,15 +222,19 @@ def _grow(rank: int, world: int, file: str, options: Options, pipe: Any) -> None
     ranks = Ranks(rank, world, rank)
     warm = extract(Zeros(32, 16), Numbers(500 * world, ranks), ranks)  # type: ignore[arg-type]
     measure(Passes("warm", {"train": warm, "test": warm, "domain/a": warm}), ranks=ranks)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak()
+    before, files = memory("VmRSS"), memory("RssFile")
+
+    def grown() -> float:
+        return memory("VmHWM") - before - (memory("RssFile") - files)
+
     net, read = Zeros(options.width), Numbers(options.samples, ranks)
     whole = extract(net, read, ranks)  # type: ignore[arg-type]
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = grown()
     few = extract(net, Numbers(options.samples // 10, ranks), ranks)  # type: ignore[arg-type]
     passes = Passes("model", {"train": whole, "test": few, "domain/a": few})
     measure(passes, passes, ranks=ranks)
-    end = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send(((after - before) / 1024, (end - before) / 1024))
+    pipe.send((after, grown()))
     dist.destroy_process_group()
 
 

@@ -201,6 +201,19 @@ def _digits(value: float) -> float:
 
 
 @cache
+def memory(entry: str) -> float:
+    """One entry of this process's memory, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return float(line.split()[1]) / 1e3
+    raise LookupError(entry)
+
+
+def reset_peak() -> None:
+    """Let the largest size of this process (VmHWM) be that of now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def describe_cpu() -> str:
     """The processor's name, and the threads that torch uses."""
     name = platform.processor() or platform.machine()

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch._dynamo  # before the fork: else each rank has its own, 150 MB of code
 import tyro
-from harness import Results, Row, row
+from harness import Results, Row, memory, reset_peak, row
 
 from letheon.engine.distributed import join_ranks
 from letheon.engine.loop import run_method
@@ -94,14 +94,6 @@ def train(options: Options) -> float:
     return losses[-1]
 
 
-def memory(entry: str) -> float:
-    """One entry of this process's memory, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return float(line.split()[1]) / 1e3
-    raise LookupError(entry)
-
-
 def work(rank: int, world: int, port: int, options: Options, pipe: Connection) -> None:
     """On one rank: train, and send the growth of its largest memory in MB, and the loss."""
     torch.set_num_threads(1)
@@ -110,7 +102,7 @@ def work(rank: int, world: int, port: int, options: Options, pipe: Connection) -
         "MASTER_ADDR": "127.0.0.1",
         **{name: str(value) for name, value in place.items()},
     }
-    Path("/proc/self/clear_refs").write_text("5")  # the largest size is that of now
+    reset_peak()
     before, files = memory("VmRSS"), memory("RssFile")
     loss = train(options)
     pipe.send((memory("VmHWM") - before - (memory("RssFile") - files), loss))
