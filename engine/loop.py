@@ -22,8 +22,9 @@ sample once whatever the number of ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,9 +42,9 @@ from letheon.engine.distributed import require_equal
 from letheon.engine.health import check_finite, measure_accuracies, watch_collapse
 from letheon.engine.memory.sharding import check_sharding, shard_run
 from letheon.engine.memory.shards import own_parts
-from letheon.engine.method import BackTo, Decision, Method, Run
+from letheon.engine.method import BackTo, Decision, Method, Phase, Run
 from letheon.engine.passes.one_pass import Log, Pass, goes_back
-from letheon.engine.runs.progress import TrainingLine
+from letheon.engine.runs.progress import EpochPart, TrainingLine
 from letheon.engine.step import assemble
 from letheon.errors import RunFailed
 from letheon.loaders.batch import Loader
@@ -176,10 +177,10 @@ def _feed_epoch(
     run.epoch.fill_(epoch)
     run.epoch_number = epoch
     phases = method.phases(run, course.state, epoch)
+    parts = _divide(course, phases)
     for number, phase in enumerate(phases):
         if number < course.phase:
             continue  # before the run was stopped
-        later = len(phases) - 1 - number
         before, course.origin = course.origin, None
         if before is None and run.recipe.on_nonfinite == "rollback":
             before = share_state(collect(course), run.ranks)
@@ -189,7 +190,7 @@ def _feed_epoch(
         turn: Pass | None = None
         while turn is None or goes_back(turn, course, saver):
             earlier = turn
-            turn = Pass(run, course.step, phase, epoch, later, log, course.sources)
+            turn = Pass(run, course.step, phase, epoch, parts[number], log, course.sources)
             if before is not None and (own := pass_state(before, run.ranks)) is not None:
                 turn.load_state_dict(*own)
             if earlier is not None:
@@ -198,6 +199,18 @@ def _feed_epoch(
             yield turn
         turn.close()
         _count(course, turn, number)
+
+
+def _divide(course: Course, phases: Sequence[Phase]) -> list[EpochPart]:
+    """Which part of the epoch each phase is, by the images that they read."""
+    images = []
+    for phase in phases:
+        stream = course.run.stream(phase)
+        loader = course.sources.get(phase.source, course.run.loader)
+        images.append(loader.steps(stream) * (stream.batch_size or course.run.recipe.batch_size))
+    ends = [end / sum(images) for end in accumulate(images)]
+    later = range(len(phases) - 1, -1, -1)
+    return [EpochPart(*part) for part in zip(later, [0.0, *ends], ends, strict=False)]
 
 
 def _count(course: Course, one: Pass, number: int) -> None:

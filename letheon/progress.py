@@ -20,7 +20,7 @@ Mode = Literal["live", "lines", "silent"]
 
 _REFRESH = 0.1  # seconds between two states of the live line
 _SILENCE = 120.0  # seconds without a line where standard error is no terminal
-_NAME = 40  # characters of an item's name on a live line, so that the piece is seen
+_NAME = 40  # characters of a name on a live line, so that what follows is seen
 _SETTLED = 5.0  # seconds of some work before a line about it has a rate
 
 _mode: Mode | None = None
@@ -68,10 +68,14 @@ def clear() -> None:
     _visible = False
 
 
+def _columns() -> int:
+    """Characters that a live line may have."""
+    return max(shutil.get_terminal_size().columns - 1, 10)
+
+
 def _draw(text: str) -> None:
     global _shown_at, _visible
-    columns = shutil.get_terminal_size().columns
-    sys.stderr.write(f"\r{text[: max(columns - 1, 10)]}\x1b[K")
+    sys.stderr.write(f"\r{text[: _columns()]}\x1b[K")
     sys.stderr.flush()
     _shown_at, _visible = time.perf_counter(), True
 
@@ -150,9 +154,11 @@ class Line:
         live = now - _shown_at > _REFRESH
         late = now - _line_at > _SILENCE and now - self.started > _SETTLED
         if (self.mode == "live" and live) or (self.mode == "lines" and late):
+            words = [self.label, f"{self.done}/{self.total}", *self.speed()]
             left = f"left {format_seconds(self._seconds_left())}"
-            show = _draw if self.mode == "live" else say
-            show("  ".join([self.label, f"{self.done}/{self.total}", *self.speed(), left]))
+            while self.mode == "live" and len("  ".join([*words, left])) > _columns() and words[2:]:
+                words.pop()  # memory first: the time left is what a narrow terminal keeps
+            (_draw if self.mode == "live" else say)("  ".join([*words, left]))
 
     def _seconds_left(self) -> float:
         share = self.done / self.total if self.total else 1.0
@@ -217,7 +223,7 @@ class Items:
         self._piece += 1
         late = now - _line_at > _SILENCE and spent > _SETTLED
         if self.mode == "live" or (self.mode == "lines" and late):
-            words = [self._label(_NAME), f"{piece} {self._piece}/{pieces}"]
+            words = [self._label(shorten(self._name)), f"{piece} {self._piece}/{pieces}"]
             words += [f"left {format_seconds(spent / share * (1 - share))}"] if share else []
             (_draw if self.mode == "live" else say)("  ".join(words))
 
@@ -226,14 +232,17 @@ class Items:
         if self.mode == "lines":
             spent = format_seconds(time.perf_counter() - self._item_started)
             memory = f"memory {_memory() / 2**30:.1f} GiB"
-            say("  ".join([self._label(), memory, f"took {spent}"]))
+            say("  ".join([self._label(self._name), memory, f"took {spent}"]))
         self.done += 1
 
-    def _label(self, most: int | None = None) -> str:
-        """What is done to which item; of a long name the end, where names differ."""
-        name = self._name
-        name = name if most is None or len(name) <= most else f"…{name[1 - most :]}"
+    def _label(self, name: str) -> str:
+        """What is done to which item."""
         return f"{self.verb} {name}  {self.done + 1}/{self.total}{self._whose}"
+
+
+def shorten(name: str) -> str:
+    """Return the name as a live line shows it: of a long one the end, where names differ."""
+    return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
 
 
 def _memory() -> int:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from letheon import progress
-from letheon.engine.runs.progress import Shown, TrainingLine
+from letheon.engine.runs.progress import EpochPart, Shown, TrainingLine
 from letheon.engine.runs.stop import STOPPED
 from letheon.launch import main, train
 from tests.launch_tools import ROOT, Scripts
@@ -178,10 +178,10 @@ def test_the_time_left_counts_the_runs_that_wait(
     now = [0.0]
     monkeypatch.setattr(progress, "_mode", "lines")
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    line = TrainingLine(True)
+    line, whole = TrainingLine(True), EpochPart(0, 0.0, 1.0)
     for run in (0, 1):
         for epoch in (0, 1):
-            shown = Shown(f"run{run}", "retain", epoch, 2, 0, lambda: torch.ones(2), {})
+            shown = Shown(f"run{run}", "retain", epoch, 2, whole, lambda: torch.ones(2), {})
             for _ in line.watch([shown], [()], 1, lambda _: 10, [float(run)]):
                 now[0] += 50
     line.close()
@@ -189,12 +189,62 @@ def test_the_time_left_counts_the_runs_that_wait(
     assert ends == ["2:30", "1:40", "50.0 s", "0.0 s"]
     line = TrainingLine(True)
     for epoch in (1, 2):
-        shown = Shown("", "retain", epoch, 3, 0, lambda: torch.ones(2), {})
+        shown = Shown("", "retain", epoch, 3, whole, lambda: torch.ones(2), {})
         for _ in line.watch([shown], [()], 1, lambda _: 10):
             now[0] += 50
     line.close()
     ends = [text.rpartition("left ")[2] for text in capsys.readouterr().err.splitlines()]
     assert ends == ["50.0 s", "0.0 s"]
+
+
+def test_the_time_left_counts_the_images_of_each_phase(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SPKD reads a tenth of the set, then nine tenths, 1 s a step: each epoch takes 10 s.
+
+    A run that goes on after the seventh of the nine steps of the second phase has 2 s of its first
+    epoch before it and 10 of its second.
+    """
+    now = [0.0]
+    monkeypatch.setattr(progress, "_mode", "live")
+    monkeypatch.setattr(progress, "_shown_at", -1.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    ascend, restore = EpochPart(1, 0.0, 0.1), EpochPart(0, 0.1, 1.0)
+
+    def left(*passes: tuple[int, EpochPart, int]) -> list[str]:
+        """What is said to be left after each step of these passes: epoch, part, steps."""
+        line = TrainingLine(True)
+        for epoch, part, steps in passes:
+            shown = Shown("", "phase", epoch, 2, part, lambda: torch.ones(2), {})
+            for _ in line.watch([shown], [()] * steps, steps, lambda _: 10):
+                now[0] += 1
+        line.close()
+        return re.findall(r"left (\S+)", capsys.readouterr().err)
+
+    assert left((0, ascend, 1), (0, restore, 9)) == [f"{20 - step}.0" for step in range(1, 11)]
+    late = restore._replace(begin=0.8)
+    assert left((0, late, 2), (1, ascend, 1))[:3] == ["11.0", "10.0", "9.0"]
+
+
+def test_of_several_runs_the_line_names_one_and_counts_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of any length leave room for how far it is and the time left on eighty columns."""
+    monkeypatch.setattr(progress, "_mode", "live")
+    monkeypatch.setattr(progress, "_shown_at", -1.0)
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    names = [f"spkd-lr0.001-forget-batch-normrecipe-ascentbounded-{k}" for k in range(6)]
+    part, losses = EpochPart(0, 0.0, 1.0), dict[str, float]()
+    shown = [Shown(name, "r", 0, 1, part, lambda: torch.ones(2), losses) for name in names]
+    line = TrainingLine(True)
+    for _ in line.watch(shown, [()] * 2, 2, lambda _: 10):
+        now[0] += 1
+    text = capsys.readouterr().err.split("\r")[1].removesuffix("\x1b[K")
+    name = "…forget-batch-normrecipe-ascentbounded-0"
+    assert text.startswith(f"epoch 1/1 {name} and 5 more  1/2  ") and len(name) == 40
+    assert text.endswith("  left 1.0 s") and len(text) < 80
 
 
 def test_items_show_the_piece_in_hand_and_the_time_left_of_all(

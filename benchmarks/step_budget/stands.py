@@ -19,6 +19,7 @@ from letheon.engine.method import Method, Phase, Run
 from letheon.engine.models.classifier import Classifier
 from letheon.engine.passes.one_pass import Pass
 from letheon.engine.precision import Precision
+from letheon.engine.runs.progress import EpochPart
 from letheon.engine.step import Step, assemble
 from letheon.kernels.keyed import uniform
 from letheon.loaders.backends.torch_loader import TorchLoader
@@ -53,7 +54,7 @@ class Stand:
         """Begin a pass over one of the phases; `take` then takes its steps."""
         images = self.method.sources(self.run)
         sources: dict[str, Any] = {name: _open(one, self.run) for name, one in images.items()}
-        one = Pass(self.run, step, phase, 0, 0, lambda *_, **__: None, sources)
+        one = Pass(self.run, step, phase, 0, EpochPart(0, 0.0, 1.0), lambda *_, **__: None, sources)
         one.begin()
         return one
 

@@ -19,7 +19,7 @@ from letheon.engine.models.batch_norm import average_batch_norm, freezes_batch_n
 from letheon.engine.numbers.nonfinite import LossWatch, Nonfinite, leave_out, report, report_first
 from letheon.engine.numbers.tally import Tally, audit
 from letheon.engine.ranks.watch import PLACE
-from letheon.engine.runs.progress import Progress, Shown
+from letheon.engine.runs.progress import EpochPart, Progress, Shown
 from letheon.engine.step import Step
 from letheon.loaders.batch import Batch, Loader, Stream
 from letheon.spans import span
@@ -40,13 +40,13 @@ class Pass:
         step: Step,
         phase: Phase,
         epoch: int,
-        later: int,
+        part: EpochPart,
         log: Log,
         sources: Mapping[str, Loader],
     ):
         self.run, self.step, self.phase, self.log = run, step, phase, log
         self.epoch = epoch
-        self.later = later  # passes that follow in the same epoch
+        self.part = part
         self.loader = sources.get(phase.source, run.loader)
         self.stream = run.stream(phase)
         self.steps = self.loader.steps(self.stream)
@@ -158,7 +158,9 @@ class Pass:
     def shown(self, name: str = "") -> Shown:
         """What the line of progress shows of it; `name` is that of one of several runs."""
         phase, epochs, tally = self.phase.name, self.run.recipe.epochs, self._tallies[0]
-        return Shown(name, phase, self.epoch, epochs, self.later, lambda: tally.sums, self.losses)
+        taken = (self.part.end - self.part.begin) * self.skip / self.steps
+        part = self.part._replace(begin=self.part.begin + taken)
+        return Shown(name, phase, self.epoch, epochs, part, lambda: tally.sums, self.losses)
 
     def close(self) -> None:
         """After the last batch: one look at what they added up to."""

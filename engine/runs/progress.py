@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from letheon.progress import Line, clear, format_seconds, say
+from letheon.progress import Line, clear, format_seconds, say, shorten
 
 T = TypeVar("T")
 
@@ -87,6 +87,14 @@ class Progress:
         self.write(step=number, loss=mean if math.isfinite(mean) else str(mean), lr=rate)
 
 
+class EpochPart(NamedTuple):
+    """Which part of its epoch a pass is."""
+
+    later: int  # passes that follow in the same epoch
+    begin: float  # share of the epoch's images that lie before it
+    end: float  # and with it
+
+
 class Shown(NamedTuple):
     """One pass of one run, as the line shows it."""
 
@@ -94,7 +102,7 @@ class Shown(NamedTuple):
     phase: str
     epoch: int
     epochs: int
-    later: int  # passes that follow in the same epoch
+    part: EpochPart  # begins behind the steps that an earlier process has taken
     sums: Callable[[], Tensor]  # loss and samples of this rank so far, on top
     losses: Mapping[str, float]  # mean loss by phase, once the pass is closed
 
@@ -114,7 +122,6 @@ class TrainingLine:
         self._before: Sequence[Shown] = ()  # the pass before
         self._others: Sequence[float] = ()
         self._earlier: float | None = None  # share of all that an earlier process has done
-        self._epoch, self._passes = -1, 1
         self._clear()
 
     def _clear(self) -> None:
@@ -144,9 +151,7 @@ class TrainingLine:
         first, self._before = shown[0], shown
         epochs = max(one.epochs for one in shown)
         if self._earlier is None:
-            self._earlier = self._share_done(first.epoch / epochs, len(shown))
-        if first.epoch != self._epoch:
-            self._epoch, self._passes = first.epoch, first.later + 1
+            self._earlier = self._share_done((first.epoch + first.part.begin) / epochs, len(shown))
         copy, known = HostCopy(), [""]
 
         def loss() -> list[str]:
@@ -157,10 +162,11 @@ class TrainingLine:
             return known if known[0] else []
 
         def left(share: float) -> float:
-            behind = self._passes - first.later - 1 + share
-            return self._seconds_left((first.epoch + behind / self._passes) / epochs, len(shown))
+            behind = first.part.begin + (first.part.end - first.part.begin) * share
+            return self._seconds_left((first.epoch + behind) / epochs, len(shown))
 
-        label = f"epoch {first.epoch + 1}/{epochs} " + ", ".join(one.title for one in shown)
+        more = f" and {len(shown) - 1} more" if len(shown) > 1 else ""
+        label = f"epoch {first.epoch + 1}/{epochs} {shorten(first.title)}{more}"
         line = Line(label, steps, self._speaks, loss, left)
         yield from line.watch(batches, images)
         self._images += line.images
@@ -178,7 +184,7 @@ class TrainingLine:
         for one in shown:
             for phase, loss in one.losses.items():
                 self._losses[one.name or phase] = loss
-        if not shown or shown[0].later:
+        if not shown or shown[0].part.later:
             return
         epochs, epoch = max(one.epochs for one in shown), shown[0].epoch + 1
         line = Line(f"epoch {epoch}/{epochs}", 1, self._speaks, self._means)

@@ -200,8 +200,8 @@ def choose_group(jobs: Sequence[_Job]) -> list[_Job]:
     near = [job for job in jobs if _source(job) == first]
     epoch = min(job.at.epoch for job in near)
     near = [job for job in near if job.at.epoch == epoch]
-    most = max(job.at.later for job in near)
-    reads = {job.at.phase.reads for job in near if job.at.later == most}
+    most = max(job.at.part.later for job in near)
+    reads = {job.at.phase.reads for job in near if job.at.part.later == most}
     return [job for job in near if job.at.phase.reads in reads]
 
 
