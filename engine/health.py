@@ -15,7 +15,7 @@ from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.memory.shards import keep_pace, own_part
 from letheon.engine.method import Accuracies, Phase, Run
 from letheon.engine.numbers.sweep import sweep
-from letheon.errors import LetheonError, RunFailed
+from letheon.errors import LetheonError, RunFailed, join_few
 from letheon.loaders.batch import Batch, Loader
 from letheon.progress import say
 
@@ -47,10 +47,9 @@ def check_finite(run: Run, moment: str) -> None:
         return
     counts = dict(zip(tensors, broken.tolist(), strict=True))
     odd = [name.removeprefix("net.") for name, count in counts.items() if count]
-    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     raise RunFailed(
         f"got {sum(counts.values())} numbers that are not finite {moment}, in the weights "
-        f"{', '.join(odd[:3])}{more}; expected finite numbers; {_mend(run)}"
+        f"{join_few(odd)}; expected finite numbers; {_mend(run)}"
     )
 
 

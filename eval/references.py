@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from letheon.engine.runs.origin import read_origin
 from letheon.engine.runs.run_folder import FINISHED
-from letheon.errors import InputError
+from letheon.errors import InputError, join_few
 from letheon.loaders.forget_request import Request
 from letheon.sealed import read_sealed
 
@@ -161,15 +161,14 @@ def _find_other_recipes(of: Comparison) -> Iterator[Doubt]:
         first = known[0].recipe
         odd = [key for key in first if key in entry.recipe and first[key] != entry.recipe[key]]
         if odd:
-            parts = [f"{key} {entry.recipe[key]} for {first[key]}" for key in odd[:_MOST]]
-            more = f" and {len(odd) - _MOST} more" if len(odd) > _MOST else ""
-            others.setdefault(f"{', '.join(parts)}{more}", []).append(entry.name)
+            parts = [f"{key} {entry.recipe[key]} for {first[key]}" for key in odd]
+            others.setdefault(join_few(parts, _MOST), []).append(entry.name)
     for text, names in others.items():
         yield Doubt(
             tuple(names),
-            f"{_join(names)}: trained by another recipe than {known[0].name} ({text}); spreads, "
-            "sides and p-values take for granted that originals and retrained models differ by "
-            "what they saw and by their seeds alone",
+            f"{join_few(names, _MOST)}: trained by another recipe than {known[0].name} ({text}); "
+            "spreads, sides and p-values take for granted that originals and retrained models differ "
+            "by what they saw and by their seeds alone",
         )
 
 
@@ -179,15 +178,15 @@ def _find_missing_records(of: Comparison) -> Iterator[Doubt]:
     if names := tuple(entry.name for entry in known if entry.kind == "training"):
         yield Doubt(
             names,
-            f"{_join(names)}: trained by itself, not as a retrained model of this request; that it "
-            "never saw the forget set is taken on trust",
+            f"{join_few(names, _MOST)}: trained by itself, not as a retrained model of this "
+            "request; that it never saw the forget set is taken on trust",
         )
     names = tuple(entry.name for entry in known if not entry.kind)
     if names and len(names) < len(known):
         yield Doubt(
             names,
-            f"{_join(names)}: without a record, unlike other retrained models; that it never saw "
-            "the forget set is taken on trust",
+            f"{join_few(names, _MOST)}: without a record, unlike other retrained models; that it "
+            "never saw the forget set is taken on trust",
         )
 
 
@@ -200,8 +199,8 @@ def _find_missing_canaries(of: Comparison) -> Iterator[Doubt]:
     if names:
         yield Doubt(
             names,
-            f"{_join(names)}: without a record of the {len(of.canaries)} canaries of the others; "
-            "trained on true labels it is no reference of those that were not",
+            f"{join_few(names, _MOST)}: without a record of the {len(of.canaries)} canaries of the "
+            "others; trained on true labels it is no reference of those that were not",
         )
 
 
@@ -215,8 +214,3 @@ def _find_copies(of: Comparison) -> Iterator[Doubt]:
                 f"{entry.name} has the weights of {known[entry.weights]}: it is compared with "
                 "itself, and its numbers say nothing of a method",
             )
-
-
-def _join(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return f"{', '.join(names[:_MOST])}{more}"

@@ -30,7 +30,7 @@ from letheon.engine.runs.plan import Plan, train_and_save
 from letheon.engine.runs.run_folder import FINISHED, check_free
 from letheon.engine.runs.several import NamedPlan, train_all
 from letheon.engine.runs.signature import check_key
-from letheon.errors import InputError
+from letheon.errors import InputError, join_few
 from letheon.launch.api import plan_forgetting
 from letheon.launch.command import (
     complete_dry_run,
@@ -51,7 +51,7 @@ from letheon.launch.tuning.recipe_file import expand_recipes
 from letheon.loaders.options import OF_IMAGES
 from letheon.methods import catalogue
 
-FEW = 10  # classes of a request that the last line names
+FEW = 10  # runs, or classes of a request, that the last line names
 
 if TYPE_CHECKING:
     Choice = Method
@@ -122,11 +122,11 @@ def summarize(settings: Settings, runs: Sequence[Settings], plans: Sequence[Plan
     requests = [plan.request for plan in plans if plan.request is not None]
     counts = [int(plan.split[1].sum()) for plan in plans]
     images = len(plans[0].data.train)
-    names = ", ".join(one.method.name for one in runs)
+    names = [one.out.name if len(runs) > 1 else one.method.name for one in runs]
     pairs = zip(plans, counts, strict=True)
     said = list(dict.fromkeys(f"{_say_request(p)}, {n:,} of {images:,} images" for p, n in pairs))
     more = f"; and {len(said) - FEW} other requests" if len(said) > FEW else ""
-    done = f"{names}: forgot {'; '.join(said[:FEW])}{more}"
+    done = f"{join_few(names, FEW)}: forgot {'; '.join(said[:FEW])}{more}"
     folders = {
         one.out.name: {"request": request.text, "forget_images": count, **read_facts(one.out)}
         for one, request, count in zip(runs, requests, counts, strict=True)
@@ -159,8 +159,7 @@ def _say_request(plan: Plan) -> str:
     if request.samples is not None or request.text.startswith("class:"):
         return request.text
     known = [plan.data.train.classes[number] for number in request.classes]
-    more = f" and {len(known) - FEW} more" if len(known) > FEW else ""
-    return f"{request.text} ({', '.join(known[:FEW])}{more})"
+    return f"{request.text} ({join_few(known, FEW)})"
 
 
 def assign_folders(runs: Sequence[Settings]) -> list[Settings]:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 
 
@@ -63,6 +63,12 @@ class InputError(LetheonError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         """As pickled between processes, the option stays with the message."""
         return type(self), (str(self), self.option)
+
+
+def join_few(items: Sequence[object], most: int = 3, by: str = ", ") -> str:
+    """Write the first `most` of what a message names, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return by.join(map(str, items[:most])) + more
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from letheon.engine.checkpoints.torch_file import StoredTensor
-from letheon.engine.checkpoints.weights_file import Value, few
-from letheon.errors import InputError
+from letheon.engine.checkpoints.weights_file import Value
+from letheon.errors import InputError, join_few
 
 V = TypeVar("V")
 Mean = tuple[float, ...]
@@ -56,8 +56,8 @@ def pop_normalize(state: dict[str, Value], path: Path) -> tuple[Mean, Mean] | No
     values_of = [[load(state.pop(key)).flatten().tolist() for key in keys[p]] for p in keys]
     if [len(values[0]) if len(values) == 1 else 0 for values in values_of] != [3, 3]:
         raise InputError(
-            f"got {path} with {few(keys['mean'] + keys['std'])}; expected one mean and one std of "
-            "3 numbers; remove them and state the normalization in the preset"
+            f"got {path} with {join_few(keys['mean'] + keys['std'])}; expected one mean and one "
+            "std of 3 numbers; remove them and state the normalization in the preset"
         )
     mean, std = (tuple(round(number, 7) for number in values[0]) for values in values_of)
     if not (all(0 <= m <= 1 for m in mean) and all(0 < s < math.inf for s in std)):

@@ -28,7 +28,6 @@ from letheon.engine.checkpoints.state_dict_match import (
 )
 from letheon.engine.checkpoints.weights_file import (
     Weights,
-    few,
     read_weights,
     weights_path,
     write_weights,
@@ -36,7 +35,7 @@ from letheon.engine.checkpoints.weights_file import (
 from letheon.engine.memory.shards import copy_to_first, from_first, is_split
 from letheon.engine.models import timm_model
 from letheon.engine.models.classifier import Classifier, build, names, preset_of
-from letheon.errors import InputError
+from letheon.errors import InputError, join_few
 from letheon.loaders.canaries import Canaries
 from letheon.loaders.forget_request import Request
 from letheon.loaders.preset import Preset, check_fields
@@ -258,11 +257,11 @@ def _assumptions(
     if network.place:
         text += f", {'a running average, ' if network.average else ''}part {network.place}"
     if network.others:
-        text += f" (instead of {few(network.others)}, which the option part chooses)"
+        text += f" (instead of {join_few(network.others)}, which the option part chooses)"
     if network.head:
         text += f"; the layer {network.head} taken for its last one"
     if network.left_out:
-        text += f"; left out: {few(network.left_out)}"
+        text += f"; left out: {join_few(network.left_out)}"
     assumed = [
         f"{field} {show(getattr(model.preset, field))}"
         for field, show in _SHOWN.items()

@@ -22,10 +22,10 @@ from letheon.engine.checkpoints.key_names import (
     strip_prefixes,
     translate,
 )
-from letheon.engine.checkpoints.weights_file import Value, Weights, few
+from letheon.engine.checkpoints.weights_file import Value, Weights
 from letheon.engine.models.classifier import Classifier, build, names, preset_of, without_memory
 from letheon.engine.models.timm_model import PREFIX
-from letheon.errors import InputError, suggest
+from letheon.errors import InputError, join_few, suggest
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def find_network(path: Path, weights: Weights, name: str | None, part: str | Non
     if part is not None and not chosen:
         raise InputError(
             f"got part {part} of {path}, where no network that fits is; expected plain, ema or one "
-            f"of {few(known or sorted(weights.parts))}"
+            f"of {join_few(known or sorted(weights.parts))}"
             f"{suggest(part, ['plain', 'ema', *(known or weights.parts)])}",
             option="part",
         )
@@ -87,7 +87,7 @@ def find_network(path: Path, weights: Weights, name: str | None, part: str | Non
         )
     if len(chosen) > 1:
         raise InputError(
-            f"got {path}, which holds several networks: {few([fit.place for fit in chosen])}; "
+            f"got {path}, which holds several networks: {join_few([fit.place for fit in chosen])}; "
             "name the part that is meant",
             option="part",
         )
@@ -144,7 +144,7 @@ def _nearest(path: Path, weights: Weights, name: str | None) -> Match:
     layers = sorted({k.rpartition(".")[0] for k in state if k.startswith(f"{head}.")} - {head})
     if len(layers) > 1:
         raise InputError(
-            f"got {path}, whose head has the layers {few(layers)}; expected one linear layer "
+            f"got {path}, whose head has the layers {join_few(layers)}; expected one linear layer "
             f"{head}; hand the network itself over from Python, or fold the head into one layer",
             option="model",
         )
@@ -203,7 +203,7 @@ def _difference(expected: Mapping[str, Value], values: Mapping[str, Value]) -> s
         if key in expected and _kind(value) != _kind(expected[key])
     ]
     return ", ".join(
-        f"{len(keys)} {what} ({few(keys)})"
+        f"{len(keys)} {what} ({join_few(keys)})"
         for keys, what in ((missing, "missing"), (extra, "unexpected"), (other, "differing"))
         if keys
     )

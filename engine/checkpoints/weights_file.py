@@ -18,7 +18,7 @@ from torch import Tensor
 
 from letheon import durable
 from letheon.engine.checkpoints.torch_file import Placeholder, StoredTensor, read_torch_file
-from letheon.errors import InputError
+from letheon.errors import InputError, join_few
 from letheon.sealed import read_json
 
 FILE = "weights.safetensors"
@@ -140,12 +140,6 @@ def _facts_digest(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def few(keys: list[str]) -> str:
-    """Print the first three keys, and how many more."""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more
-
-
 def hub_weights(path: Path) -> Path | None:
     """Return the weights of a Hugging Face folder; None for a folder of another kind."""
     if (path / FILE).is_file():
@@ -200,7 +194,7 @@ def _describe(content: Any) -> str:
         return f"a pickled {type(content).__name__}"
     if isinstance(content, Mapping):
         others = [str(k) for k, v in content.items() if not isinstance(v, Tensor | StoredTensor)]
-        return f"a dict with {few(others)} that are no tensors" if others else "an empty dict"
+        return f"a dict with {join_few(others)} that are no tensors" if others else "an empty dict"
     tensor = isinstance(content, Tensor | StoredTensor)
     return "a Tensor" if tensor else f"a {type(content).__name__}"
 

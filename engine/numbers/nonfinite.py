@@ -19,7 +19,7 @@ from letheon.engine.distributed import sum_over_ranks
 from letheon.engine.memory.shards import own_part
 from letheon.engine.method import Run
 from letheon.engine.runs.progress import HostCopy
-from letheon.errors import RunFailed
+from letheon.errors import RunFailed, join_few
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ def report(one: Source, number: int, phase: str, steps: Sequence[int]) -> None:
     )
     one.run.warnings.append(
         f"{len(steps)} steps of phase {phase} in epoch {one.epoch} were left out for numbers that "
-        f"are not finite, step {steps[0] + 1} first, of samples {_few(samples[0])}"
+        f"are not finite, step {steps[0] + 1} first, of samples {join_few(samples[0], 5)}"
     )
 
 
@@ -159,7 +159,8 @@ def report_first(one: Source, number: int, tally: Tally, mean: float) -> NoRetur
     raise RunFailed(
         f"got a mean loss of {mean} in phase {phase} of epoch {one.epoch}, at rate "
         f"{tally.rate:g}; the first loss that is not finite was that of step {position + 1} of "
-        f"{tally.steps}, of samples {_few(samples)}; expected finite numbers; lower lr or epochs"
+        f"{tally.steps}, of samples {join_few(samples, 5)}; expected finite numbers; "
+        "lower lr or epochs"
     )
 
 
@@ -194,8 +195,3 @@ class LossWatch:
                 sums = tally.sums.clone()
                 sum_over_ranks([sums], self._one.run.ranks)
                 report_first(self._one, number, tally, float(sums[0] / sums[1]))
-
-
-def _few(samples: Sequence[int]) -> str:
-    more = f" and {len(samples) - 5} more" if len(samples) > 5 else ""
-    return ", ".join(map(str, samples[:5])) + more

@@ -23,6 +23,7 @@ from letheon.engine.runs.run_folder import (
     packages,
     working_folder,
 )
+from letheon.errors import join_few
 from letheon.sealed import read_json
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def plan_start(
             start = Start(origin)
         elif odd and (finished or (start.resume and not saving.resume_anyway)):
             state = "a finished" if finished else "an unfinished"
-            more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
             problem = (
-                f"got {out}, which holds {state} run that differs: {'; '.join(odd[:3])}{more}; "
+                f"got {out}, which holds {state} run that differs: {join_few(odd, by='; ')}; "
                 f"expected the same; {_mend(odd, finished, out)}, name another folder, allow to "
                 "overwrite it, or to resume anyway"
             )

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from letheon.errors import join_few
 from letheon.eval.comparison import Comparison
 
 
@@ -51,8 +52,7 @@ def _forgotten(of: Comparison) -> str:
     names = [of.data.classes[number] for number in of.request.classes]
     if not names:
         return of.request.text
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"class {', '.join(names[:12])}{more}"
+    return f"class {join_few(names, 12)}"
 
 
 def _command(words: Sequence[str]) -> str:
