@@ -167,8 +167,8 @@ def _find_other_recipes(of: Comparison) -> Iterator[Doubt]:
         yield Doubt(
             tuple(names),
             f"{join_few(names, _MOST)}: trained by another recipe than {known[0].name} ({text}); "
-            "spreads, sides and p-values take for granted that originals and retrained models differ "
-            "by what they saw and by their seeds alone",
+            "spreads, sides and p-values take for granted that originals and retrained models "
+            "differ by what they saw and by their seeds alone",
         )
 
 
