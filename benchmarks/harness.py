@@ -200,7 +200,6 @@ def _digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-@cache
 def memory(entry: str) -> float:
     """One entry of this process's memory, in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -214,6 +213,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+@cache
 def describe_cpu() -> str:
     """The processor's name, and the threads that torch uses."""
     name = platform.processor() or platform.machine()

@@ -315,6 +315,20 @@ def test_the_end_to_end_benchmark_runs_and_finds_equal_results(tmp_path: Path) -
         assert found["part evaluation"] > 0
 
 
+def test_memory_is_read_anew() -> None:
+    """One more array of 64 MB is 64 MB more, and once it is gone the largest size is not."""
+    from harness import memory, reset_peak
+
+    reset_peak()
+    before = memory("VmRSS")
+    held = bytearray(b"x" * 1024) * 64_000
+    assert memory("VmRSS") - before >= 60
+    del held
+    assert memory("VmHWM") - before >= 60
+    reset_peak()
+    assert memory("VmHWM") - before < 60
+
+
 def test_the_stand_ins_of_the_memory_benchmark_are_shown_as_a_set_is() -> None:
     from bench_eval import Numbers, Zeros
 
