@@ -222,8 +222,33 @@ def test_the_time_left_counts_the_images_of_each_phase(
         return re.findall(r"left (\S+)", capsys.readouterr().err)
 
     assert left((0, ascend, 1), (0, restore, 9)) == [f"{20 - step}.0" for step in range(1, 11)]
-    late = restore._replace(begin=0.8)
+    late = restore._replace(begin=0.8)  # with seven of its nine steps taken
     assert left((0, late, 2), (1, ascend, 1))[:3] == ["11.0", "10.0", "9.0"]
+
+
+def test_the_time_left_of_runs_that_are_fed_together_is_that_of_their_mean_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two runs has ascended in 1 s, a tenth of its epoch, before nine shared steps of 1 s:
+    after the first they have done 0.2 and 1 / 9, of which 2 s were 14 of 90.
+    """  # noqa: D205
+    now = [0.0]
+    monkeypatch.setattr(progress, "_mode", "live")
+    monkeypatch.setattr(progress, "_shown_at", -1.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    line = TrainingLine(True)
+    parts = [EpochPart(0, 0.0, 1.0), EpochPart(0, 0.1, 1.0)]
+    ascent = Shown("a", "ascend", 0, 1, EpochPart(1, 0.0, 0.1), lambda: torch.ones(2), {})
+    both = [
+        Shown(n, "r", 0, 1, part, lambda: torch.ones(2), {})
+        for n, part in zip("fa", parts, strict=True)
+    ]
+    for shown, steps, others in (([ascent], 1, [0.0]), (both, 9, [])):
+        for _ in line.watch(shown, [()] * steps, steps, lambda _: 10, others):
+            now[0] += 1
+    line.close()
+    left = re.findall(r"left (\S+)", capsys.readouterr().err)
+    assert left[0] == "19.0" and left[1] == f"{2 * 76 / 14:.1f}" and left[-1] == "0.0"
 
 
 def test_of_several_runs_the_line_names_one_and_counts_the_others(

@@ -111,6 +111,11 @@ class Shown(NamedTuple):
         """The run's name, or its phase."""
         return self.name or self.phase
 
+    def share_done(self, share: float) -> float:
+        """The share of the run's epochs that is done with this share of the pass."""
+        begin, end = self.part.begin, self.part.end
+        return (self.epoch + begin + (end - begin) * share) / self.epochs
+
 
 class TrainingLine:
     """Show the passes of a training, one after another; of several runs, those fed together."""
@@ -151,7 +156,7 @@ class TrainingLine:
         first, self._before = shown[0], shown
         epochs = max(one.epochs for one in shown)
         if self._earlier is None:
-            self._earlier = self._share_done((first.epoch + first.part.begin) / epochs, len(shown))
+            self._earlier = self._share_done(shown, 0.0)
         copy, known = HostCopy(), [""]
 
         def loss() -> list[str]:
@@ -162,8 +167,7 @@ class TrainingLine:
             return known if known[0] else []
 
         def left(share: float) -> float:
-            behind = first.part.begin + (first.part.end - first.part.begin) * share
-            return self._seconds_left((first.epoch + behind) / epochs, len(shown))
+            return self._seconds_left(shown, share)
 
         more = f" and {len(shown) - 1} more" if len(shown) > 1 else ""
         label = f"epoch {first.epoch + 1}/{epochs} {shorten(first.title)}{more}"
@@ -191,19 +195,20 @@ class TrainingLine:
         line.images, line.waited = self._images, self._waited
         line.started -= self._seconds
         if line.mode == "lines":
-            left = format_seconds(self._seconds_left(epoch / epochs, len(shown)))
+            left = format_seconds(self._seconds_left(shown, 1.0))
             say("  ".join([line.label, *line.speed(), f"left {left}"]))
         self._clear()
 
-    def _seconds_left(self, share: float, runs: int) -> float:
-        """Estimate the time to the end of all runs, once `runs` of them have done this share."""
-        done, earlier = self._share_done(share, runs), self._earlier or 0.0
+    def _seconds_left(self, shown: Sequence[Shown], share: float) -> float:
+        """Estimate the time to the end of all runs, with this share of the pass of some."""
+        done, earlier = self._share_done(shown, share), self._earlier or 0.0
         spent = time.perf_counter() - self._started
         return spent * (1 - done) / (done - earlier) if done > earlier else 0.0
 
-    def _share_done(self, share: float, runs: int) -> float:
-        """Share of all runs, once `runs` of them have done this share of their epochs."""
-        return (sum(self._others) + share * runs) / (len(self._others) + runs)
+    def _share_done(self, shown: Sequence[Shown], share: float) -> float:
+        """Share of all runs that is done, with this share of the pass of some."""
+        shares = [*self._others, *(one.share_done(share) for one in shown)]
+        return sum(shares) / len(shares)
 
     def _means(self) -> list[str]:
         return [", ".join(f"{name} loss {loss:.4g}" for name, loss in self._losses.items())]

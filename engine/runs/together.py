@@ -137,8 +137,8 @@ class _Job:
 
     @property
     def share_done(self) -> float:
-        """The share of its epochs that is over; 1 once it has ended."""
-        return 1.0 if self.now is None else self.now.epoch / self.now.run.recipe.epochs
+        """The share of its epochs that is over, between two passes; 1 once it has ended."""
+        return 1.0 if self.now is None else self.now.shown().share_done(0.0)
 
     def start(self) -> None:
         """Up to its first pass."""
