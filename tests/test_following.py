@@ -146,7 +146,8 @@ def test_runs_of_two_requests_are_told_apart(
     Path("jobs").write_text("\n".join(f"--forget {job} --epochs 1" for job in jobs))
     ended = scripts("forget", *trained, "--jobs", "jobs", "--out", "all runs/of it")
     assert ended.out.startswith(
-        "finetune, finetune, retrain: forgot class:a, 4 of 12 images; class:b, 4 of 12 images, "
+        "finetune-classa, finetune-classb, retrain-classa: "
+        "forgot class:a, 4 of 12 images; class:b, 4 of 12 images, "
     )
     line = next_of(ended)
     assert [path.name for path in map(Path, shlex.split(line)) if path.parent.name == "of it"] == [
