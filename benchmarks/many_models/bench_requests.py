@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from harness import Results, row
 from verdict.bench_verdict import call, digest
@@ -106,6 +107,7 @@ def requests(options: Options, photos: Path, folder: Path, results: Results) -> 
 
 def main(options: Options) -> None:
     """Measure what is asked for."""
+    torch.set_num_threads(1)  # as `call` has it in the processes, for the rows to say so
     results = Results(options.out)
     with tempfile.TemporaryDirectory() as name:
         if options.photos is not None:

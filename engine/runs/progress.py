@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from letheon.errors import join_few
 from letheon.progress import Line, clear, format_seconds, say, shorten
 
 T = TypeVar("T")
@@ -169,8 +170,8 @@ class TrainingLine:
         def left(share: float) -> float:
             return self._seconds_left(shown, share)
 
-        more = f" and {len(shown) - 1} more" if len(shown) > 1 else ""
-        label = f"epoch {first.epoch + 1}/{epochs} {shorten(first.title)}{more}"
+        titles = join_few([shorten(one.title) for one in shown], 1)
+        label = f"epoch {first.epoch + 1}/{epochs} {titles}"
         line = Line(label, steps, self._speaks, loss, left)
         yield from line.watch(batches, images)
         self._images += line.images

