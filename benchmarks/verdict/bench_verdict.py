@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 import tyro
 from end_to_end.journal import Journal, work_folder
 from end_to_end.photographs import gather
@@ -168,6 +169,7 @@ def measure(journal: Journal, *words: object) -> float:
 
 def main(options: Options) -> None:
     """Measure both ways, one after the other; exit code 1 where the weights differ."""
+    torch.set_num_threads(1)  # as `call` has it in the processes, for the rows to say so
     facts = {"epochs": options.epochs, "photos": str(options.photos), "images": options.images}
     with work_folder(options.resume) as folder:
         journal = Journal(folder, {**facts, "revision": revision(), "device": describe_cpu()})
